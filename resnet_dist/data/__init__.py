@@ -1,0 +1,1 @@
+"""From a folder of images to micro-batches: index, order, crops, decoding."""

@@ -1,0 +1,75 @@
+"""What can go wrong in the data plane. The control plane gives each class an exit code and a retry rule.
+
+    TrainingError
+    ├── RecipeError            the recipe asks for what cannot be            never retried
+    │   └── MissingPackage     it asks for a package that is not installed
+    ├── DataError              an image, a folder or an index is broken      never retried
+    ├── CheckpointError        no checkpoint that can be trusted
+    ├── DivergedError          the loss is not a number any more
+    └── StorageError           the run directory cannot be written
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Base of all errors that the data plane raises on purpose."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes; subclasses keep their attributes whatever their signatures are.
+        return (_rebuild, (type(self), str(self), self.__dict__.copy()))
+
+
+def _rebuild(kind: type[TrainingError], message: str, attributes: dict[str, object]) -> TrainingError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
+
+
+class RecipeError(TrainingError):
+    """A value of the recipe that cannot be trained. `key` is its dotted name in the config."""
+
+    def __init__(self, key: str, problem: str, allowed: str) -> None:
+        super().__init__(f"{key}: {problem}. Allowed: {allowed}")
+        self.key, self.problem, self.allowed = key, problem, allowed
+
+
+class MissingPackage(RecipeError):
+    """A package that the recipe needs is not installed here."""
+
+    def __init__(self, key: str, package: str, install: str) -> None:
+        super().__init__(key, f"needs {package}, which is not installed here", f"install it with: {install}")
+
+
+class DataError(TrainingError):
+    """A data set that cannot be trusted. `path` names the file or folder, `sample_id` the row of the index."""
+
+    def __init__(self, path: str, problem: str, sample_id: int | None = None) -> None:
+        sample = "" if sample_id is None else f" (sample {sample_id})"
+        super().__init__(f"{path}{sample}: {problem}")
+        self.path, self.problem, self.sample_id = path, problem, sample_id
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that is torn, altered or of another run."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
+
+
+class DivergedError(TrainingError):
+    """The loss became infinite or not a number."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(f"training diverged: the loss of step {step} is {loss}; lower the peak LR or lengthen warm-up")
+        self.step, self.loss = step, loss
+
+
+class StorageError(TrainingError):
+    """The run directory cannot be written."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
