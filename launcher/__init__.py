@@ -1,0 +1,1 @@
+"""The control plane: from a YAML file to a running job."""

@@ -1,0 +1,103 @@
+"""What can go wrong in the control plane, each with its exit code.
+
+    LauncherError
+    ├── UsageError           64   the command line is wrong: no such file, a bad override
+    ├── ConfigError          78   the config is wrong; every problem found, with file, line and key
+    ├── ClusterUnavailable   69   no cluster, or it did not start in time
+    ├── WorkerLost           76   a worker or its node is gone
+    └── UserCodeError         1   a model, data source or optimizer of the user's own raised
+
+The data plane's errors are in `resnet_dist.errors`; `launcher.faults` decides which of either are tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from launcher.exit_codes import ExitCode
+
+MAX_PROBLEMS_SHOWN = 10  # a screenful; the first few usually explain the rest
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a config.
+
+    >>> print(Problem("x.yaml:14", "optimizer.momentun", "unknown key", "name, momentum", "momentum"))
+    x.yaml:14: optimizer.momentun: unknown key. Allowed: name, momentum. Did you mean momentum?
+    """
+
+    place: str  # FILE:LINE, or the override on the command line
+    key: str  # dotted; empty when the file as a whole is meant
+    found: str
+    allowed: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.place}: {self.key}: " if self.key else f"{self.place}: "
+        hint = f". Did you mean {self.suggestion}?" if self.suggestion else ""
+        return f"{where}{self.found}. Allowed: {self.allowed}{hint}"
+
+
+class LauncherError(Exception):
+    """Base of all errors that the control plane raises on purpose."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between processes; subclasses keep their attributes whatever their signatures are.
+        return (_rebuild, (type(self), str(self), self.__dict__.copy()))
+
+
+def _rebuild(kind: type[LauncherError], message: str, attributes: dict[str, object]) -> LauncherError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    error.__dict__.update(attributes)
+    return error
+
+
+class UsageError(LauncherError):
+    """The command line cannot be carried out."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(LauncherError):
+    """A config that cannot be run. `problems` holds all that were found; the message shows the first ten."""
+
+    exit_code = ExitCode.CONFIG
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        lines = [str(problem) for problem in problems[:MAX_PROBLEMS_SHOWN]]
+        if len(problems) > MAX_PROBLEMS_SHOWN:
+            lines.append(f"... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
+        super().__init__("\n".join(lines))
+        self.problems = tuple(problems)
+
+
+class ClusterUnavailable(LauncherError):  # noqa: N818 - reads as what happened
+    """There is no cluster to run on, or it did not start in time."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class WorkerLost(LauncherError):  # noqa: N818 - reads as what happened
+    """A worker ended without a word of its own: killed, out of memory, its node gone."""
+
+    exit_code = ExitCode.HARDWARE
+
+    def __init__(self, host: str, rank: int, problem: str) -> None:
+        super().__init__(f"worker {rank} on {host}: {problem}")
+        self.host, self.rank, self.problem = host, rank, problem
+
+
+class UserCodeError(LauncherError):
+    """The user's own function raised. `name` is its `package.module:function`; the cause is chained."""
+
+    exit_code = ExitCode.USER_CODE
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name, self.problem = name, problem

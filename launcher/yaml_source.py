@@ -1,0 +1,285 @@
+"""From YAML text to plain values, every one with the place it came from.
+
+The subset of YAML that a config needs, read by YAML 1.2's rules: `1e-4` is a number, `yes` and `on` are text,
+`12:30:00` is text, and so is a number with a leading zero (YAML 1.1 reads 010 as 8, YAML 1.2 as 10: neither is meant).
+Refused: duplicate keys, tags such as !!python/object, keys that are no text, more than one document, and anchors that
+expand beyond any sensible config.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from launcher.errors import ConfigError, Problem, UsageError
+
+MAX_VALUES = 10_000  # a whole config holds about 100; an alias bomb of ten lines holds billions
+_FORM = "a YAML file of `key: value` lines"
+
+# YAML 1.2.2, section 10.3.2 (core schema), but for leading zeros.
+_SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
+    "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    "tag:yaml.org,2002:int": (
+        re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+        list("-+0123456789"),
+    ),
+    "tag:yaml.org,2002:float": (
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+            r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+.0123456789"),
+    ),
+}
+_TEXT = "tag:yaml.org,2002:str"
+_COLLECTIONS: dict[type[yaml.Node], str] = {
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only; `_Reader` makes values of them."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way of holding them
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either YAML 1.1 or 1.2 would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # equal values are written out, never as &id001
+        return True
+
+
+for _tag, (_pattern, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, _first)
+    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A config's values, and where each came from: `configs/x.yaml:14`, or `command line: workers=2`."""
+
+    data: Mapping[str, Any]
+    places: Mapping[str, str]  # by dotted key; a list's items are not listed
+    whole: str  # the place of what is not in the file
+
+    def place(self, key: str) -> str:
+        """Where `key` was given; for one that was not, its section's place, or the file's beginning."""
+        while key not in self.places and key:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, self.whole)
+
+
+def parse(text: str, name: str) -> Document:
+    """Read one YAML document; `name` is the file's name in messages. ConfigError for all that is refused."""
+    root = _compose(text, name)
+    if root is None:
+        raise ConfigError([Problem(f"{name}:1", "", "the file is empty", _FORM)])
+    reader = _Reader(name)
+    data = reader.value(root, "")
+    if not isinstance(data, dict):
+        reader.problems.append(Problem(f"{name}:1", "", f"found {describe(data)}", _FORM))
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return Document(data, reader.places, f"{name}:1")
+
+
+def decode(raw: bytes, name: str) -> str:
+    """The text of a file's bytes; ConfigError where they are not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        problem = Problem(f"{name}:{line}", "", f"byte 0x{raw[error.start]:02x} is not UTF-8", "text in UTF-8")
+        raise ConfigError([problem]) from None
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """YAML text that `parse` reads back to equal values."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> Document:
+    """`document` with `key=value` overrides: values are YAML in a sequence, and taken as they are in a mapping.
+
+    The last of several for one key counts. `optimizer: sgd` in the file and `optimizer.momentum=0.95` go together.
+    UsageError for an override that cannot be read, or that would silently drop the other keys of a section.
+    """
+    data, places = _copy(document.data), dict(document.places)
+    for key, value, place in _parsed(overrides):
+        section, *rest = key.split(".")
+        target = data
+        for depth, part in enumerate(rest, start=1):
+            inner = target.get(section)
+            if inner is None or isinstance(inner, str):
+                inner = {} if inner is None else {"name": inner}
+            if not isinstance(inner, dict):
+                parent = ".".join(key.split(".")[:depth])
+                raise UsageError(f"{place}: {parent} is {describe(inner)}, not a section. Allowed: {parent}=VALUE")
+            target[section] = inner
+            target, section = inner, part
+        if isinstance(target.get(section), dict) and not isinstance(value, dict):
+            raise UsageError(
+                f"{place}: {key} is a section, and its other keys would be lost. Allowed: {key}.KEY=VALUE, for example"
+                f" {key}.{next(iter(target[section]), 'name')}=..., or {key}={{...}} for a whole section"
+            )
+        target[section] = value
+        places = {known: where for known, where in places.items() if not known.startswith(f"{key}.")}
+        places[key] = place
+    return Document(data, places, document.whole)
+
+
+def describe(value: object) -> str:
+    """A value as a message shows it: `"high" (a string)`."""
+    match value:
+        case None:
+            return "nothing (null)"
+        case bool():
+            return f"{str(value).lower()} (a boolean)"
+        case int() | float():
+            return f"{value} (a number)" if abs(value) < 10**30 else "a number of more than 30 digits"
+        case str():
+            return f'"{value if len(value) <= 80 else value[:77] + "..."}" (a string)'
+        case Mapping():
+            return "a section" if value else "an empty section"
+        case list() | tuple():
+            shown = json.dumps(list(value), default=str, ensure_ascii=False)
+            return f"{shown} (a list of {len(value)})" if len(shown) <= 80 else f"a list of {len(value)}"
+        case _:
+            return f"an object of type {type(value).__name__}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word most like `word`, or an empty text."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
+
+
+def _compose(text: str, name: str) -> yaml.Node | None:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if "\t" in line[: len(line) - len(line.lstrip())] and line.strip():
+            raise ConfigError([Problem(f"{name}:{number}", "", "a tab before the text", "spaces: YAML takes no tabs")])
+    try:
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line_number = 1 if mark is None else mark.line + 1
+        found, allowed = f"this is not YAML: {error.problem or error.context}", _FORM
+        if "'\\t'" in found:
+            found, allowed = "a tab", "spaces: YAML takes no tabs"
+        elif "but found another document" in found:
+            found, allowed = "a second document begins here (---)", "one document in a file"
+        raise ConfigError([Problem(f"{name}:{line_number}", "", found, allowed)]) from None
+    except yaml.reader.ReaderError as error:
+        line_number = text.count("\n", 0, error.position) + 1
+        found = f"character U+{ord(text[error.position]):04X} is not printable"
+        raise ConfigError([Problem(f"{name}:{line_number}", "", found, "printable text")]) from None
+    except RecursionError:
+        raise ConfigError([Problem(f"{name}:1", "", "brackets nested too deeply", _FORM)]) from None
+
+
+class _Reader:
+    """Makes values of nodes, collecting places and problems on the way."""
+
+    def __init__(self, name: str) -> None:
+        self.places: dict[str, str] = {}
+        self.problems: list[Problem] = []
+        self._name = name
+        self._num_values = 0
+        self._open: set[int] = set()  # the collections around the current node: an alias to one never ends
+
+    def value(self, node: yaml.Node, key: str) -> Any:
+        self._num_values += 1
+        if self._num_values > MAX_VALUES or id(node) in self._open:
+            found = f"aliases expand without end, or to more than {MAX_VALUES} values"
+            raise ConfigError([Problem(self._place(node), key, found, "a config written out")])
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, key)
+        if node.tag != _COLLECTIONS[type(node)]:
+            self._refuse_tag(node, key)
+        self._open.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            made: Any = dict(self._items(node, key))
+        else:
+            made = [self.value(item, f"{key}[{number}]") for number, item in enumerate(node.value)]
+        self._open.remove(id(node))
+        return made
+
+    def _items(self, node: yaml.MappingNode, key: str) -> Iterator[tuple[str, Any]]:
+        first_lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TEXT:
+                found = (
+                    f"found the key {key_node.value!r}"
+                    if isinstance(key_node, yaml.ScalarNode)
+                    else "a key in brackets"
+                )
+                self.problems.append(Problem(self._place(key_node), key, found, "keys that are text"))
+                continue
+            name = str(key_node.value)
+            dotted = f"{key}.{name}" if key else name
+            if name in first_lines:
+                found = f"given twice, first in line {first_lines[name]}"
+                self.problems.append(Problem(self._place(key_node), dotted, found, "each key once"))
+                continue
+            first_lines[name] = key_node.start_mark.line + 1
+            self.places[dotted] = self._place(key_node)
+            yield name, self.value(value_node, dotted)
+
+    def _scalar(self, node: yaml.ScalarNode, key: str) -> Any:
+        text = str(node.value)
+        if node.tag == _TEXT:
+            return text
+        if node.tag not in _SCALARS or _SCALARS[node.tag][0].match(text) is None:
+            self._refuse_tag(node, key)
+            return text
+        match node.tag.rpartition(":")[2]:
+            case "null":
+                return None
+            case "bool":
+                return text.lower() == "true"
+            case "int" if len(text) <= 30 or text[1] in "xo":
+                return int(text, 0)
+            case _:  # Python writes inf and nan without YAML's dot; a whole number of 31 digits is no count of anything
+                return float(re.sub(r"\.(?=[in])", "", text.lower()))
+
+    def _refuse_tag(self, node: yaml.Node, key: str) -> None:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        self.problems.append(Problem(self._place(node), key, f"found the tag {tag}", "plain values, without tags"))
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._name}:{node.start_mark.line + 1}"
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and place of each override."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            yield key, value, f"argument {key}={value!r}"
+        return
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key, place = key.strip(), f"command line: {override}"
+        if not equals or re.fullmatch(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*", key) is None:
+            raise UsageError(f"{place}: this is no override. Allowed: key=value, for example optimizer.momentum=0.95")
+        if not text.strip():
+            raise UsageError(f"{place}: there is no value after the =. Allowed: {key}=VALUE, or {key}=null for none")
+        try:
+            root, reader = _compose(text, place), _Reader(place)
+            value = None if root is None else reader.value(root, key)
+        except ConfigError as error:
+            raise UsageError(f"{place}: the value is not YAML. {error.problems[0].found}") from None
+        if reader.problems:
+            raise UsageError(f"{place}: {reader.problems[0].found}. Allowed: {reader.problems[0].allowed}")
+        yield key, value, place

@@ -1,0 +1,204 @@
+"""The safetensors file format: 8 bytes of header length (little-endian), a JSON header, the raw data.
+
+Written and read here so that torch is all it takes, and so that a file is hashed in the pass that writes or reads it.
+No pickle: reading a file runs no code of the file's. Source of the format: the safetensors project's README, "Format";
+files are exchangeable with its package. Stricter where a checkpoint needs no freedom: eight dtypes, plain names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnet_dist.checkpoint.disk import reason
+from resnet_dist.checkpoint.format import FileRecord
+from resnet_dist.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_METADATA = "__metadata__"  # the format's own key in the header, text to text
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file, read: its tensors on the CPU, its metadata, and what was hashed on the way."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    record: FileRecord
+
+
+class _Hashed:
+    """A file whose bytes are counted and hashed as they pass."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    def write(self, content: bytes | memoryview) -> None:
+        self.file.write(content)
+        self._count(content)
+
+    def read_into(self, buffer: bytearray) -> None:
+        if self.file.readinto(buffer) != len(buffer):
+            raise ValueError("ends too early")
+        self._count(buffer)
+
+    def _count(self, content: bytes | bytearray | memoryview) -> None:
+        self.hash.update(content)
+        self.size_bytes += len(content)
+
+    def record(self) -> FileRecord:
+        return FileRecord(self.size_bytes, self.hash.hexdigest())
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FileRecord:
+    """Write a new file and bring it to the disk. Raises OSError, and ValueError for a name or dtype it cannot hold.
+
+    Tensors may be on any device and of any memory layout; they are written row by row.
+    """
+    # Large elements first, as the safetensors package does: every tensor is aligned for a reader that maps the file.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {_METADATA: {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name in order:
+        tensor = tensors[name]
+        if problem := _name_problem(name):
+            raise ValueError(f"tensor {name!r}: {problem}")
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"tensor {name!r}: dtype {tensor.dtype} is none of {', '.join(map(str, _NAMES))}")
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("xb") as file:
+        hashed = _Hashed(file)
+        hashed.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in order:
+            rows = tensors[name].detach().cpu().contiguous().reshape(-1)
+            hashed.write(rows.view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.record()
+
+
+def read(path: Path) -> Contents:
+    """Read a whole file; CheckpointError where it is unreadable or its header is not to be trusted.
+
+    Everything the header claims is checked against the file's size before memory is taken for it.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(_Hashed(file), os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise CheckpointError(
+            str(path), "is missing" if isinstance(error, FileNotFoundError) else reason(error)
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(str(path), f"is not a safetensors file: {error}") from error
+
+
+def _read(hashed: _Hashed, size_bytes: int) -> Contents:
+    prefix = bytearray(8)
+    hashed.read_into(prefix)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(_MAX_HEADER_BYTES, size_bytes - 8):
+        raise ValueError(f"a header of {length} bytes in a file of {size_bytes}")
+    encoded = bytearray(length)
+    hashed.read_into(encoded)
+    header = json.loads(encoded, object_pairs_hook=_without_duplicates)
+    if not isinstance(header, dict):
+        raise ValueError("the header is not an object")
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{_METADATA} must hold text only")
+    entries = sorted((_Entry.parse(name, entry) for name, entry in header.items()), key=lambda entry: entry.offsets)
+    position = 0
+    for entry in entries:
+        if entry.offsets[0] != position:
+            raise ValueError(f"tensor {entry.name!r} starts at {entry.offsets[0]}; expected {position}")
+        position = entry.offsets[1]
+    if position != size_bytes - 8 - length:
+        raise ValueError(f"the tensors take {position} bytes, the file has {size_bytes - 8 - length} for them")
+    tensors = {entry.name: entry.read(hashed) for entry in entries}
+    return Contents(tensors, metadata, hashed.record())
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor as the header describes it. Offsets count from the end of the header."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offsets: tuple[int, int]
+
+    @classmethod
+    def parse(cls, name: str, entry: object) -> _Entry:
+        if problem := _name_problem(name):
+            raise ValueError(f"tensor {name!r}: {problem}")
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ValueError(f"tensor {name!r}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+            raise ValueError(f"tensor {name!r}: shape and data_offsets must be counts")
+        size_bytes = math.prod(shape) * DTYPES[dtype].itemsize
+        if offsets[1] - offsets[0] != size_bytes:
+            raise ValueError(f"tensor {name!r}: {size_bytes} bytes of shape {shape} at data_offsets {offsets}")
+        if math.prod(max(length, 1) for length in shape) >= 2**63:  # torch counts in int64, empty tensors too
+            raise ValueError(f"tensor {name!r}: shape {shape} is too large")
+        return cls(name, DTYPES[dtype], tuple(shape), (offsets[0], offsets[1]))
+
+    def read(self, hashed: _Hashed) -> Tensor:
+        buffer = bytearray(self.offsets[1] - self.offsets[0])
+        if not buffer:  # torch.frombuffer takes no empty buffer
+            return torch.empty(self.shape, dtype=self.dtype)
+        hashed.read_into(buffer)
+        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.shape)
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _name_problem(name: str) -> str:
+    """Why `name` is no tensor's name, or nothing: a tool that unpacks tensors into files must not leave its folder."""
+    if name == _METADATA:
+        return "is the format's own key"
+    if "\\" in name or not name.isprintable():
+        return "must be printable and without backslashes"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "must not look like a path (no empty part, no . and no .. between slashes)"
+    return ""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a key is given twice")
+    return seen

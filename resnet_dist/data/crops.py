@@ -1,0 +1,81 @@
+"""Which part of an image is seen: windows in whole pixels, and flips.
+
+A window is (top, left, height, width), int32, always inside the image. Windows are absolute integers because that is
+the form in which every decoder cuts exactly the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.data.random_bits import Purpose, uniform
+
+_TRIES = 10  # torchvision.transforms.RandomResizedCrop
+
+
+def training_windows(
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    positions: NDArray[np.int64],
+    seed: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> NDArray[np.int32]:
+    """Random windows int32 [n, 4] (top, left, height, width) for images of `heights` × `widths` pixels, int32 [n].
+
+    The distribution is that of torchvision's RandomResizedCrop (Szegedy et al. 2015, Going Deeper with Convolutions,
+    section 6): area a fraction drawn uniformly from `area`, width / height log-uniformly from `aspect`; what does not
+    fit is drawn again, ten times at most, then the largest central window with an allowed aspect is taken.
+    A pure function of (seed, position) and the image's size.
+    """
+    height, width = heights.astype(np.float64), widths.astype(np.float64)
+    draws = uniform(seed, positions, Purpose.CROP, 2 * _TRIES + 2)
+    fraction = area[0] + (area[1] - area[0]) * draws[:, :_TRIES]
+    log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
+    ratio = np.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * draws[:, _TRIES : 2 * _TRIES])
+
+    # All tries at once, float64 [n, tries]; the first that fits is taken. Between kinds of CPU the last bit of exp may
+    # differ; that it moves a window by a pixel has a chance of about 1e-13 a draw.
+    pixels = fraction * (height * width)[:, None]
+    tried_width, tried_height = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))
+    fits = (tried_height >= 1) & (tried_height <= height[:, None])
+    fits &= (tried_width >= 1) & (tried_width <= width[:, None])
+    first, rows = np.argmax(fits, axis=1), np.arange(len(positions))
+    central_height, central_width = _central(height, width, aspect)
+    any_fits = fits[rows, first]
+    window_height = np.where(any_fits, tried_height[rows, first], central_height)
+    window_width = np.where(any_fits, tried_width[rows, first], central_width)
+
+    free_height, free_width = height - window_height, width - window_width
+    top = np.where(any_fits, np.floor(draws[:, -2] * (free_height + 1)), free_height // 2)
+    left = np.where(any_fits, np.floor(draws[:, -1] * (free_width + 1)), free_width // 2)
+    return np.stack([top, left, window_height, window_width], axis=1).astype(np.int32)
+
+
+def _central(
+    height: NDArray[np.float64], width: NDArray[np.float64], aspect: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Height and width of the largest window whose aspect is allowed."""
+    lowest, highest = aspect
+    central_height = np.where(width < lowest * height, np.rint(width / lowest), height)
+    central_width = np.where(width > highest * height, np.rint(height * highest), width)
+    return np.clip(central_height, 1, height), np.clip(central_width, 1, width)
+
+
+def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """Whether each position's window is mirrored left to right, bool [n]: half of them, by (seed, position)."""
+    return uniform(seed, positions, Purpose.FLIP, 1)[:, 0] < 0.5
+
+
+def evaluation_windows(heights: NDArray[np.int32], widths: NDArray[np.int32], fraction: float) -> NDArray[np.int32]:
+    """Central squares int32 [n, 4] whose side is `fraction` of the image's shorter side, rounded.
+
+    Resizing the shorter side to 256 and cutting the central 224 × 224 sees the same part of the image: 224 / 256 =
+    0.875. Cutting first resizes fewer pixels and rounds once.
+    """
+    shorter = np.minimum(heights, widths)
+    side = np.clip(np.rint(fraction * shorter), 1, shorter).astype(np.int32)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1).astype(np.int32)

@@ -1,0 +1,130 @@
+"""Decoding with NVIDIA DALI, on a GPU or on the CPU. The only file that imports it, and only when it is used.
+
+DALI decides nothing here: which file, which window and whether to flip come from outside, so that it sees the same
+samples as every other decoder. Decoded pixels and windows equal torchvision's bit for bit on the CPU; resizing rounds
+differently (tests/unit/resnet_dist/data/test_decode_dali.py says by how much).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from resnet_dist.data.decode_torchvision import decode_sample
+from resnet_dist.data.requests import Request
+from resnet_dist.errors import DataError, MissingPackage
+
+# Sizes for decoders on a GPU, from NVIDIA's ImageNet examples (docs/examples/use_cases in NVIDIA/DALI): room for the
+# largest ImageNet image from the start, because growing a buffer later stalls the GPU.
+_GPU_DECODER = {
+    "jpeg_fancy_upsampling": True,  # upsample chroma as the CPU decoders do
+    "device_memory_padding": 211025920,  # bytes
+    "host_memory_padding": 140544512,  # bytes
+    "preallocate_width_hint": 5980,  # pixels
+    "preallocate_height_hint": 6430,  # pixels
+}
+
+
+def is_installed() -> bool:
+    """Whether DALI can be imported here; it is not imported."""
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package of the `nvidia` family at all
+        return False
+
+
+class DaliDecoder:
+    """A `Decoder` of `num_threads` CPU threads, `prefetch` requests ahead, on GPU `device_id` (None: on the CPU).
+
+    A request holds at most `max_batch_size` samples. MissingPackage if DALI is not installed.
+    """
+
+    def __init__(self, num_threads: int, prefetch: int, max_batch_size: int, device_id: int | None = None) -> None:
+        if not is_installed():
+            raise MissingPackage("data.decoder", "NVIDIA DALI", "pip install 'resnet-launcher[dali]'")
+        self.num_threads, self.prefetch = num_threads, prefetch
+        self.max_batch_size, self.device_id = max_batch_size, device_id
+
+    def decode(self, requests: Iterator[Request], resolution: int) -> Generator[Tensor, None, None]:
+        """See `Decoder.decode`; tensors are on the GPU if there is one, and stay valid as long as they are kept."""
+        handed_over: deque[Request] = deque()  # to DALI, which reads ahead: the oldest is the one that comes out next
+
+        def source() -> tuple[Any, ...]:
+            request = next(requests)  # StopIteration is how DALI is told of the end
+            handed_over.append(request)
+            return _arrays(request)
+
+        # Built here and not in the constructor: a pipeline must not cross a fork, and its threads end with it.
+        pipeline = self._pipeline(source, resolution)
+        while True:
+            try:
+                (images,) = pipeline.run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise _broken_sample(handed_over[0], resolution, error) from error
+            handed_over.popleft()
+            # No copy: DALI leaves the memory to the tensor (with its default executor, which is used here).
+            yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+    def _pipeline(self, source: Any, resolution: int) -> Any:
+        import nvidia.dali
+
+        dali: Any = nvidia.dali  # its type stubs do not know the names that it makes at import
+        fn, types = dali.fn, dali.types
+        on_gpu = self.device_id is not None
+        pipeline = dali.Pipeline(
+            batch_size=self.max_batch_size,
+            num_threads=self.num_threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=max(1, self.prefetch),
+        )
+        with pipeline:
+            paths, corners, sizes, flips = fn.external_source(
+                source=source,
+                num_outputs=4,
+                batch=True,
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
+                ndim=[1, 1, 1, 0],
+            )
+            images = fn.decoders.image_slice(
+                fn.io.file.read(paths),
+                start=corners,
+                shape=sizes,
+                axis_names="HW",
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=False,
+                **(_GPU_DECODER if on_gpu else {}),
+            )
+            images = fn.resize(images, size=[resolution, resolution], interp_type=types.INTERP_LINEAR, antialias=True)
+            pipeline.set_outputs(fn.flip(images, horizontal=flips, vertical=0))
+        pipeline.build()
+        return pipeline
+
+
+def _arrays(request: Request) -> tuple[Any, ...]:
+    """A request as DALI takes it: paths as bytes, corners int32 [n, 2], sizes int32 [n, 2], flips int32 [n]."""
+    paths = [np.frombuffer(path.encode("utf-8", "surrogateescape"), dtype=np.uint8) for path in request.paths]
+    corners, sizes = np.ascontiguousarray(request.windows[:, :2]), np.ascontiguousarray(request.windows[:, 2:])
+    return paths, corners, sizes, request.flips.astype(np.int32)
+
+
+def _broken_sample(request: Request, resolution: int, error: RuntimeError) -> Exception:
+    """The DataError of the sample that DALI failed on, or `error` itself if no sample is to blame.
+
+    DALI's own message does not always name the file, so the request is decoded once more, sample by sample.
+    """
+    pixels = np.empty((resolution, resolution, 3), dtype=np.uint8)
+    for number in range(len(request)):
+        try:
+            decode_sample(request, number, pixels)
+        except DataError as broken:
+            return broken
+    return error

@@ -1,0 +1,62 @@
+"""Exact evaluation: every sample counts once, whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.loss import cross_entropy_sum, num_correct, num_in_top_k
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on a split: fractions of `num_samples` and the mean cross-entropy (without label smoothing)."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_samples: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    num_samples: int,
+    device: torch.device,
+    autocast: Callable[[], torch.autocast] | None = None,
+) -> Evaluation:
+    """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
+
+    Raises RuntimeError if the workers together did not see exactly `num_samples` samples.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, dtype=torch.int64, device=device)  # top-1, top-5, samples
+    loss = torch.zeros(1, dtype=torch.float64, device=device)
+    for batch in batches:
+        logits = _forward(model, batch.images, autocast)
+        loss += cross_entropy_sum(logits, batch.labels)
+        counts[0] += num_correct(logits, batch.labels)
+        counts[1] += num_in_top_k(logits, batch.labels, 5)
+        counts[2] += len(batch.labels)
+    model.train(was_training)
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+        dist.all_reduce(loss)
+    top1, top5, seen = counts.tolist()
+    if seen != num_samples:
+        raise RuntimeError(f"evaluation saw {seen} samples of {num_samples}")
+    return Evaluation(top1 / seen, top5 / seen, loss.item() / seen, seen)
+
+
+def _forward(model: nn.Module, images: Tensor, autocast: Callable[[], torch.autocast] | None) -> Tensor:
+    if autocast is None:
+        return model(images)  # type: ignore[no-any-return]
+    with autocast():
+        return model(images)  # type: ignore[no-any-return]

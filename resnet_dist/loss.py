@@ -1,0 +1,38 @@
+"""The loss and what is counted, as sums over samples: sums add up over micro-batches and workers, means do not."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy summed over the samples, with label smoothing s (Szegedy et al. 2016, arXiv 1512.00567, section 7).
+
+        loss = sum over samples of  -(1 - s) log p[label] - (s / C) sum over classes of log p
+
+    logits      floating [batch, C]; half precision is widened first, since a sum of logs loses too much in it
+    labels      int64 [batch]
+    returns     0-d, float32, or float64 for float64 logits
+    """
+    wide = logits if logits.dtype is torch.float64 else logits.float()
+    return F.cross_entropy(wide, labels, reduction="sum", label_smoothing=label_smoothing)
+
+
+def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many samples have their largest logit (the first of equals) at their label: int64, 0-d, on the device."""
+    return (logits.argmax(dim=1) == labels).sum()
+
+
+def num_in_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many samples have their label among the k largest logits: int64, 0-d, on the device.
+
+    k is clipped to the number of classes. Of equal logits the lower class comes first, so that a network that answers
+    the same for every class is not counted right, and the count is the same on every device; NaN is never right.
+    """
+    own = logits.gather(1, labels.unsqueeze(1))
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    # "Not at most" instead of "greater": it is also true of NaN.
+    ahead = ~(logits <= own) | ((logits == own) & (classes < labels.unsqueeze(1)))
+    return (ahead.sum(dim=1) < min(k, logits.shape[1])).sum()

@@ -1,0 +1,72 @@
+"""From the optimizer's recipe to the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnet_dist.errors import RecipeError
+from resnet_dist.extension import call_function, is_reference
+from resnet_dist.optim.groups import decay_groups
+from resnet_dist.optim.lars import Lars
+from resnet_dist.recipe import OptimizerRecipe
+
+
+def build_optimizer(recipe: OptimizerRecipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
+
+    Its LR is 0 until the trainer writes the step's LR into the groups. `sgd` is torch's, with L2 weight decay in the
+    decaying group only; `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the convention lr_inside where they
+    are not given. A user's function gets the groups; it must return a torch optimizer over exactly these parameters.
+
+    Raises RecipeError for an unknown name, Nesterov momentum with LARS, and a user's function that breaks the above.
+    """
+    groups = decay_groups(model)
+    if not groups:
+        raise RecipeError("model", "has no trainable parameter", "a model with at least one")
+    if recipe.name == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=0.0,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+            foreach=True,
+        )
+    if recipe.name == "lars":
+        return _lars(recipe, groups)
+    if is_reference(recipe.name):
+        return _from_function(recipe, groups)
+    raise RecipeError("optimizer.name", f"{recipe.name!r} is not an optimizer", "sgd, lars, or package.module:function")
+
+
+def _lars(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> Lars:
+    if recipe.nesterov:
+        raise RecipeError("optimizer.nesterov", "LARS is defined with heavy-ball momentum only", "false for lars")
+    return Lars(
+        groups,
+        lr=0.0,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        trust_coefficient=0.001 if recipe.trust_coefficient is None else recipe.trust_coefficient,
+        epsilon=0.0 if recipe.epsilon is None else recipe.epsilon,
+        convention="lr_inside" if recipe.convention is None else recipe.convention,
+    )
+
+
+def _from_function(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    key = "optimizer.name"
+    ours = sorted(id(parameter) for group in groups for parameter in group["params"])
+    optimizer = call_function(
+        key, recipe.name, groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, **recipe.arguments
+    )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        problem = f"{recipe.name!r} returned an object of type {type(optimizer).__name__}"
+        raise RecipeError(key, problem, "a function that returns a torch.optim.Optimizer")
+    theirs = sorted(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    if ours != theirs:
+        problem = f"{recipe.name!r} gave an optimizer whose {len(theirs)} parameters are not the {len(ours)} given"
+        raise RecipeError(key, problem, "an optimizer over exactly the parameters in the groups it is called with")
+    return optimizer

@@ -1,0 +1,165 @@
+"""LARS: layer-wise adaptive rate scaling, in both of its conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Convention = Literal["lr_inside", "lr_outside"]
+CONVENTIONS: tuple[Convention, ...] = ("lr_inside", "lr_outside")
+
+
+def squared_norms(tensors: list[Tensor]) -> Tensor:
+    """Sums of squares, float64 [len(tensors)], without a wait for the device.
+
+    In float64, so that a tensor that is cut over workers has, after adding up its pieces, the norm it has as a whole.
+    """
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64)).square()
+
+
+def trust_ratios(
+    weight_norms: Tensor, gradient_norms: Tensor, *, weight_decay: float, trust_coefficient: float, epsilon: float
+) -> Tensor:
+    """LARS's factor for each layer, from the Euclidean norms of its weights and its gradient.
+
+        trust = trust_coefficient * |w| / (|g| + weight_decay * |w| + epsilon),   1 where |w| or |g| is 0
+
+    Norms and result have one shape and dtype. Source: You et al. 2017, arXiv 1708.03888, equation 6; the 1 is MLPerf's.
+
+    >>> trust_ratios(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 5.0]), weight_decay=0.5, trust_coefficient=0.1,
+    ...              epsilon=0.0)
+    tensor([0.1000, 1.0000])
+    """
+    ratios = trust_coefficient * weight_norms / (gradient_norms + weight_decay * weight_norms + epsilon)
+    return torch.where((weight_norms > 0) & (gradient_norms > 0), ratios, 1.0)
+
+
+def update_weights(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    ratios: Tensor | None,
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    convention: Convention,
+) -> None:
+    """Move `weights` and `momenta` in place by one step of LARS, or of plain momentum SGD where `ratios` is None.
+
+    The tensors may be whole parameters or pieces of them: all it needs of a layer is its trust ratio.
+    `ratios` is floating [len(weights)]; gradients are left as they are.
+    """
+    scaled = list(torch._foreach_add(gradients, weights, alpha=weight_decay)) if weight_decay else gradients
+    inside = learning_rate if convention == "lr_inside" else 1.0
+    if ratios is not None:
+        scaled = list(torch._foreach_mul(scaled, (ratios * inside).to(weights[0].dtype).unbind()))
+        inside = 1.0
+    torch._foreach_mul_(momenta, momentum)
+    torch._foreach_add_(momenta, scaled, alpha=inside)
+    torch._foreach_add_(weights, momenta, alpha=-1.0 if convention == "lr_inside" else -learning_rate)
+
+
+class Lars(torch.optim.Optimizer):
+    """Momentum SGD whose step is scaled for each layer by |w| / |g|.
+
+    With g' = g + weight_decay * w, and `trust_ratios` giving trust:
+
+        lr_inside     m <- momentum * m + lr * trust * g'      w <- w - m         (the TensorFlow reference's)
+        lr_outside    m <- momentum * m + trust * g'           w <- w - lr * m    (PyTorch's, and MXNet's SGDwLARS)
+
+    The two agree only while lr is constant: in warm-up and decay lr_inside remembers the rates of the past. A published
+    peak LR belongs to the convention it was tuned with.
+
+    Groups are those of `resnet_dist.optim.decay_groups`: where a group has `decay` False there is neither a trust ratio
+    nor weight decay, but momentum SGD under the same convention; a group without the key is adapted. State is one
+    tensor a parameter, `momentum_buffer`, of its shape and dtype. A step never waits for the device.
+
+    Source: You et al. 2017, arXiv 1708.03888; the rules of MLPerf training: epsilon, zero norms, what is left out.
+
+    How others differ:
+    apex's LARC     a wrapper that writes into the gradients. By default (clip=True) trust_coefficient * |w| / ... is an
+                    upper bound of the LR instead of its factor; coefficient 0.02, epsilon 1e-8; where a norm is 0 there
+                    is no weight decay either; batch norm and biases are adapted as well.
+    timm's Lars     lr_outside only; epsilon 1e-8; offers Nesterov, dampening and LARC's clipping; a group is left out
+                    of the trust ratio by its weight decay being 0, so LARS without weight decay needs a flag.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.0,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        epsilon: float = 0.0,
+        convention: Convention = "lr_inside",
+    ) -> None:
+        """Take parameters or groups. `lr` is a number that the trainer writes into the groups before each step.
+
+        Raises ValueError where a number is out of its range or the convention is unknown.
+        """
+        if lr < 0 or weight_decay < 0 or epsilon < 0:
+            raise ValueError(f"lr={lr}, weight_decay={weight_decay} and epsilon={epsilon} must not be negative")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must be in [0, 1)")
+        if trust_coefficient <= 0:
+            raise ValueError(f"trust_coefficient={trust_coefficient} must be positive")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention={convention!r} must be one of {', '.join(CONVENTIONS)}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "epsilon": epsilon,
+            "convention": convention,
+            "decay": True,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step from the gradients in `.grad`; a parameter without one stays as it is."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if weights:
+                self._step_group(group, weights)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        ratios = None
+        if group["decay"]:
+            ratios = trust_ratios(
+                squared_norms(weights).sqrt(),
+                squared_norms(gradients).sqrt(),
+                weight_decay=group["weight_decay"],
+                trust_coefficient=group["trust_coefficient"],
+                epsilon=group["epsilon"],
+            )
+        update_weights(
+            weights,
+            gradients,
+            [self._momentum_of(weight) for weight in weights],
+            ratios,
+            learning_rate=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"] if group["decay"] else 0.0,
+            convention=group["convention"],
+        )
+
+    def _momentum_of(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer

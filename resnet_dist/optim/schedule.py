@@ -1,0 +1,134 @@
+"""The learning rate as a pure function of the step: no state, so a resumed run cannot get it wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from resnet_dist.errors import RecipeError
+from resnet_dist.extension import is_reference, load_function
+from resnet_dist.optim.scaling import peak_learning_rate
+from resnet_dist.recipe import ScheduleRecipe
+
+# After warm-up: progress in [0, 1] -> factor in [0, 1], which is the LR's place between the end (0) and the peak (1).
+Decay = Callable[[float], float]
+
+
+class Corner(NamedTuple):
+    """A point worth showing of a schedule."""
+
+    step: int
+    name: str
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over `warmup_steps` (W), then decay to step `total_steps` (T). Step k has k completed steps.
+
+        k <  W      start + (peak - start) (k + 1) / W
+        k >= W      end + (peak - end) decay(p)              p = (k - W) / (T - W)
+                    peak gamma^(milestones <= k)             where there are milestones, counted from step 0
+
+    Warm-up reaches the peak with its last step; the step after the last, T, would have the end LR.
+    """
+
+    peak_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+    warmup_start_lr: float = 0.0
+    end_lr: float = 0.0
+    decay: Decay | None = None  # None: stairs, which stay flat where there are no milestones
+    milestones: tuple[int, ...] = ()  # steps
+    gamma: float = 1.0
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of step number `step` (0 is the first). Past the end it stays as it is at the end."""
+        if step < self.warmup_steps:
+            return self.warmup_start_lr + (self.peak_lr - self.warmup_start_lr) * (step + 1) / self.warmup_steps
+        if self.decay is None:
+            return self.peak_lr * self.gamma ** sum(milestone <= step for milestone in self.milestones)
+        return self.end_lr + (self.peak_lr - self.end_lr) * self.decay(self._progress(step))
+
+    def _progress(self, step: int) -> float:
+        if step >= self.total_steps:
+            return 1.0
+        return (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+
+    def corners(self) -> list[Corner]:
+        """What to show of this schedule, by step: its first and last step, the end of warm-up, half way, milestones."""
+        last = self.total_steps - 1
+        points = [(0, "first step"), (self.total_steps // 2, "half way"), (last, "last step")]
+        if self.warmup_steps:
+            points.append((self.warmup_steps - 1, "end of warm-up"))
+        points += [(step, f"milestone {number}") for number, step in enumerate(self.milestones, start=1)]
+        return [
+            Corner(step, name, self(step)) for step, name in sorted(points, key=lambda point: point[0]) if step <= last
+        ]
+
+
+def build_schedule(recipe: ScheduleRecipe, *, batch_size: int, num_samples: int, total_steps: int) -> Schedule:
+    """The schedule of a run of `total_steps`; `batch_size` is the global batch, `num_samples` the data set's size.
+
+    Polynomial decay has power 2 where none is given (MLPerf's LARS reference), stairs have gamma 0.1 (Goyal et al.
+    2017, section 5.1). Raises RecipeError for an unknown decay, or a user's function that cannot be loaded.
+    """
+    stairs = recipe.decay == "step"
+    milestones = recipe.milestones if stairs else ()
+    gamma = 0.1 if recipe.gamma is None else recipe.gamma
+    return Schedule(
+        peak_lr=peak_learning_rate(recipe, batch_size),
+        total_steps=total_steps,
+        warmup_steps=recipe.warmup.steps(batch_size=batch_size, num_samples=num_samples),
+        warmup_start_lr=recipe.warmup_start_lr,
+        end_lr=recipe.end_lr,
+        decay=None if stairs or recipe.decay == "constant" else _decay(recipe),
+        milestones=tuple(sorted(m.steps(batch_size=batch_size, num_samples=num_samples) for m in milestones)),
+        gamma=gamma if stairs else 1.0,
+    )
+
+
+def _decay(recipe: ScheduleRecipe) -> Decay:
+    if recipe.decay == "cosine":
+        return cosine
+    if recipe.decay == "polynomial":
+        return polynomial(2.0 if recipe.power is None else recipe.power)
+    if is_reference(recipe.decay):
+        return _checked(recipe.decay)
+    allowed = "constant, cosine, polynomial, step, or package.module:function"
+    raise RecipeError("schedule.decay", f"{recipe.decay!r} is not a decay", allowed)
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0 (Loshchilov & Hutter 2017, arXiv 1608.03983, equation 5).
+
+    >>> cosine(0.0), cosine(0.5), cosine(1.0)
+    (1.0, 0.5, 0.0)
+    """
+    # math.cos(pi / 2) is 6e-17: rounding that a table should not show.
+    return 0.5 if progress == 0.5 else (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+def polynomial(power: float) -> Decay:
+    """(1 - progress)^power: linear for 1, the LARS references' for 2.
+
+    >>> polynomial(2.0)(0.5)
+    0.25
+    """
+    return lambda progress: (1.0 - progress) ** power
+
+
+def _checked(reference: str) -> Decay:
+    """The user's decay, its answers checked: one step with a wild LR ruins a run."""
+    function = load_function("schedule.decay", reference)
+
+    def decay(progress: float) -> float:
+        factor = function(progress)
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0.0 <= factor <= 1.0:
+            problem = f"{reference!r} returned {factor!r} for a progress of {progress}"
+            raise RecipeError("schedule.decay", problem, "a number in [0, 1]: 1 is the peak LR, 0 the end LR")
+        return float(factor)
+
+    return decay

@@ -1,0 +1,290 @@
+"""Which recipes make sense: every range and every combination, found before anything is started.
+
+An option that would silently do nothing is a mistake here: `power` without polynomial decay, `nesterov` with LARS, a
+milestone after the end. Types are the business of whoever built the recipe; values are checked here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from resnet_dist.durations import Duration
+from resnet_dist.errors import RecipeError
+from resnet_dist.extension import is_reference
+from resnet_dist.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
+from resnet_dist.shares import allowed_spans
+
+MODEL_NAMES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),  # He et al. 2015, table 1: ImageNet
+    *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),  # the same paper, section 4.2: 32-pixel images
+)
+OPTIMIZER_NAMES = ("sgd", "lars")
+DECAY_NAMES = ("constant", "cosine", "polynomial", "step")
+SOURCE_NAMES = ("imagefolder",)
+
+_LARGEST_SEED = 2**63 - 1  # a signed 64-bit integer: what torch's generators take
+_LARGEST_BATCH = 2**31 - 1  # far above any data set; keeps the search for divisors short
+_REFERENCE_FORM = "package.module:function"
+
+
+def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) -> list[RecipeError]:
+    """Everything that is wrong with `recipe` on `world_size` workers; empty when it can be trained.
+
+    `num_samples` is the training split's size where it is known (`recipe.data.num_samples` where it is not given).
+    Durations of different units are compared only when the size is known.
+    """
+    num_samples = recipe.data.num_samples if num_samples is None else num_samples
+    return [
+        *_run(recipe, num_samples),
+        *_model(recipe.model),
+        *_data(recipe.data),
+        *_batch(recipe, world_size),
+        *_batch_norm(recipe),
+        *_optimizer(recipe.optimizer),
+        *_learning_rates(recipe.schedule, recipe.batch.size),
+        *_decay(recipe.schedule),
+        *_milestones(recipe, num_samples),
+    ]
+
+
+def check(recipe: Recipe, world_size: int, num_samples: int | None = None) -> None:
+    """Raise the first of `problems`, a RecipeError, if there is any."""
+    for problem in problems(recipe, world_size, num_samples):
+        raise problem
+
+
+def _run(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
+    yield from _require(
+        0 <= recipe.seed <= _LARGEST_SEED,
+        "seed",
+        recipe.seed,
+        f"a whole number from 0 to {_LARGEST_SEED}",
+    )
+    yield from _positive("duration", recipe.duration)
+    yield from _positive("evaluate.every", recipe.evaluate.every)
+    yield from _at_least(1, "evaluate.batch_size", recipe.evaluate.batch_size)
+    smoothing = recipe.regularization.label_smoothing
+    yield from _require(0 <= smoothing < 1, "regularization.label_smoothing", smoothing, "at least 0 and below 1")
+    if recipe.engine.name == "zero":
+        yield RecipeError("engine.name", "zero is not available in this version", "ddp")
+    if recipe.precision == "float16":
+        yield RecipeError("precision", "float16 is not available in this version", "float32, tf32, bfloat16, float64")
+    warmup = recipe.schedule.warmup
+    if recipe.duration.count > 0 and _longer(warmup, recipe.duration, recipe.batch.size, num_samples):
+        yield RecipeError(
+            "schedule.warmup",
+            f"found {warmup}, longer than the run",
+            f"at most the duration, {recipe.duration}",
+        )
+
+
+def _model(model: ModelRecipe) -> Iterator[RecipeError]:
+    yield from _one_of("model.name", model.name, MODEL_NAMES)
+    yield from _at_least(2, "model.num_classes", model.num_classes)
+    if not is_reference(model.name):
+        yield from _unused("model.arguments", model.arguments or None, f"a model of your own ({_REFERENCE_FORM})")
+    elif "num_classes" in model.arguments:
+        yield RecipeError("model.arguments", "holds num_classes, which is passed already", "the other arguments")
+
+
+def _data(data: DataRecipe) -> Iterator[RecipeError]:
+    yield from _one_of("data.source", data.source, SOURCE_NAMES)
+    yield from _at_least(8, "data.resolution", data.resolution)
+    area, aspect, crop = data.crop_area, data.crop_aspect, data.evaluation_crop
+    yield from _require(
+        0 < area[0] <= area[1] <= 1, "data.crop_area", list(area), "[low, high] with 0 < low <= high <= 1"
+    )
+    yield from _require(
+        0 < aspect[0] <= aspect[1] < math.inf, "data.crop_aspect", list(aspect), "[low, high] with 0 < low <= high"
+    )
+    yield from _require(0 < crop <= 1, "data.evaluation_crop", crop, "above 0 and at most 1")
+    yield from _require(all(map(math.isfinite, data.mean)), "data.mean", list(data.mean), "three finite numbers")
+    yield from _require(
+        all(0 < value < math.inf for value in data.std), "data.std", list(data.std), "three numbers above 0"
+    )
+    yield from _at_least(1, "data.prefetch", data.prefetch)
+    if data.num_samples is not None:
+        yield from _at_least(1, "data.num_samples", data.num_samples)
+
+
+def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
+    size, parts = recipe.batch.size, recipe.batch.num_micro_batches
+    yield from _require(1 <= size <= _LARGEST_BATCH, "batch.size", size, f"a whole number from 1 to {_LARGEST_BATCH}")
+    yield from _at_least(1, "batch.num_micro_batches", parts)
+    micro_batch = _micro_batch(recipe)
+    if micro_batch is not None and world_size > micro_batch:
+        yield RecipeError(
+            "workers",
+            f"found {world_size}, more than the {micro_batch} samples of a micro-batch"
+            f" (batch.size {size} / num_micro_batches {parts}): a worker would get none",
+            f"at most {micro_batch}, or a larger batch",
+        )
+    elif micro_batch is None and 1 <= size <= _LARGEST_BATCH and parts >= 1:
+        found = f"found {parts}, which does not divide batch.size {size}"
+        yield RecipeError("batch.num_micro_batches", found, f"nearest: {_nearest_divisors(size, parts)}")
+
+
+def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
+    span, momentum, epsilon = recipe.batch_norm.span, recipe.batch_norm.momentum, recipe.batch_norm.epsilon
+    yield from _require(0 < momentum <= 1, "batch_norm.momentum", momentum, "above 0 and at most 1")
+    yield from _require(0 < epsilon < math.inf, "batch_norm.epsilon", epsilon, "a number above 0")
+    micro_batch = _micro_batch(recipe)
+    if micro_batch is None:
+        return  # said already, and nothing can be said about spans
+    if span == "global" and recipe.batch.num_micro_batches != 1:
+        parts = recipe.batch.num_micro_batches
+        yield RecipeError(
+            "batch_norm.span",
+            f"found global with batch.num_micro_batches {parts}: statistics over the whole batch need it in one piece",
+            f"num_micro_batches 1, or a span that divides {micro_batch}",
+        )
+    if isinstance(span, int) and (span < 1 or micro_batch % span):
+        yield RecipeError(
+            "batch_norm.span",
+            f"found {span}, which does not divide the {micro_batch} samples of a micro-batch",
+            f"nearest: {_nearest_divisors(micro_batch, span)}; global or worker",
+        )
+
+
+def _micro_batch(recipe: Recipe) -> int | None:
+    """Samples of one micro-batch over all workers, where the batch can be cut at all."""
+    size, parts = recipe.batch.size, recipe.batch.num_micro_batches
+    return size // parts if 1 <= size <= _LARGEST_BATCH and parts >= 1 and size % parts == 0 else None
+
+
+def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
+    name, momentum = optimizer.name, optimizer.momentum
+    yield from _one_of("optimizer.name", name, OPTIMIZER_NAMES)
+    yield from _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
+    yield from _require(
+        0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "a number from 0 up"
+    )
+    if optimizer.nesterov and name != "sgd":
+        yield from _unused("optimizer.nesterov", True, "optimizer.name sgd")
+    elif optimizer.nesterov and momentum == 0:
+        yield from _unused("optimizer.nesterov", True, "optimizer.momentum above 0")
+    trust, epsilon = optimizer.trust_coefficient, optimizer.epsilon
+    if name != "lars":
+        for key, value in (("trust_coefficient", trust), ("epsilon", epsilon), ("convention", optimizer.convention)):
+            yield from _unused(f"optimizer.{key}", value, "optimizer.name lars")
+    else:
+        yield from _require(
+            trust is None or 0 < trust < math.inf, "optimizer.trust_coefficient", trust, "a number above 0"
+        )
+        yield from _require(
+            epsilon is None or 0 <= epsilon < math.inf, "optimizer.epsilon", epsilon, "a number from 0 up"
+        )
+    if not is_reference(name):
+        yield from _unused(
+            "optimizer.arguments", optimizer.arguments or None, f"an optimizer of your own ({_REFERENCE_FORM})"
+        )
+    for taken in sorted({"groups", "momentum", "weight_decay"} & set(optimizer.arguments)):
+        yield RecipeError("optimizer.arguments", f"holds {taken}, which is passed already", "the other arguments")
+
+
+def _learning_rates(schedule: ScheduleRecipe, batch_size: int) -> Iterator[RecipeError]:
+    given = {"peak_lr": schedule.peak_lr, "base_lr": schedule.base_lr}
+    rates = {key: value for key, value in given.items() if value is not None}
+    if len(rates) != 1:
+        found = "found neither peak_lr nor base_lr" if not rates else "found both peak_lr and base_lr"
+        yield RecipeError(
+            "schedule.peak_lr", found, "exactly one of schedule.peak_lr and schedule.base_lr (for a batch of 256)"
+        )
+    for key, value in rates.items():
+        yield from _require(0 < value < math.inf, f"schedule.{key}", value, "a number above 0")
+    start, end = schedule.warmup_start_lr, schedule.end_lr
+    yield from _require(0 <= start < math.inf, "schedule.warmup_start_lr", start, "a number from 0 up")
+    yield from _require(0 <= end < math.inf, "schedule.end_lr", end, "a number from 0 up")
+    if start > 0 and schedule.warmup.count == 0:
+        yield from _unused("schedule.warmup_start_lr", start, "a schedule.warmup")
+    if len(rates) == 1 and batch_size >= 1:
+        [(key, value)] = rates.items()
+        peak = value if key == "peak_lr" else value * batch_size / 256  # linear scaling, Goyal et al. 2017
+        for name, rate in (("warmup_start_lr", start), ("end_lr", end)):
+            if 0 < peak <= rate < math.inf:
+                yield RecipeError(f"schedule.{name}", f"found {rate}", f"below the peak LR, {peak:g}")
+
+
+def _decay(schedule: ScheduleRecipe) -> Iterator[RecipeError]:
+    decay, power, gamma = schedule.decay, schedule.power, schedule.gamma
+    yield from _one_of("schedule.decay", decay, DECAY_NAMES)
+    if decay != "polynomial":
+        yield from _unused("schedule.power", power, "schedule.decay polynomial")
+    else:
+        yield from _require(power is None or 0 < power < math.inf, "schedule.power", power, "a number above 0")
+    if decay != "step":
+        yield from _unused("schedule.gamma", gamma, "schedule.decay step")
+    else:
+        yield from _require(gamma is None or 0 < gamma < 1, "schedule.gamma", gamma, "above 0 and below 1")
+    if decay in ("constant", "step"):
+        yield from _unused("schedule.end_lr", schedule.end_lr or None, "schedule.decay cosine or polynomial")
+
+
+def _milestones(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
+    key, milestones, warmup = "schedule.milestones", recipe.schedule.milestones, recipe.schedule.warmup
+    if recipe.schedule.decay != "step":
+        yield from _unused(key, [str(milestone) for milestone in milestones] or None, "schedule.decay step")
+        return
+    if not milestones:
+        yield RecipeError(key, "found none", "with schedule.decay step: a list of durations, ascending")
+
+    def longer(first: Duration, second: Duration) -> bool | None:
+        return _longer(first, second, recipe.batch.size, num_samples)
+
+    for earlier, later in itertools.pairwise(milestones):
+        if longer(later, earlier) is False:
+            yield RecipeError(key, f"found {later} after {earlier}", "durations, ascending")
+    for milestone in milestones:
+        if longer(recipe.duration, milestone) is False:
+            yield RecipeError(key, f"found {milestone}, not within the run", f"before the end at {recipe.duration}")
+        if longer(milestone, warmup) is False:
+            yield RecipeError(key, f"found {milestone}, not after warm-up", f"durations above the warm-up, {warmup}")
+
+
+def _longer(first: Duration, second: Duration, batch_size: int, num_samples: int | None) -> bool | None:
+    """Whether `first` is longer than `second`; None when that needs the data set's size, which is not known."""
+    if first.unit == second.unit or 0 in (first.count, second.count):
+        return first.count > second.count
+    if "epochs" in (first.unit, second.unit) and num_samples is None:
+        return None
+    sizes = {"batch_size": batch_size, "num_samples": num_samples or 1}  # 1: no epochs, so it takes no part
+    return first.samples(**sizes) > second.samples(**sizes)
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> Iterator[RecipeError]:
+    if not condition:
+        yield RecipeError(key, f"found {value}", allowed)
+
+
+def _at_least(low: int, key: str, value: int) -> Iterator[RecipeError]:
+    yield from _require(value >= low, key, value, f"a whole number from {low} up")
+
+
+def _positive(key: str, duration: Duration) -> Iterator[RecipeError]:
+    yield from _require(duration.count > 0, key, duration, "a duration above 0")
+
+
+def _unused(key: str, value: object, only_with: str) -> Iterator[RecipeError]:
+    """An option that is given (not None) where it would do nothing."""
+    if value is not None:
+        found = str(value).lower() if isinstance(value, bool) else value
+        yield RecipeError(key, f"found {found}, which would do nothing here", f"only with {only_with}; leave it out")
+
+
+def _one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
+    if name in names or is_reference(name):
+        return
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f". Did you mean {near[0]}?" if near else ""
+    yield RecipeError(key, f'found "{name}"', f"{', '.join(names)}, or {_REFERENCE_FORM}{hint}")
+
+
+def _nearest_divisors(total: int, wanted: int) -> str:
+    """The divisors of `total` on both sides of `wanted`, for a message: `32 or 64`."""
+    divisors = allowed_spans(total)
+    below = [divisor for divisor in divisors if divisor < wanted][-1:]
+    above = [divisor for divisor in divisors if divisor > wanted][:1]
+    return " or ".join(map(str, below + above))

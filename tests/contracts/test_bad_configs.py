@@ -1,0 +1,240 @@
+"""What a user sees of a mistake in a config: its file, line and key, what was found, what is allowed, and an exit code.
+
+Each case is a whole file, so that it reads as a user would write it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from launcher import config
+from launcher.errors import ConfigError, LauncherError, UsageError
+
+GOOD = """\
+schema: 1
+name: good
+storage: /runs
+data: {root: /data, num_samples: 1000}
+batch: {size: 64}
+duration: 10 epochs
+optimizer: {name: sgd, momentum: 0.9}
+schedule: {base_lr: 0.1, warmup: 1 epoch}
+workers: 2
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake: `change` replaces text of the good config, or adds a line at its end where it replaces nothing."""
+
+    name: str
+    change: tuple[str, str] = ("", "")
+    overrides: list[str] = field(default_factory=list)
+    line: int | None = None  # None: the command line
+    key: str = ""
+    found: str = ""
+    allowed: str = ""
+    code: int = 78
+
+    def text(self) -> str:
+        old, new = self.change
+        assert old in GOOD
+        return GOOD.replace(old, new, 1) if old else f"{GOOD}{new}\n"
+
+
+def case(name: str, old: str, new: str, line: int, key: str, found: str, allowed: str) -> Case:
+    return Case(name, (old, new), [], line, key, found, allowed)
+
+
+def override(name: str, text: str, key: str, found: str, allowed: str, code: int = 78) -> Case:
+    return Case(name, ("", ""), [text], None, key, found, allowed, code)
+
+
+CASES = [
+    case("unknown key", "momentum", "momentun", 7, "optimizer.momentun", "unknown key", "Did you mean momentum?"),
+    case("unknown section", "", "optimiser: {}", 10, "optimiser", "unknown key", "Did you mean optimizer?"),
+    case(
+        "key of another section", "", "num_micro_batches: 2", 10, "num_micro_batches", "unknown", "mean batch.num_micro"
+    ),
+    case("missing key", "{size: 64}", "{num_micro_batches: 1}", 5, "batch.size", "missing", "a whole number"),
+    case("missing section", "batch: {size: 64}\n", "", 1, "batch", "missing", "size, num_micro_batches"),
+    case("another schema", "schema: 1", "schema: 2", 1, "schema", "found 2", "1, the version that this launcher reads"),
+    case("schema as text", "schema: 1", "schema: '1'", 1, "schema", 'found "1" (a string)', "1, the version"),
+    case("schema as a boolean", "schema: 1", "schema: true", 1, "schema", "found true", "1, the version"),
+    case("no schema", "schema: 1\n", "", 1, "schema", "missing", "1"),
+    case("world size above the batch", "workers: 2", "workers: 65", 9, "workers", "found 65", "at most 64"),
+    case(
+        "warm-up above the run",
+        "1 epoch}",
+        "11 epochs}",
+        8,
+        "schedule.warmup",
+        "found 11 epochs",
+        "at most the duration",
+    ),
+    case("warm-up in samples", "1 epoch}", "10001 samples}", 8, "schedule.warmup", "found 10001 samples", "10 epochs"),
+    case(
+        "two optimizers", "{name: sgd, momentum: 0.9}", "[sgd, lars]", 7, "optimizer", '["sgd", "lars"]', "its name, or"
+    ),
+    case("text for a number", "0.9", "high", 7, "optimizer.momentum", 'found "high" (a string)', "a number"),
+    case("quoted number", "0.9", "'0.9'", 7, "optimizer.momentum", 'found "0.9" (a string)', "Did you mean 0.9?"),
+    case("boolean for a number", "0.9", "true", 7, "optimizer.momentum", "found true (a boolean)", "a number"),
+    case("nothing for a section", "{size: 64}", "", 5, "batch", "found nothing", "a section with the keys size"),
+    case("fraction for a count", "size: 64", "size: 64.5", 5, "batch.size", "found 64.5", "a whole number"),
+    case("octal-looking number", "size: 64", "size: 064", 5, "batch.size", 'found "064"', "Did you mean 64?"),
+    case(
+        "yes for true",
+        "",
+        "deterministic: yes",
+        10,
+        "deterministic",
+        'found "yes"',
+        "true or false. Did you mean true?",
+    ),
+    case("three numbers for two", "", "x: 1", 10, "x", "unknown key", "storage"),
+    case(
+        "a list too long", "/data,", "/data, crop_area: [0, 1, 2],", 4, "data.crop_area", "(a list of 3)", "2 numbers"
+    ),
+    case("not a number", "0.9", ".nan", 7, "optimizer.momentum", "found nan", "at least 0 and below 1"),
+    case("endless LR", "0.1,", ".inf,", 8, "schedule.base_lr", "found inf", "a number above 0"),
+    case("two LRs", "0.1,", "0.1, peak_lr: 3,", 8, "schedule.peak_lr", "both", "exactly one"),
+    case("no LR", "base_lr: 0.1, ", "", 8, "schedule.peak_lr", "neither", "exactly one"),
+    case("unknown unit", "10 epochs", "10 parsecs", 6, "duration", 'found "10 parsecs"', "epochs, steps or samples"),
+    case("no unit", "10 epochs", "10", 6, "duration", "found 10 (a number)", "epochs, steps or samples"),
+    case("a duration beyond all", "10 epochs", "1e999999999 epochs", 6, "duration", "1e999999999", "epochs, steps or"),
+    case("span that divides not", "", "batch_norm: {span: 20}", 10, "batch_norm.span", "found 20", "nearest: 16 or 32"),
+    case("unknown span", "", "batch_norm: {span: all}", 10, "batch_norm.span", 'found "all"', "global, worker"),
+    case("unknown model", "", "model: resnet51", 10, "model.name", 'found "resnet51"', "Did you mean resnet"),
+    case("unknown precision", "", "precision: fp32", 10, "precision", 'found "fp32"', "Did you mean float32?"),
+    case("engine to come", "", "engine: zero", 10, "engine.name", "zero is not available in this version", "ddp"),
+    case("precision to come", "", "precision: float16", 10, "precision", "not available in this version", "bfloat16"),
+    case("bad walltime", "", "cluster: {walltime: 4h}", 10, "cluster.walltime", 'found "4h"', "04:00:00"),
+    case("walltime as a number", "", "cluster: {walltime: 4}", 10, "cluster.walltime", "found 4 (a number)", "text"),
+    case("nodes that divide not", "", "cluster: {nodes: 3}", 10, "workers", "found 2", "nearest 3"),
+    case("several GPUs", "", "resources: {gpus_per_worker: 8}", 10, "resources.gpus_per_worker", "found 8", "0 or 1"),
+    case("elastic range", "workers: 2", "workers: 2..4", 9, "workers", 'found "2..4"', "a whole number"),
+    case("unsafe name", "name: good", "name: ../good", 2, "name", 'found "../good"', "letters, digits"),
+    case("object store", "/runs", "s3://bucket/runs", 3, "storage", "object store", "a folder that every node sees"),
+    case("variable in a path", "/runs", "$SCRATCH/runs", 3, "storage", "$SCRATCH", "on the command line"),
+    case(
+        "option without effect", "0.9}", "0.9, epsilon: 0}", 7, "optimizer.epsilon", "do nothing", "optimizer.name lars"
+    ),
+    case("duplicate key", "", "name: again", 10, "name", "given twice, first in line 2", "each key once"),
+    case("duplicate inner key", "0.9}", "0.9, name: lars}", 7, "optimizer.name", "given twice", "each key once"),
+    case(
+        "python object",
+        "0.9",
+        "!!python/object:os.x",
+        7,
+        "optimizer.momentum",
+        "tag !!python/object:os.x",
+        "plain values",
+    ),
+    case("unknown tag", "/runs", "!env RUNS", 3, "storage", "tag !env", "plain values"),
+    case("number as a key", "", "10: epochs", 10, "", "found the key '10'", "keys that are text"),
+    case("tabs", "{size: 64}", "\n\tsize: 64", 6, "", "a tab", "spaces"),
+    case("open bracket", "size: 64}", "size: 64", 6, "", "this is not YAML", "key: value"),
+    case("two documents", "workers: 2", "---\nworkers: 2", 9, "", "a second document", "one document in a file"),
+    case("empty file", GOOD, "", 1, "", "the file is empty", "key: value"),
+    case("only a list", GOOD, "- schema\n- name\n", 1, "", "a list of 2", "key: value"),
+    case("only text", GOOD, "schema 1\n", 1, "", '"schema 1" (a string)', "key: value"),
+    case("alias to itself", "size: 64", "size: &x [*x]", 5, "batch.size[0]", "aliases expand", "written out"),
+    override("a value that is not in range", "optimizer.momentum=1.5", "optimizer.momentum", "found 1.5", "below 1"),
+    override(
+        "a key that is not there", "optimizer.momentun=0.9", "optimizer.momentun", "unknown key", "mean momentum?"
+    ),
+    override("a section's key gone", "batch.size=null", "batch.size", "found nothing (null)", "a whole number"),
+    override("no equals sign", "optimizer.momentum", "optimizer.momentum", "no override", "key=value", code=64),
+    override("no value", "workers=", "workers", "no value", "workers=VALUE", code=64),
+    override("a value that is not YAML", "workers=[1", "workers", "not YAML", "", code=64),
+    override(
+        "a section that would be lost", "optimizer=lars", "optimizer", "other keys", "optimizer.KEY=VALUE", code=64
+    ),
+    override("a key below a number", "workers.x=1", "workers", "not a section", "workers=VALUE", code=64),
+]
+
+CLASSES: dict[int, type[LauncherError]] = {64: UsageError, 78: ConfigError}
+
+
+def assert_readable(message: str) -> None:
+    """No trace of the inside: no traceback, no object's address, no library's own words or links."""
+    assert not re.search(r"Traceback|File \"|line \d+, in |0x[0-9a-f]{8}|pydantic|errors\.|yaml\.|https?://", message)
+    assert not re.search(r"Input should be|validation error|type=", message)
+
+
+@pytest.mark.parametrize("bad", CASES, ids=lambda bad: bad.name)
+def test_a_mistake_is_explained(bad: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(bad.text(), encoding="utf-8")
+    with pytest.raises(LauncherError) as caught:
+        config.load("my.yaml", bad.overrides)
+    message = str(caught.value)
+    assert type(caught.value) is CLASSES[bad.code]
+    assert caught.value.exit_code == bad.code
+    place = f"my.yaml:{bad.line}" if bad.line else f"command line: {bad.overrides[0]}"
+    key = f"{bad.key}: " if bad.key and bad.code == 78 else ""
+    [line] = [line for line in message.splitlines() if line.startswith(f"{place}: {key}{'' if key else ''}")]
+    assert bad.key in line
+    before, _, after = line.removeprefix(f"{place}: ").partition("Allowed: ")
+    assert bad.found in before
+    assert bad.allowed in after
+    assert_readable(message)
+
+
+def test_the_config_that_the_cases_change_is_good(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(GOOD, encoding="utf-8")
+    assert config.load(path).name == "good"
+
+
+def test_the_table_is_large_enough_to_be_worth_reading() -> None:
+    names = [bad.name for bad in CASES]
+    assert len(names) == len(set(names)) >= 25
+
+
+def test_a_config_that_is_not_there_is_a_mistake_of_usage(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text(GOOD, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        config.load(tmp_path / "digit.yaml")
+    assert caught.value.exit_code == 64
+    expected = f"{tmp_path}/digit.yaml: there is no such file. Allowed: the path of a YAML config."
+    assert str(caught.value) == f"{expected} Did you mean {tmp_path}/digits.yaml?"
+
+
+def test_a_path_through_a_file_is_a_mistake_of_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"file/x\.yaml: cannot be read: Not a directory\. Allowed: "):
+        config.load(tmp_path / "file" / "x.yaml")
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load(tmp_path)
+    assert caught.value.exit_code == 78
+    assert str(caught.value) == f"{tmp_path}: this is a folder. Allowed: a YAML file (in this folder: a.yaml)"
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_bytes(GOOD.replace("good", "gööd").encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert str(caught.value) == f"{path}:2: byte 0xf6 is not UTF-8. Allowed: text in UTF-8"
+
+
+def test_a_data_file_given_by_mistake_is_not_read_to_its_end() -> None:
+    with pytest.raises(ConfigError, match="more than a megabyte"):
+        config.load("/dev/zero")
+
+
+def test_several_mistakes_come_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(GOOD.replace("0.9", "2").replace("workers: 2", "workers: 65"), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        config.load(path)
+    assert sorted(line.partition(": ")[0] for line in str(caught.value).splitlines()) == [f"{path}:7", f"{path}:9"]

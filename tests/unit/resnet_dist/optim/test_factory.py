@@ -1,0 +1,109 @@
+"""From the recipe to the optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist import rules
+from resnet_dist.errors import RecipeError
+from resnet_dist.optim import Lars, build_optimizer
+from resnet_dist.recipe import OptimizerRecipe
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "users_optimizers_of_factory_test.py").write_text(
+        "import torch\n"
+        "def rmsprop(groups, momentum, weight_decay, alpha):\n"
+        "    return torch.optim.RMSprop(groups, momentum=momentum, weight_decay=weight_decay, alpha=alpha)\n"
+        "def half(groups, momentum, weight_decay):\n"
+        "    return torch.optim.SGD(groups[:1], lr=0.1)\n"
+        "def nothing(groups, momentum, weight_decay):\n"
+        "    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "users_optimizers_of_factory_test"
+
+
+def _settings(optimizer: torch.optim.Optimizer, *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(group[name] for name in names) for group in optimizer.param_groups]
+
+
+def test_sgd_decays_only_the_weights(model: nn.Module) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(momentum=0.8, nesterov=True, weight_decay=1e-4), model)
+    assert type(optimizer) is torch.optim.SGD
+    names = ("names", "weight_decay", "momentum", "nesterov", "foreach", "lr")
+    assert _settings(optimizer, *names) == [
+        (["0.weight", "3.weight"], 1e-4, 0.8, True, True, 0.0),
+        (["0.bias", "1.weight", "1.bias", "3.bias"], 0.0, 0.8, True, True, 0.0),
+    ]
+
+
+def test_lars_has_the_defaults_of_mlperf(model: nn.Module) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(name="lars", momentum=0.9, weight_decay=2e-4), model)
+    assert type(optimizer) is Lars
+    names = ("decay", "weight_decay", "momentum", "trust_coefficient", "epsilon", "convention")
+    assert _settings(optimizer, *names) == [
+        (True, 2e-4, 0.9, 0.001, 0.0, "lr_inside"),
+        (False, 0.0, 0.9, 0.001, 0.0, "lr_inside"),
+    ]
+
+
+def test_lars_takes_what_the_recipe_gives(model: nn.Module) -> None:
+    recipe = OptimizerRecipe(name="lars", trust_coefficient=0.02, epsilon=1e-8, convention="lr_outside")
+    optimizer = build_optimizer(recipe, model)
+    assert _settings(optimizer, "trust_coefficient", "epsilon", "convention")[0] == (0.02, 1e-8, "lr_outside")
+
+
+def test_nesterov_lars_is_refused(model: nn.Module) -> None:
+    with pytest.raises(RecipeError, match=r"^optimizer\.nesterov: "):
+        build_optimizer(OptimizerRecipe(name="lars", nesterov=True), model)
+
+
+def test_a_users_function_gets_the_groups_and_its_arguments(model: nn.Module, user_module: str) -> None:
+    recipe = OptimizerRecipe(name=f"{user_module}:rmsprop", momentum=0.5, weight_decay=0.1, arguments={"alpha": 0.7})
+    optimizer = build_optimizer(recipe, model)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert _settings(optimizer, "weight_decay", "momentum", "alpha") == [(0.1, 0.5, 0.7), (0.0, 0.5, 0.7)]
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("half", "gave an optimizer whose 2 parameters are not the 6 given"),
+        ("nothing", "returned an object of type NoneType"),
+        ("rmsprop", "missing a required argument: 'alpha'"),
+        ("absent", "has no absent"),
+    ],
+)
+def test_a_users_function_that_will_not_do_is_refused(
+    model: nn.Module, user_module: str, function: str, problem: str
+) -> None:
+    with pytest.raises(RecipeError, match=problem) as caught:
+        build_optimizer(OptimizerRecipe(name=f"{user_module}:{function}"), model)
+    assert caught.value.key == "optimizer.name"
+
+
+def test_an_unknown_name_is_refused(model: nn.Module) -> None:
+    with pytest.raises(RecipeError, match=r"Allowed: sgd, lars, or package\.module:function"):
+        build_optimizer(OptimizerRecipe(name="adam"), model)
+
+
+def test_every_optimizer_that_the_rules_allow_can_be_built(model: nn.Module) -> None:
+    for name in rules.OPTIMIZER_NAMES:
+        build_optimizer(OptimizerRecipe(name=name), model)
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(RecipeError, match="has no trainable parameter"):
+        build_optimizer(OptimizerRecipe(), nn.ReLU())
