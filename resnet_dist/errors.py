@@ -1,12 +1,12 @@
 """What can go wrong in the data plane. The control plane gives each class an exit code and a retry rule.
 
-    TrainingError
-    ├── RecipeError            the recipe asks for what cannot be            never retried
-    │   └── MissingPackage     it asks for a package that is not installed
-    ├── DataError              an image, a folder or an index is broken      never retried
-    ├── CheckpointError        no checkpoint that can be trusted
-    ├── DivergedError          the loss is not a number any more
-    └── StorageError           the run directory cannot be written
+TrainingError
+├── RecipeError            the recipe asks for what cannot be            never retried
+│   └── MissingPackage     it asks for a package that is not installed
+├── DataError              an image, a folder or an index is broken      never retried
+├── CheckpointError        no checkpoint that can be trusted
+├── DivergedError          the loss is not a number any more
+└── StorageError           the run directory cannot be written
 """
 
 from __future__ import annotations

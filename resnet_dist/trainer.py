@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,20 +83,22 @@ class Trainer:
         with closing(parts.batches_from(self.first_step)) as batches:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
                 # --- one optimizer step
-                self._clock.start()
-                micro_batches = self._micro_batches(batches)
-                sums = parts.engine.step(micro_batches, parts.learning_rate(step - 1))
-                previous, pending = pending, parts.exchange.finish(step, sums, parts.supervisor.request())
-                self._clock.stop()
+                with self._clock.running(step):
+                    micro_batches = self._micro_batches(batches)
+                    sums = parts.engine.step(micro_batches, parts.learning_rate(step - 1))
+                    previous, pending = pending, parts.exchange.finish(step, sums, parts.supervisor.request())
+                    totals = previous.read() if previous else None  # on a GPU, the wait for its work is here
 
                 # --- what the step before has left, a step late
-                request = self._record(previous.read()) if previous else Request.CONTINUE
+                request = self._record(totals) if totals else Request.CONTINUE
 
                 # --- events of this boundary
                 evaluation_is_due = timetable.evaluate.fires_after(step) or step == timetable.total_steps
                 checkpoint_is_due = timetable.checkpoint.fires_after(step) or step == timetable.total_steps
                 if evaluation_is_due or checkpoint_is_due or request is not Request.CONTINUE:
-                    request, pending = max(request, self._record(pending.read())), None
+                    with self._clock.running(step):
+                        totals = pending.read()
+                    request, pending = max(request, self._record(totals)), None
                 evaluation = self._evaluate(step) if evaluation_is_due else None
                 if checkpoint_is_due or request is not Request.CONTINUE:
                     self._save(step)
@@ -118,7 +121,7 @@ class Trainer:
             raise DivergedError(totals.step, totals.loss)
         timetable = self.timetable
         if totals.step % timetable.log_every == 0 or totals.step == timetable.total_steps:
-            times = self._clock.lap()
+            times = self._clock.lap(totals.step)
             self._write(
                 {
                     "kind": "train",
@@ -160,29 +163,37 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds per step and seconds spent waiting for input, as means over the steps since the last lap."""
+    """Seconds per step and seconds spent waiting for input, as means over the steps since the last lap.
+
+    A step's totals are recorded when the next step has run already, so times are kept by step until then.
+    """
 
     def __init__(self) -> None:
-        self._steps, self._busy_s, self._waited_s, self._started = 0, 0.0, 0.0, 0.0
+        self._step = 0
+        self._busy_s: defaultdict[int, float] = defaultdict(float)
+        self._waited_s: defaultdict[int, float] = defaultdict(float)
 
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        self._busy_s += time.perf_counter() - self._started
-        self._steps += 1
+    @contextmanager
+    def running(self, step: int) -> Iterator[None]:
+        """The time inside belongs to `step`."""
+        self._step = step
+        started = time.perf_counter()
+        yield
+        self._busy_s[step] += time.perf_counter() - started
 
     def waiting(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
+        """Pass on `batches`, and count what each one takes to come."""
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            self._waited_s += time.perf_counter() - started
+            self._waited_s[self._step] += time.perf_counter() - started
             if batch is None:
                 return
             yield batch
 
-    def lap(self) -> dict[str, float]:
-        steps = max(self._steps, 1)
-        times = {"step_time_s": self._busy_s / steps, "data_wait_s": self._waited_s / steps}
-        self._steps, self._busy_s, self._waited_s = 0, 0.0, 0.0
-        return times
+    def lap(self, step: int) -> dict[str, float]:
+        """The means over the steps up to `step` that no lap has taken yet; there must be one."""
+        steps = [number for number in self._busy_s if number <= step]
+        busy_s = sum(self._busy_s.pop(number) for number in steps)
+        waited_s = sum(self._waited_s.pop(number, 0.0) for number in steps)
+        return {"step_time_s": busy_s / len(steps), "data_wait_s": waited_s / len(steps)}

@@ -20,7 +20,7 @@ _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 but for DHT, JPG and DAC, which share the range
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0..7
 
-JPEG_MAGIC = b"\xff\xd8"
+_JPEG_MAGIC = b"\xff\xd8"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
@@ -38,7 +38,7 @@ def image_size(path: str) -> tuple[int, int]:
         if num_bytes == 0:
             raise DataError(path, "is empty (0 bytes): copy it again or delete it")
         head = os.pread(descriptor, _HEAD_BYTES, 0)
-        if head.startswith(JPEG_MAGIC):
+        if head.startswith(_JPEG_MAGIC):
             return _JpegFile(path, descriptor, num_bytes, head).size()
         if head.startswith(_PNG_MAGIC):
             tail = os.pread(descriptor, _TAIL_BYTES, max(0, num_bytes - _TAIL_BYTES))

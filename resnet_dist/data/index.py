@@ -97,7 +97,7 @@ class Index:
     def load(cls, file: Path) -> Index:
         """Read what `save` wrote. DataError if the file is missing, torn, or of another format."""
         try:
-            with np.load(file, allow_pickle=False) as columns:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as columns:
                 if int(columns["format"]) != _FORMAT:
                     raise DataError(str(file), f"is an index of format {columns['format']}, not {_FORMAT}; delete it")
                 return cls(
@@ -109,7 +109,7 @@ class Index:
                     widths=columns["widths"],
                     folder_times_ns=dict(zip(_lines(columns["folders"]), columns["times_ns"].tolist(), strict=True)),
                 )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise DataError(str(file), f"is not a saved index ({error}); delete it to have it made again") from error
 
 

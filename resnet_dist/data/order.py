@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from resnet_dist.data.random_bits import Purpose, element, states
 
-# Each round mixes one coordinate with a hash of the other. On large grids 4 rounds would do (Luby and Rackoff 1988); on a
-# grid of a few cells it takes more until all N! permutations are equally likely. Measured by a chi-square test over
-# 400,000 epochs of 7 samples: 12 and 16 rounds fail, 20 pass.
+# Each round mixes one coordinate with a hash of the other. On large grids 4 rounds would do (Luby and Rackoff 1988); on
+# a grid of a few cells it takes more until all N! permutations are equally likely. Measured by a chi-square test over
+# 400,000 epochs of 7 samples: 12 and 16 rounds fail, 20 and more pass.
 _ROUNDS = 24
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,9 @@ LossSum = Callable[[Tensor, Tensor], Tensor]
 class DdpEngine:
     """Torch's DistributedDataParallel, made to sum instead of average.
 
-    DDP divides the summed gradient by the number of workers, which is a mean over samples only if shares are equal. Each
-    worker therefore scales the sum of its losses by world size / B: what comes out is the sum over all samples / B.
-    On one worker the model is used bare.
+    DDP divides the summed gradient by the number of workers, which is a mean over samples only if shares are equal.
+    Each worker therefore scales the sum of its losses by world size / B: what comes out is the sum over all samples,
+    divided by B. On one worker the model is used bare.
     """
 
     def __init__(
@@ -93,4 +94,5 @@ def _wrap(module: nn.Module) -> DistributedDataParallel:
     # Buffers are the same everywhere by construction; torch 2.13 renamed the switch for broadcasting them.
     parameters = inspect.signature(DistributedDataParallel).parameters
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{sync_buffers: False})
+    switches: dict[str, Any] = {"gradient_as_bucket_view": True, sync_buffers: False}
+    return DistributedDataParallel(module, **switches)

@@ -14,7 +14,11 @@ def state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     A state that is a Python number (a step count of a user's optimizer) becomes a 0-d tensor.
     """
     return {
-        name: {key: torch.as_tensor(value).detach().cpu() for key, value in optimizer.state[parameter].items() if value is not None}
+        name: {
+            key: torch.as_tensor(value).detach().cpu()
+            for key, value in optimizer.state[parameter].items()
+            if value is not None
+        }
         for name, parameter in module.named_parameters()
         if optimizer.state.get(parameter)
     }
@@ -32,6 +36,15 @@ def load_state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer, stat
                 raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
         optimizer.state[parameter] = {
             # copied into the parameter's own memory layout, so that a resumed step adds up in the same order
-            key: torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.dim() else value.clone()
+            key: value.clone() if _is_count(key, value, parameter) else _in_layout_of(parameter, value)
             for key, value in entries.items()
         }
+
+
+def _is_count(key: str, value: Tensor, parameter: Tensor) -> bool:
+    # torch's optimizers count steps on the CPU under this name; a 0-d state of a 0-d parameter goes where that is
+    return value.dim() == 0 and (key == "step" or parameter.dim() > 0)
+
+
+def _in_layout_of(parameter: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

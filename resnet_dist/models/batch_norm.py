@@ -39,6 +39,7 @@ class SpanBatchNorm(_BatchNorm):
         self.weight, self.bias = layer.weight, layer.bias
         self.running_mean, self.running_var = layer.running_mean, layer.running_var
         self.num_batches_tracked = layer.num_batches_tracked
+        self.training = layer.training
         self.pooled: Tensor | None = None
         self.num_positions = 1  # height × width of the last input
 
@@ -95,7 +96,7 @@ class _ExchangedNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans
     ) -> tuple[Tensor, Tensor, Tensor]:
         channels = input.shape[1]
@@ -123,8 +124,8 @@ class _ExchangedNorm(torch.autograd.Function):
         return output, means, variances
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, means, inverse_std, count_by_row = ctx.saved_tensors
         spans: Spans = ctx.spans
         channels = input.shape[1]
@@ -196,6 +197,7 @@ class RunningStatistics:
         self.layers = layers
         self.num_channels = sum(layer.num_features for layer in layers)
         self._sizes = [layer.num_features for layer in layers]
+        self._momentum = layers[0].momentum or 0.0 if layers else 0.0
         if sums is not None:
             self.collect_into(sums)
 
@@ -213,10 +215,12 @@ class RunningStatistics:
         variance = mean_of_variances + mean_of_squares - mean.square()
         counts = [layer.spans.batch_size * layer.num_positions for layer in self.layers]
         unbiased = [part * (n / max(n - 1, 1)) for part, n in zip(variance.split(self._sizes), counts, strict=True)]
-        for running, new in (
-            ([layer.running_mean for layer in self.layers], list(mean.split(self._sizes))),
-            ([layer.running_var for layer in self.layers], unbiased),
-        ):
+        for name, new in (("running_mean", list(mean.split(self._sizes))), ("running_var", unbiased)):
+            running = self._buffers(name)
             new = [value.to(old.dtype) for value, old in zip(new, running, strict=True)]
-            torch._foreach_lerp_(running, new, self.layers[0].momentum)
-        torch._foreach_add_([layer.num_batches_tracked for layer in self.layers], 1)
+            torch._foreach_lerp_(running, new, self._momentum)
+        torch._foreach_add_(self._buffers("num_batches_tracked"), 1)
+
+    def _buffers(self, name: str) -> list[Tensor]:
+        # read anew each step: moving a model to another device or dtype replaces its buffers
+        return [layer.get_buffer(name) for layer in self.layers]

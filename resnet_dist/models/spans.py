@@ -6,6 +6,7 @@ micro-batches changes what it holds. Every micro-batch is split over the workers
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,8 +48,7 @@ def teams(layout: BatchLayout, span: int) -> list[Team]:
     starts = [(0, 0), *cuts]
     stops = [*cuts, (layout.world_size, layout.micro_batch_size)]
     return [
-        Team(range(first, last), range(start, stop))
-        for (first, start), (last, stop) in zip(starts, stops, strict=True)
+        Team(range(first, last), range(start, stop)) for (first, start), (last, stop) in zip(starts, stops, strict=True)
     ]
 
 
@@ -62,7 +62,7 @@ def pieces(own: range, span: int, origin: int) -> tuple[Piece, ...]:
     edges = [own.start, *inner, own.stop]
     return tuple(
         Piece((start - origin) // span, start - own.start, stop - own.start, owned=start % span == 0)
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     )
 
 
@@ -80,7 +80,7 @@ class Spans:
         self.group: dist.ProcessGroup | None = None
         self.num_rows = 1
         self.span_size = self.share_size
-        self.pieces = (Piece(0, 0, self.share_size, owned=True),)
+        self.pieces: tuple[Piece, ...] = (Piece(0, 0, self.share_size, owned=True),)
         if span == "worker":
             return
         self.span_size = layout.micro_batch_size if span == "global" else span

@@ -95,7 +95,7 @@ CASES = [
         'found "yes"',
         "true or false. Did you mean true?",
     ),
-    case("three numbers for two", "", "x: 1", 10, "x", "unknown key", "storage"),
+    case("key like no other", "", "x: 1", 10, "x", "unknown key", "storage"),
     case(
         "a list too long", "/data,", "/data, crop_area: [0, 1, 2],", 4, "data.crop_area", "(a list of 3)", "2 numbers"
     ),
@@ -114,7 +114,7 @@ CASES = [
     case("precision to come", "", "precision: float16", 10, "precision", "not available in this version", "bfloat16"),
     case("bad walltime", "", "cluster: {walltime: 4h}", 10, "cluster.walltime", 'found "4h"', "04:00:00"),
     case("walltime as a number", "", "cluster: {walltime: 4}", 10, "cluster.walltime", "found 4 (a number)", "text"),
-    case("nodes that divide not", "", "cluster: {nodes: 3}", 10, "workers", "found 2", "nearest 3"),
+    case("nodes that divide not", "", "cluster: {nodes: 3}", 9, "workers", "found 2", "nearest 3"),
     case("several GPUs", "", "resources: {gpus_per_worker: 8}", 10, "resources.gpus_per_worker", "found 8", "0 or 1"),
     case("elastic range", "workers: 2", "workers: 2..4", 9, "workers", 'found "2..4"', "a whole number"),
     case("unsafe name", "name: good", "name: ../good", 2, "name", 'found "../good"', "letters, digits"),
@@ -125,15 +125,7 @@ CASES = [
     ),
     case("duplicate key", "", "name: again", 10, "name", "given twice, first in line 2", "each key once"),
     case("duplicate inner key", "0.9}", "0.9, name: lars}", 7, "optimizer.name", "given twice", "each key once"),
-    case(
-        "python object",
-        "0.9",
-        "!!python/object:os.x",
-        7,
-        "optimizer.momentum",
-        "tag !!python/object:os.x",
-        "plain values",
-    ),
+    case("python object", "/runs", "!!python/object:os.x {}", 3, "storage", "!!python/object:os.x", "plain values"),
     case("unknown tag", "/runs", "!env RUNS", 3, "storage", "tag !env", "plain values"),
     case("number as a key", "", "10: epochs", 10, "", "found the key '10'", "keys that are text"),
     case("tabs", "{size: 64}", "\n\tsize: 64", 6, "", "a tab", "spaces"),
@@ -177,7 +169,7 @@ def test_a_mistake_is_explained(bad: Case, tmp_path: Path, monkeypatch: pytest.M
     assert caught.value.exit_code == bad.code
     place = f"my.yaml:{bad.line}" if bad.line else f"command line: {bad.overrides[0]}"
     key = f"{bad.key}: " if bad.key and bad.code == 78 else ""
-    [line] = [line for line in message.splitlines() if line.startswith(f"{place}: {key}{'' if key else ''}")]
+    [line] = [line for line in message.splitlines() if line.startswith(f"{place}: {key}")]
     assert bad.key in line
     before, _, after = line.removeprefix(f"{place}: ").partition("Allowed: ")
     assert bad.found in before

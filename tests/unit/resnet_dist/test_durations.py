@@ -77,7 +77,7 @@ def test_a_tenth_of_an_epoch_is_not_rounded() -> None:
     assert tenth.samples(batch_size=256, num_samples=1_281_167) == Fraction(1_281_167, 10)
 
 
-@given(st.fractions(Fraction(1, 50), 200, max_denominator=50), st.integers(1, 60), st.integers(1, 60))
+@given(st.fractions(Fraction(1, 4), 200, max_denominator=50), st.integers(1, 30), st.integers(1, 30))
 @settings(deadline=None)
 def test_an_event_fires_after_the_first_step_that_reaches_each_multiple(
     period: Fraction, batch_size: int, num_steps: int

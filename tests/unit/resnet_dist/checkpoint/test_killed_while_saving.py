@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_dist.checkpoint.restore import newest
+from resnet_dist.checkpoint.restore import load, newest
 
 KEEP = 2
 
@@ -77,16 +77,17 @@ def savers() -> Iterator[Callable[[str], int]]:
         process.stdin.close()
 
 
-def complete_steps(folder: Path) -> list[int]:
+def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def check_newest(folder: Path, at_least: int) -> int:
-    """The newest checkpoint is good, and none that was seen before has got lost."""
+    """The newest checkpoint is good, so is each older one (none half-deleted), and nothing seen before has got lost."""
     checkpoint = newest(folder)
     assert checkpoint is not None
     assert checkpoint.step >= at_least
-    assert checkpoint.step == max(complete_steps(folder))
+    assert checkpoint.step == max(steps(folder))
+    assert [load(path).step for path in sorted(folder.glob("step-*"))] == steps(folder)
     assert torch.equal(checkpoint.model()["weight"], torch.full((50_000,), float(checkpoint.step)))
     assert torch.equal(checkpoint.optimizer()["weight"]["momentum"], checkpoint.model()["weight"])
     return checkpoint.step
@@ -108,7 +109,7 @@ def test_a_kill_before_any_disk_operation_leaves_a_complete_newest_checkpoint(
     assert strike > 30
     assert caplog.messages == []  # no torn checkpoint was ever there to be skipped
     # What the kills left undone, the save that came through has done: older ones deleted, torn ones swept away.
-    assert complete_steps(tmp_path) == [step - 1, step]
+    assert steps(tmp_path) == [step - 1, step]
     assert list(tmp_path.glob(".step-*")) == []
 
 
@@ -118,7 +119,7 @@ def test_a_kill_at_a_random_moment_leaves_a_complete_newest_checkpoint(
     step, moments = 0, random.Random(0)
     for _ in range(15):
         saver = savers(f"{tmp_path} {step + 1} 0")
-        while max(complete_steps(tmp_path), default=0) <= step:
+        while max(steps(tmp_path), default=0) <= step:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.03))
         os.kill(saver, signal.SIGKILL)

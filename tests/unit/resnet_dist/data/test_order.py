@@ -26,7 +26,7 @@ def test_each_epoch_takes_every_sample_once(num_samples: int, number: int) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1), st.integers(0, 10**12))
-def test_each_epoch_takes_every_sample_once_whatever_the_size_and_seed(num_samples: int, seed: int, number: int) -> None:
+def test_each_epoch_is_a_permutation_for_any_size_and_seed(num_samples: int, seed: int, number: int) -> None:
     assert np.array_equal(np.sort(epoch(Stream(num_samples, seed), number)), np.arange(num_samples))
 
 
@@ -54,9 +54,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_order_never_changes() -> None:
     # A change here would change the course of every run that was ever made.
-    assert Stream(1797, seed=0).sample_ids(np.arange(8)).tolist() == GOLDEN_FIRST
+    assert Stream(1797, seed=0).sample_ids(np.arange(8)).tolist() == [600, 65, 125, 523, 761, 1421, 344, 54]
     far = np.array([10**15, 10**15 + 1, 10**15 + 2])
-    assert Stream(1_281_167, seed=42).sample_ids(far).tolist() == GOLDEN_FAR
+    assert Stream(1_281_167, seed=42).sample_ids(far).tolist() == [319351, 1276830, 691710]
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 4, 5])

@@ -1,0 +1,33 @@
+"""Command lines: argparse with this project's exit code for a wrong one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from launcher.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would exit with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line, with what is allowed."""
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG [key=value ...]"""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, for example configs/digits_cpu.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. batch.size=256")
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG [key=value ...] [--resume auto|never|must]"""
+    config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="auto: go on from the newest checkpoint, if any; never: refuse to; must: fail without one",
+    )

@@ -1,0 +1,100 @@
+"""`python -m launcher VERB` and the console script `launcher`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import config as configs
+from launcher.arguments import Parser, config_arguments, train_arguments
+from launcher.plan import lines
+from launcher.progress import Progress
+from launcher.train import report, train
+
+HOME = Path("~/resnet_data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns its exit code."""
+    try:
+        given = _parser().parse_args(arguments)
+        return int(given.run(given))
+    except Exception as error:
+        return report(error)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="launcher", description="One YAML file trains a ResNet, from a laptop's CPU to many GPUs.")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+
+    verb = verbs.add_parser("train", help="train a config (the same as python -m launcher.train)")
+    train_arguments(verb)
+    verb.set_defaults(run=_train)
+
+    verb = verbs.add_parser("demo", help="train on handwritten digits here and now, in a few minutes")
+    verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key of configs/digits_cpu.yaml")
+    verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="for images and runs (%(default)s)")
+    verb.set_defaults(run=_demo)
+
+    verb = verbs.add_parser("plan", help="check a config without GPU or data; print steps, shares, spans and LR")
+    config_arguments(verb)
+    verb.set_defaults(run=_plan)
+
+    verb = verbs.add_parser("prepare", help="write a data set as folders of images")
+    verb.add_argument("dataset", choices=("digits",), help="digits: scikit-learn's 1,797 handwritten digits")
+    verb.add_argument("folder", type=Path, nargs="?", help="where to (default: ~/resnet_data/<dataset>)")
+    verb.add_argument("--baselines", action="store_true", help="also print what classical methods reach on it")
+    verb.set_defaults(run=_prepare)
+
+    verb = verbs.add_parser("config", help="show a config with all defaults, or the schema of all keys")
+    kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)
+    kind = kinds.add_parser("show", help="the resolved config as YAML")
+    config_arguments(kind)
+    kind.set_defaults(run=_show)
+    kinds.add_parser("schema", help="the JSON schema of a config, for editors").set_defaults(run=_schema)
+    return parser
+
+
+def _train(given: argparse.Namespace) -> int:
+    code, _ = train(configs.load(given.config, given.overrides), given.resume, Progress(), given.config)
+    return code
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from launcher.demo import run_demo
+
+    return run_demo(given.folder.expanduser().absolute(), given.overrides)
+
+
+def _plan(given: argparse.Namespace) -> int:
+    for line in lines(configs.load(given.config, given.overrides)):
+        print(line)
+    return 0
+
+
+def _prepare(given: argparse.Namespace) -> int:
+    from launcher.prepare import classical_baselines, write_digits
+
+    folder = (given.folder or HOME / given.dataset).expanduser().absolute()
+    print(f"images in {write_digits(folder)}")
+    if given.baselines:
+        for name, top1 in classical_baselines(folder).items():
+            print(f"  {name}: {top1:.2%}" if isinstance(top1, float) else f"  {name}: {top1}")
+    return 0
+
+
+def _show(given: argparse.Namespace) -> int:
+    print(configs.to_yaml(configs.load(given.config, given.overrides)), end="")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    print(json.dumps(configs.json_schema(), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A run without Ray: this process alone, or one of the processes that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch.distributed as dist
+
+from launcher import resume
+from launcher.exit_codes import ExitCode
+from launcher.faults import rule_for
+from launcher.progress import Progress
+from launcher.run_config import RunConfig
+from launcher.run_directory import RunDirectory
+from launcher.signals import StopSignals
+from launcher.worker import Assignment, FileSupervisor, train_worker
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of a group that its environment describes."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def run_local(
+    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress
+) -> tuple[ExitCode, dict[str, Any]]:
+    """Train in this process; returns the exit code and the outcome. Errors are raised, after they are recorded.
+
+    The environment's world size wins over `workers`, and the run says so.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not under_torchrun():
+        rank, world_size, local_rank = 0, 1, 0
+    if rank == 0 and world_size != config.workers:
+        progress.say(
+            f"{world_size} worker{'s' * (world_size > 1)} here (the config asks for {config.workers}): same losses"
+        )
+    with _process_group(config, rank, world_size), StopSignals() as signals:
+        start, attempt = _begin(config, run, mode, progress, rank, world_size)
+        assignment = Assignment(rank, world_size, local_rank, attempt, start.checkpoint)
+        supervisor = FileSupervisor(stopped=lambda: signals.stopped, listener=progress.record)
+        try:
+            outcome = train_worker(config, assignment, supervisor)
+        except BaseException as error:
+            if rank == 0:
+                code = rule_for(error).exit_code if isinstance(error, Exception) else ExitCode.INTERRUPTED
+                run.end_attempt(attempt, code, _cause(error), None)
+            raise
+        code = ExitCode.OK if outcome["finished"] else signals.exit_code if signals.stopped else ExitCode.STOPPED
+        if rank == 0:
+            cause = "finished" if outcome["finished"] else "stopped on request"
+            run.end_attempt(attempt, code, cause, outcome["step"])
+        return code, outcome
+
+
+def _begin(
+    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress, rank: int, world_size: int
+) -> tuple[resume.Start, int]:
+    """Rank 0 looks at the run directory and tells the others what it found, an error too."""
+    found: list[Any] = [None]
+    if rank == 0:
+        try:
+            start = resume.choose(config, run, mode)
+            facts = {"place": "local", "workers": world_size, "from_step": start.step}
+            found = [(start, run.begin_attempt(facts))]
+            for line in start.notes:
+                progress.say(line)
+        except Exception as error:
+            found = [error]
+            if world_size == 1:
+                raise
+    if world_size > 1:
+        dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    start, attempt = found[0]
+    return start, attempt
+
+
+def _process_group(config: RunConfig, rank: int, world_size: int) -> Any:
+    """The process group while it is entered; one that is up already (a notebook's) is left alone."""
+    if dist.is_initialized():
+        return nullcontext()
+    return _Group("nccl" if config.resources.gpus_per_worker else "gloo", rank, world_size)
+
+
+class _Group:
+    def __init__(self, backend: str, rank: int, world_size: int) -> None:
+        self._backend, self._rank, self._world_size = backend, rank, world_size
+
+    def __enter__(self) -> None:
+        if under_torchrun():
+            dist.init_process_group(self._backend)
+        else:
+            dist.init_process_group(self._backend, store=dist.HashStore(), rank=0, world_size=1)
+
+    def __exit__(self, *_: object) -> None:
+        dist.destroy_process_group()
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,298 @@
+"""A trainer with tiny parts: what it does, in which order, and what it never does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist.data import HostBatch
+from resnet_dist.durations import Every
+from resnet_dist.engines.protocol import MicroBatch, StepSums
+from resnet_dist.errors import DivergedError
+from resnet_dist.evaluate import Evaluation
+from resnet_dist.metrics import StepExchange
+from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.supervisor import Request
+from resnet_dist.trainer import Outcome, Parts, Timetable, Trainer
+
+BATCH_SIZE, NUM_SAMPLES = 4, 8
+EVALUATION = Evaluation(top1=0.5, top5=1.0, loss=0.25, num_samples=2)
+NEVER = 10**6
+
+
+@dataclass
+class World:
+    """All of the trainer's parts in one; `did` is the order of events, `records` what was written."""
+
+    requests: Mapping[int, Request] = field(default_factory=dict)  # step in which a worker is asked
+    losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
+    path: str = "checkpoints/step"
+    now_s: float = 0.0
+    did: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    told: list[tuple[str, int]] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)  # of the micro-batches of each step
+    step_number: int = 0
+    closed: bool = False
+    module: nn.Module = field(default_factory=nn.Identity)
+
+    # --- engine
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        self.positions.append([int(batch.labels[0]) for batch in micro_batches])
+        self.step_number += 1
+        self.now_s += 2.0
+        self.learning_rates.append(learning_rate)
+        self.did.append(f"step {self.step_number}")
+        loss = self.losses.get(self.step_number, 8.0)
+        return StepSums(torch.tensor(loss, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64))
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {}
+
+    def load_optimizer_state(self, state: object) -> None: ...
+
+    # --- data
+    def batches_from(self, first_step: int) -> Generator[HostBatch, None, None]:
+        self.did.append(f"batches from {first_step}")
+        self.step_number = first_step
+        position = torch.tensor([first_step * 2])
+        try:
+            while True:
+                self.now_s += 0.25
+                yield HostBatch(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), position, position)
+                position = position + 1
+        finally:
+            self.closed = True
+
+    # --- supervisor
+    def request(self) -> Request:
+        return self.requests.get(self.step_number, Request.CONTINUE)
+
+    def checkpoint(self, path: str, step: int) -> None:
+        self.told.append((path, step))
+
+    def metrics(self, record: Mapping[str, Any]) -> None: ...
+
+    # --- sink
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def close(self) -> None: ...
+
+    # --- the rest
+    def evaluate(self) -> Evaluation:
+        self.did.append("evaluate")
+        self.now_s += 100.0
+        return EVALUATION
+
+    def save(self, step: int) -> str:
+        self.did.append(f"save {step}")
+        self.now_s += 100.0
+        return self.path and f"{self.path}-{step}"
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["kind"] == kind]
+
+    def events(self) -> list[tuple[int, str]]:
+        return [(record["step"], record["event"]) for record in self.of("event")]
+
+
+def trainer(
+    world: World,
+    *,
+    steps: int,
+    evaluate_every: int = NEVER,
+    checkpoint_every: int = NEVER,
+    log_every: int = 1,
+    first_step: int = 0,
+) -> Trainer:
+    """`..._every` in steps."""
+    parts = Parts(
+        engine=world,
+        learning_rate=lambda step: 0.1 * step,
+        batches_from=world.batches_from,
+        to_device=lambda batch: MicroBatch(batch.images.float(), batch.labels),
+        evaluate=world.evaluate,
+        exchange=StepExchange(RunningStatistics(world.module), torch.device("cpu"), BATCH_SIZE),
+        save=world.save,
+        sink=world,
+        supervisor=world,
+    )
+    timetable = Timetable(
+        total_steps=steps,
+        batch_size=BATCH_SIZE,
+        num_samples=NUM_SAMPLES,
+        evaluate=Every(Fraction(evaluate_every * BATCH_SIZE), BATCH_SIZE),
+        checkpoint=Every(Fraction(checkpoint_every * BATCH_SIZE), BATCH_SIZE),
+        log_every=log_every,
+    )
+    return Trainer(parts, timetable, num_micro_batches=2, first_step=first_step)
+
+
+def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() -> None:
+    world = World()
+    outcome = trainer(world, steps=6, evaluate_every=2, checkpoint_every=3).fit()
+    assert world.did == [
+        "batches from 0",
+        *("step 1", "step 2", "evaluate", "step 3", "save 3", "step 4", "evaluate", "step 5"),
+        *("step 6", "evaluate", "save 6"),
+    ]
+    assert outcome == Outcome(6, finished=True, evaluation=EVALUATION)
+    assert world.events() == [(0, "started"), (3, "checkpoint"), (6, "checkpoint"), (6, "finished")]
+    assert world.of("event")[0]["detail"] == {"total_steps": 6}
+
+
+def test_the_end_of_a_run_is_evaluated_and_saved_even_if_neither_is_due() -> None:
+    world = World()
+    outcome = trainer(world, steps=3).fit()
+    assert world.did[-2:] == ["evaluate", "save 3"]
+    assert world.did.count("evaluate") == 1
+    assert outcome.evaluation == EVALUATION
+
+
+def test_each_step_takes_its_own_micro_batches_and_learning_rate() -> None:
+    world = World()
+    trainer(world, steps=3).fit()
+    assert world.positions == [[0, 1], [2, 3], [4, 5]]
+    assert world.learning_rates == [0.1 * completed for completed in (0, 1, 2)]
+
+
+def test_a_resumed_run_continues_at_the_next_step() -> None:
+    world = World()
+    trainer(world, steps=7, evaluate_every=3, first_step=5).fit()
+    assert world.did == ["batches from 5", "step 6", "evaluate", "step 7", "evaluate", "save 7"]
+    assert world.positions == [[10, 11], [12, 13]]
+    assert world.learning_rates == [0.5, 0.1 * 6]
+    assert [record["step"] for record in world.of("train")] == [6, 7]
+    assert world.events()[0] == (5, "started")
+
+
+def test_a_run_that_is_resumed_after_its_last_step_only_evaluates() -> None:
+    world = World()
+    outcome = trainer(world, steps=4, first_step=4).fit()
+    assert world.did == ["evaluate"]
+    assert outcome == Outcome(4, finished=True, evaluation=EVALUATION)
+    assert world.events() == [(4, "started"), (4, "finished")]
+
+
+def test_a_request_to_save_is_obeyed_one_step_late_and_training_goes_on() -> None:
+    world = World(requests={2: Request.SAVE})
+    outcome = trainer(world, steps=5).fit()
+    assert [entry for entry in world.did if "save" in entry] == ["save 3", "save 5"]
+    assert outcome.finished
+
+
+def test_a_request_to_stop_is_obeyed_one_step_late_with_a_checkpoint() -> None:
+    world = World(requests={2: Request.STOP})
+    outcome = trainer(world, steps=5).fit()
+    assert world.did == ["batches from 0", "step 1", "step 2", "step 3", "save 3"]
+    assert outcome == Outcome(3, finished=False, evaluation=None)
+    assert world.events() == [(0, "started"), (3, "checkpoint"), (3, "stopped")]
+    assert world.told == [("checkpoints/step-3", 3)]
+    assert [record["step"] for record in world.of("train")] == [1, 2, 3]
+
+
+def test_a_request_in_a_step_that_has_an_event_anyway_is_obeyed_at_once() -> None:
+    world = World(requests={2: Request.STOP})
+    outcome = trainer(world, steps=5, evaluate_every=2).fit()
+    assert world.did == ["batches from 0", "step 1", "step 2", "evaluate", "save 2"]
+    assert outcome == Outcome(2, finished=False, evaluation=EVALUATION)
+
+
+def test_the_stronger_of_two_requests_wins() -> None:
+    world = World(requests={2: Request.SAVE, 3: Request.STOP})
+    assert trainer(world, steps=9).fit().step == 3
+    assert [entry for entry in world.did if "save" in entry] == ["save 3"]
+
+
+@pytest.mark.parametrize("asked", [4, 5])
+def test_a_request_to_stop_that_comes_with_the_last_step_finishes_the_run(asked: int) -> None:
+    world = World(requests={asked: Request.STOP})
+    outcome = trainer(world, steps=5).fit()
+    assert outcome == Outcome(5, finished=True, evaluation=EVALUATION)
+    assert [entry for entry in world.did if "save" in entry] == ["save 5"]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("diverges", "noticed"),
+    [(2, 3), (3, 4), (4, 4), (6, 6)],  # steps 4 and 6 have a checkpoint, so their own loss is read first
+)
+def test_a_step_whose_loss_is_not_a_number_is_never_saved(diverges: int, noticed: int, loss: float) -> None:
+    world = World(losses={diverges: loss})
+    with pytest.raises(DivergedError, match=f"the loss of step {diverges} is {loss}") as caught:
+        trainer(world, steps=6, checkpoint_every=4, evaluate_every=4).fit()
+    assert caught.value.step == diverges
+    assert world.did[-1] == f"step {noticed}"
+    assert [path for path, step in world.told if step >= diverges] == []
+    assert world.closed
+
+
+@pytest.mark.parametrize("requests", [{}, {2: Request.STOP}])
+def test_the_data_is_closed_however_the_run_ends(requests: dict[int, Request]) -> None:
+    world = World(requests=requests)
+    trainer(world, steps=4).fit()
+    assert world.closed
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("checkpoint_every", [1, 2, 5])
+def test_train_records_come_at_their_steps_and_at_the_end(log_every: int, checkpoint_every: int) -> None:
+    world = World()
+    trainer(world, steps=11, log_every=log_every, checkpoint_every=checkpoint_every).fit()
+    due = [step for step in range(1, 12) if step % log_every == 0 or step == 11]
+    assert [record["step"] for record in world.of("train")] == due
+
+
+def test_a_train_record_has_means_over_the_global_batch() -> None:
+    world = World(losses={2: 6.0})
+    trainer(world, steps=3).fit()
+    second = world.of("train")[1]
+    assert (second["loss"], second["top1"], second["epoch"]) == (1.5, 0.75, 1.0)
+    assert second["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3, NEVER])
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch, checkpoint_every: int, log_every: int) -> None:
+    world = World()
+    monkeypatch.setattr("resnet_dist.trainer.time", SimpleNamespace(perf_counter=lambda: world.now_s))
+    trainer(world, steps=4, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=2).fit()
+    for record in world.of("train"):
+        assert record["data_wait_s"] == 0.5  # two micro-batches of 0.25 s
+        assert record["step_time_s"] == 2.5
+        assert record["images_per_s"] == BATCH_SIZE / 2.5
+        assert record["time_left_s"] == (4 - record["step"]) * 2.5
+    assert [record["time_s"] for record in world.of("eval")] == [100.0, 100.0]
+
+
+def test_an_eval_record_has_the_evaluation() -> None:
+    world = World()
+    trainer(world, steps=3).fit()
+    (record,) = world.of("eval")
+    assert {**record, "time_s": None} == {
+        "kind": "eval",
+        "step": 3,
+        "epoch": 1.5,
+        "time_s": None,
+        "top1": 0.5,
+        "top5": 1.0,
+        "loss": 0.25,
+        "num_samples": 2,
+    }
+
+
+def test_only_the_worker_that_wrote_a_checkpoint_tells_its_supervisor() -> None:
+    world = World(path="")
+    trainer(world, steps=3).fit()
+    assert "save 3" in world.did
+    assert world.told == []
