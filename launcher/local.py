@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from launcher import resume
 from launcher.exit_codes import ExitCode
@@ -95,7 +96,7 @@ class _Group:
         if under_torchrun():
             dist.init_process_group(self._backend)
         else:
-            dist.init_process_group(self._backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(self._backend, store=HashStore(), rank=0, world_size=1)
 
     def __exit__(self, *_: object) -> None:
         dist.destroy_process_group()

@@ -23,10 +23,10 @@ def lines(config: RunConfig) -> Iterator[str]:
     total_steps = config.duration.steps(**size)
     layout = BatchLayout(batch.size, batch.num_micro_batches, config.workers)
     yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
-    yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images at a global batch of {batch.size:,}"
+    yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images, global batch {batch.size:,}"
     yield f"                {num_samples / batch.size:,.2f} steps an epoch; epochs may end inside a batch"
-    nodes = config.cluster.nodes
-    yield f"  workers       {config.workers} on {nodes} node{'s' * (nodes > 1)}, {config.resources.gpus_per_worker} GPU each"
+    nodes, gpus = config.cluster.nodes, config.resources.gpus_per_worker
+    yield f"  workers       {config.workers} on {nodes} node{'s' * (nodes > 1)}, {gpus} GPU each"
     yield from _shares(config, layout)
     yield from _events(config, size, total_steps)
     yield "  learning rate"

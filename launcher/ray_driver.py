@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -157,22 +158,38 @@ def _connect(config: RunConfig) -> bool:
     """Connect to the cluster that RAY_ADDRESS names, or start one here; True where it was started here."""
     if ray.is_initialized():
         return False
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError) as error:
             raise ClusterUnavailable(f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
         return False
-    # A cluster that answers without a token runs anybody's code.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    _use_a_token()
     needed = config.workers * config.resources.cpus_per_worker
     num_cpus = max(os.cpu_count() or 1, needed)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists():
-        token.chmod(0o600)
     return True
+
+
+def _use_a_token() -> None:
+    """Token authentication for a cluster of our own: without it, whoever reaches a port runs code here.
+
+    Ray itself writes the token where every user can read it, and its server ends at once where the mode is set and
+    there is none.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    token = Path.home() / ".ray" / "auth_token"
+    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        token.chmod(0o600)
+    else:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _wait_for_resources(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from launcher.errors import ConfigError, Problem, UsageError
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from resnet_dist.build import described
-from resnet_dist.checkpoint import restore
+from resnet_dist.checkpoint import format, restore
 
 ResumeMode = Literal["auto", "never", "must"]
 
@@ -36,7 +36,7 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     Raises UsageError where `mode` forbids what is there, ConfigError where the config has changed in what a run cannot
     change, CheckpointError where there are checkpoints and none is good.
     """
-    if mode == "never" and run.checkpoints.is_dir() and any(run.checkpoints.iterdir()):
+    if mode == "never" and run.checkpoints.is_dir() and format.step_folders(run.checkpoints):
         raise UsageError(
             f"--resume never: {run.path} holds checkpoints of an earlier run. Give this one another name, move that "
             "folder away, or use --resume auto to go on"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import config as configs
 from launcher.errors import UsageError
+from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from resnet_dist.sink import read_metrics
 
@@ -24,7 +25,7 @@ class Run:
     path: Path
 
     @property
-    def config(self) -> configs.RunConfig:
+    def config(self) -> RunConfig:
         """The resolved config."""
         return configs.load(self._directory.config)
 

@@ -160,7 +160,7 @@ def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module
     model = build_model(recipe.model, recipe.seed)
     model = use_spans(model, spans, momentum=recipe.batch_norm.momentum, epsilon=recipe.batch_norm.epsilon)
     model.to(device=device, dtype=torch.float64 if recipe.precision == "float64" else torch.float32)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 def evaluator(recipe: Recipe, worker: Worker, model: nn.Module, val: Index) -> Callable[[], Evaluation]:
@@ -276,7 +276,7 @@ def _set_up_torch(recipe: Recipe, worker: Worker) -> None:
     torch.backends.cudnn.benchmark = not recipe.deterministic
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 __all__ = ["Bookkeeping", "Worker", "build", "shared_indices", "timetable_of", "whole_model"]

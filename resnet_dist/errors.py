@@ -35,7 +35,7 @@ class RecipeError(TrainingError):
         self.key, self.problem, self.allowed = key, problem, allowed
 
 
-class MissingPackage(RecipeError):
+class MissingPackage(RecipeError):  # noqa: N818 - reads as what happened
     """A package that the recipe needs is not installed here."""
 
     def __init__(self, key: str, package: str, install: str) -> None:

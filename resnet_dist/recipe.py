@@ -32,7 +32,7 @@ class ModelRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """The images. `source` is `imagefolder` (root/train/CLASS/*.jpg, root/val/CLASS/*.jpg) or `package.module:function`.
+    """The images. `source`: `imagefolder` (root/train/CLASS/*.jpg, root/val/CLASS/*.jpg) or `package.module:function`.
 
     A user's function is called as `function(root=..., split="train" | "val")` and returns a `resnet_dist.data.Index`.
     """

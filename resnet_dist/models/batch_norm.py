@@ -67,7 +67,8 @@ class SpanBatchNorm(_BatchNorm):
         """Each span through torch's kernel; with a momentum of 1 it hands over the span's own mean and variance."""
         pieces = self.spans.pieces
         dtype = torch.promote_types(input.dtype, torch.float32)
-        means, variances = torch.empty((2, len(pieces), self.num_features), dtype=dtype, device=input.device)
+        # zeros: torch scales what is there by 0, and 0 × NaN is NaN
+        means, variances = torch.zeros((2, len(pieces), self.num_features), dtype=dtype, device=input.device)
         outputs = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
             for part, mean, variance in zip(input.split([p.size for p in pieces]), means, variances, strict=True)

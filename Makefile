@@ -1,0 +1,34 @@
+# `make help` lists what can be done. pip's own settings (its config file, PIP_* variables) stay as the user has them.
+
+PYTHON ?= python3
+EXTRAS ?= all,dev
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install check test
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'PYTHON=$(PYTHON) makes the environment; EXTRAS=$(EXTRAS) are installed (EXTRAS=dev where DALI has no wheels)'
+
+demo: install ## train on handwritten digits, here and now, in a few minutes
+	$(BIN)/python -m launcher demo
+
+install: $(INSTALLED) ## make .venv with the versions of constraints.txt (about 7 GB); nothing to do when it is up to date
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+check: install ## lint, format, types, the arrows between packages, the examples in docstrings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --doctest-modules -q resnet_dist launcher cluster
+
+test: install ## all tests
+	$(BIN)/python -m pytest
