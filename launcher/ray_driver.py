@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
@@ -28,6 +27,7 @@ from launcher.errors import ClusterUnavailable, LauncherError, WorkerLost
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for, true_cause
 from launcher.progress import Progress
+from launcher.ray_environment import START_TIMEOUT_S
 from launcher.ray_worker import train_function
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
@@ -36,24 +36,12 @@ from launcher.worker import stop_file
 from resnet_dist.errors import TrainingError
 
 POLL_S = 0.1  # how often the driver looks for new metrics
-START_TIMEOUT_S = 120  # for all workers to be placed; a cluster that is busy for longer is unavailable
-
-_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `fit()` returns sooner after the last step
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # each print() of a worker once, not twice
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a frozen worker holds up a restart by no more
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; unset, it warns at every start
-}
 
 
 def run_ray(
     config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
     start = resume.choose(config, run, mode)
     for line in start.notes:
         progress.say(line)
@@ -165,31 +153,10 @@ def _connect(config: RunConfig) -> bool:
         except (ConnectionError, RuntimeError) as error:
             raise ClusterUnavailable(f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
         return False
-    _use_a_token()
     needed = config.workers * config.resources.cpus_per_worker
     num_cpus = max(os.cpu_count() or 1, needed)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
     return True
-
-
-def _use_a_token() -> None:
-    """Token authentication for a cluster of our own: without it, whoever reaches a port runs code here.
-
-    Ray itself writes the token where every user can read it, and its server ends at once where the mode is set and
-    there is none.
-    """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    token = Path.home() / ".ray" / "auth_token"
-    if os.environ["RAY_AUTH_MODE"] != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        return
-    token.parent.mkdir(mode=0o700, exist_ok=True)
-    try:
-        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        token.chmod(0o600)
-    else:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
 
 
 def _wait_for_resources(config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import config as configs
+from launcher import ray_environment
 from launcher.arguments import Parser, train_arguments
 from launcher.errors import LauncherError, UsageError
 from launcher.exit_codes import ExitCode
@@ -65,6 +66,7 @@ def train(
         run.create()
     try:
         if place_of(config) == "ray":
+            ray_environment.set_up()
             from launcher.ray_driver import run_ray
 
             code, outcome = run_ray(config, run, mode, progress)

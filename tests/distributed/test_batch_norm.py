@@ -127,7 +127,8 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of every worker, by case."""
     folder = tmp_path_factory.mktemp("world")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # the same resnet_dist as here: installed, or the checkout that pytest was started in
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     commands = [[sys.executable, __file__, str(rank), str(request.param), str(folder)] for rank in range(request.param)]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
     try:

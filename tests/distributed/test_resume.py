@@ -76,13 +76,14 @@ def test_a_signal_saves_at_a_step_boundary_and_loses_no_step(
 
 
 def test_a_finished_run_is_found_finished(config_file: Path, train: Callable[..., str]) -> None:
-    train("duration=2 steps")
+    short = ("duration=2 steps", "schedule.warmup=0 steps")
+    train(*short)
     assert (config_file.parent / "runs" / "tiny" / "FINISHED").exists()
-    assert "finished already" in train("duration=2 steps")
+    assert "finished already" in train(*short)
 
 
 def test_a_longer_duration_goes_on(config_file: Path, train: Callable[..., str], losses_of: Losses) -> None:
-    constant = ("schedule.decay=constant",)
+    constant = ("schedule.decay=constant", "schedule.warmup=2 steps")
     train("duration=4 steps", *constant)
     train("duration=8 steps", *constant)
     train("name=at-once", "duration=8 steps", *constant)
@@ -92,16 +93,16 @@ def test_a_longer_duration_goes_on(config_file: Path, train: Callable[..., str],
 
 def test_resume_modes_refuse_what_they_must(config_file: Path, train: Callable[..., str]) -> None:
     assert "there is no checkpoint" in train("--resume", "must", code=64)
-    train("duration=2 steps")
-    assert "another name" in train("--resume", "never", "duration=4 steps", code=64)
-    output = train("duration=4 steps", "seed=1", "batch.size=40", code=78)
+    train("duration=2 steps", "schedule.warmup=0 steps")
+    assert "another name" in train("--resume", "never", "duration=9 steps", code=64)
+    output = train("duration=9 steps", "seed=1", "batch.size=40", code=78)
     assert "seed: the run has 0, the config 1" in output
     assert "batch.size: the run has 37, the config 40" in output
 
 
 def test_divergence_exits_79_and_saves_nothing_of_it(config_file: Path, train: Callable[..., str]) -> None:
-    overrides = ("optimizer=sgd", "schedule.peak_lr=1e300", "schedule.warmup=0 steps", "checkpoint.every=1 steps")
-    output = train(*(o for o in overrides), "optimizer.name=sgd", code=79)
+    overrides = ("schedule.peak_lr=1e300", "schedule.warmup=0 steps", "checkpoint.every=1 steps")
+    output = train("optimizer={name: sgd}", *overrides, code=79)
     assert "training diverged" in output
     run = config_file.parent / "runs" / "tiny"
     assert json.loads((run / "FATAL").read_text())["exit_code"] == 79
