@@ -9,16 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import config as configs
-from launcher.arguments import Parser, config_arguments, train_arguments
+from launcher import train
+from launcher.arguments import Parser, config_arguments
 from launcher.plan import lines
-from launcher.progress import Progress
-from launcher.train import report, train
+from launcher.train import report
 
 HOME = Path("~/resnet_data")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:  # a parser of its own: its options may stand anywhere
+        return train.main(arguments[1:], prog="launcher train")
     try:
         given = _parser().parse_args(arguments)
         return int(given.run(given))
@@ -30,9 +33,7 @@ def _parser() -> Parser:
     parser = Parser(prog="launcher", description="One YAML file trains a ResNet, from a laptop's CPU to many GPUs.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
 
-    verb = verbs.add_parser("train", help="train a config (the same as python -m launcher.train)")
-    train_arguments(verb)
-    verb.set_defaults(run=_train)
+    verbs.add_parser("train", help="train a config (the same as python -m launcher.train)")
 
     verb = verbs.add_parser("demo", help="train on handwritten digits here and now, in a few minutes")
     verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key of configs/digits_cpu.yaml")
@@ -56,11 +57,6 @@ def _parser() -> Parser:
     kind.set_defaults(run=_show)
     kinds.add_parser("schema", help="the JSON schema of a config, for editors").set_defaults(run=_schema)
     return parser
-
-
-def _train(given: argparse.Namespace) -> int:
-    code, _ = train(configs.load(given.config, given.overrides), given.resume, Progress(), given.config)
-    return code
 
 
 def _demo(given: argparse.Namespace) -> int:

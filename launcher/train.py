@@ -25,12 +25,12 @@ from resnet_dist.errors import TrainingError
 from resnet_dist.sink import read_metrics
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train") -> int:
     """Run the main job; returns its exit code. Errors are printed, without a traceback where they are the user's."""
-    parser = Parser(prog="python -m launcher.train", description="Train what CONFIG describes.")
+    parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
     try:
-        given = parser.parse_args(arguments)
+        given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
         config = configs.load(given.config, given.overrides)
         code, _ = train(config, given.resume, Progress(), given.config)
         return code
