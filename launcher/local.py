@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from launcher import config as configs
 from launcher import resume
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
@@ -65,6 +66,7 @@ def _begin(
     if rank == 0:
         try:
             start = resume.choose(config, run, mode)
+            run.write_config(configs.to_yaml(config))
             facts = {"place": "local", "workers": world_size, "from_step": start.step}
             found = [(start, run.begin_attempt(facts))]
             for line in start.notes:

@@ -22,6 +22,7 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from launcher import config as configs
 from launcher import resume
 from launcher.errors import ClusterUnavailable, LauncherError, WorkerLost
 from launcher.exit_codes import ExitCode
@@ -43,6 +44,7 @@ def run_ray(
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised."""
     start = resume.choose(config, run, mode)
+    run.write_config(configs.to_yaml(config))
     for line in start.notes:
         progress.say(line)
     started_here = _connect(config)

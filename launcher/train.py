@@ -13,7 +13,7 @@ from typing import Any
 from launcher import config as configs
 from launcher import ray_environment
 from launcher.arguments import Parser, train_arguments
-from launcher.errors import LauncherError, UsageError
+from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
 from launcher.local import run_local, under_torchrun
@@ -74,11 +74,10 @@ def train(
             code, outcome = run_local(config, run, mode, progress)
     except Exception as error:
         rule = rule_for(error)
-        if leads and not isinstance(error, UsageError):
+        if leads and not isinstance(error, UsageError | ConfigError):  # these say nothing of the run that is there
             run.mark_fatal(rule.exit_code, f"{type(error).__name__}: {error}")
         raise
     if leads:
-        run.write_config(configs.to_yaml(config))
         if code is ExitCode.OK:
             summary = {**outcome, "images_per_s": _images_per_s(run), "duration": str(config.duration)}
             run.mark_finished(summary)

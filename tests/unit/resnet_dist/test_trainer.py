@@ -186,8 +186,8 @@ def test_a_run_that_is_resumed_after_its_last_step_only_evaluates() -> None:
 
 def test_a_request_to_save_is_obeyed_one_step_late_and_training_goes_on() -> None:
     world = World(requests={2: Request.SAVE})
-    outcome = trainer(world, steps=5).fit()
-    assert [entry for entry in world.did if "save" in entry] == ["save 3", "save 5"]
+    outcome = trainer(world, steps=9).fit()
+    assert [entry for entry in world.did if "save" in entry] == ["save 3", "save 9"]
     assert outcome.finished
 
 
