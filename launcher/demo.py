@@ -31,7 +31,7 @@ def run_demo(folder: Path, overrides: Sequence[str]) -> int:
     # A demo that was run before is run again, not resumed.
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     config = configs.load(path, [f"data.root={images}", f"storage={folder / 'runs'}", f"name={name}", *overrides])
-    code, _ = train(config, "auto", progress, str(path))
+    code, _ = train(config, "auto", progress)
     return code
 
 

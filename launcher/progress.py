@@ -48,7 +48,7 @@ class Progress:
         return f"{epoch}step {record['step']:>{width}}/{self._total_steps}"
 
 
-def summary_lines(run: RunDirectory, summary: Mapping[str, Any], config_path: str) -> list[str]:
+def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     """The end of a finished run: the result, and where everything is."""
     checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
     return [
@@ -60,6 +60,6 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any], config_path: st
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
         f"  logs         {run.path / 'logs'}",
-        f"  train longer python -m launcher.train {config_path} duration='40 epochs'",
-        f"  your images  python -m launcher.train {config_path} name=mine data.root=FOLDER model.num_classes=N",
+        f"  train longer python -m launcher.train {run.config} duration='40 epochs'",
+        f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",
     ]

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
     try:
         given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
         config = configs.load(given.config, given.overrides)
-        code, _ = train(config, given.resume, Progress(), given.config)
+        code, _ = train(config, given.resume, Progress())
         return code
     except Exception as error:
         return report(error)
@@ -49,7 +49,7 @@ def report(error: Exception) -> ExitCode:
 
 
 def train(
-    config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None, config_path: str = "CONFIG"
+    config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None
 ) -> tuple[ExitCode, RunDirectory]:
     """Train `config` where its `place` says; what a run directory must say of the end is written here.
 
@@ -81,7 +81,7 @@ def train(
         if code is ExitCode.OK:
             summary = {**outcome, "images_per_s": _images_per_s(run), "duration": str(config.duration)}
             run.mark_finished(summary)
-            for line in summary_lines(run, summary, config_path):
+            for line in summary_lines(run, summary):
                 progress.say(line)
         else:
             progress.say(f"saved at step {outcome['step']}; the same command goes on from there")
