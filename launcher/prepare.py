@@ -6,6 +6,7 @@ are drawn with Pillow's own font. Both are written as folder/train/<0..9>/NNNN.j
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -120,7 +121,7 @@ def _drawn_digits() -> DigitImages:
     canvas = 4 * SIDE  # drawn large, then reduced: smooth edges
     for label in range(10):
         for _ in range(_DRAWN_PER_CLASS):
-            font = ImageFont.load_default(size=canvas * random.uniform(0.55, 0.9))
+            font = _font(round(canvas * random.uniform(0.55, 0.9)))
             image = Image.new("L", (canvas, canvas))
             centre = canvas / 2 + random.uniform(-0.1, 0.1, size=2) * canvas
             ImageDraw.Draw(image).text(tuple(centre), str(label), fill=255, font=font, anchor="mm")
@@ -128,6 +129,11 @@ def _drawn_digits() -> DigitImages:
             small = np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
             noisy = small * random.uniform(0.6, 1.0) + random.normal(0, 20, size=small.shape)
             yield Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8)), label
+
+
+@functools.cache  # reading the font takes longer than drawing with it
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
 
 
 def _write(folder: Path, source: str, images: Callable[[], DigitImages]) -> Path:

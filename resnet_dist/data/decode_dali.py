@@ -62,16 +62,22 @@ class DaliDecoder:
 
         # Built here and not in the constructor: a pipeline must not cross a fork, and its threads end with it.
         pipeline = self._pipeline(source, resolution)
-        while True:
-            try:
+        try:
+            while True:
                 (images,) = pipeline.run()
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise _broken_sample(handed_over[0], resolution, error) from error
-            handed_over.popleft()
-            # No copy: DALI leaves the memory to the tensor (with its default executor, which is used here).
-            yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+                handed_over.popleft()
+                # No copy: DALI leaves the memory to the tensor (with its default executor, which is used here).
+                yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            broken = _broken_sample(handed_over[0], resolution) if handed_over else None
+            if broken is None:
+                raise
+            # Without its traceback, whose frames would keep the pipeline and its threads alive.
+            raise broken from error.with_traceback(None)
+        finally:
+            del pipeline
 
     def _pipeline(self, source: Any, resolution: int) -> Any:
         import nvidia.dali
@@ -116,8 +122,8 @@ def _arrays(request: Request) -> tuple[Any, ...]:
     return paths, corners, sizes, request.flips.astype(np.int32)
 
 
-def _broken_sample(request: Request, resolution: int, error: RuntimeError) -> Exception:
-    """The DataError of the sample that DALI failed on, or `error` itself if no sample is to blame.
+def _broken_sample(request: Request, resolution: int) -> DataError | None:
+    """The DataError of the sample that DALI failed on; None if no sample is to blame.
 
     DALI's own message does not always name the file, so the request is decoded once more, sample by sample.
     """
@@ -127,4 +133,4 @@ def _broken_sample(request: Request, resolution: int, error: RuntimeError) -> Ex
             decode_sample(request, number, pixels)
         except DataError as broken:
             return broken
-    return error
+    return None
