@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -140,7 +139,7 @@ def _ours(error: BaseException) -> Exception:
 
 def _worker_error(rank: int, failure: BaseException) -> BaseException:
     if "HealthCheck" in type(failure).__name__ or type(failure).__module__.startswith("ray."):
-        return WorkerLost(socket.gethostname(), rank, str(failure).strip() or type(failure).__name__)
+        return WorkerLost("the host that Ray names", rank, str(failure).strip() or type(failure).__name__)
     return failure
 
 
