@@ -20,7 +20,7 @@ import pydantic
 
 from launcher import run_config, yaml_source
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.run_config import SCHEMA_VERSION, RunConfig
+from launcher.run_config import RANGE_PATTERN, SCHEMA_VERSION, RunConfig, Workers
 from launcher.yaml_source import Document, describe, nearest
 from resnet_dist import durations
 from resnet_dist.durations import Duration
@@ -31,7 +31,7 @@ Overrides = Sequence[str] | Mapping[str, Any]
 DURATION_PATTERN = r"^\s*[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s+(epoch|step|sample)s?\s*$"
 
 _MAX_BYTES = 1_000_000  # a config has a few thousand: this one is a data file given by mistake
-_PATHS = ("storage", "data.root", "model.weights")
+_PATHS = ("storage", "data.root", "model.weights", "preemption.notice_file")
 _HEAD = ("schema", "name", "storage", "place", "workers", "resources")  # what a resolved config begins with
 _FIRST_OF_EXPONENT = re.compile(r"[eE][+-]?0*[0-9]{3}")  # 1e100 epochs: exact arithmetic would fill the memory
 
@@ -89,6 +89,7 @@ def json_schema() -> dict[str, Any]:
     for key, section in sections.items():
         if "name" in section["properties"]:  # `optimizer: sgd` is short for its name
             sections[key] = {"anyOf": [{"type": "string"}, section]}
+    sections["Workers"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": RANGE_PATTERN}]}
     sections["Duration"] = {"type": "string", "pattern": DURATION_PATTERN, "description": durations.FORM}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -141,8 +142,10 @@ class _Builder:
         return kind(**made)
 
     def _value(self, hint: Any, value: Any, key: str) -> Any:
-        if hint is Duration:
+        if hint is Duration or (hint == Duration | None and value is not None):
             return self._duration(value, key)
+        if hint is Workers:
+            return self._workers(value, key)
         if dataclasses.is_dataclass(hint):
             return self.section(hint, value, key)
         if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
@@ -166,6 +169,14 @@ class _Builder:
             return Duration.parse(value)
         except ValueError:
             return self._misfit(key, Duration, value)  # type: ignore[no-any-return]
+
+    def _workers(self, value: object, key: str) -> Workers | None:
+        if isinstance(value, Workers):
+            return value
+        try:
+            return Workers.parse(value)  # type: ignore[arg-type]
+        except ValueError:
+            return self._misfit(key, Workers, value)  # type: ignore[no-any-return]
 
     def _path(self, text: str, key: str) -> str:
         """`text` made absolute from the config's folder. Links stay: other nodes may mount them elsewhere."""
@@ -216,7 +227,7 @@ def _known_key(name: str, known: Mapping[str, Any]) -> str:
     if near:
         return near
     top = _hints(RunConfig)
-    sections = [key for key in top if dataclasses.is_dataclass(top[key]) and top[key] is not Duration]
+    sections = [key for key in top if dataclasses.is_dataclass(top[key]) and top[key] not in (Duration, Workers)]
     inside = [f"{key}.{name}" for key in sections if name in _hints(top[key])]
     return " or ".join([name, *inside] if name in top else inside)
 
@@ -233,6 +244,8 @@ def _allowed(hint: Any) -> str:
             return "a list of durations" if Duration in arguments else f"a list of {len(arguments)} numbers"
         case origin if origin is Duration:
             return durations.FORM
+        case origin if origin is Workers:
+            return "a whole number, or a range such as 2..4"
         case origin if dataclasses.is_dataclass(origin):
             name = "its name, or " if "name" in _hints(hint) else ""
             return f"{name}a section with the keys {', '.join(_hints(hint))}"
@@ -248,6 +261,8 @@ def _meant(hint: Any, value: object) -> str:
         return f'"{value}"'
     if bool in kinds and str(value).lower() in ("yes", "on", "y", "1", "no", "off", "n", "0"):
         return "true" if str(value).lower() in ("yes", "on", "y", "1") else "false"
+    if Workers in kinds and isinstance(value, str | float):
+        kinds = (int,)
     if (int in kinds or float in kinds) and isinstance(value, str | float):
         number = re.fullmatch(r"[+-]?[0-9]{1,15}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", str(value))
         if number and float in kinds:
@@ -277,6 +292,8 @@ def _plain(value: Any) -> Any:
     """A config's value in YAML's own types."""
     if isinstance(value, Duration):
         return str(value)
+    if isinstance(value, Workers):
+        return value.plain()
     if dataclasses.is_dataclass(value):
         return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -5,6 +5,9 @@
     ├── ConfigError          78   the config is wrong; every problem found, with file, line and key
     ├── ClusterUnavailable   69   no cluster, or it did not start in time
     ├── WorkerLost           76   a worker or its node is gone
+    ├── WorkerHung           76   a worker makes no progress
+    ├── CollectiveFault      76   the workers lost touch with each other, and none of them is missing
+    ├── DeviceFault          76   a GPU reports an error of its own
     └── UserCodeError         1   a model, data source or optimizer of the user's own raised
 
 The data plane's errors are in `resnet_dist.errors`; `launcher.faults` decides which of either are tried again.
@@ -81,10 +84,42 @@ class ClusterUnavailable(LauncherError):  # noqa: N818 - reads as what happened
     """There is no cluster to run on, or it did not start in time."""
 
     exit_code = ExitCode.UNAVAILABLE
+    gone: ClassVar[bool] = False  # ended under the run: what this process still holds of it may hang for ever
 
 
 class WorkerLost(LauncherError):  # noqa: N818 - reads as what happened
     """A worker ended without a word of its own: killed, out of memory, its node gone."""
+
+    exit_code = ExitCode.HARDWARE
+
+    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None, ip: str | None = None) -> None:
+        super().__init__(f"worker {rank} on {host}: {problem}")
+        self.host, self.rank, self.problem = host, rank, problem
+        self.node_id, self.ip = node_id, ip
+
+
+class WorkerHung(LauncherError):  # noqa: N818 - reads as what happened
+    """A worker makes no progress. `rank` is the one that the others wait for; None where all of them wait."""
+
+    exit_code = ExitCode.HARDWARE
+
+    def __init__(
+        self, host: str, rank: int | None, phase: str, step: int, problem: str, node_id: str | None = None
+    ) -> None:
+        who = "all workers" if rank is None else f"worker {rank} on {host}"
+        super().__init__(f"{who} at step {step} ({phase}): {problem}")
+        self.host, self.rank, self.phase, self.step, self.problem = host, rank, phase, step, problem
+        self.node_id = node_id
+
+
+class CollectiveFault(LauncherError):  # noqa: N818 - reads as what happened
+    """A collective failed on workers that are all there: the network, or NCCL."""
+
+    exit_code = ExitCode.HARDWARE
+
+
+class DeviceFault(LauncherError):  # noqa: N818 - reads as what happened
+    """A GPU reports an error of its own: memory that cannot be corrected, a launch that failed, fallen off the bus."""
 
     exit_code = ExitCode.HARDWARE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,45 +14,69 @@ from launcher import config as configs
 from launcher import resume
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
+from launcher.place import under_torchrun
 from launcher.progress import Progress
+from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.signals import StopSignals
-from launcher.worker import Assignment, FileSupervisor, train_worker
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one of a group that its environment describes."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+from launcher.worker import Assignment, notice_supervisor, train_worker
 
 
 def run_local(
-    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress
+    config: RunConfig,
+    run: RunDirectory,
+    mode: resume.ResumeMode,
+    progress: Progress,
+    *,
+    signals: StopSignals | None = None,
+    watched: bool = False,
+    records_failure: bool = True,
+    skips: tuple[Skip, ...] = (),
+    num_micro_batches: int | None = None,
+    on_begin: Callable[[int, resume.Start], None] = lambda attempt, start: None,
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train in this process; returns the exit code and the outcome. Errors are raised, after they are recorded.
 
-    The environment's world size wins over `workers`, and the run says so.
+    The environment's world size wins over `workers`, and the run says so. `watched`: a hang may end this process.
+    `records_failure`: whether attempts.jsonl is told of one here, or by whoever started this process. `on_begin` is
+    told of the attempt's number and where it goes on, on rank 0.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if not under_torchrun():
         rank, world_size, local_rank = 0, 1, 0
-    if rank == 0 and world_size != config.workers:
+    if rank == 0 and not config.workers.least <= world_size <= config.workers.most:
         progress.say(
             f"{world_size} worker{'s' * (world_size > 1)} here (the config asks for {config.workers}): same losses"
         )
-    with _process_group(config, rank, world_size), StopSignals() as signals:
+    stop = StopSignals() if signals is None else nullcontext(signals)
+    with _process_group(config, rank, world_size), stop as signals:
         start, attempt = _begin(config, run, mode, progress, rank, world_size)
-        assignment = Assignment(rank, world_size, local_rank, attempt, start.checkpoint)
-        supervisor = FileSupervisor(stopped=lambda: signals.stopped, listener=progress.record)
+        if rank == 0:
+            on_begin(attempt, start)
+        assignment = Assignment(
+            rank,
+            world_size,
+            local_rank,
+            attempt,
+            start.checkpoint,
+            watched=watched,
+            skips=skips,
+            num_micro_batches=num_micro_batches,
+        )
+        stopped = signals
+        supervisor = notice_supervisor(
+            config, run, rank, attempt, stopped=lambda: stopped.stopped, listener=progress.record
+        )
         try:
             outcome = train_worker(config, assignment, supervisor)
         except BaseException as error:
-            if rank == 0:
+            if rank == 0 and records_failure:
                 code = rule_for(error).exit_code if isinstance(error, Exception) else ExitCode.INTERRUPTED
                 run.end_attempt(attempt, code, _cause(error), None)
             raise
-        code = ExitCode.OK if outcome["finished"] else signals.exit_code if signals.stopped else ExitCode.STOPPED
+        code = ExitCode.OK if outcome["finished"] else stopped.exit_code if stopped.stopped else ExitCode.STOPPED
         if rank == 0:
             cause = "finished" if outcome["finished"] else "stopped on request"
             run.end_attempt(attempt, code, cause, outcome["step"])

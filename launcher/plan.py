@@ -21,7 +21,7 @@ def lines(config: RunConfig) -> Iterator[str]:
     batch = config.batch
     size = {"batch_size": batch.size, "num_samples": num_samples}
     total_steps = config.duration.steps(**size)
-    layout = BatchLayout(batch.size, batch.num_micro_batches, config.workers)
+    layout = BatchLayout(batch.size, batch.num_micro_batches, config.workers.most)
     yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
     yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images, global batch {batch.size:,}"
     yield f"                {num_samples / batch.size:,.2f} steps an epoch; epochs may end inside a batch"
@@ -37,7 +37,7 @@ def lines(config: RunConfig) -> Iterator[str]:
 
 
 def _shares(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
-    sizes = sorted({len(layout.share(0, rank).own) for rank in range(config.workers)})
+    sizes = sorted({len(layout.share(0, rank).own) for rank in range(config.workers.most)})
     each = " or ".join(map(str, sizes))
     yield f"  share         {each} images a worker and micro-batch, {layout.num_micro_batches} micro-batch(es) a step"
     span = config.batch_norm.span
@@ -45,7 +45,7 @@ def _shares(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
         yield "  batch norm    each worker's share: the one span whose statistics depend on the number of workers"
         return
     length = layout.micro_batch_size if span == "global" else span
-    crossing = config.workers > 1 and layout.spans_cross_workers(length)
+    crossing = config.workers.most > 1 and layout.spans_cross_workers(length)
     exchange = "exchanged among the workers that share one" if crossing else "each on one worker: nothing is exchanged"
     yield f"  batch norm    {batch_spans(layout, length)} spans of {length} images, {exchange}"
 

@@ -1,7 +1,7 @@
 """A run through Ray Train: one `fit()` an attempt, with every retry of Ray's own switched off.
 
 Ray counts dead and draining nodes, retries every error alike and may resume from a checkpoint before the newest, so
-the loop over attempts, the choice of the checkpoint and the rule for retries are ours.
+the loop over attempts, the number of workers, the choice of the checkpoint and the rule for retries are ours.
 """
 
 from __future__ import annotations
@@ -9,37 +9,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from launcher import config as configs
 from launcher import resume
-from launcher.errors import ClusterUnavailable, LauncherError, WorkerLost
+from launcher.attempts import read_beats, where
+from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
-from launcher.faults import rule_for, true_cause
+from launcher.notify import Notifier
 from launcher.progress import Progress
-from launcher.ray_environment import START_TIMEOUT_S
-from launcher.ray_worker import train_function
+from launcher.ray_attempt import Attempt, Why
+from launcher.ray_cluster import Cluster
+from launcher.ray_failures import ClusterGone, NotPlaced
+from launcher.recovery import Recovery, wait
+from launcher.retry_policy import workers_for
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.signals import StopSignals
 from launcher.worker import stop_file
-from resnet_dist.errors import TrainingError
-
-POLL_S = 0.1  # how often the driver looks for new metrics
 
 
 def run_ray(
-    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress
+    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress, notifier: Notifier
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised."""
     start = resume.choose(config, run, mode)
@@ -48,99 +42,131 @@ def run_ray(
         progress.say(line)
     started_here = _connect(config)
     try:
-        _wait_for_resources(config)
-        return _attempts(config, run, start, progress)
-    finally:
+        result = _Driver(config, run, progress, notifier).run(start)
+    except ClusterGone:
+        raise  # a shutdown would wait for what is not there any more
+    except BaseException:
         if started_here:
             ray.shutdown()
+        raise
+    if started_here:
+        ray.shutdown()
+    return result
 
 
-def _attempts(
-    config: RunConfig, run: RunDirectory, start: resume.Start, progress: Progress
-) -> tuple[ExitCode, dict[str, Any]]:
-    failures = 0
-    while True:
-        facts = {"place": "ray", "workers": config.workers, "from_step": start.step}
-        attempt = run.begin_attempt(facts)
-        with StopSignals(on_stop=stop_file(run, attempt).touch) as signals:
-            try:
-                outcome = _fit(config, run, attempt, start.checkpoint, progress)
-            except Exception as error:
-                rule = rule_for(error)
-                run.end_attempt(attempt, rule.exit_code, f"{type(error).__name__}: {error}", None)
-                failures += 1
-                if not rule.retried or failures > config.faults.max_failures or signals.stopped:
-                    raise
-                progress.say(f"attempt {attempt} failed: {error}")
-                start = resume.choose(config, run, "auto")
-                progress.say(f"starting again ({failures} of {config.faults.max_failures} failures): {start.notes[0]}")
-                continue
-            code = ExitCode.OK if outcome["finished"] else signals.exit_code if signals.stopped else ExitCode.STOPPED
-            cause = "finished" if outcome["finished"] else "stopped on request"
-            run.end_attempt(attempt, code, cause, outcome["step"])
-            return code, outcome
+class _Driver:
+    """The loop over attempts."""
 
+    def __init__(self, config: RunConfig, run: RunDirectory, progress: Progress, notifier: Notifier) -> None:
+        self._config, self._run, self._progress, self._notifier = config, run, progress, notifier
+        self._cluster = Cluster(config)
+        self._recovery = Recovery(config, run, progress, notifier)
+        self._attempt = 0  # the number of the running one
+        self._give_up_at = 0.0  # when workers that cannot be placed end the run
 
-def _fit(
-    config: RunConfig, run: RunDirectory, attempt: int, checkpoint: Path | None, progress: Progress
-) -> dict[str, Any]:
-    """One attempt. `fit()` runs in a thread: this one must be free for signals, and shows the metrics."""
-    resources = {"CPU": float(config.resources.cpus_per_worker)}
-    use_gpu = config.resources.gpus_per_worker > 0
-    trainer = TorchTrainer(
-        train_function,
-        train_loop_config={"config": config, "attempt": attempt, "checkpoint": checkpoint},
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(run.logs(attempt)),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-        ),
-    )
-    answer: dict[str, Any] = {}
+    def run(self, start: resume.Start) -> tuple[ExitCode, dict[str, Any]]:
+        """Attempts until one finishes, is stopped on request, or fails for good."""
+        self._wait_from_now()
+        with StopSignals(on_stop=self._on_stop) as signals:
+            while True:
+                workers = self._cluster.wait_for_workers(
+                    self._recovery.policy,
+                    self._recovery.history.excluded,
+                    self._give_up_at - time.monotonic(),
+                    lambda: signals.stopped,
+                )
+                if not workers:
+                    return signals.exit_code, {"step": start.step, "finished": False}
+                ended = self._one(start, workers, signals)
+                if ended is not None:
+                    return ended
+                start = resume.choose(self._config, self._run, "auto")
+                self._progress.say(start.notes[0])
 
-    def fit() -> None:
+    def _wait_from_now(self) -> None:
+        self._give_up_at = time.monotonic() + self._config.faults.start_timeout_s
+
+    def _on_stop(self, _: int) -> None:
+        if self._attempt:
+            stop_file(self._run, self._attempt).touch()
+
+    def _one(self, start: resume.Start, workers: int, signals: StopSignals) -> tuple[ExitCode, dict[str, Any]] | None:
+        """One attempt; None where another one follows."""
+        excluded = self._recovery.history.excluded
+        facts: dict[str, Any] = {"place": "ray", "workers": workers, "from_step": start.step}
+        facts |= {"excluded": list(excluded), "num_micro_batches": self._recovery.num_micro_batches}
+        began = time.time()
+        number = self._attempt = self._run.begin_attempt(facts)
+        if signals.stopped:
+            self._on_stop(0)
+        attempt = Attempt(self._config, self._run, number, workers, self._cluster, self._recovery.policy, excluded)
+        job = {
+            "checkpoint": start.checkpoint,
+            "skips": self._recovery.history.skips,
+            "num_micro_batches": self._recovery.num_micro_batches,
+        }
         try:
-            answer["outcome"] = trainer.fit().return_value
-        except BaseException as error:
-            answer["error"] = error
+            outcome = attempt.run(job, self._progress, self._notifier)
+        except NotPlaced as error:
+            self._not_placed(error, number)
+            return None
+        except Exception as error:
+            self._failed(error, number, start.step, began, signals)
+            self._wait_from_now()
+            return None
+        self._wait_from_now()
+        return self._ended(outcome, number, attempt.why, signals)
 
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    follower = _Follower(run.metrics)
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
-        for record in follower.new_records():
-            progress.record(record)
-    for record in follower.new_records():
-        progress.record(record)
-    if "error" in answer:
-        raise _ours(answer["error"]) from answer["error"]
-    outcome: dict[str, Any] = answer["outcome"]
-    return outcome
+    def _ended(
+        self, outcome: dict[str, Any], number: int, why: Why | None, signals: StopSignals
+    ) -> tuple[ExitCode, dict[str, Any]] | None:
+        """What follows from an attempt that returned: the end, or another one on other nodes."""
+        step = outcome["step"]
+        if outcome["finished"]:
+            self._run.end_attempt(number, ExitCode.OK, "finished", step)
+            return ExitCode.OK, outcome
+        if signals.stopped:
+            self._run.end_attempt(number, signals.exit_code, "stopped on request", step)
+            return signals.exit_code, outcome
+        noticed = self._noticed(number)
+        if noticed or why is Why.PREEMPTED:
+            self._cluster.leaving |= noticed
+            why = Why.PREEMPTED
+        cause = "stopped on request" if why is None else f"{why.value}; saved at step {step}"
+        leaving = sorted(self._cluster.leaving)
+        self._run.end_attempt(number, ExitCode.STOPPED, cause, step, {"leaving": leaving} if leaving else None)
+        left = workers_for(self._recovery.policy, self._cluster.slots(), self._recovery.history.excluded)
+        if why is None or (why is Why.PREEMPTED and not left):
+            return ExitCode.STOPPED, {**outcome, "preempted": why is Why.PREEMPTED}
+        self._progress.say(f"attempt {number}: {cause}")
+        if why is Why.PREEMPTED:
+            self._notifier.tell("preempted", f"a node will go away; saved at step {step}", step=step, leaving=leaving)
+        return None
 
+    def _failed(self, error: Exception, number: int, first_step: int, began: float, signals: StopSignals) -> None:
+        """Answer a failure; raises it where there is no other attempt."""
+        beat = where(error, read_beats(self._run, number))
+        node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
+        slots, node = dict[str, int](), node_id
+        if not isinstance(error, ClusterGone):  # whom nobody can be asked about
+            self._cluster.check(node_id)
+            slots, node = self._cluster.slots(), self._cluster.key(node_id)
+        stopping = signals.stopped
+        decision = self._recovery.failed(error, number, first_step, began, slots, node, stopping=stopping)
+        wait(decision.wait_s, signals)
 
-def _ours(error: BaseException) -> Exception:
-    """What went wrong in our own words: the worker's error itself, or that the worker is gone."""
-    if isinstance(error, WorkerGroupError):
-        failures = {rank: _worker_error(rank, failure) for rank, failure in error.worker_failures.items()}
-        _, cause = true_cause(failures)
-        return cause if isinstance(cause, Exception) else WorkerLost("unknown host", 0, str(cause))
-    if isinstance(error, ControllerError):
-        failure = error.controller_failure
-        if "Timeout" in type(failure).__name__:
-            return ClusterUnavailable(f"the workers were not placed within {START_TIMEOUT_S} s: {failure}")
-        return failure if isinstance(failure, TrainingError | LauncherError) else ClusterUnavailable(str(failure))
-    if isinstance(error, TrainingFailedError):
-        return ClusterUnavailable(str(error))
-    return ClusterUnavailable(f"the Ray cluster is gone: {error}")
+    def _not_placed(self, error: NotPlaced, number: int) -> None:
+        """Count again, while there is time: what Ray held for alive may be gone. Nothing was trained."""
+        self._run.end_attempt(number, ExitCode.UNAVAILABLE, f"NotPlaced: {error}", None)
+        if time.monotonic() > self._give_up_at:
+            raise error
+        self._progress.say(f"attempt {number}: {error}; counting again")
 
-
-def _worker_error(rank: int, failure: BaseException) -> BaseException:
-    if "HealthCheck" in type(failure).__name__ or type(failure).__module__.startswith("ray."):
-        return WorkerLost("the host that Ray names", rank, str(failure).strip() or type(failure).__name__)
-    return failure
+    def _noticed(self, number: int) -> set[str]:
+        """The ids of nodes whose workers have seen `preemption.notice_file`."""
+        files = self._run.logs(number).glob("notice-rank-*.json")
+        found = {json.loads(file.read_bytes())["node_id"] for file in files}
+        return {node_id for node_id in found if node_id}
 
 
 def _connect(config: RunConfig) -> bool:
@@ -154,44 +180,7 @@ def _connect(config: RunConfig) -> bool:
         except (ConnectionError, RuntimeError) as error:
             raise ClusterUnavailable(f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
         return False
-    needed = config.workers * config.resources.cpus_per_worker
+    needed = config.workers.most * config.resources.cpus_per_worker
     num_cpus = max(os.cpu_count() or 1, needed)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
     return True
-
-
-def _wait_for_resources(config: RunConfig) -> None:
-    """Fail early, with the numbers, where the cluster can never hold the workers."""
-    needed = {"CPU": config.workers * config.resources.cpus_per_worker}
-    if config.resources.gpus_per_worker:
-        needed["GPU"] = config.workers
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        have = ray.cluster_resources()
-        missing = {name: count for name, count in needed.items() if have.get(name, 0) < count}
-        if not missing:
-            return
-        if time.monotonic() > deadline or not os.environ.get("RAY_ADDRESS"):
-            found = ", ".join(f"{have.get(name, 0):g} of {count} {name}" for name, count in missing.items())
-            raise ClusterUnavailable(f"the Ray cluster has {found} that {config.workers} workers need")
-        time.sleep(1)
-
-
-class _Follower:
-    """Reads what is appended to a file of JSON lines, whole lines only."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
-
-    def new_records(self) -> Iterator[dict[str, Any]]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                if line.strip():
-                    yield json.loads(line)

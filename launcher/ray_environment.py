@@ -7,12 +7,9 @@ import secrets
 import sys
 from pathlib import Path
 
-START_TIMEOUT_S = 120  # for all workers to be placed; a cluster that is busy for longer is unavailable
-
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `fit()` returns sooner after the last step
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # each print() of a worker once, not twice
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a frozen worker holds up a restart by no more
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; unset, it warns at every start

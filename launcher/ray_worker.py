@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
-from launcher.worker import Assignment, FileSupervisor, stop_file, train_worker
+from launcher.worker import Assignment, notice_supervisor, stop_file, train_worker
 
 
 def train_function(job: dict[str, Any]) -> dict[str, Any]:
-    """One attempt on one worker; `job` holds config, attempt and checkpoint (a path or None)."""
+    """One attempt on one worker; `job` holds config, attempt, checkpoint (a path or None), skips, num_micro_batches."""
     config: RunConfig = job["config"]
     context = ray.train.get_context()
     run = RunDirectory(Path(config.storage), config.name)
@@ -23,7 +24,11 @@ def train_function(job: dict[str, Any]) -> dict[str, Any]:
         local_rank=context.get_local_rank(),
         attempt=job["attempt"],
         checkpoint=job["checkpoint"],
+        node_id=ray.get_runtime_context().get_node_id(),
+        skips=job["skips"],
+        num_micro_batches=job["num_micro_batches"],
     )
     # Rank 0 alone looks at the shared storage: one worker's wish is enough.
     watched = stop_file(run, job["attempt"]) if assignment.rank == 0 else None
-    return train_worker(config, assignment, FileSupervisor(watched))
+    supervisor = notice_supervisor(config, run, assignment.rank, job["attempt"], assignment.node_id, stop_file=watched)
+    return train_worker(config, assignment, supervisor)

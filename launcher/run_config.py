@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,6 +21,43 @@ SCHEMA_VERSION = 1
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WALLTIME = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])")
 
+# Workers in JSON schema: what `Workers.parse` takes as text.
+RANGE_PATTERN = r"^[0-9]{1,9}\.\.[0-9]{1,9}$"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers a run has: a number, or a range that it shrinks and grows within.
+
+    >>> Workers.parse("2..4"), str(Workers(2, 4)), Workers.parse(3).elastic
+    (Workers(least=2, most=4), '2..4', False)
+    """
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, value: int | str) -> Workers:
+        """`4` or `"2..4"`; ValueError for anything else."""
+        if isinstance(value, str) and re.fullmatch(RANGE_PATTERN, value):
+            least, most = value.split("..")
+            return cls(int(least), int(most))
+        if type(value) is int:
+            return cls(value, value)
+        raise ValueError(f"{value!r} is neither a number of workers nor a range such as 2..4")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while the run goes on."""
+        return self.least != self.most
+
+    def plain(self) -> int | str:
+        """As a config file has it."""
+        return str(self) if self.elastic else self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}..{self.most}" if self.elastic else str(self.most)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -35,13 +73,39 @@ class CheckpointConfig:
 
     every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))
     keep: int = 3  # newest checkpoints that stay on the disk
+    keep_best: int = 0  # and this many of those with the highest top-1
+    keep_every: Duration | None = None  # and one every so often, for ever
+    mirror: str | None = None  # an address of an object store (s3://bucket/folder) that gets a copy of each
+    max_failures: int = 3  # saves in a row that may fail (a full disk) before the run does
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     """What the run bears before it is given up."""
 
-    max_failures: int = 3  # attempts that may fail; being preempted is not a failure
+    max_failures: int = 3  # in a row without a later checkpoint; being preempted is not a failure
+    hang_timeout_s: float = 600.0  # without a sign of progress from a worker; a start or a save may take 3 times that
+    start_timeout_s: float = 120.0  # for the machines to be there and the workers to be placed
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # skip: one checkpoint back, and around those samples
+    max_skips: int = 3
+    node_strikes: int = 2  # faults of one node before it is left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notify:
+    """Who is told of the end, a failure, a preemption, and of a run that makes no progress."""
+
+    command: str | None = None  # run without a shell; the event comes as JSON on its standard input
+    webhook: str | None = None  # an http(s) address that the event is posted to, as JSON
+    no_progress_minutes: float | None = None  # without a new step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preemption:
+    """How a node is told that it will go away, beside signals and Ray's drain."""
+
+    notice_file: str | None = None  # its existence on a worker's node is the notice
+    notice_s: float | None = None  # how long before the end the notice comes; `plan` holds it against a save's time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +135,12 @@ class RunConfig(Recipe):
     name: str  # of the run directory, storage/name
     storage: str
     place: Literal["auto", "ray", "local"] = "auto"
-    workers: int = 1
+    workers: Workers = Workers(1, 1)
     resources: Resources = field(default_factory=Resources)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: Faults = field(default_factory=Faults)
+    notify: Notify = field(default_factory=Notify)
+    preemption: Preemption = field(default_factory=Preemption)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -84,11 +150,19 @@ class RunConfig(Recipe):
 
 
 def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeError]:
-    """Everything that is wrong with a run: its own rules, and the recipe's on `config.workers` workers.
+    """Everything that is wrong with a run: its own rules, and the recipe's on any number of workers that it may have.
 
     `num_samples` is the training split's size where it is known; see `resnet_dist.rules.problems`.
     """
-    return [*_run(config), *_machines(config), *resnet_dist.rules.problems(config, config.workers, num_samples)]
+    found = [*_run(config), *_faults(config), *_told(config), *_machines(config)]
+    for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
+        known = {str(error) for error in found}
+        found += [
+            error
+            for error in resnet_dist.rules.problems(config, workers, num_samples)
+            if str(error) not in known  # most rules say the same of both ends of a range
+        ]
+    return found
 
 
 def _run(config: RunConfig) -> Iterator[RecipeError]:
@@ -96,17 +170,65 @@ def _run(config: RunConfig) -> Iterator[RecipeError]:
         yield RecipeError(
             "name", f'found "{config.name}"', "letters, digits, . _ and -, a letter or digit first, 100 at most"
         )
-    every = config.checkpoint.every
-    if every.count <= 0:
-        yield RecipeError("checkpoint.every", f"found {every}", "a duration above 0")
-    yield from _at_least(1, "checkpoint.keep", config.checkpoint.keep)
-    yield from _at_least(0, "faults.max_failures", config.faults.max_failures)
+    checkpoint = config.checkpoint
+    for key, every in (("every", checkpoint.every), ("keep_every", checkpoint.keep_every)):
+        if every is not None and every.count <= 0:
+            yield RecipeError(f"checkpoint.{key}", f"found {every}", "a duration above 0")
+    yield from _at_least(1, "checkpoint.keep", checkpoint.keep)
+    yield from _at_least(0, "checkpoint.keep_best", checkpoint.keep_best)
+    yield from _at_least(0, "checkpoint.max_failures", checkpoint.max_failures)
+    if checkpoint.mirror is not None and re.fullmatch(r"[a-z][a-z0-9+]*://.+", checkpoint.mirror) is None:
+        yield RecipeError(
+            "checkpoint.mirror",
+            f'found "{checkpoint.mirror}"',
+            "the address of an object store: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER",
+        )
     yield from _at_least(1, "log.every_steps", config.log.every_steps)
 
 
+def _faults(config: RunConfig) -> Iterator[RecipeError]:
+    faults = config.faults
+    yield from _at_least(0, "faults.max_failures", faults.max_failures)
+    yield from _at_least(1, "faults.max_skips", faults.max_skips)
+    yield from _at_least(1, "faults.node_strikes", faults.node_strikes)
+    for key, seconds in (("hang_timeout_s", faults.hang_timeout_s), ("start_timeout_s", faults.start_timeout_s)):
+        if not 1 <= seconds < float("inf"):
+            yield RecipeError(f"faults.{key}", f"found {seconds:g}", "seconds, from 1 up")
+
+
+def _told(config: RunConfig) -> Iterator[RecipeError]:
+    notify, preemption = config.notify, config.preemption
+    if notify.command is not None:
+        try:
+            empty = not shlex.split(notify.command)
+        except ValueError:
+            empty = True
+        if empty:
+            yield RecipeError(
+                "notify.command", f"found '{notify.command}'", "a program and its arguments, quotes closed"
+            )
+    if notify.webhook is not None and re.fullmatch(r"https?://\S+", notify.webhook) is None:
+        yield RecipeError(
+            "notify.webhook", f'found "{notify.webhook}"', "an address that begins with https:// or http://"
+        )
+    minutes = notify.no_progress_minutes
+    if minutes is not None and not 0 < minutes < float("inf"):
+        yield RecipeError("notify.no_progress_minutes", f"found {minutes:g}", "minutes above 0, or null")
+    if minutes is not None and notify.command is None and notify.webhook is None:
+        yield RecipeError(
+            "notify.no_progress_minutes",
+            f"found {minutes:g}, and nobody to tell",
+            "notify.command or notify.webhook with it",
+        )
+    if preemption.notice_s is not None and not 0 < preemption.notice_s < float("inf"):
+        yield RecipeError("preemption.notice_s", f"found {preemption.notice_s:g}", "seconds above 0, or null")
+
+
 def _machines(config: RunConfig) -> Iterator[RecipeError]:
-    workers, nodes, resources = config.workers, config.cluster.nodes, config.resources
-    yield from _at_least(1, "workers", workers)
+    workers, nodes, resources = config.workers.most, config.cluster.nodes, config.resources
+    yield from _at_least(1, "workers", config.workers.least)
+    if config.workers.least > workers:
+        yield RecipeError("workers", f"found {config.workers}", "LEAST..MOST, the smaller number first")
     yield from _at_least(1, "cluster.nodes", nodes)
     yield from _at_least(1, "resources.cpus_per_worker", resources.cpus_per_worker)
     if resources.gpus_per_worker not in (0, 1):
@@ -119,7 +241,7 @@ def _machines(config: RunConfig) -> Iterator[RecipeError]:
         whole = sorted({max(1, workers // nodes) * nodes, (workers // nodes + 1) * nodes})
         yield RecipeError(
             "workers",
-            f"found {workers}, which cluster.nodes {nodes} does not divide",
+            f"found {config.workers}, and cluster.nodes {nodes} does not divide {workers}",
             f"the same number of workers on every node: nearest {' or '.join(map(str, whole))}",
         )
     if config.precision == "tf32" and resources.gpus_per_worker == 0:

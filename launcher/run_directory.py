@@ -5,6 +5,7 @@
         attempts.jsonl       starts and ends              metrics.jsonl      what the trainer measured
         tensorboard/         checkpoints/step-00000042/   index/             tables of samples
         logs/attempt-1/rank-0.log                         report.html
+        incidents/attempt-1/summary.txt                   lease/             who is at work here
         FINISHED             the run reached its end      FATAL              it ended for good before
 
 Writes are atomic: a reader, at any moment and after any kill, finds an old content or a new one, never half of it.
@@ -53,6 +54,7 @@ class Attempt:
     exit_code: int | None = None
     cause: str | None = None
     last_step: int | None = None
+    end_facts: Mapping[str, Any] = field(default_factory=dict)  # as given to end_attempt
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def lease(self) -> Path:
+        """The folder of the lease that keeps two processes out of one run."""
+        return self.path / "lease"
+
+    @property
     def index(self) -> Path:
         """Tables of samples."""
         return self.path / "index"
@@ -129,6 +136,10 @@ class RunDirectory:
     def logs(self, attempt: int) -> Path:
         """The folder of an attempt's logs."""
         return self.path / "logs" / f"attempt-{attempt}"
+
+    def incident(self, attempt: int) -> Path:
+        """The folder of what is known of an attempt's failure."""
+        return self.path / "incidents" / f"attempt-{attempt}"
 
     def log(self, attempt: int, rank: int) -> Path:
         """One worker's log of an attempt."""
@@ -173,10 +184,22 @@ class RunDirectory:
         self._append({**start, "facts": dict(facts or {})})
         return number
 
-    def end_attempt(self, number: int, exit_code: int, cause: str, last_step: int | None) -> None:
-        """Record an end: its exit code, why in words, and the last completed step where one is known."""
+    def end_attempt(
+        self,
+        number: int,
+        exit_code: int,
+        cause: str,
+        last_step: int | None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record an end: its exit code, why in words, and the last completed step where one is known.
+
+        `facts` of a failure: class, rank, node, checkpoint_step, steps_redone, seconds_lost, nodes, decision.
+        """
         end = {"event": "ended", "attempt": number, "time": _now()}
-        self._append({**end, "exit_code": exit_code, "cause": cause, "last_step": last_step})
+        self._append(
+            {**end, "exit_code": exit_code, "cause": cause, "last_step": last_step, "facts": dict(facts or {})}
+        )
 
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. A line that a kill left torn is passed over."""
@@ -187,7 +210,13 @@ class RunDirectory:
                 attempts[number] = Attempt(number, record["time"], record["facts"])
             elif number in attempts:
                 begun = attempts[number]
-                end = (record["time"], record["exit_code"], record["cause"], record["last_step"])
+                end = (
+                    record["time"],
+                    record["exit_code"],
+                    record["cause"],
+                    record["last_step"],
+                    record.get("facts", {}),
+                )
                 attempts[number] = Attempt(number, begun.started, begun.facts, *end)
         return [attempts[number] for number in sorted(attempts)]
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import config as configs
-from launcher import ray_environment
+from launcher import lease, ray_environment
 from launcher.arguments import Parser, train_arguments
 from launcher.errors import ConfigError, LauncherError, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
-from launcher.local import run_local, under_torchrun
+from launcher.notify import Notifier
+from launcher.place import leads, place_of, under_torchrun
 from launcher.progress import Progress, summary_lines
-from launcher.resume import ResumeMode
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from resnet_dist.errors import TrainingError
 from resnet_dist.sink import read_metrics
+
+if TYPE_CHECKING:
+    from launcher.resume import ResumeMode
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train") -> int:
@@ -32,75 +35,112 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
     try:
         given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
         config = configs.load(given.config, given.overrides)
-        code, _ = train(config, given.resume, Progress())
+        code, _ = train(config, given.resume, Progress(), attended=True)
         return code
     except Exception as error:
-        return report(error)
+        exit_code = report(error)
+        if getattr(error, "gone", False):  # a cluster that ended: Ray would turn our exit code into its own
+            os._exit(exit_code)
+        return exit_code
 
 
 def report(error: Exception) -> ExitCode:
     """Print `error` for a person; the traceback too, unless the error is one that was foreseen."""
     code = rule_for(error).exit_code
     if isinstance(error, LauncherError | TrainingError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("\n".join([f"error: {error}", *_notes(error)]), file=sys.stderr, flush=True)
     else:
         print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
     return code
 
 
 def train(
-    config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None
+    config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None, *, attended: bool = False
 ) -> tuple[ExitCode, RunDirectory]:
     """Train `config` where its `place` says; what a run directory must say of the end is written here.
 
+    `attended`: this process is the run's own, and may be ended where it hangs or has lost the run to another one.
     Returns the exit code and the run directory; raises what ended the run.
     """
     progress = Progress() if progress is None else progress
     run = RunDirectory(Path(config.storage), config.name)
-    leads = os.environ.get("RANK", "0") == "0" or not under_torchrun()
     if run.is_finished() and mode != "never" and _has_all_steps(config, run):
-        if leads:
+        if leads():
             progress.say(f"run {run.path}: finished already; start it under another name to train it again")
         return ExitCode.OK, run
-    if leads:
-        run.create()
+    notifier = Notifier(config.notify, run)
+    try:
+        with _lease(run, attended):
+            code, outcome = _carried_out(config, run, mode, progress, notifier, attended)
+            if leads():
+                _record_end(config, run, code, outcome, progress, notifier)
+    finally:
+        notifier.close()
+    return code, run
+
+
+def _carried_out(
+    config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress, notifier: Notifier, attended: bool
+) -> tuple[ExitCode, dict[str, Any]]:
     try:
         if place_of(config) == "ray":
             ray_environment.set_up()
             from launcher.ray_driver import run_ray
 
-            code, outcome = run_ray(config, run, mode, progress)
-        else:
-            code, outcome = run_local(config, run, mode, progress)
-    except Exception as error:
-        rule = rule_for(error)
-        if leads and not isinstance(error, UsageError | ConfigError):  # these say nothing of the run that is there
-            run.mark_fatal(rule.exit_code, f"{type(error).__name__}: {error}")
+            return run_ray(config, run, mode, progress, notifier)
+        if attended and config.faults.max_failures > 0 and not under_torchrun():
+            from launcher.local_supervisor import run_supervised
+
+            return run_supervised(config, run, mode, progress, notifier)
+        from launcher.local import run_local
+
+        return run_local(config, run, mode, progress, watched=attended)
+    except (UsageError, ConfigError, lease.LeaseLost):  # these say nothing of the run that is there
         raise
-    if leads:
-        if code is ExitCode.OK:
-            summary = {**outcome, "images_per_s": _images_per_s(run), "duration": str(config.duration)}
-            run.mark_finished(summary)
-            for line in summary_lines(run, summary):
-                progress.say(line)
-        else:
-            progress.say(f"saved at step {outcome['step']}; the same command goes on from there")
-    return code, run
+    except Exception as error:
+        if leads():
+            message = "\n".join([f"{type(error).__name__}: {error}", *_notes(error)])
+            run.mark_fatal(rule_for(error).exit_code, message)
+        raise
 
 
-def place_of(config: RunConfig) -> str:
-    """Where the run is carried out: torchrun's processes, Ray where it is installed, or this process."""
-    if config.place != "auto":
-        if config.place == "ray" and not _has_ray():
-            raise UsageError("place: ray needs Ray, which is not installed here: pip install 'resnet-launcher[ray]'")
-        return config.place
-    if under_torchrun():
-        return "local"
-    return "ray" if _has_ray() else "local"
+def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManager[object]:
+    """The run directory for this process alone. Raises LeaseHeld where another one is at work in it."""
+    if not leads():
+        return contextlib.nullcontext()
+    run.create()
+
+    def lost() -> None:
+        print(f"error: {run.path}: another process has taken this run over", file=sys.stderr, flush=True)
+        if attended:
+            os._exit(ExitCode.UNAVAILABLE)
+
+    return lease.acquire(run.lease, on_lost=lost)
 
 
-def _has_ray() -> bool:
-    return importlib.util.find_spec("ray") is not None
+def _record_end(
+    config: RunConfig,
+    run: RunDirectory,
+    code: ExitCode,
+    outcome: dict[str, Any],
+    progress: Progress,
+    notifier: Notifier,
+) -> None:
+    step = outcome["step"]
+    if code is ExitCode.OK:
+        summary = {**outcome, "images_per_s": _images_per_s(run), "duration": str(config.duration)}
+        run.mark_finished(summary)
+        notifier.tell("finished", f"all {step} steps done", step=step, exit_code=int(code))
+        for line in summary_lines(run, summary):
+            progress.say(line)
+    else:
+        event = "preempted" if outcome.get("preempted") else "stopped"
+        notifier.tell(event, f"saved at step {step}", step=step, exit_code=int(code))
+        progress.say(f"saved at step {step}; the same command goes on from there")
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
 
 
 def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:

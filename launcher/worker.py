@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import socket
 import sys
@@ -14,11 +16,19 @@ from typing import Any
 
 import torch
 
+from launcher import heartbeats
+from launcher.attempts import with_micro_batches
+from launcher.faults import in_our_words
+from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory, environment
+from launcher.watchdog import Watchdog
 from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.pulse import Pulse
 from resnet_dist.sink import MetricsFile, NoSink, Sink
 from resnet_dist.supervisor import Request
+
+NOTICE_EVERY_S = 1.0  # between two looks for a notice: the loop asks at every step
 
 
 @dataclass(frozen=True)
@@ -30,22 +40,38 @@ class Assignment:
     local_rank: int
     attempt: int
     checkpoint: Path | None
+    node_id: str | None = None  # Ray's name of the node
+    watched: bool = True  # whether a hang may end this process: not where it is somebody's notebook
+    skips: tuple[Skip, ...] = ()
+    num_micro_batches: int | None = None  # instead of the config's
 
 
 class FileSupervisor:
-    """Obeys a stop file that a driver writes, and this process's own signals; passes metrics to `listener`."""
+    """Obeys a stop file that a driver writes, this process's own signals and a notice that its node will go away.
+
+    Metrics go to `listener`. The first sight of the notice is told to `on_notice`.
+    """
 
     def __init__(
         self,
         stop_file: Path | None = None,
         stopped: Callable[[], bool] = lambda: False,
         listener: Callable[[Mapping[str, Any]], None] = lambda record: None,
+        notice_file: Path | None = None,
+        on_notice: Callable[[], None] = lambda: None,
     ) -> None:
         self._stop_file, self._stopped, self._listener = stop_file, stopped, listener
+        self._notice_file, self._on_notice = notice_file, on_notice
+        self._noticed, self._looked = False, float("-inf")
+
+    @property
+    def noticed(self) -> bool:
+        """Whether this worker's node was told that it will go away."""
+        return self._noticed
 
     def request(self) -> Request:
-        """Stop, once a signal came or the file is there."""
-        asked = self._stopped() or (self._stop_file is not None and self._stop_file.exists())
+        """Stop, once a signal came or one of the files is there."""
+        asked = self._stopped() or (self._stop_file is not None and self._stop_file.exists()) or self._look()
         return Request.STOP if asked else Request.CONTINUE
 
     def checkpoint(self, path: str, step: int) -> None:
@@ -55,14 +81,28 @@ class FileSupervisor:
         """Hand a record to whoever shows it."""
         self._listener(record)
 
+    def _look(self) -> bool:
+        now = time.monotonic()
+        if self._notice_file is None or self._noticed or now - self._looked < NOTICE_EVERY_S:
+            return self._noticed
+        self._looked = now
+        self._noticed = self._notice_file.exists()
+        if self._noticed:
+            self._on_notice()
+        return self._noticed
+
 
 class _Told:
-    """A sink that also tells the supervisor."""
+    """A sink that also tells the supervisor, and knows which hosts the ranks are on."""
 
-    def __init__(self, sink: Sink, supervisor: FileSupervisor) -> None:
-        self._sink, self._supervisor = sink, supervisor
+    def __init__(self, sink: Sink, supervisor: FileSupervisor, logs: Path) -> None:
+        self._sink, self._supervisor, self._logs = sink, supervisor, logs
 
     def write(self, record: Mapping[str, Any]) -> None:
+        if record.get("event") == "straggler":
+            beat = heartbeats.read(self._logs).get(record["detail"]["rank"])
+            node = {"host": beat.host, "node_id": beat.node_id} if beat else {"host": None, "node_id": None}
+            record = {**record, "detail": {**record["detail"], **node}}
         self._sink.write(record)
         self._supervisor.metrics(record)
 
@@ -83,34 +123,73 @@ def stop_file(run: RunDirectory, attempt: int) -> Path:
     return run.logs(attempt) / "stop"
 
 
+def notice_supervisor(
+    config: RunConfig, run: RunDirectory, rank: int, attempt: int, node_id: str | None = None, **more: Any
+) -> FileSupervisor:
+    """A supervisor that obeys `preemption.notice_file` too, and leaves word of which node it was on."""
+
+    def leave_word() -> None:
+        content = {"rank": rank, "host": socket.gethostname(), "node_id": node_id}
+        (run.logs(attempt) / f"notice-rank-{rank}.json").write_text(json.dumps(content))
+
+    file = config.preemption.notice_file
+    return FileSupervisor(notice_file=None if file is None else Path(file), on_notice=leave_word, **more)
+
+
 def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor) -> dict[str, Any]:
     """Train until the end or until asked to stop; returns the outcome as plain data.
 
     Keys: step, finished, time_s, and where the last step was evaluated top1, top5, loss, num_samples. The attempt's log
-    of this rank gets everything that is logged, and the traceback of what is raised.
+    of this rank gets everything that is logged, and the traceback of what is raised. A fault of the machines is raised
+    as one of our errors.
     """
+    config = with_micro_batches(config, assignment.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.log(assignment.attempt, assignment.rank))
-    log = logging.getLogger(__name__)
-    log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, socket.gethostname())
+    log, host, pulse = logging.getLogger(__name__), socket.gethostname(), Pulse()
+    log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     try:
-        return _train(config, assignment, supervisor, run)
-    except BaseException:
+        with _watchdog(config, assignment, run, pulse):
+            return _train(config, assignment, supervisor, run, pulse)
+    except BaseException as error:
         log.error("ended by\n%s", traceback.format_exc())
-        raise
+        ours = in_our_words(error, assignment.rank, host)
+        if ours is error:
+            raise
+        raise ours from error
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
 
 
-def _train(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor, run: RunDirectory) -> dict[str, Any]:
+def _watchdog(
+    config: RunConfig, assignment: Assignment, run: RunDirectory, pulse: Pulse
+) -> contextlib.AbstractContextManager[object]:
+    if not assignment.watched:
+        return contextlib.nullcontext()
+    return Watchdog(
+        pulse,
+        run.logs(assignment.attempt),
+        assignment.rank,
+        hang_timeout_s=config.faults.hang_timeout_s,
+        next_logs=run.logs(assignment.attempt + 1),
+        node_id=assignment.node_id,
+    )
+
+
+def _train(
+    config: RunConfig, assignment: Assignment, supervisor: FileSupervisor, run: RunDirectory, pulse: Pulse
+) -> dict[str, Any]:
     started = time.perf_counter()
     sink: Sink = NoSink()
     if assignment.rank == 0:
-        run.write_environment(environment())
-        sink = _Told(MetricsFile(run.metrics, run.tensorboard if config.log.tensorboard else None), supervisor)
+        facts = environment()
+        run.write_environment(facts)
+        (run.logs(assignment.attempt) / "environment.json").write_text(json.dumps(facts))  # incidents compare attempts
+        metrics = MetricsFile(run.metrics, run.tensorboard if config.log.tensorboard else None)
+        sink = _Told(metrics, supervisor, run.logs(assignment.attempt))
     # The CPUs of all workers together stay what the config says, however many workers share them.
-    num_threads = max(1, config.resources.cpus_per_worker * config.workers // assignment.world_size)
+    num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
     worker = Worker(assignment.rank, assignment.world_size, device_of(config, assignment.local_rank), num_threads)
     bookkeeping = Bookkeeping(
         checkpoints=run.checkpoints,
@@ -120,7 +199,7 @@ def _train(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor
         log_every=config.log.every_steps,
     )
     try:
-        trainer = build(config.recipe(), worker, bookkeeping, sink, supervisor, assignment.checkpoint)
+        trainer = build(config.recipe(), worker, bookkeeping, sink, supervisor, assignment.checkpoint, pulse)
         outcome = trainer.fit()
     finally:
         sink.close()

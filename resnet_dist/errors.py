@@ -6,6 +6,7 @@ TrainingError
 ├── DataError              an image, a folder or an index is broken      never retried
 ├── CheckpointError        no checkpoint that can be trusted
 ├── DivergedError          the loss is not a number any more
+├── OutOfMemory            a micro-batch does not fit; says how many would
 └── StorageError           the run directory cannot be written
 """
 
@@ -60,11 +61,25 @@ class CheckpointError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """The loss became infinite or not a number."""
+    """The loss, or the gradient, became infinite or not a number; `loss` is that number."""
 
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(f"training diverged: the loss of step {step} is {loss}; lower the peak LR or lengthen warm-up")
+    def __init__(self, step: int, loss: float, what: str = "loss") -> None:
+        super().__init__(
+            f"training diverged: the {what} of step {step} is {loss}; lower the peak LR or lengthen warm-up"
+        )
         self.step, self.loss = step, loss
+
+
+class OutOfMemory(TrainingError):  # noqa: N818 - reads as what happened
+    """A device has too little memory for a micro-batch. `num_micro_batches` would fit; None: no number does."""
+
+    def __init__(self, current: int, num_micro_batches: int | None, problem: str) -> None:
+        if num_micro_batches is None:
+            advice = "no larger number is allowed: use more workers, or a smaller batch_norm.span"
+        else:
+            advice = f"batch.num_micro_batches={num_micro_batches} would fit, with the same losses"
+        super().__init__(f"out of memory with batch.num_micro_batches={current}; {advice} ({problem})")
+        self.current, self.num_micro_batches = current, num_micro_batches
 
 
 class StorageError(TrainingError):

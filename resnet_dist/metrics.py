@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from resnet_dist.engines.protocol import StepSums
 from resnet_dist.models.batch_norm import RunningStatistics
 from resnet_dist.supervisor import Request
 
-_LOSS, _CORRECT, _SAVE, _STOP, _HEADER = range(5)
+_LOSS, _CORRECT, _GRADIENT, _CHECKSUM, _SAVE, _STOP, _HEADER = range(7)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class StepTotals:
     step: int  # completed steps
     loss: float  # mean over the global batch
     top1: float  # fraction of the global batch
+    gradient_norm: float  # L2, of the mean over the global batch, before clipping
+    checksum: int  # of the samples and their positions, whatever worker had them
     request: Request  # the strongest that any worker was asked for
+    own_s: tuple[float, ...] = ()  # what the step took each worker alone, by rank; 0.0 where that is not known
 
 
 class PendingTotals:
@@ -32,7 +36,8 @@ class PendingTotals:
         self._step, self._batch_size = step, batch_size
         self._ready: torch.cuda.Event | None = None
         if header.is_cuda:
-            self._header = torch.empty(_HEADER, dtype=torch.float64, pin_memory=True).copy_(header, non_blocking=True)
+            pinned = torch.empty(len(header), dtype=torch.float64, pin_memory=True)
+            self._header = pinned.copy_(header, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record()
         else:
@@ -44,30 +49,48 @@ class PendingTotals:
             self._ready.synchronize()
         header = self._header.tolist()
         request = Request.STOP if header[_STOP] else Request.SAVE if header[_SAVE] else Request.CONTINUE
-        return StepTotals(self._step, header[_LOSS] / self._batch_size, header[_CORRECT] / self._batch_size, request)
+        return StepTotals(
+            step=self._step,
+            loss=header[_LOSS] / self._batch_size,
+            top1=header[_CORRECT] / self._batch_size,
+            gradient_norm=math.sqrt(header[_GRADIENT]) if header[_GRADIENT] >= 0 else math.nan,
+            checksum=int(header[_CHECKSUM]),
+            request=request,
+            own_s=tuple(header[_HEADER:]),
+        )
 
 
 class StepExchange:
     """The one exchange of a step beside the gradients: a float64 vector, summed over all workers.
 
-    It also carries the batch-norm sums of the step, and moves the running statistics with them.
+    It also carries the batch-norm sums of the step, and moves the running statistics with them; and a place for every
+    worker, where it alone writes its own time.
     """
 
     def __init__(self, statistics: RunningStatistics, device: torch.device, batch_size: int) -> None:
         self._statistics = statistics
         self._batch_size = batch_size
-        self._vector = torch.zeros(_HEADER + 3 * statistics.num_channels, dtype=torch.float64, device=device)
-        self._sums = self._vector[_HEADER:].view(3, statistics.num_channels)
+        self._rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._num_header = _HEADER + world_size
+        self._vector = torch.zeros(self._num_header + 3 * statistics.num_channels, dtype=torch.float64, device=device)
+        self._sums = self._vector[self._num_header :].view(3, statistics.num_channels)
         statistics.collect_into(self._sums)
 
-    def finish(self, step: int, sums: StepSums, request: Request) -> PendingTotals:
-        """Exchange what step number `step` left on this worker. A collective."""
+    def finish(
+        self, step: int, sums: StepSums, request: Request, own_s: float = 0.0, checksum: int = 0
+    ) -> PendingTotals:
+        """Exchange what step number `step` left on this worker, and what it took it alone. A collective.
+
+        `checksum` is that of this worker's samples, below 2^32 for each: sums stay exact for a million samples a step.
+        """
         self._vector[_LOSS], self._vector[_CORRECT] = sums.loss, sums.num_correct
+        self._vector[_GRADIENT], self._vector[_CHECKSUM] = sums.gradient_squared, checksum
+        self._vector[_HEADER + self._rank] = own_s
         if request is not Request.CONTINUE:
             self._vector[_STOP if request is Request.STOP else _SAVE] = 1.0
         if dist.is_initialized():
             dist.all_reduce(self._vector)
         self._statistics.update(self._sums)
-        pending = PendingTotals(self._vector[:_HEADER], step, self._batch_size)
+        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size)
         self._vector.zero_()
         return pending

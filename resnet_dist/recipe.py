@@ -54,10 +54,19 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRecipe:
-    """The global batch: samples per optimizer step over all workers."""
+    """The global batch: samples per optimizer step over all workers.
+
+    `num_micro_batches: auto` begins with 1; when a worker runs out of memory, the run goes on with the smallest number
+    that fits and that batch norm's span allows.
+    """
 
     size: int
-    num_micro_batches: int = 1
+    num_micro_batches: int | Literal["auto"] = 1
+
+    @property
+    def parts(self) -> int:
+        """The number of micro-batches as a number; 1 for `auto`, which the launcher resolves before a worker starts."""
+        return 1 if self.num_micro_batches == "auto" else self.num_micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,7 @@ class OptimizerRecipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0  # L2, on the weights of convolutions and linear layers only
+    gradient_clipping: float | None = None  # largest L2 norm of the whole gradient (Pascanu et al. 2013)
     trust_coefficient: float | None = None  # LARS: eta; 0.001 where it is not given
     epsilon: float | None = None  # LARS: added to the trust ratio's denominator; 0 where it is not given
     convention: Literal["lr_inside", "lr_outside"] | None = None  # LARS: lr_inside where it is not given
@@ -115,9 +125,35 @@ class RegularizationRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
-    """What turns a batch into an optimizer step."""
+    """What turns a batch into an optimizer step: `ddp`, `zero` (DeepSpeed) or `package.module:function`.
 
-    name: Literal["ddp", "zero"] = "ddp"
+    A user's function is called as `function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...,
+    **arguments)` and returns a `resnet_dist.engines.protocol.Engine`; `resnet_dist.testing` checks one.
+    """
+
+    name: str = "ddp"
+    stage: int | None = None  # zero: 0 nothing is partitioned, 1 optimizer state, 2 gradients too; 2 where not given
+    bucket_mb: float = 25.0  # MiB of gradients that are exchanged at once (torch's default)
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None  # of the exchange; not given: the parameters' own
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # for a user's function
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRecipe:
+    """How fast a step is. None of it changes what is computed; the order of sums, and so rounding, it may.
+
+    docs/performance.md has what each is worth; `true` or `auto` means: wherever it can be used.
+    """
+
+    channels_last: bool = True  # memory layout of images and weights: what cuDNN and oneDNN compute in
+    compile: bool = False  # torch.compile the model: fused element-wise kernels, a minute or more at the start
+    cuda_graph: bool = False  # replay forward and backward as one CUDA graph: for shares of a few dozen images
+    optimizer: Literal["auto", "foreach", "fused", "loop"] = "auto"  # SGD's kernels; LARS is foreach
+    bucket_views: bool = True  # gradients live in the buckets that are exchanged: one copy less
+    static_graph: bool = False  # DDP: the same parameters get gradients in every step
+    copy_stream: bool = True  # GPU: copy the next images while this step computes, from pinned memory
+    cudnn_benchmark: bool = True  # GPU: let cuDNN try its algorithms once; off under `deterministic: true`
+    cpu_affinity: bool = True  # CPUs of its own for each worker of a node, where there are enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,5 +179,6 @@ class Recipe:
     regularization: RegularizationRecipe = field(default_factory=RegularizationRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
+    speed: SpeedRecipe = field(default_factory=SpeedRecipe)
     precision: Precision = "float32"
     deterministic: bool = False  # the same bits on a GPU at every run, at a price in speed; a CPU always is

@@ -24,6 +24,7 @@ MODEL_NAMES = (
 OPTIMIZER_NAMES = ("sgd", "lars")
 DECAY_NAMES = ("constant", "cosine", "polynomial", "step")
 SOURCE_NAMES = ("imagefolder",)
+ENGINE_NAMES = ("ddp", "zero")
 
 _LARGEST_SEED = 2**63 - 1  # a signed 64-bit integer: what torch's generators take
 _LARGEST_BATCH = 2**31 - 1  # far above any data set; keeps the search for divisors short
@@ -44,6 +45,8 @@ def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) ->
         *_batch(recipe, world_size),
         *_batch_norm(recipe),
         *_optimizer(recipe.optimizer),
+        *_engine(recipe),
+        *_speed(recipe),
         *_learning_rates(recipe.schedule, recipe.batch.size),
         *_decay(recipe.schedule),
         *_milestones(recipe, num_samples),
@@ -68,10 +71,6 @@ def _run(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
     yield from _at_least(1, "evaluate.batch_size", recipe.evaluate.batch_size)
     smoothing = recipe.regularization.label_smoothing
     yield from _require(0 <= smoothing < 1, "regularization.label_smoothing", smoothing, "at least 0 and below 1")
-    if recipe.engine.name == "zero":
-        yield RecipeError("engine.name", "zero is not available in this version", "ddp")
-    if recipe.precision == "float16":
-        yield RecipeError("precision", "float16 is not available in this version", "float32, tf32, bfloat16, float64")
     warmup = recipe.schedule.warmup
     if recipe.duration.count > 0 and _longer(warmup, recipe.duration, recipe.batch.size, num_samples):
         yield RecipeError(
@@ -111,7 +110,7 @@ def _data(data: DataRecipe) -> Iterator[RecipeError]:
 
 
 def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
-    size, parts = recipe.batch.size, recipe.batch.num_micro_batches
+    size, parts = recipe.batch.size, recipe.batch.parts
     yield from _require(1 <= size <= _LARGEST_BATCH, "batch.size", size, f"a whole number from 1 to {_LARGEST_BATCH}")
     yield from _at_least(1, "batch.num_micro_batches", parts)
     micro_batch = _micro_batch(recipe)
@@ -134,8 +133,8 @@ def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
     micro_batch = _micro_batch(recipe)
     if micro_batch is None:
         return  # said already, and nothing can be said about spans
-    if span == "global" and recipe.batch.num_micro_batches != 1:
-        parts = recipe.batch.num_micro_batches
+    if span == "global" and recipe.batch.parts != 1:
+        parts = recipe.batch.parts
         yield RecipeError(
             "batch_norm.span",
             f"found global with batch.num_micro_batches {parts}: statistics over the whole batch need it in one piece",
@@ -151,7 +150,7 @@ def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
 
 def _micro_batch(recipe: Recipe) -> int | None:
     """Samples of one micro-batch over all workers, where the batch can be cut at all."""
-    size, parts = recipe.batch.size, recipe.batch.num_micro_batches
+    size, parts = recipe.batch.size, recipe.batch.parts
     return size // parts if 1 <= size <= _LARGEST_BATCH and parts >= 1 and size % parts == 0 else None
 
 
@@ -161,6 +160,13 @@ def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
     yield from _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
     yield from _require(
         0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "a number from 0 up"
+    )
+    clipping = optimizer.gradient_clipping
+    yield from _require(
+        clipping is None or 0 < clipping < math.inf,
+        "optimizer.gradient_clipping",
+        clipping,
+        "a number above 0, or leave it out",
     )
     if optimizer.nesterov and name != "sgd":
         yield from _unused("optimizer.nesterov", True, "optimizer.name sgd")
@@ -183,6 +189,46 @@ def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
         )
     for taken in sorted({"groups", "momentum", "weight_decay"} & set(optimizer.arguments)):
         yield RecipeError("optimizer.arguments", f"holds {taken}, which is passed already", "the other arguments")
+
+
+def _engine(recipe: Recipe) -> Iterator[RecipeError]:
+    engine, precision = recipe.engine, recipe.precision
+    yield from _one_of("engine.name", engine.name, ENGINE_NAMES)
+    yield from _require(0 < engine.bucket_mb < math.inf, "engine.bucket_mb", engine.bucket_mb, "MiB, above 0")
+    if not is_reference(engine.name):
+        yield from _unused("engine.arguments", engine.arguments or None, f"an engine of your own ({_REFERENCE_FORM})")
+    if engine.name != "zero":
+        yield from _unused("engine.stage", engine.stage, "engine.name zero")
+    elif engine.stage == 3:
+        yield RecipeError(
+            "engine.stage",
+            "found 3, which partitions the weights: a ResNet's (100 MB for ResNet-50) fit on every worker, and"
+            " gathering them in every layer would cost time for nothing",
+            "0, 1 or 2",
+        )
+    elif engine.stage not in (None, 0, 1, 2):
+        yield RecipeError("engine.stage", f"found {engine.stage}", "0, 1 or 2")
+    if engine.name == "zero" and precision in ("float16", "float64"):
+        why = "the weights that ZeRO updates are float32" if precision == "float64" else "ZeRO has no loss scaler here"
+        yield RecipeError("precision", f"found {precision} with engine.name zero: {why}", "float32, tf32 or bfloat16")
+    if precision == "float64" and engine.gradient_dtype is not None:
+        found = f"found {engine.gradient_dtype} with precision float64"
+        yield RecipeError("engine.gradient_dtype", found, "leave it out")
+
+
+def _speed(recipe: Recipe) -> Iterator[RecipeError]:
+    speed, optimizer, engine = recipe.speed, recipe.optimizer.name, recipe.engine.name
+    if optimizer != "sgd" and speed.optimizer != "auto":
+        yield from _unused("speed.optimizer", speed.optimizer, "optimizer.name sgd")
+    if engine != "ddp":
+        for key in ("compile", "cuda_graph", "static_graph"):
+            yield from _unused(f"speed.{key}", getattr(speed, key) or None, "engine.name ddp")
+    if speed.cuda_graph and recipe.precision == "float16":
+        found = "found true with precision float16, whose loss scaler asks the host at every step"
+        yield RecipeError("speed.cuda_graph", found, "precision bfloat16, or cuda_graph false")
+    if speed.cuda_graph and recipe.batch.parts > 1:
+        found = f"found true with batch.num_micro_batches {recipe.batch.parts}: a graph sets gradients, it cannot add"
+        yield RecipeError("speed.cuda_graph", found, "num_micro_batches 1, or cuda_graph false")
 
 
 def _learning_rates(schedule: ScheduleRecipe, batch_size: int) -> Iterator[RecipeError]:

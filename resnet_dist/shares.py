@@ -7,7 +7,7 @@ the number of workers nor the split changes what a span holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -67,6 +67,20 @@ class BatchLayout:
     def spans_cross_workers(self, span: int) -> bool:
         """Whether any span of `span` samples is shared by two workers."""
         return any(boundary % span for boundary in self.boundaries())
+
+
+def stream_step(step: int, skipped: Sequence[range]) -> int:
+    """The step of the stream whose samples training step `step` (0 is the first) takes.
+
+    `skipped` are runs of the stream's steps that are left out, ascending; where there are none the two are the same.
+
+    >>> [stream_step(step, [range(2, 5)]) for step in range(4)]
+    [0, 1, 5, 6]
+    """
+    for run in skipped:
+        if step >= run.start:
+            step += len(run)
+    return step
 
 
 def allowed_spans(micro_batch_size: int) -> list[int]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
+from resnet_dist.checkpoint.saver import Failed, Saved
+from resnet_dist.clock import StepClock
 from resnet_dist.data import HostBatch
 from resnet_dist.durations import Every
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.errors import DivergedError
 from resnet_dist.evaluate import Evaluation
 from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
+from resnet_dist.pulse import Pulse
 from resnet_dist.sink import Sink
+from resnet_dist.stragglers import Stragglers
 from resnet_dist.supervisor import Request, Supervisor
+from resnet_dist.verdict import StepTimes, Verdict
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,45 @@ class Outcome:
     evaluation: Evaluation | None  # of the last step, where it was evaluated
 
 
+class Checkpoints(Protocol):
+    """Saves the run's state; what it has to tell goes into the metrics by itself."""
+
+    def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
+        """Save `step` completed steps; with `wait`, until it is on the disk. A collective."""
+        ...
+
+    def poll(self) -> list[Saved | Failed]:
+        """What has been written since the last call. Raises StorageError when too many failed in a row."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        ...
+
+
+class Profiler(Protocol):
+    """Looks into chosen steps."""
+
+    def step(self, number: int) -> AbstractContextManager[None]:
+        """The work inside is step `number`."""
+        ...
+
+    def close(self) -> None:
+        """Write what was seen."""
+        ...
+
+
+class Unprofiled:
+    """No profiler."""
+
+    def step(self, number: int) -> AbstractContextManager[None]:
+        """Nothing is measured."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Nothing was seen."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """The finished parts that a trainer drives."""
@@ -52,9 +95,13 @@ class Parts:
     to_device: Callable[[HostBatch], MicroBatch]
     evaluate: Callable[[], Evaluation]
     exchange: StepExchange
-    save: Callable[[int], str]  # completed steps -> path of the checkpoint ("" on all workers but rank 0)
+    checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
+    pulse: Pulse = field(default_factory=Pulse)
+    profiler: Profiler = field(default_factory=Unprofiled)
+    judge: Callable[[list[StepTimes]], Verdict | None] = lambda laps: None
+    explain: Callable[[BaseException], Exception | None] = lambda error: None  # what a step's error means, if known
 
 
 class Trainer:
@@ -64,64 +111,104 @@ class Trainer:
     device; a request is therefore obeyed at the second step boundary after it at the latest.
     """
 
-    def __init__(self, parts: Parts, timetable: Timetable, num_micro_batches: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        timetable: Timetable,
+        num_micro_batches: int,
+        first_step: int = 0,
+        evaluation_is_owed: bool = False,
+    ) -> None:
         self.parts = parts
         self.timetable = timetable
         self.num_micro_batches = num_micro_batches
         self.first_step = first_step
-        self._clock = _Clock()
+        self.evaluation_is_owed = evaluation_is_owed  # of `first_step`: the attempt before was stopped ahead of it
+        self._clock = StepClock()
+        self._laps: list[StepTimes] = []
+        self._stragglers = Stragglers()
+        self._checksum = 0
 
     def fit(self) -> Outcome:
         """Train; returns on every worker at the same step.
 
-        Raises DivergedError when the loss is not finite; no checkpoint is written of such a step.
+        Raises DivergedError when the loss or the gradient is not finite, of which no checkpoint is written, and
+        OutOfMemory.
         """
+        self._event(self.first_step, "started", {"total_steps": self.timetable.total_steps})
+        try:
+            outcome = self._steps()
+        except Exception as error:
+            explained = self.parts.explain(error)
+            if explained is None:
+                raise
+            raise explained from error
+        finally:
+            self.parts.profiler.close()
+            self.parts.checkpoints.close()
+        self._report_checkpoints()
+        self._judge(outcome.step)
+        self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
+        return outcome
+
+    def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
-        self._event(self.first_step, "started", {"total_steps": timetable.total_steps})
         pending: PendingTotals | None = None
-        evaluation: Evaluation | None = None
+        evaluation = self._evaluate(self.first_step) if self.evaluation_is_owed else None
         with closing(parts.batches_from(self.first_step)) as batches:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
+                is_last = step == timetable.total_steps
                 # --- one optimizer step
-                with self._clock.running(step):
-                    micro_batches = self._micro_batches(batches)
-                    sums = parts.engine.step(micro_batches, parts.learning_rate(step - 1))
-                    previous, pending = pending, parts.exchange.finish(step, sums, parts.supervisor.request())
+                parts.pulse.enter("step", step)
+                with parts.profiler.step(step), self._clock.running(step):
+                    sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
+                    asked, own_s = parts.supervisor.request(), parts.pulse.own_s()
+                    finished = parts.exchange.finish(step, sums, asked, own_s, self._checksum)
+                    previous, pending = pending, finished
                     totals = previous.read() if previous else None  # on a GPU, the wait for its work is here
 
                 # --- what the step before has left, a step late
                 request = self._record(totals) if totals else Request.CONTINUE
+                self._report_checkpoints()
 
                 # --- events of this boundary
-                evaluation_is_due = timetable.evaluate.fires_after(step) or step == timetable.total_steps
-                checkpoint_is_due = timetable.checkpoint.fires_after(step) or step == timetable.total_steps
+                evaluation_is_due = timetable.evaluate.fires_after(step) or is_last
+                checkpoint_is_due = timetable.checkpoint.fires_after(step) or is_last
                 if evaluation_is_due or checkpoint_is_due or request is not Request.CONTINUE:
                     with self._clock.running(step):
                         totals = pending.read()
                     request, pending = max(request, self._record(totals)), None
-                evaluation = self._evaluate(step) if evaluation_is_due else None
+                stops = request is Request.STOP and not is_last
+                # Whoever stops a run may not wait for an evaluation: the next attempt owes it.
+                evaluation = self._evaluate(step) if evaluation_is_due and not stops else None
                 if checkpoint_is_due or request is not Request.CONTINUE:
-                    self._save(step)
-                if request is Request.STOP and step < timetable.total_steps:
-                    self._event(step, "stopped", {})
-                    return Outcome(step, finished=False, evaluation=evaluation)
+                    self._save(step, evaluation, wait=stops or is_last)
+                if stops:
+                    return Outcome(step, finished=False, evaluation=None)
         if evaluation is None:  # resumed after the last step
             evaluation = self._evaluate(timetable.total_steps)
-        self._event(timetable.total_steps, "finished", {})
-        return Outcome(timetable.total_steps, finished=True, evaluation=evaluation)
+        return Outcome(max(timetable.total_steps, self.first_step), finished=True, evaluation=evaluation)
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine asks for it."""
+        self._checksum = 0
         for batch in itertools.islice(self._clock.waiting(batches), self.num_micro_batches):
-            yield self.parts.to_device(batch)
+            self._checksum += batch.checksum
+            yield self._clock.copying(self.parts.to_device, batch)
 
     def _record(self, totals: StepTotals) -> Request:
         """Check a step's totals and write them where they are due; returns what any worker asked for."""
         if not math.isfinite(totals.loss):
             raise DivergedError(totals.step, totals.loss)
+        if not math.isfinite(totals.gradient_norm) and not self.parts.engine.skips_overflows:
+            raise DivergedError(totals.step, totals.gradient_norm, "gradient's norm")
+        self._clock.add_own(totals.step, totals.own_s)
+        for straggler in self._stragglers.add(totals.own_s):
+            self._event(totals.step, "straggler", asdict(straggler))
         timetable = self.timetable
         if totals.step % timetable.log_every == 0 or totals.step == timetable.total_steps:
-            times = self._clock.lap(totals.step)
+            lap = self._clock.lap(totals.step)
+            self._laps.append(lap)
             self._write(
                 {
                     "kind": "train",
@@ -129,15 +216,20 @@ class Trainer:
                     "epoch": self._epoch(totals.step),
                     "loss": totals.loss,
                     "top1": totals.top1,
+                    "gradient_norm": totals.gradient_norm if math.isfinite(totals.gradient_norm) else None,
+                    "sample_ids": totals.checksum,
                     "learning_rate": self.parts.learning_rate(totals.step - 1),
-                    "images_per_s": timetable.batch_size / times["step_time_s"],
-                    **times,
-                    "time_left_s": (timetable.total_steps - totals.step) * times["step_time_s"],
+                    "images_per_s": timetable.batch_size / lap.step_s,
+                    "step_time_s": lap.step_s,
+                    "data_wait_s": lap.input_s,
+                    "time_left_s": (timetable.total_steps - totals.step) * lap.step_s,
+                    **self.parts.engine.scaler_state(),
                 }
             )
         return totals.request
 
     def _evaluate(self, step: int) -> Evaluation:
+        self.parts.pulse.enter("evaluate", step)
         started = time.perf_counter()
         evaluation = self.parts.evaluate()
         seconds = time.perf_counter() - started
@@ -145,12 +237,24 @@ class Trainer:
         self._write(record)
         return evaluation
 
-    def _save(self, step: int) -> None:
-        started = time.perf_counter()
-        path = self.parts.save(step)
-        if path:
-            self.parts.supervisor.checkpoint(path, step)
-        self._event(step, "checkpoint", {"path": path, "time_s": time.perf_counter() - started})
+    def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:
+        self.parts.pulse.enter("save", step)
+        metrics = {}
+        if evaluation is not None:
+            metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+        self.parts.checkpoints.save(step, wait=wait, metrics=metrics)
+        self._report_checkpoints()
+
+    def _report_checkpoints(self) -> None:
+        for report in self.parts.checkpoints.poll():
+            if isinstance(report, Saved):
+                self.parts.supervisor.checkpoint(str(report.path), report.step)
+
+    def _judge(self, step: int) -> None:
+        # The first lap holds what happens once: kernels are chosen, memory is found, files are read for the first time.
+        verdict = self.parts.judge(self._laps[1:] or self._laps)
+        if verdict is not None:
+            self._event(step, "verdict", {**verdict.record(), "text": str(verdict)})
 
     def _event(self, step: int, event: str, detail: dict[str, Any]) -> None:
         self._write({"kind": "event", "step": step, "event": event, "detail": detail})
@@ -160,40 +264,3 @@ class Trainer:
 
     def _epoch(self, step: int) -> float:
         return step * self.timetable.batch_size / self.timetable.num_samples
-
-
-class _Clock:
-    """Seconds per step and seconds spent waiting for input, as means over the steps since the last lap.
-
-    A step's totals are recorded when the next step has run already, so times are kept by step until then.
-    """
-
-    def __init__(self) -> None:
-        self._step = 0
-        self._busy_s: defaultdict[int, float] = defaultdict(float)
-        self._waited_s: defaultdict[int, float] = defaultdict(float)
-
-    @contextmanager
-    def running(self, step: int) -> Iterator[None]:
-        """The time inside belongs to `step`."""
-        self._step = step
-        started = time.perf_counter()
-        yield
-        self._busy_s[step] += time.perf_counter() - started
-
-    def waiting(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
-        """Pass on `batches`, and count what each one takes to come."""
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self._waited_s[self._step] += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
-
-    def lap(self, step: int) -> dict[str, float]:
-        """The means over the steps up to `step` that no lap has taken yet; there must be one."""
-        steps = [number for number in self._busy_s if number <= step]
-        busy_s = sum(self._busy_s.pop(number) for number in steps)
-        waited_s = sum(self._waited_s.pop(number, 0.0) for number in steps)
-        return {"step_time_s": busy_s / len(steps), "data_wait_s": waited_s / len(steps)}

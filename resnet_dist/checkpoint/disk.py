@@ -15,6 +15,7 @@ _REASONS = {
     errno.ENOENT: "is missing",
     errno.ENOSPC: "the disk is full; free some space, or lower checkpoint.keep",
     errno.EDQUOT: "the quota is used up; free some space, or lower checkpoint.keep",
+    errno.EFBIG: "a file grew beyond the limit of this process (ulimit -f) or of the file system; raise the limit",
     errno.EROFS: "the file system is read-only; remount it, or choose another storage",
     errno.EACCES: "no permission; run as the folder's owner, or choose another storage",
     errno.EPERM: "no permission; run as the folder's owner, or choose another storage",
@@ -38,6 +39,15 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         named = error.filename if isinstance(error.filename, str) else str(path)
         raise StorageError(named, reason(error)) from error
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file that others have written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

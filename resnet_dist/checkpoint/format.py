@@ -2,7 +2,9 @@
 
     checkpoints/step-00000042/
         model.safetensors        parameters and buffers by name
-        optimizer.safetensors    "<parameter name>/<state name>", whole, whatever the engine and the number of workers
+        optimizer.safetensors    "<parameter name>/<state name>", whole, whatever the engine and the number of workers;
+                                 or optimizer-00000-of-00004.safetensors and so on: tensors that are whole, too, each in
+                                 the file of the worker that held it
         state.json               step, samples seen, the recipe's fingerprint, versions
         manifest.json            {"format": 1, "files": {name: {"size_bytes": ..., "sha256": ...}}}
     checkpoints/.step-00000043.tmp-HOST-PID-RANDOM/    being written or being deleted: never a checkpoint
@@ -16,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-FILES = (MODEL, OPTIMIZER, STATE)  # what a manifest of format 1 lists
+FILES = (MODEL, OPTIMIZER, STATE)  # what a manifest of format 1 lists, where the optimizer's state is in one file
 
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
-_TEMPORARY_FOLDER = re.compile(r"\.step-[0-9]{8,}\.tmp-(?P<host>.+)-(?P<pid>[0-9]+)-[0-9a-f]{8}")
+_TEMPORARY_FOLDER = re.compile(r"\.step-[0-9]{8,}\.tmp-(?P<host>.+)-(?P<pid>[0-9]+)-(?P<random>[0-9a-f]{8})")
+_PART = re.compile(r"optimizer-[0-9]{5,}-of-([0-9]{5,})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TemporaryFolder:
     path: Path
     host: str
     pid: int
+    random: str
 
 
 def folder_name(step: int) -> str:
@@ -74,6 +78,24 @@ def step_of(name: str) -> int | None:
     return int(match[1])
 
 
+def part_name(number: int, of: int) -> str:
+    """Name of one of `of` files that together hold the optimizer's state.
+
+    >>> part_name(1, of=4)
+    'optimizer-00001-of-00004.safetensors'
+    """
+    return f"optimizer-{number:05d}-of-{of:05d}.safetensors"
+
+
+def optimizer_files(names: Collection[str]) -> list[str]:
+    """Of a checkpoint's files, those that hold the optimizer's state: one, or all parts. Empty when one is missing."""
+    if OPTIMIZER in names:
+        return [OPTIMIZER]
+    counts = {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
+    parts = [part_name(number, of) for of in counts for number in range(of)]
+    return parts if set(parts) <= set(names) else []
+
+
 def temporary_name(step: int, host: str, pid: int, random: str) -> str:
     """Name of a checkpoint folder that is being written or deleted. `random` is 8 hexadecimal digits."""
     return f".{folder_name(step)}.tmp-{host}-{pid}-{random}"
@@ -88,7 +110,9 @@ def step_folders(folder: Path) -> list[Path]:
 def temporary_folders(folder: Path) -> list[TemporaryFolder]:
     """Everything in `folder` that a writer has not finished. Raises OSError."""
     matches = ((path, _TEMPORARY_FOLDER.fullmatch(path.name)) for path in folder.iterdir())
-    return [TemporaryFolder(path, match["host"], int(match["pid"])) for path, match in matches if match]
+    return [
+        TemporaryFolder(path, match["host"], int(match["pid"]), match["random"]) for path, match in matches if match
+    ]
 
 
 def json_bytes(value: Any) -> bytes:
@@ -110,8 +134,13 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     if content["format"] != FORMAT or isinstance(content["format"], bool):
         raise CheckpointError(str(path), f"has format {content['format']!r}; this version reads format {FORMAT}")
     files = content.get("files")
-    if set(content) != {"format", "files"} or not isinstance(files, dict) or set(files) != set(FILES):
-        raise CheckpointError(str(path), f"must list exactly these files: {', '.join(FILES)}")
+    if set(content) != {"format", "files"} or not isinstance(files, dict):
+        raise CheckpointError(str(path), "must hold format and files, nothing else")
+    optimizer = optimizer_files(files)
+    if not optimizer or set(files) != {MODEL, STATE, *optimizer}:
+        raise CheckpointError(
+            str(path), f"must list exactly these files: {', '.join(FILES)} (or all parts of {OPTIMIZER} in its place)"
+        )
     records = {}
     for name, entry in files.items():
         if not isinstance(entry, dict) or set(entry) != {"size_bytes", "sha256"}:

@@ -34,16 +34,20 @@ class Checkpoint:
 
     def optimizer(self) -> dict[str, dict[str, Tensor]]:
         """Optimizer state: {parameter name: {state name: tensor on the CPU}}. Raises CheckpointError."""
-        contents = self._read(format.OPTIMIZER)
-        try:
-            state: dict[str, dict[str, Tensor]] = {name: {} for name in json.loads(contents.metadata[STATELESS])}
-        except (KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(str(self.path / format.OPTIMIZER), f"has no list {STATELESS!r}") from error
-        for name, tensor in contents.tensors.items():
-            parameter, slash, key = name.rpartition("/")
-            if not slash:
-                raise CheckpointError(str(self.path / format.OPTIMIZER), f"tensor {name!r} names no parameter")
-            state.setdefault(parameter, {})[key] = tensor
+        state: dict[str, dict[str, Tensor]] = {}
+        for file in format.optimizer_files(self.files):
+            contents = self._read(file)
+            try:
+                state |= {name: {} for name in json.loads(contents.metadata[STATELESS])}
+            except (KeyError, ValueError, TypeError) as error:
+                raise CheckpointError(str(self.path / file), f"has no list {STATELESS!r}") from error
+            for name, tensor in contents.tensors.items():
+                parameter, slash, key = name.rpartition("/")
+                if not slash:
+                    raise CheckpointError(str(self.path / file), f"tensor {name!r} names no parameter")
+                if key in state.setdefault(parameter, {}):
+                    raise CheckpointError(str(self.path / file), f"tensor {name!r} is in another part, too")
+                state[parameter][key] = tensor
         return state
 
     def _read(self, name: str) -> tensors.Contents:

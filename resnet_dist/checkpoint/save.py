@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
-import secrets
 import shutil
-import socket
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from resnet_dist.checkpoint import format, tensors
+from resnet_dist.checkpoint import folders, format, tensors
 from resnet_dist.checkpoint.disk import reason, storage_errors, sync_folder, write_synced
+from resnet_dist.checkpoint.parts import Parts
+from resnet_dist.checkpoint.retention import Retention, delete_old
 from resnet_dist.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-# {parameter name: {state name: tensor on the CPU}}, as resnet_dist.engines.protocol has it
+# {parameter name: {state name: tensor}}, as resnet_dist.engines.protocol has it
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 STATELESS = "stateless"  # metadata of optimizer.safetensors: JSON list of the parameters that have no state
 
-# A writer on another host cannot be asked whether it lives. No checkpoint takes a day to write, so after a day of
-# silence its folder is taken as left behind.
-ABANDONED_AFTER_S = 24 * 60 * 60
+
+@dataclass(frozen=True)
+class Content:
+    """What one checkpoint holds, known to fit into its files."""
+
+    step: int  # completed steps
+    model: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]  # by "<parameter name>/<state name>"
+    stateless: tuple[str, ...]
+    state: bytes  # state.json
+
+    @classmethod
+    def of(cls, step: int, model: Mapping[str, Tensor], optimizer: OptimizerState, state: Mapping[str, Any]) -> Content:
+        """Put a checkpoint together; `step` is added to `state`. ValueError for what no checkpoint can hold."""
+        if any("/" in key for states in optimizer.values() for key in states):
+            raise ValueError("the name of an optimizer state must not hold a slash")
+        flat = {f"{name}/{key}": value for name, states in optimizer.items() for key, value in states.items()}
+        tensors.check(model)
+        tensors.check(flat)
+        stateless = tuple(name for name, states in optimizer.items() if not states)
+        return cls(step, model, flat, stateless, format.json_bytes({**state, "step": step}))
 
 
 def save(
@@ -38,54 +56,74 @@ def save(
     model: Mapping[str, Tensor],
     optimizer: OptimizerState,
     state: Mapping[str, Any],
-    keep: int,
+    retention: Retention,
 ) -> Path:
     """Write the checkpoint of `step` completed steps into `folder`; return the path of its own folder.
 
-    `state` is JSON; `step` is added to it. Of the checkpoints up to this step, the newest `keep` complete ones stay.
-    Where a complete one of the same step is there already, it is kept as it is. For one process of the run at a time.
-    Raises StorageError (disk full, read-only, no permission) and ValueError (what no checkpoint can hold); whatever
-    it raises, the checkpoints that were there still are.
+    `state` is JSON; `step` is added to it. Older checkpoints that `retention` does not keep are deleted. Where a
+    complete one of the same step is there already, it is kept as it is. For one process of the run at a time. Raises
+    StorageError (disk full, read-only, no permission) and ValueError (what no checkpoint can hold); whatever it
+    raises, the checkpoints that were there still are.
     """
-    assert keep >= 1, keep  # the config's rules see to it
-    state_bytes = format.json_bytes({**state, "step": step})
+    path = write(folder, Content.of(step, model, optimizer, state))
+    delete_old(folder, step, retention)
+    return path
+
+
+def write(folder: Path, content: Content, parts: Parts | None = None) -> Path:
+    """As `save`, without deleting older ones. With `parts`, the other workers' are waited for."""
+    final = folder / format.folder_name(content.step)
+    temporary = parts.folder(folder, content.step) if parts else folders.temporary_folder(folder, content.step)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        final = folder / format.folder_name(step)
-        if not _is_good(final):
-            temporary = _temporary_folder(folder, step)
-            temporary.mkdir()
-            try:
-                _fill(temporary, model, optimizer, state_bytes)
+        folders.remove_abandoned(folder, spare=parts.writer.random if parts else "")
+        try:
+            if not _is_good(final):
+                temporary.mkdir(exist_ok=parts is not None)  # another worker may have come first
+                _fill(temporary, content, parts)
                 if final.exists():
                     log.warning("%s: replaced, as it cannot be trusted", final)
-                    _delete(final, step)
+                    folders.delete(final, content.step)
                 temporary.rename(final)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # nothing is there after the rename
-            sync_folder(folder)
-    _delete_older(folder, step, keep)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # nothing is there after the rename
+        sync_folder(folder)
     return final
 
 
-def _fill(folder: Path, model: Mapping[str, Tensor], optimizer: OptimizerState, state: bytes) -> None:
-    flat = {f"{name}/{key}": value for name, states in optimizer.items() for key, value in states.items()}
-    if any("/" in key for states in optimizer.values() for key in states):
-        raise ValueError("the name of an optimizer state must not hold a slash")
-    stateless = json.dumps([name for name, states in optimizer.items() if not states])
+def write_part(folder: Path, content: Content, parts: Parts) -> Path:
+    """Write only this worker's part of the optimizer's state; rank 0, which writes the rest, is told how it went.
+
+    Returns the path that the checkpoint will have. Raises StorageError.
+    """
+    temporary = parts.folder(folder, content.step)
+    with storage_errors(folder):
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            parts.announce(temporary, _write_optimizer(temporary / parts.file, content))
+        except OSError as error:
+            with contextlib.suppress(OSError):  # then rank 0 waits in vain, and says so
+                parts.give_up(temporary, reason(error))
+            raise
+    return folder / format.folder_name(content.step)
+
+
+def _write_optimizer(path: Path, content: Content) -> format.FileRecord:
+    return tensors.write(path, content.optimizer, {STATELESS: json.dumps(content.stateless)})
+
+
+def _fill(folder: Path, content: Content, parts: Parts | None) -> None:
+    optimizer = format.OPTIMIZER if parts is None else parts.file
     files = {
-        format.MODEL: tensors.write(folder / format.MODEL, model),
-        format.OPTIMIZER: tensors.write(folder / format.OPTIMIZER, flat, {STATELESS: stateless}),
-        format.STATE: format.FileRecord(len(state), hashlib.sha256(state).hexdigest()),
+        format.MODEL: tensors.write(folder / format.MODEL, content.model),
+        optimizer: _write_optimizer(folder / optimizer, content),
+        format.STATE: format.FileRecord(len(content.state), hashlib.sha256(content.state).hexdigest()),
     }
-    write_synced(folder / format.STATE, state)
+    write_synced(folder / format.STATE, content.state)
+    if parts is not None:
+        files |= parts.wait_for_others(folder)
     write_synced(folder / format.MANIFEST, format.manifest_bytes(files))
     sync_folder(folder)
-
-
-def _temporary_folder(folder: Path, step: int) -> Path:
-    return folder / format.temporary_name(step, socket.gethostname(), os.getpid(), secrets.token_hex(4))
 
 
 def _is_good(checkpoint: Path) -> bool:
@@ -97,67 +135,3 @@ def _is_good(checkpoint: Path) -> bool:
         log.warning("%s", error)
         return False
     return True
-
-
-def _delete(checkpoint: Path, step: int) -> None:
-    """Delete a checkpoint so that at no moment a part of it bears a checkpoint's name."""
-    doomed = _temporary_folder(checkpoint.parent, step)
-    checkpoint.rename(doomed)
-    if doomed.is_dir():
-        shutil.rmtree(doomed)
-    else:
-        doomed.unlink()
-
-
-def _delete_older(folder: Path, step: int, keep: int) -> None:
-    """Delete the checkpoints before `step` that are older than the newest `keep` complete ones.
-
-    Later ones (of an attempt before this one, which went on from an earlier step) are left alone: the run will
-    come to their steps again. A deletion that fails costs space, not the run, which has its checkpoint.
-    """
-    num_complete = 0
-    try:
-        for path in format.step_folders(folder):
-            own_step = format.step_of(path.name)
-            if own_step is None or own_step > step:
-                continue
-            if num_complete >= keep:
-                _delete(path, own_step)
-            elif own_step == step or _has_its_sizes(path):
-                num_complete += 1
-    except OSError as error:
-        log.warning("%s: an old checkpoint could not be deleted: %s", error.filename or folder, reason(error))
-
-
-def _has_its_sizes(checkpoint: Path) -> bool:
-    try:
-        format.check_sizes(checkpoint)
-    except CheckpointError as error:
-        log.warning("%s: this checkpoint does not count as one of those to keep", error)
-        return False
-    return True
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what dead writers left half written or half deleted."""
-    for temporary in format.temporary_folders(folder):
-        if _is_abandoned(temporary):
-            log.info("%s: removed, left behind by a process that was killed", temporary.path)
-            shutil.rmtree(temporary.path, ignore_errors=True)
-
-
-def _is_abandoned(temporary: format.TemporaryFolder) -> bool:
-    if temporary.host != socket.gethostname():
-        try:
-            return time.time() - temporary.path.stat().st_mtime > ABANDONED_AFTER_S
-        except FileNotFoundError:
-            return False  # its writer has just finished
-    if temporary.pid == os.getpid():
-        return True  # of an earlier process with our number: this one writes one checkpoint at a time
-    try:
-        os.kill(temporary.pid, 0)  # signal 0 only asks whether the process is there
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False  # it is there, and another user's
-    return False

@@ -74,21 +74,27 @@ class _Hashed:
         return FileRecord(self.size_bytes, self.hash.hexdigest())
 
 
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for a name or a dtype that a file cannot hold."""
+    for name, tensor in tensors.items():
+        if problem := _name_problem(name):
+            raise ValueError(f"tensor {name!r}: {problem}")
+        if tensor.dtype not in _NAMES:
+            raise ValueError(f"tensor {name!r}: dtype {tensor.dtype} is none of {', '.join(map(str, _NAMES))}")
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FileRecord:
-    """Write a new file and bring it to the disk. Raises OSError, and ValueError for a name or dtype it cannot hold.
+    """Write a new file and bring it to the disk. Raises OSError, and ValueError as `check` does.
 
     Tensors may be on any device and of any memory layout; they are written row by row.
     """
+    check(tensors)
     # Large elements first, as the safetensors package does: every tensor is aligned for a reader that maps the file.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {_METADATA: {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in order:
         tensor = tensors[name]
-        if problem := _name_problem(name):
-            raise ValueError(f"tensor {name!r}: {problem}")
-        if tensor.dtype not in _NAMES:
-            raise ValueError(f"tensor {name!r}: dtype {tensor.dtype} is none of {', '.join(map(str, _NAMES))}")
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_dist.data import crops, decode_dali
+from resnet_dist.data import crops, decode_dali, random_bits
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Stream
@@ -32,11 +32,13 @@ class HostBatch:
     images     uint8 [share, 3, height, width], channels-last; on the CPU, or where DALI decoded them
     labels     int64 [share], on the CPU
     positions  int64 [share], on the CPU: of the stream (training) or of the split (evaluation)
+    checksum   of which sample is at which position; adds up over the shares of a step
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
+    checksum: int
 
 
 def training_batches(
@@ -47,17 +49,16 @@ def training_batches(
     recipe: DataRecipe,
     seed: int,
     decoder: Decoder,
-    first_step: int,
-    num_steps: int,
+    steps: Iterable[int],
 ) -> Iterator[HostBatch]:
-    """The shares of worker `rank` for `num_steps` steps from `first_step` on, `layout.num_micro_batches` a step.
+    """The shares of worker `rank` for `steps` of the stream, `layout.num_micro_batches` a step.
 
     Step k takes positions [kB, (k+1)B) of the stream, so a run that is resumed or resized starts anywhere at no cost
     and sees what it would have seen. Images are decoded lazily, ahead of the consumer. DataError for a broken image.
     """
 
     def positions() -> Iterator[NDArray[np.int64]]:
-        for step in range(first_step, first_step + num_steps):
+        for step in steps:
             for share in layout.shares(rank):
                 start = step * layout.size
                 yield np.arange(start + share.own.start, start + share.own.stop, dtype=np.int64)
@@ -113,7 +114,8 @@ def _decoded(
         for images in decoded:
             positions, request = asked.popleft()
             labels = torch.from_numpy(index.labels[request.sample_ids])
-            yield HostBatch(images, labels, torch.from_numpy(positions))
+            checksum = random_bits.checksum(request.sample_ids, positions)
+            yield HostBatch(images, labels, torch.from_numpy(positions), checksum)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:

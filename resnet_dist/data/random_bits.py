@@ -57,3 +57,18 @@ def uniform(seed: int, positions: NDArray[np.int64], purpose: Purpose, num: int)
     columns = np.arange(num, dtype=np.uint64)
     words = element(states(seed, positions, purpose)[:, None], columns[None, :])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def checksum(sample_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> int:
+    """A sum over samples of a number below 2^32 that depends on the sample and on its position.
+
+    It adds up over workers and micro-batches, and tells whether two runs gave the same samples the same places.
+
+    >>> whole = checksum(np.array([7, 3, 5]), np.array([0, 1, 2]))
+    >>> whole == checksum(np.array([7]), np.array([0])) + checksum(np.array([3, 5]), np.array([1, 2]))
+    True
+    >>> whole == checksum(np.array([3, 7, 5]), np.array([0, 1, 2]))
+    False
+    """
+    words = element(element(np.zeros(1, np.uint64), positions.astype(np.uint64)), sample_ids.astype(np.uint64))
+    return int((words >> np.uint64(32)).sum())

@@ -23,10 +23,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over this worker's samples of one step, 0-d on the device: not yet reduced, not yet fetched."""
+    """This worker's sums of one step, 0-d on the device: not yet added up over workers, not yet fetched."""
 
     loss: Tensor  # float64
     num_correct: Tensor  # float64: right top-1 answers
+    # float64: this worker's part of the squared L2 norm of the step's gradient, before clipping; the parts add up to it
+    gradient_squared: Tensor
 
 
 # {parameter name: {state name: tensor of the parameter's shape, on the CPU}}; the same for every engine and world size
@@ -36,6 +38,7 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 class Engine(Protocol):
     """Turns the micro-batches of a step into an optimizer step: gradient = sum over the global batch / its size.
 
+    `step` raises ValueError where it gets another number of micro-batches than it was made for.
     `module` is the model itself, whole on every worker, for evaluation and checkpoints.
     """
 
@@ -54,4 +57,17 @@ class Engine(Protocol):
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take up a state that `optimizer_state` of any engine gave. Names and shapes must fit: ValueError."""
+        ...
+
+    @property
+    def skips_overflows(self) -> bool:
+        """Whether a step whose gradient is not finite leaves the weights as they are, and is counted."""
+        ...
+
+    def scaler_state(self) -> Mapping[str, float]:
+        """What a loss scaler must remember; empty where there is none."""
+        ...
+
+    def load_scaler_state(self, state: Mapping[str, float]) -> None:
+        """Take up what `scaler_state` gave; an empty one leaves everything as it is."""
         ...

@@ -36,12 +36,13 @@ def load_state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer, stat
                 raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
         optimizer.state[parameter] = {
             # copied into the parameter's own memory layout, so that a resumed step adds up in the same order
-            key: value.clone() if _is_count(key, value, parameter) else _in_layout_of(parameter, value)
+            key: value.clone() if is_count(key, value, parameter) else _in_layout_of(parameter, value)
             for key, value in entries.items()
         }
 
 
-def _is_count(key: str, value: Tensor, parameter: Tensor) -> bool:
+def is_count(key: str, value: Tensor, parameter: Tensor) -> bool:
+    """Whether a state is one number for the whole parameter, not one for each of its elements."""
     # torch's optimizers count steps on the CPU under this name; a 0-d state of a 0-d parameter goes where that is
     return value.dim() == 0 and (key == "step" or parameter.dim() > 0)
 

@@ -14,7 +14,6 @@ import logging
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -60,11 +59,17 @@ class SpanBatchNorm(_BatchNorm):
             return self._by_piece(input)
         output, means, variances = _ExchangedNorm.apply(input, self.weight, self.bias, self.eps, self.spans)
         owned = [piece.row for piece in self.spans.pieces if piece.owned]
-        self._pool(means[owned], variances[owned], [self.spans.span_size] * len(owned))
+        if owned:
+            rows = slice(owned[0], owned[-1] + 1)  # neighbours; a list of rows would be copied to the device
+            self._pool(means[rows], variances[rows])
         return output  # type: ignore[no-any-return]
 
     def _by_piece(self, input: Tensor) -> Tensor:
-        """Each span through torch's kernel; with a momentum of 1 it hands over the span's own mean and variance."""
+        """Each span through torch's kernel; with a momentum of 1 it hands over the span's own mean and variance.
+
+        Spans that are whole on a worker have one size, so all factors are plain numbers: nothing is copied to the
+        device, which would wait for it.
+        """
         pieces = self.spans.pieces
         dtype = torch.promote_types(input.dtype, torch.float32)
         # zeros: torch scales what is there by 0, and 0 × NaN is NaN
@@ -73,19 +78,18 @@ class SpanBatchNorm(_BatchNorm):
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
             for part, mean, variance in zip(input.split([p.size for p in pieces]), means, variances, strict=True)
         ]
-        counts = [piece.size * self.num_positions for piece in pieces]
-        biased = torch.tensor([(count - 1) / count for count in counts], dtype=dtype, device=input.device)
-        self._pool(means, variances * biased[:, None], [piece.size for piece in pieces])
+        count = self.spans.span_size * self.num_positions
+        self._pool(means, variances * ((count - 1) / count))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @torch.no_grad()
-    def _pool(self, means: Tensor, variances: Tensor, sizes: list[int]) -> None:
-        """Add spans of `sizes` samples; `means` and biased `variances` are [spans, channels]."""
-        if self.pooled is None or not sizes:
+    def _pool(self, means: Tensor, variances: Tensor) -> None:
+        """Add whole spans; `means` and biased `variances` are [spans, channels]."""
+        if self.pooled is None:
             return
-        part = torch.tensor(sizes, dtype=torch.float64, device=means.device)[:, None] / self.spans.batch_size
         means, variances = means.double(), variances.double()
-        self.pooled += torch.stack(((means * part).sum(0), (means.square() * part).sum(0), (variances * part).sum(0)))
+        sums = torch.stack((means.sum(0), means.square().sum(0), variances.sum(0)))
+        self.pooled.add_(sums, alpha=self.spans.span_size / self.spans.batch_size)
 
 
 class _ExchangedNorm(torch.autograd.Function):
@@ -108,7 +112,7 @@ class _ExchangedNorm(torch.autograd.Function):
             table[piece.row, :channels] = mean * count
             table[piece.row, channels:-1] = (variance.double() + mean.square()) * count
             table[piece.row, -1] = count
-        dist.all_reduce(table, group=spans.group)
+        spans.all_reduce(table)
         count_by_row = table[:, -1:]
         means = table[:, :channels] / count_by_row
         variances = (table[:, channels:-1] / count_by_row - means.square()).clamp_min_(0)
@@ -138,7 +142,7 @@ class _ExchangedNorm(torch.autograd.Function):
             centred = part - _like(means[piece.row], part)
             sums[piece.row, 1] = (g * centred).sum(dims).double() * inverse_std[piece.row]
         own = sums.sum(0)  # before the exchange: this worker's part of the gradients of bias and weight
-        dist.all_reduce(sums, group=spans.group)
+        spans.all_reduce(sums)
         average = sums / count_by_row[:, :, None]
         scale = inverse_std if weight is None else inverse_std * weight.double()
         # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · x + offset

@@ -7,10 +7,12 @@ micro-batches changes what it holds. Every micro-batch is split over the workers
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 import torch.distributed as dist
+from torch import Tensor
 
 from resnet_dist.shares import BatchLayout
 
@@ -77,6 +79,7 @@ class Spans:
     def __init__(self, layout: BatchLayout, rank: int, span: int | Literal["global", "worker"]) -> None:
         self.batch_size = layout.size
         self.share_size = len(layout.share(0, rank).own)
+        self.waited_s = 0.0  # in `all_reduce`: other workers' time, not this one's
         self.group: dist.ProcessGroup | None = None
         self.num_rows = 1
         self.span_size = self.share_size
@@ -90,6 +93,12 @@ class Spans:
                 self.group = group
                 self.num_rows = len(team.positions) // self.span_size
                 self.pieces = pieces(layout.share(0, rank).own, self.span_size, team.positions.start)
+
+    def all_reduce(self, table: Tensor) -> None:
+        """Sum `table` over the workers that share spans with this one. A collective."""
+        started = time.perf_counter()
+        dist.all_reduce(table, group=self.group)
+        self.waited_s += time.perf_counter() - started
 
 
 def _process_group(ranks: range, world_size: int) -> dist.ProcessGroup | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,13 +13,16 @@ from resnet_dist.optim.groups import decay_groups
 from resnet_dist.optim.lars import Lars
 from resnet_dist.recipe import OptimizerRecipe
 
+Kernels = Literal["auto", "foreach", "fused", "loop"]
 
-def build_optimizer(recipe: OptimizerRecipe, model: nn.Module) -> torch.optim.Optimizer:
+
+def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "auto") -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
 
     Its LR is 0 until the trainer writes the step's LR into the groups. `sgd` is torch's, with L2 weight decay in the
-    decaying group only; `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the convention lr_inside where they
-    are not given. A user's function gets the groups; it must return a torch optimizer over exactly these parameters.
+    decaying group only, and with `kernels` as named (`auto`: foreach); `lars` has MLPerf's trust_coefficient 0.001,
+    epsilon 0 and the convention lr_inside where they are not given. A user's function gets the groups; it must return a
+    torch optimizer over exactly these parameters.
 
     Raises RecipeError for an unknown name, Nesterov momentum with LARS, and a user's function that breaks the above.
     """
@@ -33,7 +36,8 @@ def build_optimizer(recipe: OptimizerRecipe, model: nn.Module) -> torch.optim.Op
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
-            foreach=True,
+            foreach=kernels in ("auto", "foreach"),
+            fused=kernels == "fused",
         )
     if recipe.name == "lars":
         return _lars(recipe, groups)

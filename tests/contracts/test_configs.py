@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import config
-from launcher.run_config import problems
+from launcher.run_config import Workers, problems
 from resnet_dist.durations import Duration
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -59,7 +59,7 @@ def test_a_resolved_config_is_the_same_run_from_any_folder(path: Path, tmp_path:
 
 def test_the_eight_node_config_is_the_published_reference() -> None:
     run = config.load(FOLDER / "rn50_8node.yaml")
-    assert (run.workers, run.cluster.nodes, run.resources.gpus_per_worker) == (64, 8, 1)
+    assert (run.workers, run.cluster.nodes, run.resources.gpus_per_worker) == (Workers(64, 64), 8, 1)
     assert (run.batch.size, run.batch_norm.span, run.duration) == (8192, 64, Duration.parse("44 epochs"))
     optimizer, schedule = run.optimizer, run.schedule
     assert (optimizer.name, optimizer.convention, optimizer.trust_coefficient) == ("lars", "lr_inside", 0.001)

@@ -26,7 +26,7 @@ from launcher.errors import (
     WorkerLost,
 )
 from launcher.exit_codes import ExitCode
-from launcher.run_config import RunConfig
+from launcher.run_config import RunConfig, Workers
 from resnet_dist.durations import Duration
 from resnet_dist.recipe import Recipe
 
@@ -70,7 +70,7 @@ def problems_of(load: Callable[[], RunConfig]) -> list[Problem]:
 
 def test_what_is_not_given_has_the_documented_defaults(write: Write) -> None:
     run = config.load(write(MINIMAL))
-    assert (run.place, run.workers, run.cluster.nodes, run.cluster.walltime) == ("auto", 1, 1, None)
+    assert (run.place, run.workers, run.cluster.nodes, run.cluster.walltime) == ("auto", Workers(1, 1), 1, None)
     assert (run.resources.gpus_per_worker, run.resources.cpus_per_worker) == (0, 1)
     assert (run.checkpoint.every, run.checkpoint.keep) == (Duration.parse("1 epoch"), 3)
     assert (run.faults.max_failures, run.log.every_steps, run.log.tensorboard) == (3, 10, True)
@@ -170,6 +170,19 @@ LAUNCHER_RULES = [
     ("checkpoint.keep=0", "checkpoint.keep"),
     ("checkpoint.every=0 steps", "checkpoint.every"),
     ("faults.max_failures=-1", "faults.max_failures"),
+    ("faults.max_skips=0", "faults.max_skips"),
+    ("faults.node_strikes=0", "faults.node_strikes"),
+    ("faults.hang_timeout_s=0.5", "faults.hang_timeout_s"),
+    ("faults.start_timeout_s=.inf", "faults.start_timeout_s"),
+    ("faults.on_nonfinite=ignore", "faults.on_nonfinite"),
+    ("checkpoint.keep_best=-1", "checkpoint.keep_best"),
+    ("checkpoint.keep_every=0 epochs", "checkpoint.keep_every"),
+    ("checkpoint.max_failures=-1", "checkpoint.max_failures"),
+    ("checkpoint.mirror=/copies", "checkpoint.mirror"),
+    ('notify.command="page \'me"', "notify.command"),
+    ("notify.webhook=example.org", "notify.webhook"),
+    ("notify.no_progress_minutes=5", "notify.no_progress_minutes"),
+    ("preemption.notice_s=0", "preemption.notice_s"),
     ("log.every_steps=0", "log.every_steps"),
     ("cluster.walltime='4:60:00'", "cluster.walltime"),
     ("cluster.walltime=1-00:00:00", "cluster.walltime"),
@@ -185,9 +198,28 @@ def test_the_launchers_own_rules_hold(write: Write, override: str, key: str) -> 
 
 
 def test_every_node_has_the_same_number_of_workers(write: Write) -> None:
-    assert config.load(write(MINIMAL), ["workers=6", "cluster.nodes=3"]).workers == 6
+    assert config.load(write(MINIMAL), ["workers=6", "cluster.nodes=3"]).workers == Workers(6, 6)
     [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=7", "cluster.nodes=3"]))
     assert (problem.key, problem.allowed) == ("workers", "the same number of workers on every node: nearest 6 or 9")
+
+
+def test_a_range_of_workers_is_one_value(write: Write) -> None:
+    run = config.load(write(MINIMAL), ["workers=2..4", "cluster.nodes=2"])
+    assert (run.workers.least, run.workers.most, run.workers.elastic) == (2, 4, True)
+    assert "workers: 2..4" in config.to_yaml(run)
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=2..65"]))
+    assert problem.found.startswith("found 65")
+
+
+def test_a_rule_that_both_ends_of_a_range_break_is_reported_once(write: Write) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=2..4", "schedule.warmup=9 epochs"]))
+    assert problem.key == "schedule.warmup"
+
+
+def test_a_duration_may_be_left_out_or_given(write: Write) -> None:
+    assert config.load(write(MINIMAL)).checkpoint.keep_every is None
+    run = config.load(write(MINIMAL), ["checkpoint.keep_every=10 epochs"])
+    assert run.checkpoint.keep_every == Duration.parse("10 epochs")
 
 
 def test_the_data_sets_size_reaches_the_recipes_rules(write: Write) -> None:
@@ -246,17 +278,20 @@ def test_a_mapping_takes_overrides_as_text_or_as_values(tmp_path: Path) -> None:
     as_text = config.from_mapping(MINIMAL_DATA, tmp_path, ["workers=2", "batch.size=8"])
     as_values = config.from_mapping(MINIMAL_DATA, tmp_path, {"workers": 2, "batch": {"size": 8}})
     assert as_text == as_values
-    assert (as_text.workers, as_text.batch.size) == (2, 8)
+    assert (as_text.workers, as_text.batch.size) == (Workers(2, 2), 8)
     assert MINIMAL_DATA["batch"] == {"size": 64}
 
 
 def test_a_mistake_in_a_mapping_is_named_by_its_key(tmp_path: Path) -> None:
     [problem] = problems_of(lambda: config.from_mapping({**MINIMAL_DATA, "workers": "2"}, tmp_path))
-    assert str(problem) == 'config: workers: found "2" (a string). Allowed: a whole number. Did you mean 2?'
+    assert (
+        str(problem)
+        == 'config: workers: found "2" (a string). Allowed: a whole number, or a range such as 2..4. Did you mean 2?'
+    )
 
 
 @given(
-    workers=st.integers(1, 8),
+    workers=st.integers(1, 8) | st.sampled_from(["2..4", "1..64"]),
     epochs=st.integers(1, 10**9).map(lambda thousandths: Duration.parse(f"{thousandths / 1000!r} epochs")),
     momentum=st.floats(0, 1, exclude_max=True),
     span=st.sampled_from(["global", "worker", 1, 16, 64]),
@@ -265,7 +300,7 @@ def test_a_mistake_in_a_mapping_is_named_by_its_key(tmp_path: Path) -> None:
 )
 @settings(deadline=None, max_examples=50)
 def test_a_resolved_config_reads_back_as_the_same_run(
-    tmp_path_factory: pytest.TempPathFactory, workers: int, epochs: Duration, momentum: float, span: Any,
+    tmp_path_factory: pytest.TempPathFactory, workers: int | str, epochs: Duration, momentum: float, span: Any,
     arguments: dict[str, Any], walltime: str | None,
 ) -> None:  # fmt: skip
     data = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.save import save
 
 SaveStep = Callable[..., Path]
@@ -44,6 +45,6 @@ def save_step(tmp_path: Path) -> SaveStep:
     """Save the checkpoint of a step into the test's folder."""
 
     def save_it(step: int, keep: int = 3) -> Path:
-        return save(tmp_path, step, model_of(step), optimizer_of(step), {"samples_seen": step * 8}, keep)
+        return save(tmp_path, step, model_of(step), optimizer_of(step), {"samples_seen": step * 8}, Retention(keep))
 
     return save_it

@@ -25,6 +25,7 @@ SAVERS = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.save import save
 
 torch.set_num_threads(1)
@@ -48,7 +49,7 @@ for line in sys.stdin:
             strike_before(int(strike))
         for step in range(int(step), int(step) + (2 if int(strike) else 10**6)):
             tensors = {"weight": torch.full((50_000,), float(step))}
-            save(Path(folder), step, tensors, {"weight": {"momentum": tensors["weight"]}}, {}, keep=KEEP)
+            save(Path(folder), step, tensors, {"weight": {"momentum": tensors["weight"]}}, {}, Retention(KEEP))
         os._exit(0)
     print(saver, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(saver, 0)[1]), flush=True)

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.folders import ABANDONED_AFTER_S
 from resnet_dist.checkpoint.restore import load, newest
-from resnet_dist.checkpoint.save import ABANDONED_AFTER_S, save
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.save import save
 from resnet_dist.errors import StorageError
 
 SaveStep = Callable[..., Path]
@@ -153,15 +155,15 @@ def test_a_disk_that_refuses_is_a_storage_error_and_leaves_the_old_checkpoints(
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Not a directory") as caught:
-        save(tmp_path / "file" / "checkpoints", 1, {}, {}, {}, keep=1)
+        save(tmp_path / "file" / "checkpoints", 1, {}, {}, {}, Retention())
     assert caught.value.path == str(tmp_path / "file" / "checkpoints")
 
 
 def test_what_no_checkpoint_can_hold_is_a_value_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        save(tmp_path, 1, {}, {}, {"loss": float("nan")}, keep=1)
+        save(tmp_path, 1, {}, {}, {"loss": float("nan")}, Retention())
     with pytest.raises(ValueError, match="complex64"):
-        save(tmp_path, 1, {"a": torch.zeros(1, dtype=torch.complex64)}, {}, {}, keep=1)
+        save(tmp_path, 1, {"a": torch.zeros(1, dtype=torch.complex64)}, {}, {}, Retention())
     with pytest.raises(ValueError, match="slash"):
-        save(tmp_path, 1, {}, {"a": {"b/c": torch.zeros(1)}}, {}, keep=1)
+        save(tmp_path, 1, {}, {"a": {"b/c": torch.zeros(1)}}, {}, Retention())
     assert names(tmp_path) == []

@@ -1,0 +1,99 @@
+# ---- one Ray cluster for this job ------------------------------------------------------------------------------------
+
+# On every node, as the one task of a step: Ray in the foreground until the job's shell says that it is over.
+# The token comes through standard input: no process list, script, log or shared folder has it.
+node() {
+    local ray='' num_terms=0 token address base
+    leave() {
+        [ -z "$ray" ] || kill -KILL "$ray" 2> /dev/null # takes raylet and gcs_server along
+        remove_folder
+        exit 0
+    }
+    # SLURM sends TERM once when the job is to be preempted or cancelled, and again when its time is over. Ray is not
+    # told: it would drain this node. At preemption only tasks are signalled, so the first node's tells the job's shell.
+    on_task_term() {
+        num_terms=$((num_terms + 1))
+        [ "$num_terms" -lt 2 ] || leave
+        [ "$SLURM_NODEID" -ne 0 ] || kill -USR2 "$SHELL_PID"
+    }
+    trap leave USR2
+    trap on_task_term TERM
+
+    read -r token
+    if [ "$SLURM_NODEID" -ne 0 ]; then
+        make_folder # the first node's is there
+        (umask 077 && printf '%s' "$token" > "$JOB_DIR/token")
+    fi
+    unset token
+    mkdir "$JOB_DIR/ray" # Ray opens its own folder to everyone; the one around it stays closed
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token
+
+    if [ "$SLURM_NODEID" -eq 0 ]; then
+        address=$HEAD base=$PORT
+        set -- --head --port="$PORT" --ray-client-server-port=$((PORT + 1)) --include-dashboard=false
+    else
+        for _ in $(seq "$START_S"); do
+            listens "$HEAD" "$PORT" && break
+            sleep 1
+        done
+        address=$(address_towards "$HEAD")
+        base=$(free_ports "$address")
+        set -- --address="$HEAD:$PORT"
+    fi
+    "${INSIDE[@]}" ray start "$@" --block --disable-usage-stats --temp-dir="$JOB_DIR/ray" --node-ip-address="$address" \
+        --num-cpus="$CPUS_PER_NODE" --num-gpus="$GPUS_PER_NODE" --object-store-memory="$OBJECT_STORE_BYTES" \
+        --labels="host=$SLURMD_NODENAME" --min-worker-port=0 --max-worker-port=0 \
+        --node-manager-port=$((base + 2)) --object-manager-port=$((base + 3)) --metrics-export-port=$((base + 4)) \
+        --dashboard-agent-listen-port=$((base + 5)) --dashboard-agent-grpc-port=$((base + 6)) \
+        --runtime-env-agent-port=$((base + 7)) < /dev/null > "$JOB_DIR/ray-start.log" 2>&1 &
+    ray=$!
+    while kill -0 "$ray" 2> /dev/null; do wait "$ray"; done
+    ray=''
+    say "$SLURMD_NODENAME: Ray has ended; its last lines:"
+    tail -n 5 "$JOB_DIR/ray-start.log"
+    leave
+}
+
+stop_step() {
+    kill -USR2 "$step" 2> /dev/null # srun passes it on to the tasks, which end Ray and remove their folders
+    await_briefly "$step" "$1" && return
+    kill -TERM "$step" 2> /dev/null # srun ends them at once
+    await_briefly "$step" "$1"
+}
+
+readonly LAST_SIGNAL=KILL # what ends a driver that is late
+token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+(umask 077 && printf '%s' "$token" > "$JOB_DIR/token")
+# --no-kill: a lost node takes neither this step nor the job along.
+printf '%s\n' "$token" | "${STEP[@]}" --no-kill --kill-on-bad-exit=0 "${CONTAINER[@]}" bash -c \
+    "$(declare -p INSIDE SHELL_PID HEAD PORT JOB_DIR START_S CPUS_PER_NODE GPUS_PER_NODE OBJECT_STORE_BYTES)
+     $(declare -f node say make_folder remove_folder listens free_ports address_towards); node" &
+step=$!
+unset token
+
+deadline=$((SECONDS + START_S))
+until listens "$HEAD" "$PORT"; do
+    if $notified; then
+        finish 75 # nothing is lost: training has not begun in this life
+    elif [ "$SECONDS" -ge "$deadline" ] || ! kill -0 "$step" 2> /dev/null; then
+        say "Ray's head did not start within $START_S s"
+        finish 69
+    fi
+    sleep 0.5
+done
+
+# The driver waits for the nodes that it needs. Nothing stands between its exit code and the job's.
+DRIVER_INSIDE=("${INSIDE[@]}")
+if [ "${#CONTAINER[@]}" -gt 0 ]; then
+    DRIVER_INSIDE=(srun --overlap --nodes=1 --ntasks=1 --nodelist="${HOSTS[0]}" "${CONTAINER[@]}")
+fi
+RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token \
+    "${DRIVER_INSIDE[@]}" python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
+driver=$!
+! $notified || kill -USR2 "$driver" # the notice came in between
+await "$driver"
+code=$?
+driver=''
+# Ended by the notice before it could listen, or killed after it: what is saved is saved.
+if $notified && { [ "$code" -eq 140 ] || [ "$code" -eq 137 ]; }; then code=75; fi
+finish "$code"

@@ -1,0 +1,84 @@
+"""Tells somebody: `notify.command` gets an event as JSON on its standard input, `notify.webhook` gets it posted.
+
+    {"event": "failure", "run": "/shared/runs/rn50", "time": "...", "message": "...", ...}
+
+Events: finished, failure (tried again), gave_up, preempted, stopped, no_progress. Whoever cannot be told never fails
+the run: that is logged.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import shlex
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from launcher.run_config import Notify
+from launcher.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 15.0  # assumption: a pager that has not answered by then will not
+
+
+class Notifier:
+    """Tells of a run's events, each in a thread of its own: nobody waits for a pager but the end of the program."""
+
+    def __init__(self, notify: Notify, run: RunDirectory) -> None:
+        self._notify, self._run = notify, run
+        self._threads: list[threading.Thread] = []
+        self._progress: tuple[int, float] | None = None  # the newest step, and when it was first seen
+        self._told_of = -1
+
+    def tell(self, event: str, message: str, **facts: Any) -> None:
+        """Tell of an event. `facts` are plain values that stand beside it."""
+        if self._notify.command is None and self._notify.webhook is None:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        content = {"event": event, "run": str(self._run.path), "time": now, "message": message, **facts}
+        body = json.dumps(content).encode()
+        for send, target in ((_run, self._notify.command), (_post, self._notify.webhook)):
+            if target is not None:
+                thread = threading.Thread(target=_safely, args=(send, target, body), daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def see_step(self, step: int) -> None:
+        """Called every so often with the newest step: tells once where it has stood still for too long."""
+        minutes, now = self._notify.no_progress_minutes, time.monotonic()
+        if self._progress is None or step != self._progress[0]:
+            self._progress = (step, now)
+        elif minutes is not None and now - self._progress[1] >= minutes * 60 and self._told_of != step:
+            self._told_of = step
+            self.tell("no_progress", f"no new step for {minutes:g} minutes: still at step {step}", step=step)
+
+    def close(self) -> None:
+        """Wait until everybody has been told, a bounded time."""
+        deadline = time.monotonic() + TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+
+def _safely(send: Any, target: str, body: bytes) -> None:
+    try:
+        send(target, body)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        log.warning("nobody was told (%s): %s", type(error).__name__, error)
+
+
+def _run(command: str, body: bytes) -> None:
+    done = subprocess.run(shlex.split(command), input=body, capture_output=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode:
+        log.warning("notify.command ended with %d: %s", done.returncode, done.stderr.decode(errors="replace")[-500:])
+
+
+def _post(address: str, body: bytes) -> None:
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+        pass

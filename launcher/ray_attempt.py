@@ -1,0 +1,199 @@
+"""One attempt of a run: one `fit()` of Ray Train, watched from the driver while it lasts."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.exceptions
+import ray.train
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from launcher import heartbeats
+from launcher.attempts import hung, read_beats
+from launcher.heartbeats import Monitor, Verdict
+from launcher.notify import Notifier
+from launcher.progress import Progress
+from launcher.ray_cluster import Cluster
+from launcher.ray_failures import in_words
+from launcher.ray_worker import train_function
+from launcher.retry_policy import Policy, workers_for
+from launcher.run_config import RunConfig
+from launcher.run_directory import RunDirectory
+from launcher.worker import stop_file
+
+POLL_S = 0.1  # how often the driver looks for new metrics
+DRAIN_EVERY_S = 1.0  # and for nodes that will go away
+GROW_EVERY_S = 15.0  # and for nodes that have come; two looks in a row must agree
+LEAST_START_S = 15.0  # for Ray to place workers where fewer would do: what it waits in vain for is dead time
+
+
+class Why(enum.Enum):
+    """Why an attempt was asked to stop."""
+
+    PREEMPTED = "a node will go away"
+    RESIZED = "more nodes have come"
+
+
+class Attempt:
+    """A `fit()` with a fixed number of workers. `why` says afterwards why it was asked to stop, if it was."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        number: int,
+        workers: int,
+        cluster: Cluster,
+        policy: Policy,
+        excluded: tuple[str, ...],
+    ) -> None:
+        self.why: Why | None = None
+        self._config, self._run, self._number, self._workers = config, run, number, workers
+        self._cluster, self._policy, self._excluded = cluster, policy, excluded
+        self._monitor = Monitor(config.faults.hang_timeout_s)
+        self._verdict: Verdict | None = None
+        self._grown = workers
+        self._answer: dict[str, Any] = {}
+
+    def run(self, job: dict[str, Any], progress: Progress, notifier: Notifier) -> dict[str, Any]:
+        """Train; returns rank 0's outcome, or raises what went wrong, in our words.
+
+        `fit()` runs in a thread: this one must be free for signals, and shows the metrics.
+        """
+        trainer = self._trainer(job)
+        thread = threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True)
+        follower = _Follower(self._run.metrics)
+        duties = self._duties(notifier)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_S)
+            for record in follower.new_records():
+                progress.record(record)
+            try:
+                next(duties)
+            except ray.exceptions.RayError:
+                continue  # the cluster does not answer: `fit()` will say what has become of it
+        for record in follower.new_records():
+            progress.record(record)
+        if "error" in self._answer:
+            raise self._error() from self._answer["error"]
+        outcome: dict[str, Any] = self._answer["outcome"]
+        return outcome
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            self._answer["outcome"] = trainer.fit().return_value
+        except BaseException as error:
+            self._answer["error"] = error
+
+    def _error(self) -> Exception:
+        beats = read_beats(self._run, self._number)
+        verdict = self._verdict or self._monitor.look(beats, time.monotonic())
+        return hung(verdict) if verdict is not None else in_words(self._answer["error"], beats)
+
+    def _trainer(self, job: dict[str, Any]) -> TorchTrainer:
+        config, faults = self._config, self._config.faults
+        start_s = max(faults.start_timeout_s / 4, LEAST_START_S) if config.workers.elastic else faults.start_timeout_s
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_s:g}"
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{faults.hang_timeout_s:g}"
+        use_gpu = config.resources.gpus_per_worker > 0
+        left_out = self._cluster.ids(self._excluded)
+        scaling = ScalingConfig(
+            num_workers=self._workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": float(config.resources.cpus_per_worker)},
+            label_selector={"ray.io/node-id": f"!in({','.join(left_out)})"} if left_out else None,
+        )
+        return TorchTrainer(
+            train_function,
+            train_loop_config={"config": config, "attempt": self._number, **job},
+            scaling_config=scaling,
+            # The last resort, where our own watchdogs cannot act: they must come first, a long save included.
+            torch_config=TorchConfig(
+                backend="nccl" if use_gpu else "gloo", timeout_s=int(faults.hang_timeout_s * (heartbeats.LONG + 1)) + 1
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=str(self._run.logs(self._number)),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        )
+
+    def _duties(self, notifier: Notifier) -> Iterator[None]:
+        """Everything that is looked after while the workers train, each in its own time."""
+        timeout_s = self._config.faults.hang_timeout_s
+        beat_every_s = heartbeats.interval_s(timeout_s)
+        due = {"drain": 0.0, "beat": 0.0, "grow": time.monotonic() + GROW_EVERY_S, "end": float("inf")}
+        while True:
+            yield
+            now = time.monotonic()
+            if now >= due["drain"] and self.why is None:
+                due["drain"] = now + DRAIN_EVERY_S
+                self._look_for_drains()
+            if now >= due["beat"]:
+                due["beat"] = now + beat_every_s
+                if self._look_for_hangs(notifier) and due["end"] == float("inf"):
+                    due["end"] = now + 2 * beat_every_s + 1  # the stacks are being written
+            if now >= due["grow"] and self._config.workers.elastic and self.why is None:
+                due["grow"] = now + GROW_EVERY_S
+                self._look_for_room()
+            if now >= due["end"]:
+                (self._run.logs(self._number) / "end").touch()
+                due["end"] = float("inf")
+
+    def _look_for_drains(self) -> None:
+        ours = {beat.node_id for beat in read_beats(self._run, self._number)}
+        going = self._cluster.draining() & ours
+        if going:
+            self._cluster.leaving |= {node_id for node_id in going if node_id}
+            self._stop(Why.PREEMPTED)
+
+    def _look_for_hangs(self, notifier: Notifier) -> bool:
+        """Look at the heartbeats; True where somebody hangs."""
+        beats = read_beats(self._run, self._number)
+        if beats:
+            notifier.see_step(max(beat.step for beat in beats))
+        if self._verdict is None:
+            self._verdict = self._monitor.look(beats, time.monotonic())
+            if self._verdict is not None:
+                heartbeats_folder = self._run.logs(self._number)
+                (heartbeats_folder / "dump").touch()
+        return self._verdict is not None
+
+    def _look_for_room(self) -> None:
+        count = workers_for(self._policy, self._cluster.slots(), self._excluded)
+        if count > self._workers and count == self._grown:
+            self._stop(Why.RESIZED)
+        self._grown = count
+
+    def _stop(self, why: Why) -> None:
+        self.why = why
+        stop_file(self._run, self._number).touch()
+
+
+class _Follower:
+    """Reads what is appended to a file of JSON lines, whole lines only."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def new_records(self) -> Iterator[dict[str, Any]]:
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                if line.strip():
+                    yield json.loads(line)

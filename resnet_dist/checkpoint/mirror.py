@@ -1,0 +1,211 @@
+"""A copy of the checkpoints on object storage: a second place to resume from when the run directory is gone.
+
+    URL/step-00000042/{model,optimizer}.safetensors, state.json      in any order
+    URL/step-00000042/manifest.json                                  last: a checkpoint there is complete when this is
+
+The URL is fsspec's: s3://, gs://, file://, memory:// and what else is installed. Credentials and endpoints come from
+where the store's own library looks for them (environment variables, its config file, the machine's role).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resnet_dist.checkpoint import folders, format, restore
+from resnet_dist.checkpoint.disk import storage_errors, sync_file, sync_folder, write_synced
+from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
+from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError, TrainingError
+
+log = logging.getLogger(__name__)
+
+KEY = "checkpoint.mirror"  # of the config
+# What has no folders: an object is there under its whole name or not at all, and a made folder might be a made bucket.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"})
+
+
+class Mirror:
+    """Keeps a copy of the run's checkpoints under `url`. Raises MissingPackage or RecipeError for one it cannot reach.
+
+    For one process of the run at a time, as the checkpoints' own folder is.
+    """
+
+    def __init__(self, url: str, retention: Retention) -> None:
+        self.url = url
+        self._retention = retention
+        self._files, self._root = _open(url)
+
+    def upload(self, checkpoint: Path, step: int) -> int:
+        """Copy a complete checkpoint, its manifest last; return its size in bytes. Then delete old ones.
+
+        Where the same one is there already, nothing is sent. Raises StorageError, and CheckpointError where the
+        checkpoint here is not what its manifest says.
+        """
+        records = format.check_sizes(checkpoint)
+        with _store_errors(self.url):
+            manifest = (checkpoint / format.MANIFEST).read_bytes()
+            target = f"{self._root}/{checkpoint.name}"
+            if self._manifest(target) != manifest:
+                self._send(checkpoint, target, manifest, records)
+        try:
+            with _store_errors(self.url):
+                self._delete_old(step)
+        except StorageError as error:  # costs space there, nothing else
+            log.warning("an old checkpoint could not be deleted: %s", error)
+        return sum(record.size_bytes for record in records.values())
+
+    def _send(self, checkpoint: Path, target: str, manifest: bytes, records: dict[str, format.FileRecord]) -> None:
+        if _has_folders(self._files):
+            self._files.makedirs(target, exist_ok=True)
+        if self._manifest(target) is not None:  # of another run of this step: no longer complete from here on
+            self._files.rm_file(f"{target}/{format.MANIFEST}")
+        for name in records:
+            self._files.put_file(str(checkpoint / name), f"{target}/{name}")
+        self._check_sizes(target, {name: record.size_bytes for name, record in records.items()})
+        self._files.pipe_file(f"{target}/{format.MANIFEST}", manifest)
+        self._check_sizes(target, {format.MANIFEST: len(manifest)})
+
+    def _check_sizes(self, target: str, sizes: dict[str, int]) -> None:
+        self._files.invalidate_cache()
+        for name, size_bytes in sizes.items():
+            found = self._files.info(f"{target}/{name}")["size"]
+            if found != size_bytes:
+                raise StorageError(f"{self.url}/{Path(target).name}/{name}", f"has {found} bytes, not {size_bytes}")
+
+    def _manifest(self, target: str) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError):
+            content: bytes = self._files.cat_file(f"{target}/{format.MANIFEST}")
+            return content
+        return None
+
+    def _delete_old(self, step: int) -> None:
+        present = {own: is_complete for own, is_complete in _steps(self._files, self._root).items() if own <= step}
+        for own in self._retention.doomed(self._candidate(own, complete) for own, complete in present.items()):
+            target = f"{self._root}/{format.folder_name(own)}"
+            if present[own]:
+                self._files.rm_file(f"{target}/{format.MANIFEST}")
+            self._files.rm(target, recursive=True)
+
+    def _candidate(self, step: int, is_complete: bool) -> Candidate:
+        metric = None
+        if is_complete and self._retention.keep_best:
+            state = json.loads(self._files.cat_file(f"{self._root}/{format.folder_name(step)}/{format.STATE}"))
+            metric = metric_of(state, self._retention.metric)
+        return Candidate(step, is_complete, metric)
+
+
+def complete_steps(url: str) -> list[int]:
+    """Steps of the complete checkpoints under `url`, newest first. Raises StorageError, MissingPackage, RecipeError."""
+    files, root = _open(url)
+    with _store_errors(url):
+        return sorted((step for step, is_complete in _steps(files, root).items() if is_complete), reverse=True)
+
+
+def newest_in_mirror(url: str) -> int | None:
+    """Step of the newest complete checkpoint under `url`; None where there is none. Raises as `complete_steps`."""
+    return next(iter(complete_steps(url)), None)
+
+
+def fetch(url: str, step: int, folder: Path) -> Path:
+    """Bring a checkpoint into the folder of checkpoints `folder`; return its path there.
+
+    It gets its name once all of it is here and has its hashes. A good one that is there already is kept as it is.
+    Raises CheckpointError (the copy is not what its manifest says) and StorageError.
+    """
+    final = folder / format.folder_name(step)
+    if final.exists():
+        with contextlib.suppress(CheckpointError):
+            format.verify(final)
+            return final
+    files, root = _open(url)
+    source = f"{root}/{final.name}"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folders.temporary_folder(folder, step)
+        temporary.mkdir()
+        try:
+            with _store_errors(url):
+                write_synced(temporary / format.MANIFEST, files.cat_file(f"{source}/{format.MANIFEST}"))
+                for name in format.read_manifest(temporary):
+                    files.get_file(f"{source}/{name}", str(temporary / name))
+            for name in format.verify(temporary):
+                sync_file(temporary / name)
+            sync_folder(temporary)
+            if final.exists():
+                log.warning("%s: replaced by its copy in %s, as it cannot be trusted", final, url)
+                folders.delete(final, step)
+            temporary.rename(final)
+        except CheckpointError as error:
+            raise CheckpointError(f"{url}/{final.name}/{Path(error.path).name}", error.problem) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(folder)
+    return final
+
+
+def fetch_newest(url: str, folder: Path) -> restore.Checkpoint | None:
+    """Bring the newest checkpoint under `url` that can be trusted into `folder`; None where there is none at all.
+
+    A bad one is skipped with a warning. Raises CheckpointError when there are some and none is good, and StorageError.
+    """
+    steps = complete_steps(url)
+    for step in steps:
+        try:
+            return restore.load(fetch(url, step, folder))
+        except CheckpointError as error:
+            log.warning("checkpoint skipped: %s", error)
+    if steps:
+        raise CheckpointError(url, f"none of its {len(steps)} checkpoints is good; the log says why")
+    return None
+
+
+def _steps(files: Any, root: str) -> dict[int, bool]:
+    """{step: whether it is complete} of everything there that is named like a checkpoint."""
+    files.invalidate_cache()
+    try:
+        names = [path.rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)]
+    except FileNotFoundError:
+        return {}
+    steps = {step: name for name in names if (step := format.step_of(name)) is not None}
+    return {step: bool(files.exists(f"{root}/{name}/{format.MANIFEST}")) for step, name in steps.items()}
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of `url` and the path in it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingPackage(KEY, "fsspec", "pip install 'resnet-launcher[mirror]'") from error
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # says itself what to install: s3fs, gcsfs
+        raise MissingPackage(KEY, f"a package for {url.partition(':')[0]}://", f"pip: {error}") from error
+    except ValueError as error:
+        raise RecipeError(KEY, f"{url!r}: {error}", "a URL such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER") from error
+    return files, root.rstrip("/")
+
+
+def _has_folders(files: Any) -> bool:
+    names = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    return not names & _OBJECT_STORES
+
+
+@contextlib.contextmanager
+def _store_errors(url: str) -> Iterator[None]:
+    """Turn whatever a store's library raises inside the block into a StorageError that names the URL.
+
+    These libraries have error classes of their own (of HTTP, of credentials, of the service) with no base but
+    Exception.
+    """
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise StorageError(url, f"{type(error).__name__}: {text}" if text else type(error).__name__) from error

@@ -1,0 +1,261 @@
+"""One curve, whatever trains it: workers, engines, micro-batches, optimizers, batch-norm spans, clipping.
+
+    pytest tests/distributed/test_one_curve.py            a covering array: every pair of values meets
+    python tests/distributed/test_one_curve.py --full     every combination, as the table of docs/reproducibility.md
+
+A world of gloo processes is started once for each number of workers; this file, as a script, is one of its workers.
+DDP computes in float64, where a mistake stands out by ten orders of magnitude; ZeRO's weights are float32, so it is
+held against DDP in float32, within the band that float32 itself has when only the number of workers changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from launcher.prepare import write_digits
+from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.durations import Duration
+from resnet_dist.recipe import (
+    BatchNormRecipe,
+    BatchRecipe,
+    DataRecipe,
+    EngineRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Recipe,
+    RegularizationRecipe,
+    ScheduleRecipe,
+)
+from resnet_dist.sink import NoSink
+from resnet_dist.supervisor import Request, Unattended
+
+STEPS = 20
+BATCH = 30  # 30, 15 and 10 samples a micro-batch: nothing divides by 4, and only 30 by 2
+FIRST_STEP = {"float64": 1e-12, "float32": 1e-6}
+# float32: four times the largest difference that any combination of DDP alone showed here (docs/reproducibility.md)
+ALL_STEPS = {"float64": 1e-9, "float32": 2e-4}
+TIMEOUT_S = 400
+
+
+@dataclass(frozen=True)
+class Case:
+    workers: int
+    engine: str
+    micro_batches: int
+    optimizer: str
+    span: str
+    clipping: bool
+    precision: str
+
+    @property
+    def baseline(self) -> Case:
+        """The same recipe in one process, with DDP and whole batches."""
+        return Case(1, "ddp", 1, self.optimizer, self.span, self.clipping, self.precision)
+
+    @property
+    def name(self) -> str:
+        return " ".join(str(value) for value in asdict(self).values())
+
+
+VALUES: dict[str, tuple[Any, ...]] = {
+    "workers": (1, 2, 3, 4),
+    "engine": ("ddp", "zero-0", "zero-1", "zero-2"),
+    "micro_batches": (1, 2, 3),
+    "optimizer": ("sgd", "lars"),
+    "span": ("global", "5"),
+    "clipping": (False, True),
+}
+
+
+def every_case() -> list[Case]:
+    """The full product, without what the rules refuse: global spans of more than one micro-batch."""
+    cases = []
+    for values in itertools.product(*VALUES.values()):
+        case = Case(*values, precision="float64" if values[1] == "ddp" else "float32")
+        if not (case.span == "global" and case.micro_batches > 1):
+            cases.append(case)
+    return cases
+
+
+def covering_array() -> list[Case]:
+    """A few cases in which every pair of values meets that can meet at all; greedy, the same every time."""
+
+    def pairs(case: Case) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+        return set(itertools.combinations([(key, getattr(case, key)) for key in VALUES], 2))
+
+    candidates = every_case()
+    missing = set().union(*map(pairs, candidates))
+    chosen = []
+    while missing:
+        best = max(candidates, key=lambda case: len(pairs(case) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+def recipe(case: Case, root: Path) -> Recipe:
+    engine, _, stage = case.engine.partition("-")
+    return Recipe(
+        data=DataRecipe(root=str(root), resolution=16, crop_area=(0.7, 1.0), flip=False),
+        batch=BatchRecipe(size=BATCH, num_micro_batches=case.micro_batches),
+        duration=Duration.parse(f"{STEPS} steps"),
+        schedule=ScheduleRecipe(peak_lr=0.02 if case.optimizer == "sgd" else 0.5, warmup=Duration.parse("5 steps")),
+        model=ModelRecipe(name="resnet20", num_classes=10),
+        batch_norm=BatchNormRecipe(span="global" if case.span == "global" else int(case.span)),
+        optimizer=OptimizerRecipe(
+            name=case.optimizer,
+            nesterov=case.optimizer == "sgd",
+            weight_decay=1e-4,
+            gradient_clipping=1.0 if case.clipping else None,
+        ),
+        regularization=RegularizationRecipe(label_smoothing=0.1),
+        engine=EngineRecipe(name=engine, stage=int(stage) if stage else None),
+        precision=case.precision,  # type: ignore[arg-type]
+    )
+
+
+def curve(case: Case, root: Path, folder: Path, rank: int) -> list[dict[str, float]]:
+    """Loss, learning rate, gradient norm and samples of every step."""
+    bookkeeping = Bookkeeping(folder / "checkpoints", folder / "index", Duration.parse("1000 steps"), 1, 1)
+    worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=1)
+    trainer = build(recipe(case, root), worker, bookkeeping, NoSink(), Unattended())
+    parts, records = trainer.parts, []
+    with torch.no_grad():
+        weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
+    batches = parts.batches_from(0)
+    for step in range(1, STEPS + 1):
+        taken = list(itertools.islice(batches, case.micro_batches))
+        rate = parts.learning_rate(step - 1)
+        sums = parts.engine.step(map(parts.to_device, taken), rate)
+        checksum = sum(batch.checksum for batch in taken)
+        totals = parts.exchange.finish(step, sums, Request.CONTINUE, checksum=checksum).read()
+        records.append({"loss": totals.loss, "lr": rate, "norm": totals.gradient_norm, "ids": totals.checksum})
+    batches.close()
+    parts.checkpoints.close()
+    records[0]["weights"] = weights
+    return records
+
+
+# --- a worker: `python test_one_curve.py RANK FOLDER`; FOLDER/cases.json says what to run
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    job = json.loads((folder / "cases.json").read_text())
+    cases = [Case(**case) for case in job["cases"]]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=cases[0].workers)
+    curves = {case.name: curve(case, Path(job["root"]), folder, rank) for case in cases}
+    dist.destroy_process_group()
+    if rank == 0:
+        (folder / "curves.json").write_text(json.dumps(curves))
+
+
+def run_worlds(cases: list[Case], folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The curves of `cases` and of their baselines, by the case's name."""
+    root = write_digits(folder / "digits")
+    wanted = sorted({*cases, *(case.baseline for case in cases)}, key=lambda case: case.name)
+    curves: dict[str, list[dict[str, float]]] = {}
+    for workers in sorted({case.workers for case in wanted}):
+        world = folder / f"world-{workers}"
+        world.mkdir()
+        own = [asdict(case) for case in wanted if case.workers == workers]
+        (world / "cases.json").write_text(json.dumps({"root": str(root), "cases": own}))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, __file__]
+        processes = [
+            subprocess.Popen([*command, str(rank), str(world)], env=environment, stderr=subprocess.PIPE, text=True)
+            for rank in range(workers)
+        ]
+        try:
+            errors = [process.communicate(timeout=TIMEOUT_S * max(1, len(own) // 20))[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0] * workers, "\n".join(errors)
+        curves |= json.loads((world / "curves.json").read_text())
+    return curves
+
+
+def differences(curve: list[dict[str, float]], other: list[dict[str, float]]) -> tuple[float, float]:
+    """The largest relative difference of loss and gradient norm: at step 1, and over all steps."""
+    by_step = [
+        max(abs(own[key] - theirs[key]) / abs(theirs[key]) for key in ("loss", "norm"))
+        for own, theirs in zip(curve, other, strict=True)
+    ]
+    return by_step[0], max(by_step)
+
+
+# --- the tests
+
+CASES = covering_array()
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    return run_worlds(CASES, tmp_path_factory.mktemp("worlds"))
+
+
+def test_every_pair_of_values_meets() -> None:
+    met = {pair for case in CASES for pair in itertools.combinations(asdict(case).items(), 2)}
+    assert (("workers", 4), ("engine", "zero-2")) in met
+    assert (("engine", "zero-1"), ("optimizer", "lars")) in met
+    assert (("workers", 3), ("micro_batches", 3)) in met
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_case_has_the_curve_of_its_baseline(curves: dict[str, list[dict[str, float]]], case: Case) -> None:
+    own, baseline = curves[case.name], curves[case.baseline.name]
+    for key in ("ids", "lr"):
+        assert [record[key] for record in own] == [record[key] for record in baseline]
+    assert own[0]["weights"] == pytest.approx(baseline[0]["weights"], rel=1e-12)  # summed in another memory layout
+    first, all_steps = differences(own, baseline)
+    print(f"{case.name}: {first:.1e} at step 1, {all_steps:.1e} over {STEPS} steps")
+    assert first < FIRST_STEP[case.precision]
+    assert all_steps < ALL_STEPS[case.precision]
+
+
+def test_different_recipes_have_different_curves(curves: dict[str, list[dict[str, float]]]) -> None:
+    """Otherwise the test above could not fail."""
+    baselines = {case.baseline for case in CASES if case.precision == "float64"}
+    assert len(baselines) >= 3
+    for one, other in itertools.combinations(sorted(baselines, key=lambda case: case.name), 2):
+        assert differences(curves[one.name], curves[other.name])[1] > 1e-4, (one, other)
+
+
+# --- the table
+
+
+def print_table(cases: list[Case], curves: dict[str, list[dict[str, float]]]) -> None:
+    print(f"{len(cases)} combinations. Largest relative difference of loss and gradient norm from one process:\n")
+    print("| engine | precision | workers | combinations | step 1 | 20 steps |\n|---|---|---|---|---|---|")
+    for engine, workers in itertools.product(VALUES["engine"], VALUES["workers"]):
+        rows = [case for case in cases if (case.engine, case.workers) == (engine, workers)]
+        found = [differences(curves[case.name], curves[case.baseline.name]) for case in rows]
+        first, all_steps = (max(column) for column in zip(*found, strict=True))
+        print(f"| {engine} | {rows[0].precision} | {workers} | {len(rows)} | {first:.1e} | {all_steps:.1e} |")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--full"]:
+        with tempfile.TemporaryDirectory() as scratch:
+            everything = every_case()
+            everything += [Case(*list(asdict(c).values())[:-1], "float32") for c in everything if c.engine == "ddp"]
+            found = run_worlds(everything, Path(scratch))
+            for precision in ("float64", "float32"):
+                print_table([case for case in everything if case.precision == precision or case.engine != "ddp"], found)
+                print()
+    else:
+        work(int(sys.argv[1]), Path(sys.argv[2]))

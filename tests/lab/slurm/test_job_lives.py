@@ -1,0 +1,247 @@
+"""What the script does with signals, exit codes, requeues and lost nodes, on a real SLURM.
+
+Ray, torchrun's start and the training are stood in for by scripts: the "config" of these runs is the bash script that
+plays the driver, so each test says what its driver does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.profile import SlurmProfile
+from cluster.slurm import Launcher, render
+from cluster.spec import RunSpec, Variant
+
+pytestmark = pytest.mark.lab
+
+# `python -m launcher.train CONFIG ...` becomes `bash CONFIG ...`; the rest is Python's own.
+PYTHON = """#!/bin/bash
+if [ "$1 $2" = "-m launcher.train" ]; then shift 2; exec bash "$@"; fi
+exec {python} "$@"
+"""
+# A head listens, as Ray's does; the others only stay. All must be able to read the token.
+RAY = """#!/bin/bash
+[ "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 ] && [ "$(wc -c < "$RAY_AUTH_TOKEN_PATH")" = 64 ] || exit 1
+for word; do case $word in --port=*) port=${{word#*=}} ;; esac; done
+[ -n "$port" ] || exec sleep infinity
+exec {python} -c 'import socket, sys, time; s = socket.create_server(("", int(sys.argv[1]))); time.sleep(1e6)' "$port"
+"""
+NOTICE_S = 9  # of which 6 are for the driver
+SAVES_WHEN_TOLD = "trap 'echo saved; exit 75' USR2; echo training; while :; do sleep 0.1; done"
+THEN_FINISHES = '[ "$SLURM_RESTART_COUNT" != 1 ] || { echo finishing; exit 0; }\n' + SAVES_WHEN_TOLD
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A venv whose programs are the scripts above."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    (folder / "bin").mkdir()
+    for name, text in (("python", PYTHON), ("ray", RAY)):
+        (folder / "bin" / name).write_text(text.format(python=sys.executable))
+        (folder / "bin" / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def script(stand_ins: Path, scratch: Path) -> Callable[..., str]:
+    """The rendered script of a run whose driver does what `driver` says."""
+    numbers = itertools.count()
+
+    def make(driver: str, launcher: Launcher = "ray", profile: dict[str, Any] | None = None, **spec: Any) -> str:
+        workers = spec.get("nodes", 1)
+        needs = {"name": f"run{next(numbers)}", "storage": "/tmp", "least_workers": workers, "most_workers": workers}
+        needs |= {"max_requeues": 1, "notice_s": NOTICE_S, "config": driver}
+        site = {"venv": str(stand_ins), "scratch": str(scratch), "notice_s": NOTICE_S} | (profile or {})
+        return render(RunSpec(**(needs | spec)), SlurmProfile(**site), launcher)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def slow_jobs(slurm: Any, script: Callable[..., str]) -> dict[str, str]:
+    """Jobs whose lives take a while, started at once; the tests that look at them come last."""
+    variants = tuple(Variant(name=f"s{seed}", overrides=(f"seed={seed}", f"name=s{seed}")) for seed in (7, 8))
+    deaf = '[ "$SLURM_RESTART_COUNT" != 1 ] || exit 0\ntrap "" USR2\n'
+    deaf += 'scancel --signal=USR2 --batch "$SLURM_JOB_ID"; while :; do sleep 0.1; done'
+    seeds = 'echo "overrides: $*"; [ "$1-$SLURM_RESTART_COUNT" != seed=7- ] || exit 75'
+    return {
+        "limited": slurm.submit(script(THEN_FINISHES, walltime_s=60)),
+        "capped": slurm.submit(script("exit 76", max_requeues=2)),
+        "deaf": slurm.submit(script(deaf)),
+        "array": slurm.submit(script(seeds, variants=variants)),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _started(slow_jobs: dict[str, str]) -> None:
+    """Whatever runs first, the slow jobs run beside it."""
+
+
+def test_the_exit_code_of_the_job_is_the_drivers(slurm: Any, script: Callable[..., str]) -> None:
+    jobs = {code: slurm.submit(script(f"exit {code}")) for code in (0, 1, 65, 69, 78, 79)}
+    for code, job in jobs.items():
+        ended = slurm.wait(job)
+        assert (ended["ExitCode"], ended["Restarts"]) == (f"{code}:0", "0"), slurm.output(job)
+        assert slurm.leftovers(job) == []
+
+
+def test_torchrun_keeps_the_exit_code_of_the_worker_at_fault(slurm: Any, script: Callable[..., str]) -> None:
+    # rank 1 knows what is wrong; the others only see that it is gone
+    fails = '[ "$RANK" = 1 ] && exit 65; sleep 1; exit 76'
+    failing = slurm.submit(script(fails, "torchrun", nodes=2, most_workers=4, least_workers=4))
+    good = slurm.submit(script("exit 0", "torchrun", most_workers=2, least_workers=2))
+    assert slurm.wait(failing)["ExitCode"] == "65:0", slurm.output(failing)
+    assert slurm.wait(good)["ExitCode"] == "0:0", slurm.output(good)
+    assert slurm.leftovers(failing) + slurm.leftovers(good) == []
+
+
+@pytest.mark.parametrize("launcher", ["ray", "torchrun"])
+def test_a_notice_saves_requeues_and_the_next_life_finishes(
+    slurm: Any, script: Callable[..., str], launcher: Launcher
+) -> None:
+    job = slurm.submit(script(THEN_FINISHES, launcher, nodes=2))
+    slurm.wait_for_output("training", job)
+    slurm("scancel", "--signal=USR2", "--batch", job)
+    ended = slurm.wait(job)
+    output = slurm.output(job)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
+    assert slurm.leftovers(job) == []
+
+
+@pytest.mark.parametrize("launcher", ["ray", "torchrun"])
+def test_a_cancelled_job_saves_and_never_comes_back(slurm: Any, script: Callable[..., str], launcher: Launcher) -> None:
+    job = slurm.submit(script(SAVES_WHEN_TOLD, launcher, nodes=2))
+    slurm.wait_for_output("training", job)
+    slurm("scancel", job)
+    ended = slurm.wait(job)
+    output = slurm.output(job)
+    assert ended["JobState"] == "CANCELLED", output
+    assert "saved" in output
+    assert "not requeued" in output
+    assert slurm.leftovers(job) == []
+    time.sleep(1)
+    assert slurm.job(job)["JobState"] == "CANCELLED"
+
+
+def test_two_jobs_share_a_node(slurm: Any, script: Callable[..., str]) -> None:
+    driver = 'echo "at $RAY_ADDRESS"; trap "exit 0" USR2; while :; do sleep 0.1; done'
+    on_one = f"--nodelist={slurm.nodes[0]}"
+    jobs = [slurm.submit(script(driver), on_one) for _ in range(2)]
+    addresses = {slurm.wait_for_output("at 127", job).partition("at 127")[2].split()[0] for job in jobs}
+    assert len(addresses) == 2
+    slurm("scancel", "--signal=USR2", "--batch", jobs[0])
+    assert slurm.wait(jobs[0])["ExitCode"] == "0:0"
+    assert slurm.job(jobs[1])["JobState"] == "RUNNING"  # the end of one is not the end of the other
+    slurm("scancel", "--signal=USR2", "--batch", jobs[1])
+    assert slurm.wait(jobs[1])["ExitCode"] == "0:0"
+    assert slurm.leftovers(jobs[0]) + slurm.leftovers(jobs[1]) == []
+
+
+def test_the_token_is_in_a_closed_folder_and_nowhere_else(slurm: Any, script: Callable[..., str]) -> None:
+    driver = (
+        'stat -c "mode %a" "$RAY_AUTH_TOKEN_PATH" "$(dirname "$RAY_AUTH_TOKEN_PATH")"; echo "is $RAY_AUTH_TOKEN_PATH"\n'
+        "trap 'exit 0' USR2; echo training; while :; do sleep 0.1; done"
+    )
+    job = slurm.submit(script(driver, nodes=2))
+    output = slurm.wait_for_output("training", job)
+    assert [line for line in output.splitlines() if line.startswith("mode")] == ["mode 600", "mode 700"]
+    path = next(line.removeprefix("is ") for line in output.splitlines() if line.startswith("is "))
+    first, second = (slurm.hosts[name] for name in slurm.nodes[:2])
+    token = first.run("cat", path)
+    assert len(token) == 64
+    assert second.run("cat", path) == token
+    for host in slurm.hosts.values():
+        assert token not in "\n".join(host.processes())
+    for host in (first, second):  # nor in the environment of anything that the job started
+        assert token.encode() not in host.run("bash", "-c", "cat /proc/[0-9]*/environ", check=False).encode()
+    slurm("scancel", "--signal=USR2", "--batch", job)
+    slurm.wait(job)
+    assert token not in slurm.outputs()
+    assert not [file for file in slurm.root.rglob("*") if file.is_file() and token.encode() in file.read_bytes()]
+
+
+def test_what_sbatch_would_refuse_is_known_before(slurm: Any, script: Callable[..., str]) -> None:
+    file = slurm.jobs_folder / "dry.sh"
+    file.write_text(script("exit 0", profile={"sbatch": ("--comment=a-comment",)}))
+    assert "to start at" in slurm("sbatch", "--test-only", str(file))
+    file.write_text(script("exit 0", profile={"partition": "nowhere"}))
+    assert "invalid partition" in slurm("sbatch", "--test-only", str(file), check=False)
+
+
+def test_a_preempted_job_saves_gives_way_and_comes_back(slurm: Any, script: Callable[..., str]) -> None:
+    node = f"--nodelist={slurm.nodes[2]}"
+    low = slurm.submit(script(THEN_FINISHES, cpus_per_worker=8), node)
+    slurm.wait_for_output("training", low)
+    high = slurm.submit(script("exit 0", cpus_per_worker=8), node, "--partition=urgent")
+    assert slurm.wait(high)["ExitCode"] == "0:0"
+    ended = slurm.wait(low)
+    output = slurm.output(low)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert output.index("saved") < output.index("finishing")
+    assert slurm.leftovers(low) == []
+
+
+def test_restarts_are_capped(slurm: Any, slow_jobs: dict[str, str]) -> None:
+    job = slow_jobs["capped"]
+    ended = slurm.wait(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "76:0", "2"), slurm.output(job)
+    assert "no restart is left of 2" in slurm.output(job)
+
+
+def test_one_task_of_an_array_is_requeued_alone(slurm: Any, slow_jobs: dict[str, str]) -> None:
+    job = slow_jobs["array"]
+    for task in (0, 1):
+        slurm.wait_for_output("exit code 0", f"{job}_{task}")
+    first, second = slurm.output(f"{job}_0"), slurm.output(f"{job}_1")
+    assert first.count("overrides: seed=7 name=s7 place=ray") == 2
+    assert second.count("overrides: seed=8 name=s8 place=ray") == 1
+
+
+def test_a_driver_that_ignores_the_notice_is_killed_in_time_and_requeued(slurm: Any, slow_jobs: dict[str, str]) -> None:
+    job = slow_jobs["deaf"]
+    ended = slurm.wait(job)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), slurm.output(job)
+    assert "nothing ended within 6 s of the notice" in slurm.output(job)
+    assert slurm.leftovers(job) == []
+
+
+def test_the_time_limit_saves_requeues_and_the_next_life_finishes(slurm: Any, slow_jobs: dict[str, str]) -> None:
+    job = slow_jobs["limited"]
+    ended = slurm.wait(job)
+    output = slurm.output(job)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
+    assert slurm.leftovers(job) == []
+
+
+def test_a_lost_node_ends_neither_the_job_nor_its_step(slurm: Any, script: Callable[..., str]) -> None:
+    driver = 'echo training; trap "exit 0" USR2; while :; do sleep 0.1; done'
+    job = slurm.submit(script(driver, nodes=2), f"--nodelist={slurm.nodes[0]},{slurm.nodes[1]}")
+    slurm.wait_for_output("training", job)
+    slurm.kill_node(slurm.nodes[1])
+    deadline = time.monotonic() + 90
+    while slurm.job(job)["NumNodes"] != "1":
+        assert time.monotonic() < deadline, slurm.job(job)
+        time.sleep(0.3)
+    assert slurm.job(job)["JobState"] == "RUNNING"
+    slurm("scancel", "--signal=USR2", "--batch", job)
+    ended = slurm.wait(job)
+    slurm.boot_node(slurm.nodes[1])
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "0"), slurm.output(job)
+    assert slurm.leftovers(job) == []
+
+
+def test_nothing_is_left_on_any_node(slurm: Any, scratch: Path) -> None:
+    for name in slurm.nodes:
+        assert slurm.hosts[name].run("ls", "-A", str(scratch)) == ""
+        own = ("sleep 3600", "slurmd ", "bash -c cd ")
+        strangers = [line for line in slurm.hosts[name].processes() if not line.startswith(own)]
+        assert [line for line in strangers if "the host itself" not in line] == []

@@ -1,0 +1,113 @@
+"""Which checkpoints stay: the newest, the best, some for ever, and never nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.restore import newest
+from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
+from resnet_dist.checkpoint.save import save
+from resnet_dist.durations import Every
+
+TOP1 = {10: 0.2, 20: 0.6, 30: 0.9, 40: 0.9, 50: 0.5, 60: 0.4}
+
+
+def stays(retention: Retention, metrics: dict[int, float | None]) -> list[int]:
+    candidates = [Candidate(step, is_complete=True, metric=metric) for step, metric in metrics.items()]
+    doomed = retention.doomed(candidates)
+    assert doomed == sorted(doomed, reverse=True)
+    return [step for step in metrics if step not in doomed]
+
+
+def test_the_newest_stay() -> None:
+    assert stays(Retention(keep=2), TOP1) == [50, 60]
+    assert stays(Retention(keep=6), TOP1) == list(TOP1)
+
+
+def test_the_best_stay_beside_the_newest_and_of_equals_the_later() -> None:
+    assert stays(Retention(keep=1, keep_best=1), TOP1) == [40, 60]
+    assert stays(Retention(keep=1, keep_best=3), TOP1) == [20, 30, 40, 60]
+
+
+def test_a_best_one_among_the_newest_takes_no_place_of_another() -> None:
+    assert stays(Retention(keep=3, keep_best=2), TOP1) == [30, 40, 50, 60]
+
+
+def test_a_low_loss_is_a_good_one() -> None:
+    losses = {10: 0.1, 20: 3.0, 30: 2.0}
+    assert stays(Retention(keep=1, keep_best=1, metric="loss"), losses) == [10, 30]
+
+
+def test_one_that_was_not_evaluated_is_never_among_the_best() -> None:
+    assert stays(Retention(keep=1, keep_best=2), {10: None, 20: 0.1, 30: None, 40: None}) == [20, 40]
+
+
+def test_some_stay_for_ever() -> None:
+    every = Every(Fraction(2000), batch_size=100)  # after steps 20, 40, 60 ...
+    assert stays(Retention(keep=1, keep_every=every), dict.fromkeys(range(10, 80, 10))) == [20, 40, 60, 70]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.none() | st.floats(0, 1)), max_size=12),
+    st.builds(
+        Retention,
+        keep=st.integers(1, 4),
+        keep_best=st.integers(0, 4),
+        keep_every=st.none() | st.builds(Every, st.integers(1, 5).map(Fraction), st.just(1)),
+    ),
+)
+def test_nothing_goes_before_enough_better_ones_are_there(
+    checkpoints: list[tuple[bool, float | None]], retention: Retention
+) -> None:
+    candidates = [Candidate(step, *checkpoint) for step, checkpoint in enumerate(checkpoints, start=1)]
+    doomed = retention.doomed(candidates)
+    complete = [candidate.step for candidate in candidates if candidate.is_complete]
+    assert set(complete[-retention.keep :]).isdisjoint(doomed)
+    if doomed:
+        assert len([step for step in complete if step > max(doomed)]) >= retention.keep
+    # What stays, stays when asked again.
+    assert retention.doomed(candidate for candidate in candidates if candidate.step not in doomed) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "metric"),
+    [
+        ({"metrics": {"top1": 0.5}}, 0.5),
+        ({"metrics": {"top1": 1}}, 1.0),
+        ({"metrics": {"top1": None}}, None),
+        ({"metrics": {"top1": "high"}}, None),
+        ({"metrics": {"top1": float("nan")}}, None),
+        ({"metrics": {"loss": 0.5}}, None),
+        ({"metrics": 3}, None),
+        ({}, None),
+        ([], None),
+    ],
+)
+def test_a_metric_is_read_from_the_state_where_there_is_one(state: object, metric: float | None) -> None:
+    assert metric_of(state, "top1") == metric
+
+
+def test_the_best_on_disk_stay_until_better_ones_come(
+    tmp_path: Path, model: Callable[[int], dict[str, object]]
+) -> None:
+    for step, top1 in TOP1.items():
+        save(tmp_path, step, {}, {}, {"metrics": {"top1": top1}}, Retention(keep=1, keep_best=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [format.folder_name(step) for step in (30, 40, 60)]
+
+
+def test_a_best_one_that_was_damaged_is_no_longer_one(tmp_path: Path) -> None:
+    for step, top1 in TOP1.items():
+        save(tmp_path, step, {}, {}, {"metrics": {"top1": top1}}, Retention(keep=1, keep_best=1))
+        if step == 40:
+            (tmp_path / "step-00000040" / format.MODEL).write_bytes(b"")
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == [format.folder_name(step) for step in (50, 60)]

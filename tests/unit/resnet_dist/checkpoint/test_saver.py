@@ -1,0 +1,373 @@
+"""Saving beside the training: a copy is taken, a thread writes it, and what goes wrong is told before it matters."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from resnet_dist.checkpoint import saver as saver_module
+from resnet_dist.checkpoint.mirror import Mirror
+from resnet_dist.checkpoint.restore import load, newest
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.save import write
+from resnet_dist.checkpoint.saver import Failed, Saved, Saver
+from resnet_dist.errors import StorageError
+
+Events = list[tuple[int, str, dict[str, Any]]]
+
+
+class Storage:
+    """Stands where the thread writes: can hold it up, and can refuse."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.writing = threading.Event()
+        self.refuses: int | None = None
+        self.threads: set[int] = set()
+
+    def write(self, *arguments: Any) -> Path:
+        self.threads.add(threading.get_ident())
+        self.writing.set()
+        assert self.open.wait(60)
+        self.writing.clear()
+        if self.refuses is not None:
+            raise StorageError("/storage", os.strerror(self.refuses))
+        return write(*arguments)
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Storage:
+    storage = Storage()
+    monkeypatch.setattr(saver_module, "write", storage.write)
+    return storage
+
+
+@pytest.fixture
+def events() -> Events:
+    return []
+
+
+@pytest.fixture
+def saver(tmp_path: Path, events: Events, storage: Storage) -> Iterator[Saver]:
+    saver = Saver(tmp_path, Retention(keep=2), on_event=lambda *event: events.append(event))
+    yield saver
+    storage.open.set()
+    saver.close()
+
+
+def state_of(value: float) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    weight = torch.full((3, 2, 2, 2), float(value)).to(memory_format=torch.channels_last)
+    return {"weight": weight}, {"weight": {"momentum": weight + 1}, "bias": {}}
+
+
+def save(saver: Saver, step: int, *, wait: bool = False, metrics: Mapping[str, float] | None = None) -> None:
+    saver.save(step, *state_of(step), {"samples": 8 * step}, wait=wait, metrics=metrics)
+
+
+def reported(saver: Saver) -> list[Saved | Failed]:
+    """What comes of the save that is under way."""
+    while not (reports := saver.poll()):
+        time.sleep(0.001)
+    return reports
+
+
+def names(events: Events) -> list[tuple[int, str]]:
+    return [(step, name) for step, name, _ in events]
+
+
+def test_a_save_that_is_waited_for_is_on_the_disk(tmp_path: Path, saver: Saver, events: Events) -> None:
+    save(saver, 5, wait=True)
+    checkpoint = load(tmp_path / "step-00000005")
+    model, optimizer = state_of(5)
+    assert torch.equal(checkpoint.model()["weight"], model["weight"])
+    assert torch.equal(checkpoint.optimizer()["weight"]["momentum"], optimizer["weight"]["momentum"])
+    assert checkpoint.optimizer()["bias"] == {}
+    assert checkpoint.state == {"samples": 40, "step": 5}
+    [report] = saver.poll()
+    assert isinstance(report, Saved)
+    assert (report.step, report.path) == (5, tmp_path / "step-00000005")
+    assert report.size_bytes == 2 * 24 * 4 + (tmp_path / "step-00000005" / "state.json").stat().st_size
+    assert report.stalled_s >= report.write_s > 0
+    assert names(events) == [(5, "checkpoint")]
+    assert events[0][2] == {
+        "path": str(report.path),
+        "size_bytes": report.size_bytes,
+        "stalled_s": report.stalled_s,
+        "waited_s": report.waited_s,
+        "write_s": report.write_s,
+    }
+    assert saver.poll() == []
+
+
+def test_the_training_goes_on_and_changes_its_tensors_while_they_are_written(
+    tmp_path: Path, saver: Saver, storage: Storage
+) -> None:
+    storage.open.clear()
+    model, optimizer = state_of(5)
+    saver.save(5, model, optimizer, {}, wait=False)
+    assert storage.writing.wait(60)
+    model["weight"].zero_()
+    optimizer["weight"]["momentum"].zero_()
+    assert saver.poll() == []
+    assert list(tmp_path.glob("step-*")) == []
+    storage.open.set()
+    saver.close()
+    checkpoint = load(tmp_path / "step-00000005")
+    assert torch.equal(checkpoint.model()["weight"], state_of(5)[0]["weight"])
+    assert torch.equal(checkpoint.optimizer()["weight"]["momentum"], state_of(6)[0]["weight"])
+    assert storage.threads.isdisjoint({threading.get_ident()})
+
+
+def test_a_second_save_waits_for_the_first_and_says_for_how_long(
+    tmp_path: Path, saver: Saver, storage: Storage, events: Events
+) -> None:
+    storage.open.clear()
+    save(saver, 5)
+    assert storage.writing.wait(60)
+    threading.Timer(0.05, storage.open.set).start()
+    save(saver, 6, wait=True)
+    assert names(events) == [(5, "checkpoint"), (6, "checkpoint")]
+    assert events[0][2]["waited_s"] < 0.05 <= events[1][2]["waited_s"] <= events[1][2]["stalled_s"]
+    assert [load(tmp_path / f"step-0000000{step}").step for step in (5, 6)] == [5, 6]
+    assert torch.equal(load(tmp_path / "step-00000005").model()["weight"], state_of(5)[0]["weight"])
+
+
+def test_memory_is_taken_once(saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    empty_like = torch.empty_like
+
+    def counted(tensor: Tensor, **options: Any) -> Tensor:
+        taken.append(tensor.nbytes)
+        return empty_like(tensor, **options)
+
+    monkeypatch.setattr(torch, "empty_like", counted)
+    for step in (5, 6, 7):
+        save(saver, step, wait=True)
+    assert taken == [96, 96]
+
+
+def test_memory_that_was_reserved_is_what_is_used(
+    saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, optimizer = state_of(1)
+    saver.reserve([*weights.values(), *weights.values()])  # the weight's form is its momentum's, too
+    saver._thread.submit(lambda: None).result()
+    monkeypatch.setattr(torch, "empty_like", None)
+    saver.save(1, weights, optimizer, {}, wait=True)
+
+
+def test_a_state_that_changes_its_form_gets_other_memory(tmp_path: Path, saver: Saver) -> None:
+    for step, tensor in enumerate([torch.ones(2), torch.ones(3), torch.ones(3).double(), torch.eye(3).t()]):
+        saver.save(step, {"weight": tensor}, {}, {}, wait=True)
+        assert torch.equal(load(tmp_path / f"step-0000000{step}").model()["weight"], tensor)
+
+
+def test_old_ones_are_deleted_and_the_best_by_the_metrics_given_stays(tmp_path: Path, events: Events) -> None:
+    saver = Saver(tmp_path, Retention(keep=1, keep_best=1), on_event=lambda *event: events.append(event))
+    for step, top1 in ((1, 0.5), (2, 0.7), (3, float("nan")), (4, 0.1)):
+        save(saver, step, metrics={"top1": top1})
+    saver.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    assert load(tmp_path / "step-00000002").state == {"samples": 16, "metrics": {"top1": 0.7}, "step": 2}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_save_that_fails_is_told_of_and_the_next_one_may_succeed(
+    tmp_path: Path, saver: Saver, storage: Storage, events: Events, number: int
+) -> None:
+    reports: list[Saved | Failed] = []
+    save(saver, 4)
+    reported(saver)
+    storage.refuses = number
+    for step in (5, 6):
+        save(saver, step)
+        reports += reported(saver)
+    storage.refuses = None  # somebody has freed some space
+    save(saver, 7)
+    reports += reported(saver)
+    assert [(type(report), report.step) for report in reports] == [(Failed, 5), (Failed, 6), (Saved, 7)]
+    assert [report.in_a_row for report in reports if isinstance(report, Failed)] == [1, 2]
+    assert names(events)[1:] == [(5, "checkpoint_failed"), (6, "checkpoint_failed"), (7, "checkpoint")]
+    assert events[1][2]["problem"] == f"/storage: {os.strerror(number)}"
+    assert events[2][2]["in_a_row"] == 2
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 7
+
+
+def test_after_too_many_failures_in_a_row_the_training_ends(saver: Saver, storage: Storage, events: Events) -> None:
+    storage.refuses = errno.ENOSPC
+    for step in (5, 6):
+        save(saver, step)
+        reported(saver)
+    storage.refuses = None
+    save(saver, 7)
+    reported(saver)
+    storage.refuses = errno.ENOSPC
+    for step in (8, 9):  # in a row from here on
+        save(saver, step)
+        reported(saver)
+    save(saver, 10)
+    saver.close()
+    with pytest.raises(StorageError) as caught:
+        saver.poll()
+    assert str(caught.value) == (
+        "/storage: No space left on device. No checkpoint could be written at 3 steps: 8, 9, 10"
+    )
+    assert names(events)[-3:] == [(step, "checkpoint_failed") for step in (8, 9, 10)]  # told of, before
+
+
+def test_a_save_that_is_waited_for_raises_when_it_fails(saver: Saver, storage: Storage, events: Events) -> None:
+    storage.refuses = errno.EROFS
+    with pytest.raises(StorageError, match="Read-only file system"):
+        save(saver, 5, wait=True)
+    assert names(events) == [(5, "checkpoint_failed")]
+
+
+def test_a_failure_of_the_one_before_does_not_spoil_a_save_that_is_waited_for(
+    tmp_path: Path, saver: Saver, storage: Storage, events: Events
+) -> None:
+    storage.refuses = errno.ENOSPC
+    save(saver, 5)
+    reported(saver)
+    storage.refuses = None
+    save(saver, 6, wait=True)
+    assert names(events) == [(5, "checkpoint_failed"), (6, "checkpoint")]
+    assert load(tmp_path / "step-00000006").step == 6
+
+
+def test_what_no_checkpoint_can_hold_is_raised_at_once_and_spoils_nothing(tmp_path: Path, saver: Saver) -> None:
+    complex_tensor = {"weight": torch.zeros(1, dtype=torch.complex64)}
+    for model, optimizer, state, problem in [
+        (complex_tensor, {}, {}, "complex64"),
+        ({}, {"weight": {"a/b": torch.zeros(1)}}, {}, "slash"),
+        ({"../weight": torch.zeros(1)}, {}, {}, "path"),
+        ({}, {}, {"loss": float("inf")}, "JSON"),
+    ]:
+        with pytest.raises(ValueError, match=problem):
+            saver.save(5, model, optimizer, state, wait=False)
+    save(saver, 6, wait=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
+def test_a_mistake_in_the_thread_is_not_taken_for_a_full_disk(
+    saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Path:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(saver_module, "write", broken)
+    save(saver, 5)
+    with pytest.raises(ZeroDivisionError):
+        reported(saver)
+
+
+class Network:
+    """Stands where the mirror's thread sends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.sending = threading.Event()
+        self.is_down = False
+        self.sent: list[int] = []
+        monkeypatch.setattr(Mirror, "upload", self.upload)
+
+    def upload(self, checkpoint: Path, step: int) -> int:
+        self.sending.set()
+        assert self.open.wait(60)
+        if self.is_down:
+            raise StorageError("memory://mirror", "EndpointConnectionError: could not connect")
+        self.sent.append(load(checkpoint).step)  # whole, until it was sent
+        return 7
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Network:
+    return Network(monkeypatch)
+
+
+@pytest.fixture
+def mirrored(tmp_path: Path, events: Events, network: Network) -> Iterator[Callable[[], Saver]]:
+    mirror = Mirror("memory://mirror", Retention())
+    savers: list[Saver] = []
+
+    def make() -> Saver:
+        savers.append(Saver(tmp_path, Retention(keep=1), on_event=lambda *event: events.append(event), mirror=mirror))
+        return savers[-1]
+
+    yield make
+    network.open.set()
+    for saver in savers:
+        saver.close()
+
+
+def test_checkpoints_are_mirrored_and_told_of(mirrored: Callable[[], Saver], network: Network, events: Events) -> None:
+    saver = mirrored()
+    save(saver, 5, wait=True)
+    saver.close()
+    assert network.sent == [5]
+    assert names(events) == [(5, "checkpoint"), (5, "mirrored")]
+    assert events[1][2]["url"] == "memory://mirror"
+    assert events[1][2]["size_bytes"] == 7
+
+
+def test_a_slow_mirror_holds_nothing_up_and_gets_the_newest_next(
+    tmp_path: Path, mirrored: Callable[[], Saver], network: Network, events: Events
+) -> None:
+    saver = mirrored()
+    network.open.clear()
+    save(saver, 5, wait=True)
+    assert network.sending.wait(60)
+    for step in (6, 7, 8):
+        save(saver, step, wait=True)  # returns: the disk has it, whatever the network does
+    # Those that the mirror still reads outlive their time.
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000005", "step-00000007", "step-00000008"]
+    network.open.set()
+    saver.close()
+    assert network.sent == [5, 8]
+    assert names(events)[:4] == [(step, "checkpoint") for step in (5, 6, 7, 8)]
+    assert sorted(names(events)[4:]) == [
+        (5, "mirrored"), (6, "mirror_skipped"), (7, "mirror_skipped"), (8, "mirrored"),
+    ]  # fmt: skip
+
+
+def test_a_mirror_that_fails_never_stops_the_training(
+    mirrored: Callable[[], Saver], network: Network, events: Events, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = mirrored()
+    network.is_down = True
+    for step in range(1, 6):
+        save(saver, step, wait=True)
+        while (step, "mirror_failed") not in names(events):
+            saver.poll()
+    network.is_down = False
+    save(saver, 6, wait=True)
+    saver.close()
+    failures = [detail for _, name, detail in events if name == "mirror_failed"]
+    assert [detail["in_a_row"] for detail in failures] == [1, 2, 3, 4, 5]
+    assert failures[0]["problem"] == "memory://mirror: EndpointConnectionError: could not connect"
+    assert "the checkpoint of step 5 is not in the mirror" in caplog.messages[-1]
+    assert names(events)[-1] == (6, "mirrored")
+
+
+def test_the_end_waits_for_the_mirror_only_so_long(
+    mirrored: Callable[[], Saver], network: Network, events: Events
+) -> None:
+    saver = mirrored()
+    network.open.clear()
+    save(saver, 5, wait=True)
+    assert network.sending.wait(60)
+    saver.close(mirror_timeout_s=0.01)
+    assert names(events) == [(5, "checkpoint"), (5, "mirror_failed")]
+    assert events[1][2]["problem"] == "was not done 0.01 s after the end"
