@@ -29,7 +29,7 @@ HEAD_SHM = "256Mi"  # more than the object store
 TMP_SIZE = "10Gi"  # assumption: Ray's logs of a run
 
 # From the notice to the end. A save has the whole notice; then the driver writes its end; then Ray ends its processes.
-DRAIN_MARGIN_S = 15  # assumption: the driver looks ten times a second, writes two files and ends
+DRAIN_MARGIN_S = 15  # assumption: the driver looks for drains every second, then writes two files and ends
 GRACE_MARGIN_S = 30  # assumption: Ray stops its processes within seconds; the kubelet's SIGKILL comes after that
 
 _PROBE_TIMEOUT_S = 10  # KubeRay's own 2 s lets a busy node fail (kuberay #4133)

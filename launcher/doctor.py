@@ -24,7 +24,7 @@ from launcher.checks.suite import host_checks
 from launcher.checks.variables import of_profile
 from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
-from launcher.place import under_torchrun
+from launcher.place import leads, under_torchrun
 from launcher.run_config import RunConfig
 
 SECONDS, QUICK_SECONDS = 300.0, 60.0
@@ -61,10 +61,7 @@ def run(given: argparse.Namespace) -> int:
     if under_torchrun():
         from launcher.group_doctor import group_findings
 
-        found = group_findings(config, seconds, quick=given.quick, profile=profile)
-        if found is None:  # not the process that speaks
-            return ExitCode.OK
-        findings += found
+        findings += group_findings(config, seconds, quick=given.quick, profile=profile)
     elif os.environ.get("RAY_ADDRESS") and (config is None or needs_of(config).ray):
         from launcher.ray_doctor import ray_findings
 
@@ -74,6 +71,8 @@ def run(given: argparse.Namespace) -> int:
         findings += preflight(config, seconds, quick=given.quick, profile=profile)
     if worst(findings) == "fail" and code is ExitCode.OK:
         code = ExitCode.UNAVAILABLE
+    if not leads():
+        return code
     if given.json:
         print(json.dumps(described(findings, time.monotonic() - started, code), indent=2))
     else:

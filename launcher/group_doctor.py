@@ -28,30 +28,33 @@ from launcher.run_config import RunConfig
 
 _POLL_S = 0.02
 _MEET_S = 60  # for all hosts to come
+_END_S = 5  # for all hosts to hear that it is over
 _PREFIX = "doctor"
 _END = "end"
 
 
 def group_findings(
     config: RunConfig | None, seconds: float, *, quick: bool = False, profile: Mapping[str, str] | None = None
-) -> list[Finding] | None:
-    """The findings on all hosts of torchrun's group, on rank 0; None on all others, once rank 0 has ended.
+) -> list[Finding]:
+    """The findings on all hosts of torchrun's group, the same on each: their exit codes must be equal.
 
-    Of several processes on a host the first one takes part; the others return at once.
+    torchrun waits five minutes for the other hosts where one ended well and another did not. Of several processes on
+    a host the first one takes part; the others return at once, with nothing.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        return None
+        return []
     store, rank, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_MEET_S))))
     store = PrefixStore(_PREFIX, store)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if rank != 0:
-        serve(store, rank // local, seconds + _MEET_S)
-        return None
+        return [Finding(**one) for one in serve(store, rank // local, seconds + _MEET_S)]
     hosts = StoreHosts(store, int(os.environ["WORLD_SIZE"]) // local, local, config)
+    findings: list[Finding] = []
     try:
-        return cluster_findings(hosts, config, seconds, quick=quick, profile=profile)
+        findings = cluster_findings(hosts, config, seconds, quick=quick, profile=profile)
     finally:
-        hosts.end()
+        hosts.end(findings)
+    return findings
 
 
 class StoreHosts:
@@ -87,10 +90,13 @@ class StoreHosts:
             time.sleep(_POLL_S)
         return {host: answers.get(host, f"no answer within {seconds:.3g} s") for host in calls}
 
-    def end(self) -> None:
-        """Let the other hosts go."""
-        for number in range(1, len(self._turns)):
-            self._ask(number, _END, {})
+    def end(self, findings: Sequence[Finding]) -> None:
+        """Let the other hosts go, with what was found."""
+        told = {"findings": [finding.described() for finding in findings]}
+        keys = [self._ask(number, _END, told) for number in range(1, len(self._turns))]
+        deadline = time.monotonic() + _END_S
+        while time.monotonic() < deadline and not all(self._look(key) for key in keys):
+            time.sleep(_POLL_S)  # this process's host may be the one that holds the store
 
     def _ask(self, number: int, task: str, arguments: Mapping[str, Any]) -> str:
         """Give host `number` a task; returns the key of its answer."""
@@ -115,8 +121,8 @@ class StoreHosts:
             return self._store.get(key) if self._store.check([key]) else None
 
 
-def serve(store: Any, number: int, seconds: float) -> None:
-    """Carry out tasks as host `number`, one after the other, until told to end.
+def serve(store: Any, number: int, seconds: float) -> list[dict[str, Any]]:
+    """Carry out tasks as host `number`, one after the other, until told to end; returns what was found on all hosts.
 
     RuntimeError where nothing comes for `seconds`: rank 0 is gone.
     """
@@ -126,8 +132,11 @@ def serve(store: Any, number: int, seconds: float) -> None:
         key = f"{number}/task/{turn}"
         store.wait([key], timedelta(seconds=seconds))
         order = store.get(key).decode()
-        if json.loads(order)["task"] == _END:
-            return
+        asked = json.loads(order)
+        if asked["task"] == _END:
+            store.set(f"{number}/answer/{turn}", "null")
+            findings: list[dict[str, Any]] = asked["arguments"]["findings"]
+            return findings
         store.set(f"{number}/answer/{turn}", carried_out(order))
         turn += 1
 

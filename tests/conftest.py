@@ -1,11 +1,14 @@
-"""In CI (CI=true) a skipped test is a failed one, unless its reason names the GPU that the machine lacks."""
+"""Small images for everyone; and in CI (CI=true) a skipped test is a failed one, unless it needs a GPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -34,3 +37,21 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _forbid_skip(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def write_images() -> Callable[[Path], Path]:
+    """Write two classes of four noisy images to train/ and val/ of a folder."""
+
+    def write(root: Path) -> Path:
+        rng = np.random.default_rng(0)
+        for split in ("train", "val"):
+            for label in ("cat", "dog"):
+                folder = root / split / label
+                folder.mkdir(parents=True)
+                for number in range(4):
+                    pixels = rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.jpg")
+        return root
+
+    return write

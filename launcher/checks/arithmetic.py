@@ -1,6 +1,6 @@
 """Whether a device computes and remembers correctly. `python -m launcher.checks.arithmetic JSON` tests one GPU.
 
-A product is compared with float64 against a bound that holds for every order of summation, so that no sound device
+Products are compared with float64, within a bound that holds for every order of summation, so that no sound device
 fails. Memory is filled with patterns and read back.
 """
 

@@ -97,11 +97,11 @@ def _enough(hosts: Hosts, alive: Sequence[str], config: RunConfig | None) -> lis
     wanted = {"GPUs": least * config.resources.gpus_per_worker, "CPUs": least * config.resources.cpus_per_worker}
     have = {"GPUs": sum(hosts.gpus[host] for host in alive), "CPUs": sum(hosts.cpus[host] for host in alive)}
     missing = [name for name in wanted if have[name] < wanted[name]]
-    said = ", ".join(f"{have[name]} of {wanted[name]} {name}" for name in missing or wanted)
+    said = ", ".join(f"{have[name]} {name} ({wanted[name]} asked)" for name in missing or wanted)
     if missing:
         advice = "add hosts, or lower workers: the curve stays the same"
         return [failed("resources", f"the hosts offer {said}", advice)]
-    return [passed("resources", f"the hosts offer {said} that are asked for")]
+    return [passed("resources", f"the hosts offer {said}")]
 
 
 def _clock_offsets(hosts: Hosts, alive: Sequence[str], seconds: float) -> dict[str, tuple[float, float]]:
@@ -195,9 +195,8 @@ def folded(by_host: Mapping[str, Sequence[Finding]]) -> list[Finding]:
         if status in ("pass", "skipped"):
             texts = list(dict.fromkeys(finding.found for _, finding in those))
             hosts = list(dict.fromkeys(host for host, _ in those))
-            where = f"{number(len(hosts), 'host')}: " if len(by_host) > 1 else ""
-            more = f" ({len(texts) - 1} said it in other words)" if len(texts) > 1 else ""
-            folded_.append(Finding(name, those[0][1].status, f"{where}{texts[0]}{more}"))
+            where = f"{number(len(hosts), 'host')}{', the first' * (len(texts) > 1)}: " if len(by_host) > 1 else ""
+            folded_.append(Finding(name, those[0][1].status, f"{where}{texts[0]}"))
         else:
             folded_ += [finding.on(host) for host, finding in those]
     return folded_

@@ -28,8 +28,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Retention:
-    """The newest `keep` complete checkpoints stay, the best `keep_best` by `metric`, and those of `keep_every`.
+    """The newest `keep` complete checkpoints stay, the best `keep_best` by `metric`, and one of each `keep_every`.
 
+    The one of a period is the first complete one after its beginning, so there is one whether or not checkpoints are
+    written at just these steps, and whether or not that one could be written.
     A metric whose name ends in "loss" or "error" is better when it is lower, any other when it is higher; of equals the
     later checkpoint is better. A checkpoint without the metric is never among the best.
 
@@ -62,10 +64,18 @@ class Retention:
         sign = -1 if self.lower_is_better else 1
         ranked = sorted((-sign * c.metric, -c.step) for c in complete if c.metric is not None)
         spared = {-negated for _, negated in ranked[: self.keep_best]}
-        if self.keep_every is not None:
-            spared |= {candidate.step for candidate in complete if self.keep_every.fires_after(candidate.step)}
+        spared |= self._for_ever(candidate.step for candidate in reversed(complete))
         cut = complete[self.keep - 1].step
         return [candidate.step for candidate in newest_first if candidate.step < cut and candidate.step not in spared]
+
+    def _for_ever(self, steps: Iterable[int]) -> set[int]:
+        """Of `steps`, in ascending order, the first of each period but the one that begins with the run."""
+        if self.keep_every is None:
+            return set()
+        first: dict[int, int] = {}
+        for step in steps:
+            first.setdefault(step * self.keep_every.batch_size // self.keep_every.period, step)
+        return {step for period, step in first.items() if period > 0}
 
 
 def metric_of(state: Any, name: str) -> float | None:

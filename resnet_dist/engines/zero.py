@@ -97,7 +97,7 @@ class ZeroEngine:
         deepspeed = _import_deepspeed(self._device)
         config = _config(stage, bucket_size_bytes // 4, gradient_dtype)
         _forget_world_of_before(deepspeed)
-        with _environment(LOCAL_RANK=str(self._device.index or 0)):
+        with _environment(LOCAL_RANK=_local_rank(self._device)):
             self._engine, *_ = deepspeed.initialize(
                 model=_Forward(module, autocast_dtype),
                 optimizer=self._optimizer,
@@ -184,24 +184,34 @@ class ZeroEngine:
         return own
 
     def _bind(self, parameters: list[list[Tensor]], version: str) -> list[FlatGroup]:
-        """The table of each group, proved against what DeepSpeed has laid out."""
-        zero = self._engine.optimizer
+        """The table of each group, checked against what DeepSpeed has laid out. Fails on all workers or on none."""
         names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        groups: list[FlatGroup] = []
+        problem = ""
         try:
-            _check_attributes(zero)
-            groups = [
-                _flat_group(zero, number, [p for p in group if p.requires_grad], names)
-                for number, group in enumerate(group for group in parameters if group)
-            ]
+            _check_attributes(self._engine.optimizer)
+            for number, group in enumerate(group for group in parameters if group):
+                trained = [parameter for parameter in group if parameter.requires_grad]
+                groups.append(_flat_group(self._engine.optimizer, number, trained, names))
         except PartitionError as error:
+            problem = str(error)
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (problem, [group.table for group in groups]))
+        problem = next((problem for problem, _ in found if problem), "")
+        try:
+            for tables in zip(*(tables for _, tables in found), strict=True) if not problem else ():
+                check_covered(tables)
+        except PartitionError as error:
+            problem = str(error)
+        if problem:
             raise RecipeError(
                 "engine.name",
-                f"DeepSpeed {version} does not lay out its partitions as expected: {error}",
+                f"DeepSpeed {version} does not lay out its partitions as expected: {problem}",
                 f"DeepSpeed {_TRIED}, with which this was tried; or engine ddp",
-            ) from error
+            )
         if isinstance(self._optimizer, PartitionedLars):
-            for group in groups:
-                self._optimizer.bind(group.flat, Partition(group.table, dist.all_reduce))
+            for bound in groups:
+                self._optimizer.bind(bound.flat, Partition(bound.table, dist.all_reduce))
         return groups
 
 
@@ -292,7 +302,7 @@ def _check_attributes(zero: Any) -> None:
 
 
 def _flat_group(zero: Any, number: int, parameters: list[Tensor], names: dict[int, str]) -> FlatGroup:
-    """Group `number` and its table: the workers' tables checked against each other, its own against the contents."""
+    """Group `number` and its table, which must find every parameter's weights in the partition."""
     flat: Tensor = zero.single_partition_of_fp32_groups[number]
     in_order: list[Tensor] = list(zero.round_robin_bit16_groups[number])
     if {id(parameter) for parameter in in_order} != {id(parameter) for parameter in parameters}:
@@ -300,9 +310,6 @@ def _flat_group(zero: Any, number: int, parameters: list[Tensor], names: dict[in
     numels = [parameter.numel() for parameter in in_order]
     offsets = [int(offset) for offset in zero.round_robin_bit16_offsets[number]]
     table = partition_table(numels, offsets, int(zero.partition_size[number]), dist.get_rank())
-    tables: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(tables, table)
-    check_covered(tables)
     if flat.numel() != table.partition_size:
         raise PartitionError(f"the partition of group {number} has {flat.numel()} elements, not {table.partition_size}")
     for piece in table.pieces:
@@ -337,6 +344,11 @@ def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__ = {}  # or it compiles one that nothing here uses, for half a minute
     return deepspeed
+
+
+def _local_rank(device: torch.device) -> str:
+    """What DeepSpeed must read for it: it takes it for the number of the GPU, also where each worker sees but one."""
+    return os.environ.get("LOCAL_RANK", "0") if device.index is None else str(device.index)
 
 
 def _forget_world_of_before(deepspeed: Any) -> None:

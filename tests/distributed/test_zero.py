@@ -183,10 +183,10 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
         for kind in kinds:
             records[name, kind] = train(kind, case, rank, world_size, save=kind == "zero 2")
     records["lars", "oracle"] = train("oracle", CASES["lars"], rank, world_size)
-    for name, case in BFLOAT16.items():
-        for kind in kinds:
-            records[name, kind] = train(kind, case, rank, world_size)
     if world_size == 3:
+        for name, case in BFLOAT16.items():
+            for kind in kinds:
+                records[name, kind] = train(kind, case, rank, world_size)
         for name in RESUMED:
             start = torch.load(folder / "2 workers, rank 0.pt")[name, "zero 2"]["broken"]
             for kind in kinds:
@@ -321,19 +321,17 @@ def test_a_state_saved_under_zero_2_on_2_workers_goes_on_elsewhere_on_3(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("size", [2, 3])
-def test_autocast_is_that_of_ddp(worlds: dict[int, Records], size: int, stage: int) -> None:
-    ours, theirs = pair(worlds, size, "autocast", stage)
-    float32 = worlds[size][0]["lars", "ddp"]
-    assert abs(theirs["losses"][0] / float32["losses"][0] - 1) > 1e-5, "bfloat16 is at work"
+def test_autocast_is_that_of_ddp(worlds: dict[int, Records], stage: int) -> None:
+    ours, theirs = pair(worlds, 3, "autocast", stage)
+    float32 = worlds[3][0]["lars", "ddp"]
+    assert abs(theirs["losses"][0] / float32["losses"][0] - 1) > 10 * FIRST_STEP, "bfloat16 is at work"
     close(ours["losses"], theirs["losses"], BFLOAT16_BAND)
     assert all(weight.dtype is torch.float32 for weight in ours["weights"].values())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("size", [2, 3])
-def test_gradients_exchanged_in_bfloat16_train_as_well(worlds: dict[int, Records], size: int, stage: int) -> None:
-    ours, theirs = pair(worlds, size, "gradients", stage)
+def test_gradients_exchanged_in_bfloat16_train_as_well(worlds: dict[int, Records], stage: int) -> None:
+    ours, theirs = pair(worlds, 3, "gradients", stage)
     close(ours["losses"][0], theirs["losses"][0], FIRST_STEP)
     assert max(abs(a - b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)) > 10 * AFTER, "at work"
     close(ours["losses"], theirs["losses"], BFLOAT16_BAND)

@@ -235,7 +235,9 @@ def test_a_request_to_stop_is_obeyed_one_step_late_with_a_checkpoint() -> None:
     assert [record["step"] for record in world.of("train")] == [1, 2, 3]
 
 
-def test_a_request_in_a_step_that_has_an_event_anyway_is_obeyed_at_once_and_the_evaluation_is_left_to_the_next() -> None:
+def test_a_request_in_a_step_that_has_an_event_anyway_is_obeyed_at_once_and_the_evaluation_is_left_to_the_next() -> (
+    None
+):
     world = World(requests={2: Request.STOP})
     outcome = trainer(world, steps=5, evaluate_every=2).fit()
     assert world.did == ["batches from 0", "step 1", "step 2", "save 2 and wait"]

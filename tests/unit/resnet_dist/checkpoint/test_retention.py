@@ -54,6 +54,24 @@ def test_some_stay_for_ever() -> None:
     assert stays(Retention(keep=1, keep_every=every), dict.fromkeys(range(10, 80, 10))) == [20, 40, 60, 70]
 
 
+def test_where_none_was_written_at_that_very_step_the_next_one_stays() -> None:
+    every = Every(Fraction(2000), batch_size=100)
+    assert stays(Retention(keep=1, keep_every=every), dict.fromkeys([15, 22, 29, 30, 45, 59, 60, 79])) == [
+        22,
+        45,
+        60,
+        79,
+    ]
+
+
+def test_the_ones_that_stay_for_ever_do_not_change_while_the_run_goes_on() -> None:
+    retention = Retention(keep=2, keep_every=Every(Fraction(7), batch_size=2))
+    present: list[int] = []
+    for step in range(1, 60):
+        present = stays(retention, dict.fromkeys([*present, step]))
+    assert present == sorted({58, 59} | {step for step in range(1, 60) if Every(Fraction(7), 2).fires_after(step)})
+
+
 @given(
     st.lists(st.tuples(st.booleans(), st.none() | st.floats(0, 1)), max_size=12),
     st.builds(

@@ -64,7 +64,8 @@ def train(
     recipe: DataRecipe = RECIPE,
 ) -> Iterator[HostBatch]:
     stream = Stream(len(index), SEED)
-    return training_batches(index, stream, layout, rank, recipe, SEED, decoder, range(first_step, first_step + num_steps))
+    steps = range(first_step, first_step + num_steps)
+    return training_batches(index, stream, layout, rank, recipe, SEED, decoder, steps)
 
 
 def samples(batches: Iterator[HostBatch]) -> dict[int, tuple[int, bytes]]:

@@ -1,0 +1,169 @@
+"""Conformance suites: what a part of your own must do to take the place of one of ours.
+
+    from resnet_dist.testing import check_engine
+    def test_my_engine_conforms():
+        check_engine(my_package.engine)
+
+Each raises AssertionError that names the promise which is broken.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.data import Decoder, Request
+from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.loss import cross_entropy_sum
+
+# function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...) -> Engine: as `engine.name` calls it
+MakeEngine = Callable[..., Engine]
+
+_BATCH, _CLASSES, _STEPS = 6, 5, 4
+_RATES = (0.1, 0.05, 0.2, 0.1)  # one a step: an engine that keeps its own would show
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
+
+
+def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
+    """Check an engine on this process (one worker; a process group of one may be up) against plain SGD with momentum.
+
+    Promises: a step's gradient is the sum over its samples / B, however the batch is cut into micro-batches; the given
+    learning rate holds; sums are sums; another number of micro-batches is refused; the optimizer's state goes out and
+    in by parameter name, into another engine too; the module is the model itself.
+    """
+    expected = _reference(dtype)
+    for num_micro_batches in (1, 2, 3):
+        engine = _engine(make, _model(dtype), num_micro_batches)
+        for step, (model, losses) in enumerate(expected):
+            _check_step(engine, step, num_micro_batches, model, losses, dtype)
+    _check_refusals(make, dtype)
+    _check_state(make, expected, dtype)
+
+
+def check_decoder(decoder: Decoder, requests: list[Request], resolution: int) -> None:
+    """Check that a decoder gives what was asked for, in order, and the same for a sample whatever its neighbours.
+
+    `requests` are at least two, of images that can be decoded.
+    """
+    together = list(decoder.decode(iter(requests), resolution))
+    assert len(together) == len(requests), f"{len(requests)} requests gave {len(together)} tensors"
+    for request, images in zip(requests, together, strict=True):
+        shape = (len(request), 3, resolution, resolution)
+        assert images.dtype is torch.uint8, f"images must be uint8, got {images.dtype}"
+        assert tuple(images.shape) == shape, f"expected {shape}, got {tuple(images.shape)}"
+        channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        assert channels_last, "images must be in channels-last memory"
+    for request, images in zip(requests, together, strict=True):
+        for number in range(len(request)):
+            row = slice(number, number + 1)
+            alone = Request(request.sample_ids[row], request.paths[row], request.windows[row], request.flips[row])
+            (image,) = decoder.decode(iter([alone]), resolution)
+            assert torch.equal(image[0], images[number]), f"{alone.paths[0]}: another image without its neighbours"
+
+
+# --- the reference
+
+
+def _model(dtype: torch.dtype) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, _CLASSES)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4)
+    return model
+
+
+def _batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    images = torch.randn(_BATCH, 3, 4, 4, generator=generator, dtype=torch.float64).to(dtype)
+    return images, torch.randint(_CLASSES, (_BATCH,), generator=generator)
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=0.01)
+
+
+def _reference(dtype: torch.dtype) -> list[tuple[nn.Module, Tensor]]:
+    """The model after each step, and each step's sum of losses."""
+    model = _model(dtype)
+    optimizer = _optimizer(model)
+    states = []
+    for step, rate in enumerate(_RATES):
+        images, labels = _batch(step, dtype)
+        loss = nn.functional.cross_entropy(model(images), labels, reduction="sum")
+        optimizer.zero_grad()
+        (loss / _BATCH).backward()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        states.append((copy.deepcopy(model), loss.detach().double()))
+    return states
+
+
+def _engine(make: MakeEngine, model: nn.Module, num_micro_batches: int) -> Engine:
+    return make(model, _optimizer(model), cross_entropy_sum, batch_size=_BATCH, num_micro_batches=num_micro_batches)
+
+
+def _micro_batches(step: int, num: int, dtype: torch.dtype) -> Iterator[MicroBatch]:
+    images, labels = _batch(step, dtype)
+    return (MicroBatch(*part) for part in zip(images.chunk(num), labels.chunk(num), strict=True))
+
+
+# --- the promises
+
+
+def _check_step(
+    engine: Engine, step: int, num_micro_batches: int, expected: nn.Module, loss: Tensor, dtype: torch.dtype
+) -> None:
+    where = f"step {step + 1} in {num_micro_batches} micro-batches"
+    sums = engine.step(_micro_batches(step, num_micro_batches, dtype), _RATES[step])
+    for name in ("loss", "num_correct", "gradient_squared"):
+        value = getattr(sums, name)
+        assert value.dtype is torch.float64, f"{where}: {name} must be float64, is {value.dtype}"
+        assert value.dim() == 0, f"{where}: {name} must be 0-d"
+    _assert_close(sums.loss, loss, dtype, f"{where}: the sum of losses (a sum, not a mean)")
+    assert sums.gradient_squared > 0, f"{where}: the squared norm of the gradient"
+    own = dict(engine.module.named_parameters())
+    for name, parameter in expected.named_parameters():
+        assert name in own, f"the module has no parameter {name}: it must be the model itself"
+        _assert_close(own[name], parameter, dtype, f"{where}: {name} after the update")
+
+
+def _check_refusals(make: MakeEngine, dtype: torch.dtype) -> None:
+    for given in (1, 3):
+        engine = _engine(make, _model(dtype), 2)
+        try:
+            engine.step(_micro_batches(0, given, dtype), 0.1)
+        except ValueError:
+            continue
+        raise AssertionError(f"{given} micro-batches instead of 2 must raise ValueError")
+
+
+def _check_state(make: MakeEngine, expected: list[tuple[nn.Module, Tensor]], dtype: torch.dtype) -> None:
+    """Half of the steps in one engine, the rest in another that took up its state."""
+    first = _engine(make, _model(dtype), 1)
+    half = len(expected) // 2
+    for step in range(half):
+        first.step(_micro_batches(step, 1, dtype), _RATES[step])
+    state = {name: {key: value.clone() for key, value in own.items()} for name, own in first.optimizer_state().items()}
+    parameters = dict(first.module.named_parameters())
+    assert set(state) == set(parameters), f"state of {sorted(state)}, parameters {sorted(parameters)}"
+    for name, own in state.items():
+        for key, value in own.items():
+            assert value.device.type == "cpu", f"{key} of {name} must be on the CPU"
+            assert value.dim() == 0 or value.shape == parameters[name].shape, f"{key} of {name} has another shape"
+    model = _model(dtype)
+    model.load_state_dict(first.module.state_dict())
+    second = _engine(make, model, 1)
+    second.load_optimizer_state(state)
+    for step in range(half, len(expected)):
+        _check_step(second, step, 1, *expected[step], dtype)
+
+
+def _assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> None:
+    tolerance = _TOLERANCE[dtype]
+    difference = (found.detach().double() - expected.detach().double()).abs().max().item()
+    scale = max(expected.detach().abs().max().item(), 1e-3)
+    assert difference <= tolerance * scale, f"{what}: off by {difference:.1e}, at most {tolerance * scale:.1e} allowed"

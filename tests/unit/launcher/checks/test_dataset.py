@@ -1,0 +1,110 @@
+"""The data set before the run: with and without a saved index, whole and broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launcher import config as configs
+from launcher.checks import dataset
+from launcher.checks.finding import Finding
+from launcher.run_config import RunConfig
+from launcher.run_directory import RunDirectory
+from resnet_dist.data import index_image_folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            pixels = np.full((12, 16, 3), 128, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / label / "0.jpg")
+    return folder
+
+
+def config(root: Path, num_classes: int = 2, source: str = "imagefolder") -> RunConfig:
+    return configs.from_mapping(
+        {
+            "schema": 1, "name": "run", "storage": str(root.parent / "runs"), "duration": "1 steps", "place": "local",
+            "batch": {"size": 2}, "model": {"name": "resnet20", "num_classes": num_classes},
+            "data": {"root": str(root), "resolution": 8, "source": source}, "schedule": {"peak_lr": 0.1},
+        },
+        root,
+    )  # fmt: skip
+
+
+def save_index(run: RunConfig) -> Path:
+    folder = RunDirectory(Path(run.storage), run.name).index
+    for split in ("train", "val"):
+        index_image_folder(run.data.root, split).save(folder / f"{split}.npz")  # type: ignore[arg-type]
+    return folder
+
+
+def statuses(run: RunConfig) -> list[tuple[str, str]]:
+    return [(finding.name, finding.status) for finding in dataset.data(run)]
+
+
+def only(run: RunConfig) -> Finding:
+    (finding,) = [finding for finding in dataset.data(run) if finding.status == "fail"]
+    return finding
+
+
+def test_folders_are_read_and_a_sample_of_each_split_decoded(root: Path) -> None:
+    assert statuses(config(root)) == [("data", "pass"), ("sample", "pass")]
+
+
+def test_a_saved_index_is_read(root: Path) -> None:
+    run = config(root)
+    save_index(run)
+    first, second = dataset.data(run)
+    assert first.found.startswith("index of 2 train and 2 val images in 2 classes")
+    assert (first.status, second.status) == ("pass", "pass")
+
+
+def test_folders_that_have_changed_since_are_told(root: Path) -> None:
+    run = config(root)
+    save_index(run)
+    (root / "train" / "cat" / "1.jpg").write_bytes((root / "train" / "cat" / "0.jpg").read_bytes())
+    assert statuses(run) == [("data", "warn"), ("sample", "pass")]
+
+
+def test_a_damaged_index_fails(root: Path) -> None:
+    run = config(root)
+    (save_index(run) / "val.npz").write_bytes(b"torn")
+    assert "val.npz" in only(run).found
+
+
+def test_a_missing_root_fails(root: Path, tmp_path: Path) -> None:
+    assert "no" in only(config(tmp_path / "nowhere")).found
+
+
+def test_classes_that_differ_fail(root: Path) -> None:
+    (root / "train" / "owl").mkdir()
+    assert "owl" in only(config(root)).found
+
+
+def test_more_classes_than_the_model_predicts_fail(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split / "owl").mkdir()
+    finding = only(config(root))
+    assert "3 classes, the model predicts 2" in finding.found
+    assert "model.num_classes=3" in finding.advice
+
+
+def test_an_image_that_cannot_be_decoded_fails(root: Path) -> None:
+    file = root / "train" / "cat" / "0.jpg"
+    file.write_bytes(file.read_bytes()[:300])  # its header is whole, its pixels are not
+    assert "train/cat" in only(config(root)).found
+
+
+def test_a_source_of_the_users_own_is_not_called(root: Path) -> None:
+    assert statuses(config(root, source="no_such_module:function")) == [("data", "skipped")]
+
+
+def test_without_a_config_there_is_no_data_to_look_at() -> None:
+    assert [finding.status for finding in dataset.data(None)] == ["skipped"]

@@ -1,0 +1,93 @@
+"""The conformance suites pass ours, and find what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist.data import Request, crops, index_image_folder
+from resnet_dist.data.decode_torchvision import TorchvisionDecoder
+from resnet_dist.engines.ddp import DdpEngine, LossSum
+from resnet_dist.engines.protocol import MicroBatch, StepSums
+from resnet_dist.testing import check_decoder, check_engine
+
+
+def test_our_ddp_engine_conforms() -> None:
+    check_engine(DdpEngine)
+    check_engine(DdpEngine, torch.float32)
+
+
+class OfMeans(DdpEngine):
+    """Averages over micro-batches what should be added up."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, loss_sum: LossSum, **keywords: Any) -> None:
+        num = keywords["num_micro_batches"]
+        super().__init__(module, optimizer, lambda *arguments: loss_sum(*arguments) / num, **keywords)
+
+
+class OwnRate(DdpEngine):
+    """Ignores the learning rate after the first step."""
+
+    rate = 0.0
+
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        self.rate = self.rate or learning_rate
+        return super().step(micro_batches, self.rate)
+
+
+class Forgetful(DdpEngine):
+    """Does not take up a state."""
+
+    def load_optimizer_state(self, state: object) -> None: ...
+
+
+class Lenient(DdpEngine):
+    """Takes any number of micro-batches."""
+
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        batches = list(micro_batches)
+        self._num_micro_batches = len(batches)
+        return super().step(batches, learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("engine", "promise"),
+    [
+        (OfMeans, "step 1 in 2 micro-batches: the sum of losses"),
+        (OwnRate, "step 2 in 1 micro-batches: 0.weight after the update"),
+        (Forgetful, "step 3 in 1 micro-batches"),
+        (Lenient, "1 micro-batches instead of 2 must raise ValueError"),
+    ],
+)
+def test_a_broken_engine_is_told_which_promise_it_breaks(engine: type[DdpEngine], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_engine(engine)
+
+
+@pytest.fixture
+def requests(tmp_path: Path, write_images: Callable[[Path], Path]) -> list[Request]:
+    index = index_image_folder(str(write_images(tmp_path / "images")), "train")
+    made = []
+    for ids in (torch.arange(3).numpy(), torch.arange(3, 5).numpy()):
+        windows = crops.evaluation_windows(index.heights[ids], index.widths[ids], 0.875)
+        made.append(Request.of(index, ids, windows, ids % 2 == 0))
+    return made
+
+
+def test_our_decoder_conforms(requests: list[Request]) -> None:
+    check_decoder(TorchvisionDecoder(num_threads=2, prefetch=1), requests, resolution=8)
+
+
+def test_a_decoder_in_the_wrong_layout_is_told_so(requests: list[Request]) -> None:
+    class Planar:
+        def decode(self, wanted: Any, resolution: int) -> Any:
+            for images in TorchvisionDecoder(2, 1).decode(wanted, resolution):
+                yield images.contiguous()
+
+    with pytest.raises(AssertionError, match="channels-last"):
+        check_decoder(Planar(), requests, resolution=8)  # type: ignore[arg-type]
