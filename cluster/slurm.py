@@ -18,7 +18,6 @@ from cluster.spec import RunSpec
 
 Launcher = Literal["ray", "torchrun"]
 
-START_S = 120  # for Ray's head to listen, and for nodes to wait for it: as long as the driver waits for its workers
 OBJECT_STORE_BYTES = 200_000_000  # Ray's shared memory: a run sends nothing through it but its own few kilobytes
 MAX_CONFIG_BYTES = 100_000  # of the config; a whole script may have 4 MB (slurm.conf's max_script_size)
 MAX_VARIANTS = 1000  # SLURM's MaxArraySize is 1001 where the site has not changed it
@@ -128,7 +127,7 @@ def _introduction(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> l
         "# Its exit code is that of `python -m launcher.train`. 75 (stopped, saved) and 76 (hardware) are requeued.",
         "# bash 4.4 or newer.",
         "#",
-        "# shellcheck disable=SC2317,SC2329 # functions that traps and other nodes call",
+        "# shellcheck disable=SC2016,SC2317,SC2329 # values stay as they are; traps and other nodes call functions",
     ]
 
 
@@ -140,7 +139,7 @@ def _values(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterato
     yield assignment("SAVE_S", notice_s - min(30, notice_s // 3))
     yield assignment("SCRATCH", profile.scratch)
     if launcher == "ray":
-        yield assignment("START_S", START_S)
+        yield assignment("START_S", spec.start_timeout_s)
         yield assignment("CPUS_PER_NODE", spec.cpus_per_node)
         yield assignment("GPUS_PER_NODE", spec.gpus_per_node)
         yield assignment("OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)

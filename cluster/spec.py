@@ -37,6 +37,7 @@ class RunSpec:
     walltime_s: int | None = None
     max_failures: int = 3  # attempts that may fail within one job
     max_requeues: int = 20  # lives of the job after the first, whatever ended them
+    start_timeout_s: int = 120  # for the machines to be there, once the job has begun
     notice_s: int = 60  # what a save and an orderly end need at most
 
     @property

@@ -23,11 +23,16 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
-    """CONFIG [key=value ...] [--resume auto|never|must]"""
+    """CONFIG [key=value ...] [--resume auto|never|must] [--profile FIRST:LAST]"""
     config_arguments(parser)
     parser.add_argument(
         "--resume",
         choices=("auto", "never", "must"),
         default="auto",
         help="auto: go on from the newest checkpoint, if any; never: refuse to; must: fail without one",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="look into these steps with torch's profiler: a trace and a table in the run directory (log.profile)",
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import config as configs
+from launcher import report as reports
 from launcher import train
 from launcher.arguments import Parser, config_arguments
 from launcher.plan import lines
@@ -49,6 +50,8 @@ def _parser() -> Parser:
     verb.add_argument("folder", type=Path, nargs="?", help="where to (default: ~/resnet_data/<dataset>)")
     verb.add_argument("--baselines", action="store_true", help="also print what classical methods reach on it")
     verb.set_defaults(run=_prepare)
+
+    reports.add_parser(verbs)
 
     verb = verbs.add_parser("config", help="show a config with all defaults, or the schema of all keys")
     kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)

@@ -33,6 +33,7 @@ _BROKEN_COLLECTIVE = re.compile(
     r"|wait timeout after|Timed out waiting|collective operation timeout|Watchdog caught",
     re.IGNORECASE,
 )
+MAX_PROBLEM = 400  # characters of Ray's text that a message repeats
 
 
 @dataclass(frozen=True)
@@ -201,5 +202,5 @@ def _problem(text: str) -> str:
     for telling in (r"out of memory|OOM", r"node .*(died|dead|unreachable|fail)", r"died|killed|hanging|exit type"):
         found = next((line for line in lines if re.search(telling, line, re.IGNORECASE)), None)
         if found is not None:
-            return found
+            return re.split(r" (?:Some common causes|To troubleshoot)", found)[0][:MAX_PROBLEM]
     return lines[0] if lines else "no reason given"

@@ -61,6 +61,7 @@ def run_local(
             local_rank,
             attempt,
             start.checkpoint,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun() else 1,
             watched=watched,
             skips=skips,
             num_micro_batches=num_micro_batches,

@@ -32,6 +32,8 @@ class Progress:
             )
         elif record["event"] == "started":
             self._total_steps = record["detail"]["total_steps"]
+        elif record["event"] == "verdict":
+            self.say(record["detail"]["text"])
         elif record["event"] == "stopped":
             self.say(f"{self._where(record)}  stopped on request")
 

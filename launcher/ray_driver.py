@@ -6,10 +6,14 @@ the loop over attempts, the number of workers, the choice of the checkpoint and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -33,14 +37,24 @@ from launcher.worker import stop_file
 
 
 def run_ray(
-    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress, notifier: Notifier
+    config: RunConfig,
+    run: RunDirectory,
+    mode: resume.ResumeMode,
+    progress: Progress,
+    notifier: Notifier,
+    *,
+    attended: bool = False,
 ) -> tuple[ExitCode, dict[str, Any]]:
-    """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised."""
+    """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised.
+
+    `attended`: this process is the run's own, and ends where the cluster ends while it is being joined.
+    """
     start = resume.choose(config, run, mode)
     run.write_config(configs.to_yaml(config))
     for line in start.notes:
         progress.say(line)
-    started_here = _connect(config)
+    with _ends_after(config.faults.start_timeout_s, attended):
+        started_here = _connect(config)
     try:
         result = _Driver(config, run, progress, notifier).run(start)
     except ClusterGone:
@@ -167,6 +181,23 @@ class _Driver:
         files = self._run.logs(number).glob("notice-rank-*.json")
         found = {json.loads(file.read_bytes())["node_id"] for file in files}
         return {node_id for node_id in found if node_id}
+
+
+@contextlib.contextmanager
+def _ends_after(seconds: float, attended: bool) -> Iterator[None]:
+    """End this process if what is inside takes longer: Ray waits for ever for a cluster that ends as it is joined."""
+
+    def end() -> None:
+        print(f"error: the Ray cluster did not answer within {seconds:g} s", file=sys.stderr, flush=True)
+        os._exit(ExitCode.UNAVAILABLE)
+
+    timer = threading.Timer(seconds, end)
+    if attended:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _connect(config: RunConfig) -> bool:

@@ -22,6 +22,7 @@ def train_function(job: dict[str, Any]) -> dict[str, Any]:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
         attempt=job["attempt"],
         checkpoint=job["checkpoint"],
         node_id=ray.get_runtime_context().get_node_id(),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.run_config import RunConfig
+from launcher.run_config import RunConfig, mirror_address
 from launcher.run_directory import RunDirectory
 from resnet_dist.build import described
-from resnet_dist.checkpoint import format, restore
+from resnet_dist.checkpoint import format, mirror, restore
 
 ResumeMode = Literal["auto", "never", "must"]
 
@@ -41,7 +41,10 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
             f"--resume never: {run.path} holds checkpoints of an earlier run. Give this one another name, move that "
             "folder away, or use --resume auto to go on"
         )
-    found = restore.newest(run.checkpoints)
+    found, source = restore.newest(run.checkpoints), ""
+    address = mirror_address(config)
+    if found is None and address is not None:
+        found, source = mirror.fetch_newest(address, run.checkpoints), f" (from the mirror, {address})"
     if found is None:
         if mode == "must":
             raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
@@ -60,7 +63,7 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
                 for key, before, after in refused
             ]
         )
-    notes = [f"run {run.path}: goes on at step {found.step + 1}, from {found.path.name}"]
+    notes = [f"run {run.path}: goes on at step {found.step + 1}, from {found.path.name}{source}"]
     notes += [f"  changed since: {key} was {before!r}, is {after!r}" for key, before, after in changes]
     return Start(found.path, found.step, tuple(notes))
 

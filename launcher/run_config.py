@@ -17,6 +17,7 @@ from resnet_dist.recipe import Recipe
 
 SCHEMA_VERSION = 1
 
+_STEPS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 # A folder's name on every file system, in a SLURM job name and in a URL; 100 leaves room for what others append to it.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WALLTIME = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])")
@@ -122,6 +123,14 @@ class LogConfig:
 
     every_steps: int = 10  # a "train" line of metrics.jsonl
     tensorboard: bool = True
+    profile: str | None = None  # FIRST:LAST steps to look into with torch's profiler, e.g. "10:20" (--profile 10:20)
+
+    def profiled_steps(self) -> tuple[int, int] | None:
+        """The first and the last step to profile; None where there is none, or what is given is no range."""
+        match = None if self.profile is None else _STEPS.fullmatch(self.profile)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            return None
+        return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +156,12 @@ class RunConfig(Recipe):
     def recipe(self) -> Recipe:
         """What is trained, without where: the part that the data plane sees and that a checkpoint belongs to."""
         return Recipe(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Recipe)})
+
+
+def mirror_address(config: RunConfig) -> str | None:
+    """Where this run's checkpoints are copied to, a folder of its own in the mirror; None without one."""
+    mirror = config.checkpoint.mirror
+    return None if mirror is None else f"{mirror.rstrip('/')}/{config.name}/checkpoints"
 
 
 def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeError]:
@@ -184,6 +199,13 @@ def _run(config: RunConfig) -> Iterator[RecipeError]:
             "the address of an object store: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER",
         )
     yield from _at_least(1, "log.every_steps", config.log.every_steps)
+    if config.log.profile is not None and config.log.profiled_steps() is None:
+        found = f'found "{config.log.profile}"'
+        yield RecipeError("log.profile", found, 'the first and the last step to profile, both from 1: "10:20"')
+    if config.speed.cuda_graph and config.resources.gpus_per_worker == 0:
+        yield RecipeError(
+            "speed.cuda_graph", "found true on a CPU (resources.gpus_per_worker is 0)", "false, or gpus_per_worker 1"
+        )
 
 
 def _faults(config: RunConfig) -> Iterator[RecipeError]:

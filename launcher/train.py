@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
     train_arguments(parser)
     try:
         given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
-        config = configs.load(given.config, given.overrides)
+        profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
+        config = configs.load(given.config, [*given.overrides, *profile])
         code, _ = train(config, given.resume, Progress(), attended=True)
         return code
     except Exception as error:
@@ -87,7 +88,7 @@ def _carried_out(
             ray_environment.set_up()
             from launcher.ray_driver import run_ray
 
-            return run_ray(config, run, mode, progress, notifier)
+            return run_ray(config, run, mode, progress, notifier, attended=attended)
         if attended and config.faults.max_failures > 0 and not under_torchrun():
             from launcher.local_supervisor import run_supervised
 

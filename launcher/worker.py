@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,13 @@ from launcher import heartbeats
 from launcher.attempts import with_micro_batches
 from launcher.faults import in_our_words
 from launcher.retry_policy import Skip
-from launcher.run_config import RunConfig
+from launcher.run_config import RunConfig, mirror_address
 from launcher.run_directory import RunDirectory, environment
 from launcher.watchdog import Watchdog
 from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.device import pin_to_cpus
 from resnet_dist.pulse import Pulse
+from resnet_dist.shares import stream_step
 from resnet_dist.sink import MetricsFile, NoSink, Sink
 from resnet_dist.supervisor import Request
 
@@ -42,6 +44,7 @@ class Assignment:
     checkpoint: Path | None
     node_id: str | None = None  # Ray's name of the node
     watched: bool = True  # whether a hang may end this process: not where it is somebody's notebook
+    local_world_size: int = 1  # workers of this run on this node
     skips: tuple[Skip, ...] = ()
     num_micro_batches: int | None = None  # instead of the config's
 
@@ -190,6 +193,9 @@ def _train(
         sink = _Told(metrics, supervisor, run.logs(assignment.attempt))
     # The CPUs of all workers together stay what the config says, however many workers share them.
     num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
+    if config.speed.cpu_affinity:
+        cpus = pin_to_cpus(assignment.local_rank, assignment.local_world_size, num_threads)
+        logging.getLogger(__name__).info("CPUs of this worker: %s", cpus)
     worker = Worker(assignment.rank, assignment.world_size, device_of(config, assignment.local_rank), num_threads)
     bookkeeping = Bookkeeping(
         checkpoints=run.checkpoints,
@@ -197,6 +203,13 @@ def _train(
         checkpoint_every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         log_every=config.log.every_steps,
+        keep_best=config.checkpoint.keep_best,
+        keep_every=config.checkpoint.keep_every,
+        mirror=mirror_address(config),
+        max_save_failures=config.checkpoint.max_failures,
+        skipped=skipped_steps(assignment.skips, config.batch.size),
+        profile=config.log.profiled_steps(),
+        profiles=run.path / "profiles" / f"attempt-{assignment.attempt}",
     )
     try:
         trainer = build(config.recipe(), worker, bookkeeping, sink, supervisor, assignment.checkpoint, pulse)
@@ -210,6 +223,19 @@ def _train(
         result |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
         result["num_samples"] = evaluation.num_samples
     return result
+
+
+def skipped_steps(skips: Sequence[Skip], batch_size: int) -> tuple[tuple[int, int], ...]:
+    """The steps of the stream that are left out, as [first, end), ascending; `skips` are in the order they came.
+
+    >>> skipped_steps([Skip(step=4, samples=20), Skip(step=4, samples=10)], batch_size=10)
+    ((4, 6), (6, 7))
+    """
+    runs: list[range] = []
+    for skip in skips:
+        start = stream_step(skip.step, runs)
+        runs = sorted([*runs, range(start, start + skip.samples // batch_size)], key=lambda run: run.start)
+    return tuple((run.start, run.stop) for run in runs)
 
 
 def _log_to(file: Path) -> logging.Handler:

@@ -153,7 +153,7 @@ class SpeedRecipe:
     static_graph: bool = False  # DDP: the same parameters get gradients in every step
     copy_stream: bool = True  # GPU: copy the next images while this step computes, from pinned memory
     cudnn_benchmark: bool = True  # GPU: let cuDNN try its algorithms once; off under `deterministic: true`
-    cpu_affinity: bool = True  # CPUs of its own for each worker of a node, where there are enough
+    cpu_affinity: bool = False  # CPUs of its own for each worker, where no other run shares the node
 
 
 @dataclass(frozen=True, kw_only=True)

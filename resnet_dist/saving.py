@@ -12,11 +12,13 @@ import torch
 
 from resnet_dist.checkpoint.mirror import Mirror
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Failed, Saved, Saver
+from resnet_dist.checkpoint.saver import MIRROR_TIMEOUT_S, Failed, Saved, Saver
 from resnet_dist.durations import Duration
 from resnet_dist.engines.protocol import Engine
 from resnet_dist.recipe import Recipe
 from resnet_dist.sink import Sink
+
+_IMPATIENT_S = 5.0  # assumption: a scheduler that sends a signal waits half a minute before it kills
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class RunCheckpoints:
             self._saver = Saver(
                 plan.folder, plan.retention, on_event=self._event, mirror=mirror, max_failures=plan.max_failures
             )
+            # host memory for the first copy: weights, buffers, and a state of each weight's size (momentum)
+            self._saver.reserve([*engine.module.state_dict().values(), *engine.module.parameters()])
 
     def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
         """Save `step` completed steps; returns when it is copied, or with `wait` when it is on the disk. A collective.
@@ -59,10 +63,13 @@ class RunCheckpoints:
         """What has been written since the last call. Raises StorageError when too many failed in a row."""
         return [] if self._saver is None else self._saver.poll()
 
-    def close(self) -> None:
-        """Wait for what is under way; nothing can be saved afterwards."""
+    def close(self, *, patient: bool) -> None:
+        """Wait for what is under way; nothing can be saved afterwards.
+
+        Without patience the mirror gets a few seconds: whoever stopped the run may kill it soon.
+        """
         if self._saver is not None:
-            self._saver.close()
+            self._saver.close(MIRROR_TIMEOUT_S if patient else _IMPATIENT_S)
 
     def _event(self, step: int, event: str, detail: dict[str, Any]) -> None:
         self._sink.write({"kind": "event", "step": step, "event": event, "detail": detail})

@@ -51,43 +51,52 @@ class NoSink:
 class MetricsFile:
     """Appends to metrics.jsonl, a line at a time, and draws the numbers of train and eval records in TensorBoard.
 
-    `tensorboard` is the folder of its event files, or None for none. Raises StorageError when the disk refuses.
+    `tensorboard` is the folder of its event files, or None for none. Opening raises StorageError when the disk refuses.
+    Later a full disk does not end the training: lines wait in memory until the file takes them again, which is tried
+    with each new one and at the end; what could not be written by then is logged.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
         self._path = path
         self._tensorboard = tensorboard
+        self._waiting = b""  # lines that the file did not take, or the rest of one
         self._writer: Any = None  # a SummaryWriter from the first record on: a resumed run's needs its step
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+", buffering=0)
             if self._ends_inside_a_line():
-                self._append(b"\n")
+                self._waiting = b"\n"
+                self._append_waiting()
         except OSError as error:
             raise StorageError(str(path), error.strerror or str(error)) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; it has left this process when the call returns."""
+        """Append one record; it has left this process when the call returns, unless the disk is full."""
         if record.get("kind") not in KINDS or type(record.get("step")) is not int:
             raise ValueError(f"a record needs a step and a kind ({', '.join(KINDS)}): {dict(record)}")
         line = json.dumps(_without_non_finite(record), allow_nan=False) + "\n"
+        refused_before = bool(self._waiting)
+        self._waiting += line.encode()
         try:
-            self._append(line.encode())
+            self._append_waiting()
             if self._tensorboard is not None:
                 self._draw(record, self._tensorboard)
         except OSError as error:
-            raise StorageError(str(error.filename or self._path), error.strerror or str(error)) from error
+            if not refused_before:
+                log.warning("%s: %s; its lines wait in memory", self._path, error.strerror or error)
 
     def close(self) -> None:
         """Bring everything to the disk."""
         if self._file.closed:
             return
         try:
+            self._append_waiting()
             os.fsync(self._file.fileno())
             if self._writer is not None:
                 self._writer.close()
         except OSError as error:
-            raise StorageError(str(error.filename or self._path), error.strerror or str(error)) from error
+            lost = self._waiting.count(b"\n")
+            log.error("%s: %s; %d lines could not be written", self._path, error.strerror or error, lost)
         finally:
             self._file.close()
 
@@ -98,10 +107,9 @@ class MetricsFile:
         self._file.seek(-1, os.SEEK_END)
         return self._file.read(1) != b"\n"
 
-    def _append(self, content: bytes) -> None:
-        rest = memoryview(content)
-        while rest:  # a raw write may take less than all of it
-            rest = rest[self._file.write(rest) :]
+    def _append_waiting(self) -> None:
+        while self._waiting:  # a raw write may take less than all of it
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def _draw(self, record: Mapping[str, Any], folder: Path) -> None:
         if self._writer is None:

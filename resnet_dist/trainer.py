@@ -57,8 +57,8 @@ class Checkpoints(Protocol):
         """What has been written since the last call. Raises StorageError when too many failed in a row."""
         ...
 
-    def close(self) -> None:
-        """Wait for what is under way."""
+    def close(self, *, patient: bool) -> None:
+        """Wait for what is under way; without patience, for what is on this machine only."""
         ...
 
 
@@ -136,8 +136,10 @@ class Trainer:
         OutOfMemory.
         """
         self._event(self.first_step, "started", {"total_steps": self.timetable.total_steps})
+        patient = False
         try:
             outcome = self._steps()
+            patient = outcome.finished
         except Exception as error:
             explained = self.parts.explain(error)
             if explained is None:
@@ -145,7 +147,7 @@ class Trainer:
             raise explained from error
         finally:
             self.parts.profiler.close()
-            self.parts.checkpoints.close()
+            self.parts.checkpoints.close(patient=patient)
         self._report_checkpoints()
         self._judge(outcome.step)
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})

@@ -40,16 +40,18 @@ def find_bad_hosts(
     """
     search = _Search(pair_ok, each)
     order = list(hosts)
-    while search.rounds < max_rounds and not search.good and search.rounds < max(1, len(order) - 1):
+    all_pairings = len(order) - 1 + len(order) % 2
+    while search.rounds < min(max_rounds, all_pairings) and not search.good:
         search.test(_pairing(order, search.rounds))
     suspects = [host for host in order if host not in search.good]
     wanted = min(2, len(search.good))
     bad: list[str] = []
-    while suspects and search.good and search.rounds < max_rounds:
-        search.test(_meetings(suspects, [host for host in order if host in search.good], search.failed))
-        failures = {host: len(search.failed_with_good(host)) for host in suspects}
-        bad += [host for host in suspects if host not in search.good and failures[host] >= wanted]
+    while search.good:
+        bad += [host for host in suspects if len(search.failed_with_good(host)) >= wanted]
         suspects = [host for host in suspects if host not in search.good and host not in bad]
+        if not suspects or search.rounds >= max_rounds:
+            break
+        search.test(_meetings(suspects, [host for host in order if host in search.good], search.failed))
     links = tuple(pair for pair in search.failed if set(pair) <= search.good)
     return Verdict(tuple(host for host in order if host in bad), links, tuple(suspects), search.rounds)
 

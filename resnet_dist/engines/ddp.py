@@ -138,7 +138,7 @@ class DdpEngine:
         return squared if self._speaks else none
 
     def optimizer_state(self) -> OptimizerState:
-        """The optimizer's state by parameter name; tensors are the live ones where they are on a CPU."""
+        """The optimizer's state by parameter name: the live tensors, on their device."""
         return state_by_name(self._module, self._optimizer)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:

@@ -7,6 +7,7 @@ of single parameters, and norms that are added up over workers: one small all-re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_dist.errors import RecipeError
 from resnet_dist.optim.lars import Lars, squared_norms, trust_ratios, update_weights
+
+log = logging.getLogger(__name__)
+
+# Optimizers of torch that treat every element alone, so that a cut through a tensor changes nothing ...
+_ELEMENTWISE = ("Adadelta", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+# ... and those that do not; Adagrad does, but DeepSpeed puts another one in its place, without its groups.
+_REFUSED = ("Adafactor", "Adagrad", "LBFGS", "Muon", "SparseAdam")
 
 AllReduce = Callable[[Tensor], object]  # sums its argument over the workers, in place
 
@@ -179,3 +188,27 @@ class PartitionedLars(Lars):
             weight_decay=group["weight_decay"] if group["decay"] else 0.0,
             convention=group["convention"],
         )
+
+
+def for_partitions(optimizer: torch.optim.Optimizer, *, warn: bool) -> torch.optim.Optimizer:
+    """An optimizer that is right on flat partitions: LARS in its partitioned form, others as they are.
+
+    Raises RecipeError for those of which it is known that they are not; a user's own is named in a warning.
+    """
+    if type(optimizer) is Lars:
+        return PartitionedLars(optimizer)
+    kind = type(optimizer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(optimizer, Lars) or any(kind is getattr(torch.optim, refused, None) for refused in _REFUSED):
+        raise RecipeError(
+            "optimizer.name",
+            f"{name} needs whole tensors, or its own place in DeepSpeed",
+            "with engine zero: lars, sgd, an optimizer of yours that treats every element alone; or engine ddp",
+        )
+    if warn and not any(kind is getattr(torch.optim, known) for known in _ELEMENTWISE):
+        log.warning(
+            "%s works on flat pieces of the parameters under ZeRO: that is the same only if it treats every element "
+            "alone, without norms or shapes of tensors",
+            name,
+        )
+    return optimizer

@@ -31,7 +31,7 @@ class StepSums:
     gradient_squared: Tensor
 
 
-# {parameter name: {state name: tensor of the parameter's shape, on the CPU}}; the same for every engine and world size
+# {parameter name: {state name: tensor of the parameter's shape}}; the same for every engine and world size
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 

@@ -9,13 +9,13 @@ from resnet_dist.engines.protocol import OptimizerState
 
 
 def state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """{parameter name: {state name: tensor on the CPU}}; a parameter without state yet is left out.
+    """{parameter name: {state name: the live tensor, on its device}}; a parameter without state yet is left out.
 
     A state that is a Python number (a step count of a user's optimizer) becomes a 0-d tensor.
     """
     return {
         name: {
-            key: torch.as_tensor(value).detach().cpu()
+            key: torch.as_tensor(value).detach()
             for key, value in optimizer.state[parameter].items()
             if value is not None
         }

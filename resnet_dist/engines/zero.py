@@ -23,6 +23,7 @@ from resnet_dist.engines.partition import (
     PartitionedLars,
     PartitionError,
     check_covered,
+    for_partitions,
     partition_table,
 )
 from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, scatter_state
@@ -30,20 +31,13 @@ from resnet_dist.engines.protocol import MicroBatch, OptimizerState, StepSums
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.errors import MissingPackage, RecipeError
 from resnet_dist.loss import num_correct
-from resnet_dist.optim.lars import Lars, squared_norms
-
-log = logging.getLogger(__name__)
+from resnet_dist.optim.lars import squared_norms
 
 STAGES = (0, 1, 2)
 BUCKET_SIZE_BYTES = 25 * 2**20  # as torch's DistributedDataParallel
 _NEVER = 10**9  # steps
 _TRIED = "0.19.8"
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-# Optimizers of torch that treat every element alone, so that a cut through a tensor changes nothing ...
-_ELEMENTWISE = ("Adadelta", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-# ... and those that do not; Adagrad does, but DeepSpeed puts another one in its place, without its groups.
-_REFUSED = ("Adafactor", "Adagrad", "LBFGS", "Muon", "SparseAdam")
 
 
 class ZeroEngine:
@@ -88,7 +82,7 @@ class ZeroEngine:
         self._stage = stage
         self._gradient_clipping = gradient_clipping
         self._device = next(module.parameters()).device
-        self._optimizer = optimizer if stage == 0 else _for_partitions(optimizer)
+        self._optimizer = optimizer if stage == 0 else for_partitions(optimizer, warn=dist.get_rank() == 0)
         self._states_checked = False
         parameters = [list(group["params"]) for group in self._optimizer.param_groups]
         for parameter in module.parameters():
@@ -265,27 +259,6 @@ def _config(stage: int, bucket_size: int, gradient_dtype: torch.dtype) -> dict[s
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,
     }
-
-
-def _for_partitions(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """An optimizer that is right on flat partitions: LARS in its partitioned form, others as they are."""
-    if type(optimizer) is Lars:
-        return PartitionedLars(optimizer)
-    kind = type(optimizer)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(optimizer, Lars) or any(kind is getattr(torch.optim, refused, None) for refused in _REFUSED):
-        raise RecipeError(
-            "optimizer.name",
-            f"{name} needs whole tensors, or its own place in DeepSpeed",
-            "with engine zero: lars, sgd, an optimizer of yours that treats every element alone; or engine ddp",
-        )
-    if not any(kind is getattr(torch.optim, known) for known in _ELEMENTWISE) and dist.get_rank() == 0:
-        log.warning(
-            "%s works on flat pieces of the parameters under ZeRO: that is the same only if it treats every element "
-            "alone, without norms or shapes of tensors",
-            name,
-        )
-    return optimizer
 
 
 def _check_attributes(zero: Any) -> None:

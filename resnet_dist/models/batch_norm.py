@@ -118,11 +118,13 @@ class _ExchangedNorm(torch.autograd.Function):
         variances = (table[:, channels:-1] / count_by_row - means.square()).clamp_min_(0)
         inverse_std = (variances + epsilon).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight.double()
-        shift = -means * scale if bias is None else bias.double() - means * scale
+        shift = torch.zeros_like(means) if bias is None else bias.double().expand_as(means)
         output = torch.empty_like(input)
         for piece, part in _parts(input, spans):
             out = output[piece.start : piece.stop]
-            out.copy_(torch.addcmul(_like(shift[piece.row], part), part, _like(scale[piece.row], part)))
+            # centred before it is scaled: x · scale + (bias - mean · scale) would cancel what x has beyond its spread
+            centred = part - _like(means[piece.row], part)
+            out.copy_(torch.addcmul(_like(shift[piece.row], part), centred, _like(scale[piece.row], part)))
         ctx.save_for_backward(input, weight, means, inverse_std, count_by_row)
         ctx.spans = spans
         ctx.mark_non_differentiable(means, variances)
@@ -145,13 +147,14 @@ class _ExchangedNorm(torch.autograd.Function):
         spans.all_reduce(sums)
         average = sums / count_by_row[:, :, None]
         scale = inverse_std if weight is None else inverse_std * weight.double()
-        # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · x + offset
+        # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · (x − mean) + offset
         slope = -scale * inverse_std * average[:, 1]
-        offset = -scale * average[:, 0] - slope * means
+        offset = -scale * average[:, 0]
         input_gradient = torch.empty_like(input)
         for piece, part in _parts(input, spans):
             g = gradient[piece.start : piece.stop].to(part.dtype)
-            dx = torch.addcmul(_like(offset[piece.row], part), part, _like(slope[piece.row], part))
+            centred = part - _like(means[piece.row], part)
+            dx = torch.addcmul(_like(offset[piece.row], part), centred, _like(slope[piece.row], part))
             input_gradient[piece.start : piece.stop] = dx.addcmul_(g, _like(scale[piece.row], part))
         weight_gradient = None if weight is None else own[1].to(weight.dtype)
         bias_gradient = None if weight is None else own[0].to(weight.dtype)

@@ -129,7 +129,7 @@ class Slurm:
     """The cluster, and how a user talks to it."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.scratch = root, SCRATCH
         self.jobs_folder = root / "jobs"
         for folder in (self.jobs_folder, root / "munge", root / "state", SCRATCH):
             folder.mkdir(exist_ok=True)

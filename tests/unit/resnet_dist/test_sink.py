@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
@@ -170,12 +169,28 @@ def test_without_tensorboard_training_goes_on_and_one_line_says_so(
     assert read_metrics(tmp_path / "m") == [train(1), train(2)]
 
 
-def test_a_disk_that_refuses_is_a_storage_error() -> None:
+def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.LogCaptureFixture) -> None:
     sink = MetricsFile(Path("/dev/full"))  # the kernel's device on which every write finds the disk full
-    with pytest.raises(StorageError, match="/dev/full: No space left on device"):
-        sink.write(train(1))
-    with contextlib.suppress(StorageError):  # a device has nothing to sync, and says so
-        sink.close()
+    sink.write(train(1))
+    sink.write(train(2))
+    assert [record.message for record in caplog.records] == [
+        "/dev/full: No space left on device; its lines wait in memory"
+    ]
+    sink.close()
+    assert "2 lines could not be written" in caplog.text
+
+
+def test_lines_that_waited_are_written_when_there_is_space_again(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m")
+    sink.write(train(1))
+    full = Path("/dev/full").open("ab", buffering=0)
+    file, sink._file = sink._file, full  # type: ignore[assignment]
+    sink.write(train(2))
+    sink._file = file
+    full.close()
+    sink.write(train(3))
+    sink.close()
+    assert read_metrics(tmp_path / "m") == [train(1), train(2), train(3)]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def run(trainer: object, theirs: nn.Module) -> Curves:
         scheduler.step()
         their_losses.append(loss.item())
     batches.close()
-    parts.checkpoints.close()
+    parts.checkpoints.close(patient=True)
     return own_losses, their_losses, parts.engine.module, theirs
 
 

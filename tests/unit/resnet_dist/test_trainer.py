@@ -108,7 +108,7 @@ class World:
     def write(self, record: Mapping[str, Any]) -> None:
         self.records.append(dict(record))
 
-    def close(self) -> None: ...
+    def close(self, *, patient: bool = True) -> None: ...
 
     # --- the rest
     def evaluate(self) -> Evaluation:

@@ -101,7 +101,7 @@ def test_a_host_with_its_own_storage_is_named(config: RunConfig, tmp_path: Path)
         more = {"seconds": 0.1} if task == "see" else {}
         return perform(task, {**arguments, "folder": elsewhere, **more})
 
-    findings = cluster_findings(FakeHosts(4, fault), config, 4, quick=True)
+    findings = cluster_findings(FakeHosts(4, fault), config, 1, quick=True)
     storage = [finding for finding in findings if finding.name == "shared storage"]
     assert {finding.host for finding in storage} == {"n0", "n1", "n2", "n3"}
     assert "does not see what n3 wrote" in storage[0].found

@@ -1,0 +1,233 @@
+"""Peers timed in turns in one process, so that whatever disturbs the machine disturbs them alike.
+
+A turn is a few steps of one peer. In every round each peer has one turn, in every other round in reverse order. Ratios
+are formed round by round, of turns that were neighbours, and their median is what is reported, with the quartiles.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "numpy")
+
+Run = Callable[[int], object]  # number of steps -> they are done, or at least enqueued on the device
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median and quartiles of the rounds' ratios."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def order(peers: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Whose turn it is: every peer once a round, there and back again.
+
+    >>> list(order(["a", "b"], rounds=2))
+    [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
+    """
+    for number in range(rounds):
+        for peer in peers if number % 2 == 0 else reversed(peers):
+            yield number, peer
+
+
+def interleave(
+    peers: Mapping[str, Run],
+    *,
+    rounds: int,
+    steps: int,
+    warm_up: int = 1,
+    wait: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds a step of each peer, one number a round.
+
+    steps       in a turn
+    warm_up     rounds before the first that counts
+    wait        until nothing is left to do: for the device, or for the other workers
+    """
+    seconds: dict[str, list[float]] = {peer: [] for peer in peers}
+    for number, peer in order(list(peers), warm_up + rounds):
+        wait()
+        started = time.perf_counter()
+        peers[peer](steps)
+        wait()
+        if number >= warm_up:
+            seconds[peer].append((time.perf_counter() - started) / steps)
+    return seconds
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
+    """Of two peers' times, round by round.
+
+    >>> ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])
+    Ratio(median=3.0, low=2.5, high=3.5)
+    """
+    each = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    if len(each) == 1:
+        return Ratio(each[0], each[0], each[0])
+    low, median, high = statistics.quantiles(each, n=4, method="inclusive")
+    return Ratio(median, low, high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a result: ours against a peer.
+
+    A ratio of times is ours / the peer's, so a goal is the most it may be; a ratio of speeds is turned round, and a
+    goal is the least.
+    """
+
+    what: str
+    peer: str
+    measure: Literal["time", "speed", "bytes"]
+    ours: float  # seconds a step, images/s or bytes
+    theirs: float
+    ratio: Ratio
+    goal: float | None = None
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median keeps the goal; None where there is none."""
+        if self.goal is None:
+            return None
+        return self.ratio.median >= self.goal if self.measure == "speed" else self.ratio.median <= self.goal
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "reached": self.reached}
+
+
+def time_row(
+    what: str, peer: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, note: str = ""
+) -> Row:
+    """Seconds a step."""
+    medians = statistics.median(ours), statistics.median(theirs)
+    return Row(what, peer, "time", *medians, ratio(ours, theirs), goal, note)
+
+
+def speed_row(
+    what: str,
+    peer: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    num_images: int,
+    goal: float | None = None,
+    note: str = "",
+) -> Row:
+    """Images a second, of steps of `num_images`."""
+    speeds = num_images / statistics.median(ours), num_images / statistics.median(theirs)
+    return Row(what, peer, "speed", *speeds, ratio(theirs, ours), goal, note)
+
+
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Where figures are from."""
+    gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None
+    return {
+        "cpu": _cpu_name(),
+        "num_cpus": os.cpu_count(),
+        "gpu": gpu,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda if gpu else None,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
+        **{package: _version(package) for package in _PACKAGES},
+    }
+
+
+def write(name: str, content: Mapping[str, Any], device: torch.device | None = None, folder: Path = RESULTS) -> Path:
+    """Write results/NAME.json: `content` with the time, the machine and the commit."""
+    record = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": {**machine(device), "load": list(os.getloadavg())},
+        **content,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps(record, indent=2) + "\n")
+    return file
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned; the first is text, the others are numbers."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [text.ljust(width) if column == 0 else text.rjust(width) for column, (text, width) in enumerate(pairs)]
+        for pairs in (list(zip(row, widths, strict=True)) for row in (cells[0], rule, *cells[1:]))
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as `Row.record` gives them, as a table."""
+    return table(("what", "against", "ours", "theirs", "ratio (quartiles)", "goal", "reached"), list(map(_cells, rows)))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    measure = row["measure"]
+    value: Callable[[float], str] = {"time": _time, "speed": _speed, "bytes": _bytes}[measure]
+    goal = "reported" if row["goal"] is None else f"{'≥' if measure == 'speed' else '≤'} {row['goal']:g}"
+    reached = {None: "", True: "yes", False: "no"}[row["reached"]]
+    spread = Ratio(**row["ratio"])
+    shown = f"{spread.median:.3f}" if spread.low == spread.high else str(spread)
+    return [row["what"], row["peer"], value(row["ours"]), value(row["theirs"]), shown, goal, reached]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def _speed(images_per_s: float) -> str:
+    return f"{images_per_s:,.1f} images/s"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit, and whether files have changed since; None outside a clone."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")

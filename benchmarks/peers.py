@@ -1,0 +1,383 @@
+"""Training steps to be compared: ours, and what others do by hand or by their own libraries.
+
+All take the same images. Each is a class whose instances are called with a number of steps. They are written for this
+comparison, after what the named projects do in a step; nothing is copied from them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_dist.build import whole_model
+from resnet_dist.data import HostBatch, normalise
+from resnet_dist.device import ToDevice
+from resnet_dist.durations import Duration, Every
+from resnet_dist.engines.factory import autocast_dtype, build_engine
+from resnet_dist.evaluate import Evaluation
+from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.metrics import StepExchange
+from resnet_dist.models import build_model
+from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.models.spans import Spans
+from resnet_dist.optim import build_optimizer
+from resnet_dist.pulse import Pulse
+from resnet_dist.recipe import (
+    BatchNormRecipe,
+    BatchRecipe,
+    DataRecipe,
+    EngineRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Precision,
+    Recipe,
+    ScheduleRecipe,
+    SpeedRecipe,
+)
+from resnet_dist.shares import BatchLayout
+from resnet_dist.sink import NoSink
+from resnet_dist.supervisor import Request
+from resnet_dist.trainer import Parts, Timetable, Trainer
+
+LEARNING_RATE = 1e-3  # small: random labels must not let the loss run away while a step is timed
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
+_DATA = DataRecipe(root="synthetic")
+_NEVER = Every(Fraction(10**12), 1)  # samples
+_LOG_EVERY = 10  # steps; the default of a config's log.every_steps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all peers of a comparison share. `batch` is images a step on one worker."""
+
+    batch: int
+    resolution: int
+    model: str = "resnet50"
+    num_classes: int = 1000
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def recipe(self, world_size: int = 1, **changes: Any) -> Recipe:
+        """The same as a recipe of ours; `changes` are fields of Recipe."""
+        whole = Recipe(
+            data=replace(_DATA, resolution=self.resolution),
+            batch=BatchRecipe(size=self.batch * world_size),
+            duration=Duration(Fraction(10**9), "steps"),
+            schedule=ScheduleRecipe(peak_lr=LEARNING_RATE, decay="constant"),
+            model=ModelRecipe(name=self.model, num_classes=self.num_classes),
+            batch_norm=BatchNormRecipe(span="worker"),
+            optimizer=OptimizerRecipe(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+            precision=self.precision,
+            speed=SpeedRecipe(channels_last=self.channels_last, compile=self.compile),
+        )
+        return replace(whole, **changes)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What autocast computes in, or None where it is off."""
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Around a forward pass."""
+        dtype = self.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """`model` on the device, in the layout, compiled where that is asked for."""
+        model = model.to(self.device)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
+
+    def our_model(self) -> nn.Module:
+        """The network with torch's own batch norm and our initial weights."""
+        return build_model(ModelRecipe(name=self.model, num_classes=self.num_classes), seed=0)
+
+
+def synthetic(setting: Setting, number: int = 2, *, on_device: bool = True, rank: int = 0) -> list[HostBatch]:
+    """Batches of noise as a decoder gives them; on a GPU `on_device` puts the images there, as DALI does."""
+    generator = torch.Generator().manual_seed(rank)
+    batches = []
+    for start in range(0, number * setting.batch, setting.batch):
+        shape = (setting.batch, setting.resolution, setting.resolution, 3)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        labels = torch.randint(setting.num_classes, (setting.batch,), generator=generator)
+        positions = torch.arange(start, start + setting.batch)
+        batches.append(HostBatch(images.to(setting.device) if on_device else images, labels, positions, start))
+    return batches
+
+
+class OurTrainer:
+    """`resnet_dist.trainer.Trainer` with all that a run has but files: exchange, clock, pulse, verdicts, requests."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, batches: list[HostBatch]) -> None:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
+        model = whole_model(recipe, spans, device)
+        pulse = Pulse()
+        pulse.watch(model, device, lambda: spans.waited_s)
+        exchange = StepExchange(RunningStatistics(model), device, recipe.batch.size)
+        loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
+        self.optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
+        self.engine = build_engine(recipe, model, self.optimizer, loss_sum)
+        self._endless = itertools.cycle(batches)
+        self._step, self._batch_size = 0, recipe.batch.size
+        self.records: list[dict[str, Any]] = []
+        self._parts = Parts(
+            engine=self.engine,
+            learning_rate=lambda step: LEARNING_RATE,
+            batches_from=lambda step: (batch for batch in self._endless),
+            to_device=ToDevice(recipe, device),
+            evaluate=lambda: Evaluation(0.0, 0.0, 0.0, 1),
+            exchange=exchange,
+            checkpoints=_Unsaved(),
+            sink=NoSink(),
+            supervisor=_Unasked(),
+            pulse=pulse,
+        )
+
+    def __call__(self, steps: int) -> None:
+        """Train `steps` steps more."""
+        first, self._step = self._step, self._step + steps
+        size = self._batch_size
+        timetable = Timetable(self._step, size, size * 1000, _NEVER, _NEVER, _LOG_EVERY)
+        Trainer(self._parts, timetable, 1, first).fit()
+
+
+class _Unsaved:
+    def save(self, step: int, *, wait: bool, metrics: object) -> None: ...
+
+    def poll(self) -> list[Any]:
+        return []
+
+    def close(self) -> None: ...
+
+
+class _Unasked:
+    def request(self) -> Request:
+        return Request.CONTINUE
+
+    def checkpoint(self, path: str, step: int) -> None: ...
+
+    def metrics(self, record: object) -> None: ...
+
+
+class _Loop:
+    """What the peers have in common: batches without end, on the device and normalised as ours are."""
+
+    def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
+        self.setting = setting
+        self._endless = itertools.cycle(batches)
+        self.last_loss = torch.zeros(())
+
+    def __call__(self, steps: int) -> None:
+        """Train `steps` steps more."""
+        for _ in range(steps):
+            self.step()
+
+    def step(self) -> None:
+        """One of them."""
+        raise TypeError("a peer has a step of its own")
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The next images, float32 on the device, and labels."""
+        batch, device = next(self._endless), self.setting.device
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        return normalise(images, _DATA.mean, _DATA.std, torch.float32), labels
+
+    def scaler(self) -> Any:
+        """Torch's loss scaler, on in float16 only."""
+        return torch.amp.GradScaler(self.setting.device.type, enabled=self.setting.precision == "float16")
+
+
+class MinimalLoop(_Loop):
+    """The least that trains: forward, loss, backward, step. Nothing is measured, logged or counted.
+
+    The optimizer has the groups that ours has; `wrap` is for DDP.
+    """
+
+    def __init__(
+        self, setting: Setting, batches: list[HostBatch], wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    ) -> None:
+        super().__init__(setting, batches)
+        network = setting.our_model()
+        self.module = network
+        self._model = wrap(setting.prepared(network))
+        recipe = OptimizerRecipe(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.optimizer = build_optimizer(recipe, network)
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE
+        self._scaler = self.scaler()
+
+    def step(self) -> None:
+        """One step."""
+        images, labels = self.batch()
+        with self.setting.autocast():
+            loss = F.cross_entropy(self._model(images), labels)
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.last_loss = loss.detach()
+
+
+def plain_ddp(setting: Setting, batches: list[HostBatch]) -> MinimalLoop:
+    """The minimal loop over torch's DistributedDataParallel as it comes."""
+    return MinimalLoop(setting, batches, DistributedDataParallel)
+
+
+class TorchvisionLoop(_Loop):
+    """After references/classification/train.py: its network and layout, and accuracy and loss read at every step.
+
+    `amp` is its mixed precision. It compiles nothing and keeps torch's own memory layout.
+    """
+
+    def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
+        super().__init__(replace(setting, channels_last=False, compile=False), batches)
+        network = torchvision.models.get_model(setting.model, num_classes=setting.num_classes)
+        self._model = self.setting.prepared(network)
+        self.optimizer = torch.optim.SGD(
+            self._model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        self._criterion = nn.CrossEntropyLoss()
+        self._scaler = self.scaler()
+        self.seen: list[float] = [0.0, 0.0, 0.0]
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Contiguous images, as its loader's workers give them."""
+        images, labels = super().batch()
+        return images.contiguous(), labels
+
+    def step(self) -> None:
+        """One step."""
+        images, labels = self.batch()
+        with self.setting.autocast():
+            output = self._model(images)
+            loss = self._criterion(output, labels)
+        self.optimizer.zero_grad()
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        with torch.inference_mode():
+            top5 = output.topk(min(5, output.shape[1]), dim=1).indices == labels[:, None]
+            values = (loss, top5[:, :1].sum() * 100 / len(labels), top5.sum() * 100 / len(labels))
+            self.seen = [old + value.item() for old, value in zip(self.seen, values, strict=True)]
+        self.last_loss = loss.detach()
+
+
+class TimmLoop(_Loop):
+    """After timm's train.py and benchmark.py, with timm's network, optimizer, loss and scaler.
+
+    Its loss is read every 50 steps, as its log is. `setting` says whether with AMP, channels-last and compiled.
+    """
+
+    def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
+        super().__init__(setting, batches)
+        import timm
+        import timm.optim
+        import timm.utils
+
+        network = timm.create_model(setting.model, num_classes=setting.num_classes)
+        self.optimizer = timm.optim.create_optimizer_v2(
+            network, opt="sgd", lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        self._model = setting.prepared(network)
+        self._criterion = nn.CrossEntropyLoss()
+        self._scale = timm.utils.NativeScaler() if setting.precision == "float16" else None
+        self._average = timm.utils.AverageMeter()
+        self._number = 0
+
+    def step(self) -> None:
+        """One step."""
+        images, labels = self.batch()
+        with self.setting.autocast():
+            loss = self._criterion(self._model(images), labels)
+        if self._scale is None:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self._scale(loss, self.optimizer, parameters=self._model.parameters())
+        self.optimizer.zero_grad()
+        self._number += 1
+        if self._number % 50 == 0:
+            self._average.update(loss.item(), len(labels))
+        self.last_loss = loss.detach()
+
+
+def why_not_timm() -> str | None:
+    """Why timm cannot be measured here, if so."""
+    return None if importlib.util.find_spec("timm") else "timm is not installed (pip install timm)"
+
+
+class PlainDeepspeed(_Loop):
+    """`deepspeed.initialize` around a network and torch's SGD. Two things are not its defaults: its clipping is off,
+    and buckets have the size that ours have, since 2 GB for each worker's would not fit a small machine.
+    """
+
+    def __init__(self, setting: Setting, batches: list[HostBatch], stage: int, bucket_mb: float = 25.0) -> None:
+        super().__init__(replace(setting, channels_last=False), batches)
+        import deepspeed
+
+        network = self.setting.prepared(setting.our_model())
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
+        num_elements = int(bucket_mb * 2**20) // 4
+        config = {
+            "train_micro_batch_size_per_gpu": setting.batch,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": num_elements,
+                "allgather_bucket_size": num_elements + num_elements % 2,
+            },
+            "steps_per_print": 10**9,
+        }
+        self._engine, *_ = deepspeed.initialize(
+            model=network, optimizer=optimizer, config=config, dist_init_required=False
+        )
+
+    def step(self) -> None:
+        """One step."""
+        images, labels = self.batch()
+        loss = F.cross_entropy(self._engine(images), labels)
+        self._engine.backward(loss)
+        self._engine.step()
+        self.last_loss = loss.detach()
+
+
+def with_engine(recipe: Recipe, name: str, stage: int | None = None) -> Recipe:
+    """`recipe` on another engine."""
+    return replace(recipe, engine=EngineRecipe(name=name, stage=stage))
+
+
+__all__ = [
+    "MinimalLoop",
+    "OurTrainer",
+    "PlainDeepspeed",
+    "Setting",
+    "TimmLoop",
+    "TorchvisionLoop",
+    "autocast_dtype",
+    "plain_ddp",
+    "synthetic",
+    "why_not_timm",
+    "with_engine",
+]

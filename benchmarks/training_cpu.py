@@ -1,0 +1,214 @@
+"""How fast is a training step, and how much memory does it take, against what others do? On a CPU.
+
+    python -m benchmarks.training_cpu [--quick] [--only WORD]
+
+ResNet-50 on noise. Questions about one worker use all CPUs of the machine; those about two workers one CPU each, over
+gloo. `--quick` has fewer rounds and smaller images, to see that all of it works; its figures are not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.measure import Ratio, Row, interleave, speed_row, table_of, time_row, write
+from benchmarks.peers import (
+    MinimalLoop,
+    OurTrainer,
+    PlainDeepspeed,
+    Setting,
+    TimmLoop,
+    TorchvisionLoop,
+    plain_ddp,
+    synthetic,
+    why_not_timm,
+    with_engine,
+)
+from benchmarks.workers import on_workers
+from resnet_dist.recipe import BatchNormRecipe
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure. `alone` is for one worker, `pair` for each of two."""
+
+    alone: Setting
+    pair: Setting
+    memory: Setting
+    rounds: int
+    pair_rounds: int
+
+
+FULL = Effort(
+    alone=Setting(batch=16, resolution=96),
+    pair=Setting(batch=8, resolution=64),
+    memory=Setting(batch=2, resolution=32, model="resnet152"),
+    rounds=15,
+    pair_rounds=15,
+)
+_QUICK_SETTING = Setting(batch=8, resolution=32)
+QUICK = Effort(_QUICK_SETTING, _QUICK_SETTING, replace(FULL.memory, model="resnet50"), rounds=3, pair_rounds=3)
+
+
+def one_worker(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
+    """Ours against a minimal loop, torchvision's and timm's."""
+    setting = effort.alone
+    batches = synthetic(setting)
+    peers: dict[str, Callable[[int], object]] = {
+        "ours": OurTrainer(setting.recipe(), CPU, batches),
+        "minimal": MinimalLoop(setting, batches),
+        "torchvision": TorchvisionLoop(setting, batches),
+    }
+    absent = why_not_timm()
+    if absent is None:
+        peers["timm"] = TimmLoop(setting, batches)
+    times = interleave(peers, rounds=effort.rounds, steps=1, warm_up=2)
+    ours, size = times["ours"], setting.batch
+    rows = [
+        time_row("whole step, our trainer", "a minimal loop", ours, times["minimal"], goal=1.02),
+        speed_row("images/s", "torchvision's loop", ours, times["torchvision"], size, goal=1.0),
+    ]
+    if absent is None:
+        rows.append(speed_row("images/s", "timm's step", ours, times["timm"], size, goal=1.0))
+    return rows, {"times_s": times, "absent": {} if absent is None else {"timm": absent}}
+
+
+def ddp(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
+    """Two workers: our trainer against torch's plain DDP, and batch norm over both workers against each its own."""
+    times = on_workers(2, measure_ddp, effort.pair, effort.pair_rounds)
+    rows = [
+        time_row("DDP step, 2 workers", "torch's plain DDP", times["ours"], times["plain"], goal=1.02),
+        time_row(
+            "batch norm over both workers", "each worker its own", times["synchronised"], times["ours"],
+            note="one all-reduce forward and one backward a layer",
+        ),
+    ]  # fmt: skip
+    return rows, {"times_s": times}
+
+
+def measure_ddp(setting: Setting, rounds: int) -> dict[str, list[float]]:
+    """On each worker."""
+    batches = synthetic(setting, rank=dist.get_rank())
+    local = setting.recipe(dist.get_world_size())
+    over_all = replace(local, batch_norm=BatchNormRecipe(span="global"))
+    peers = {
+        "ours": OurTrainer(local, CPU, batches),
+        "plain": plain_ddp(setting, batches),
+        "synchronised": OurTrainer(over_all, CPU, batches),
+    }
+    return interleave(peers, rounds=rounds, steps=1, warm_up=2, wait=dist.barrier)
+
+
+def zero(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
+    """Two workers: our ZeRO engine against plain deepspeed.initialize, stages 1 and 2."""
+    rows, all_times = [], {}
+    for stage in (1, 2):
+        times = on_workers(2, measure_zero, effort.pair, stage, effort.pair_rounds)
+        all_times[f"zero-{stage}"] = times
+        rows.append(
+            time_row(
+                f"zero-{stage} step, 2 workers", "plain deepspeed.initialize", times["ours"], times["plain"], goal=1.02
+            )
+        )
+    return rows, {"times_s": all_times}
+
+
+def measure_zero(setting: Setting, stage: int, rounds: int) -> dict[str, list[float]]:
+    """On each worker."""
+    batches = synthetic(setting, rank=dist.get_rank())
+    peers = {
+        "ours": OurTrainer(with_engine(setting.recipe(dist.get_world_size()), "zero", stage), CPU, batches),
+        "plain": PlainDeepspeed(setting, batches, stage),
+    }
+    return interleave(peers, rounds=rounds, steps=1, warm_up=2, wait=dist.barrier)
+
+
+def memory(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
+    """Two workers: what each holds of gradients and optimizer state under ZeRO-2, against DDP."""
+    used = {name: on_workers(2, measure_memory, effort.memory, name) for name in ("ddp", "zero")}
+    rows = []
+    for what in ("gradients", "optimizer state", "both"):
+        ours, theirs = used["zero"][what], used["ddp"][what]
+        value = ours / theirs
+        rows.append(
+            Row(
+                f"{effort.memory.model} on 2 workers, zero-2: {what}", "DDP", "bytes", ours, theirs,
+                Ratio(value, value, value), goal=0.51 if what == "both" else None,
+            )
+        )  # fmt: skip
+    weights = used["zero"]["weights of the optimizer's own"]
+    note = f"ZeRO also keeps {weights / 1e6:,.0f} MB of weights a worker for its optimizer to update"
+    return [*rows[:-1], replace(rows[-1], note=note)], {"bytes": used}
+
+
+def measure_memory(setting: Setting, engine: str) -> dict[str, int]:
+    """Bytes on this worker: gradients when the optimizer's step begins, its state when the step has ended."""
+    recipe = setting.recipe(dist.get_world_size())
+    trainer = OurTrainer(recipe if engine == "ddp" else with_engine(recipe, "zero", 2), CPU, synthetic(setting))
+    optimizer = trainer.optimizer
+    model = {id(parameter) for parameter in trainer.engine.module.parameters()}
+    found = {"gradients": 0, "weights of the optimizer's own": 0}
+
+    def look(*_: object) -> None:
+        own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = {id(tensor): tensor for tensor in (*own, *trainer.engine.module.parameters())}
+        found["gradients"] = sum(_bytes(tensor.grad) for tensor in held.values() if tensor.grad is not None)
+        found["weights of the optimizer's own"] = sum(_bytes(weight) for weight in own if id(weight) not in model)
+
+    optimizer.register_step_pre_hook(look)
+    trainer(2)
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    found["optimizer state"] = sum(_bytes(value) for value in states if isinstance(value, torch.Tensor))
+    return {**found, "both": found["gradients"] + found["optimizer state"]}
+
+
+def _bytes(tensor: torch.Tensor | nn.Parameter) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+QUESTIONS = {"one_worker": one_worker, "ddp": ddp, "zero": zero, "memory": memory}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print a table, write results/training_cpu.json; 1 where a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="see that it works, in a minute")
+    parser.add_argument("--only", choices=QUESTIONS, action="append", help="may be given several times")
+    given = parser.parse_args(arguments)
+    effort = QUICK if given.quick else FULL
+    rows: list[dict[str, Any]] = []
+    details: dict[str, Any] = {}
+    for name in given.only or QUESTIONS:
+        found, details[name] = QUESTIONS[name](effort)
+        rows += [row.record() for row in found]
+    print(table_of(rows))
+    for row in rows:
+        if row["note"]:
+            print(f"{row['what']}: {row['note']}")
+    for question in details.values():
+        for peer, reason in question.get("absent", {}).items():
+            print(f"{peer}: not measured, {reason}")
+    if not given.quick and not given.only:
+        settings = {
+            "one worker": f"{_described(effort.alone)}, {torch.get_num_threads()} threads",
+            "two workers": f"{_described(effort.pair)}, 1 thread each",
+            "memory": _described(effort.memory),
+        }
+        print(f"\n{write('training_cpu', {'settings': settings, 'rows': rows, 'details': details})}")
+    return 0 if all(row["reached"] is not False for row in rows) else 1
+
+
+def _described(setting: Setting) -> str:
+    return f"{setting.model}, {setting.resolution} px, {setting.batch} images a worker, {setting.precision}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
