@@ -165,7 +165,7 @@ class _Unsaved:
     def poll(self) -> list[Any]:
         return []
 
-    def close(self) -> None: ...
+    def close(self, *, patient: bool = True) -> None: ...
 
 
 class _Unasked:

@@ -32,7 +32,11 @@ VERBS: Mapping[str, tuple[_Rule, ...]] = {
     "logs": _READ,
     "report": _READ,
     "list": _LOOK,
-    "cancel": (("ray.io", ("rayjobs",), ("get", "list", "delete")), *_READ),
+    "cancel": (
+        ("ray.io", ("rayjobs",), ("get", "list", "delete")),
+        ("", ("pods",), ("delete", "deletecollection")),  # --now
+        *_READ,
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launcher.errors import UsageError
 
@@ -14,6 +14,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse the command line, with what is allowed."""
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but `key=value` may stand after options, too: argparse takes them in one row only."""
+        found, rest = super().parse_known_args(args, namespace)
+        if any(action.dest == "overrides" and action.nargs == "*" for action in self._actions):
+            found.overrides = [*found.overrides, *(text for text in rest if not text.startswith("-"))]
+            rest = [text for text in rest if text.startswith("-")]
+        return found, rest
 
 
 def config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import cancel, list_runs, logs, plan, render, status, submit, train
 from launcher import config as configs
 from launcher import report as reports
-from launcher import train
 from launcher.arguments import Parser, config_arguments
-from launcher.plan import lines
 from launcher.train import report
 
 HOME = Path("~/resnet_data")
@@ -41,9 +40,7 @@ def _parser() -> Parser:
     verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="for images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
-    verb = verbs.add_parser("plan", help="check a config without GPU or data; print steps, shares, spans and LR")
-    config_arguments(verb)
-    verb.set_defaults(run=_plan)
+    plan.add_parser(verbs)
 
     verb = verbs.add_parser("prepare", help="write a data set as folders of images")
     verb.add_argument("dataset", choices=("digits",), help="digits: scikit-learn's 1,797 handwritten digits")
@@ -51,7 +48,8 @@ def _parser() -> Parser:
     verb.add_argument("--baselines", action="store_true", help="also print what classical methods reach on it")
     verb.set_defaults(run=_prepare)
 
-    reports.add_parser(verbs)
+    for module in (reports, render, submit, status, logs, cancel, list_runs):
+        module.add_parser(verbs)
 
     verb = verbs.add_parser("config", help="show a config with all defaults, or the schema of all keys")
     kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)
@@ -66,12 +64,6 @@ def _demo(given: argparse.Namespace) -> int:
     from launcher.demo import run_demo
 
     return run_demo(given.folder.expanduser().absolute(), given.overrides)
-
-
-def _plan(given: argparse.Namespace) -> int:
-    for line in lines(configs.load(given.config, given.overrides)):
-        print(line)
-    return 0
 
 
 def _prepare(given: argparse.Namespace) -> int:

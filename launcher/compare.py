@@ -203,11 +203,12 @@ def _curve(compared: Curve, tolerance: float) -> Iterator[str]:
     rows.append(["largest difference", *head, ""])
     rows += [[f"  {_label(pair)}", *_numbers(pair), _place(pair)] for pair in compared.largest]
     for quantity, sides in compared.not_recorded.items():
-        rows.append([f"  {_LABELS.get(quantity, quantity)}", f"not recorded in {sides}", "", "", "", ""])
+        rows.append([f"  {_LABELS.get(quantity, quantity)}", "-", "-", "-", "-", f"not recorded in {sides}"])
     yield from _columns(rows, indent=2)
     causes = [pair.quantity for pair in compared.first if pair.differs(tolerance)]
     if compared.kind == "train" and causes:
-        yield f"  {_MEANINGS[causes[0]]}"
+        unknown = "sample_ids" in compared.not_recorded and causes[0] != "sample_ids"
+        yield f"  {_MEANINGS[causes[0]]}{'; or other images: their ids were not recorded' * unknown}"
 
 
 def _label(pair: Pair) -> str:

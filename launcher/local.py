@@ -20,7 +20,7 @@ from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.signals import StopSignals
-from launcher.worker import Assignment, notice_supervisor, train_worker
+from launcher.worker import Assignment, notice_supervisor, stop_file, train_worker
 
 
 def run_local(
@@ -68,7 +68,13 @@ def run_local(
         )
         stopped = signals
         supervisor = notice_supervisor(
-            config, run, rank, attempt, stopped=lambda: stopped.stopped, listener=progress.record
+            config,
+            run,
+            rank,
+            attempt,
+            stop_file=stop_file(run, attempt) if rank == 0 else None,
+            stopped=lambda: stopped.stopped,
+            listener=progress.record,
         )
         try:
             outcome = train_worker(config, assignment, supervisor)

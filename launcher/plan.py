@@ -2,21 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import re
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from typing import Any
 
-from launcher.errors import ConfigError, Problem
+from launcher import config as configs
+from launcher import heartbeats, scale
+from launcher.arguments import config_arguments
+from launcher.errors import ConfigError, Problem, UsageError
 from launcher.run_config import RunConfig
 from resnet_dist.durations import Every
-from resnet_dist.engines.factory import DEFAULT_STAGE
 from resnet_dist.extension import is_reference
-from resnet_dist.memory import step_bytes
-from resnet_dist.optim import build_schedule
 from resnet_dist.shares import BatchLayout
+
+MAX_NODES = 100_000  # a column each: more is a slip of the finger
+
+
+def add_parser(verbs: Any) -> None:
+    """CONFIG [key=value ...] [--nodes 1,8,64,512 and what is assumed of them]"""
+    verb = verbs.add_parser("plan", help="check a config without GPU or data; print steps, shares, spans and LR")
+    config_arguments(verb)
+    verb.add_argument("--nodes", metavar="N,N,...", help="also: what the run asks of so many nodes, and its goodput")
+    on_paper = verb.add_argument_group("with --nodes")
+    on_paper.add_argument("--mtbf-hours", metavar="H", type=float, help="mean time between failures of a node")
+    on_paper.add_argument("--images-per-s", metavar="R", type=float, help="of one worker, computation alone")
+    on_paper.add_argument("--save-s", metavar="S", type=float, help="that a checkpoint holds up the training")
+    on_paper.add_argument("--restart-s", metavar="S", type=float, help="from a failure to the next step, reading aside")
+    on_paper.add_argument("--storage-gb-s", metavar="R", type=float, help="that the shared storage reads")
+    verb.set_defaults(run=_plan)
+
+
+def _plan(given: argparse.Namespace) -> int:
+    config = configs.load(given.config, given.overrides)
+    assumptions = _assumptions(given, config)
+    for line in lines(config):
+        print(line)
+    if given.nodes is not None:
+        needs = _needs(config)
+        loads = [(nodes, scale.load_on(nodes, needs, assumptions)) for nodes in _nodes(given.nodes)]
+        for line in scale.lines(loads, assumptions):
+            print(line)
+    return 0
+
+
+def _nodes(text: str) -> Sequence[int]:
+    if re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text) is None:
+        raise UsageError(f"--nodes {text}: Allowed: numbers with commas between them, for example 1,8,64,512")
+    numbers = [int(part) for part in text.split(",")]
+    if not all(1 <= number <= MAX_NODES for number in numbers):
+        raise UsageError(f"--nodes {text}: Allowed: numbers from 1 to {MAX_NODES:,}")
+    return numbers
+
+
+def _assumptions(given: argparse.Namespace, config: RunConfig) -> scale.Assumptions:
+    names = {
+        "mtbf_hours": "node_mtbf_hours",
+        "images_per_s": "images_per_s",
+        "save_s": "save_stall_s",
+        "restart_s": "restart_s",
+        "storage_gb_s": "storage_bytes_per_s",
+    }
+    values = {name: getattr(given, option) for option, name in names.items() if getattr(given, option) is not None}
+    for option, name in names.items():
+        if name in values and not 0 < values[name] < float("inf"):
+            raise UsageError(f"--{option.replace('_', '-')} {values[name]:g}: Allowed: a number above 0")
+    if values and given.nodes is None:
+        raise UsageError("--nodes is missing: without it nothing is computed from the other options")
+    if given.nodes is not None and config.resources.gpus_per_worker == 0 and "images_per_s" not in values:
+        raise UsageError("--images-per-s is missing: what a worker makes on a CPU depends on the CPU")
+    if "storage_bytes_per_s" in values:
+        values["storage_bytes_per_s"] *= 1e9
+    return scale.Assumptions(**values)
+
+
+def _needs(config: RunConfig) -> scale.Needs:
+    from resnet_dist.memory import step_bytes
+
+    if is_reference(config.model.name):
+        problem = Problem(
+            "plan --nodes", "model.name", f"found {config.model.name}, the user's own", "a built-in model"
+        )
+        raise ConfigError([problem])  # a plan does not run the user's code, and so does not know its size
+    num_samples = config.data.num_samples or 0  # `lines` has asked for it
+    static_bytes, _ = step_bytes(config.recipe())
+    copies = 3 if config.optimizer.momentum else 2  # in a step; a checkpoint has no gradients
+    every = config.checkpoint.every.samples(batch_size=config.batch.size, num_samples=num_samples)
+    return scale.Needs(
+        workers_per_node=config.workers.most // config.cluster.nodes,
+        batch_size=config.batch.size,
+        micro_batch_size=config.batch.size // config.batch.parts,
+        num_samples=num_samples,
+        checkpoint_bytes=static_bytes // copies * (copies - 1),
+        checkpoint_every_samples=int(every),
+        heartbeat_s=heartbeats.interval_s(config.faults.hang_timeout_s),
+        uses_gpus=config.resources.gpus_per_worker > 0,
+    )
 
 
 def lines(config: RunConfig) -> Iterator[str]:
     """The plan, a line each. Raises ConfigError where the data set's size is not given."""
+    from resnet_dist.optim import build_schedule  # torch: seconds that other verbs should not pay
+
     num_samples = config.data.num_samples
     if num_samples is None:
         problem = Problem("plan", "data.num_samples", "is not given", "the number of training images")
@@ -41,6 +129,9 @@ def lines(config: RunConfig) -> Iterator[str]:
 
 
 def _engine(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
+    from resnet_dist.engines.factory import DEFAULT_STAGE
+    from resnet_dist.memory import step_bytes
+
     engine = config.engine
     stage = "" if engine.name != "zero" else f" stage {DEFAULT_STAGE if engine.stage is None else engine.stage}"
     dtype = engine.gradient_dtype or ("float64" if config.precision == "float64" else "float32")

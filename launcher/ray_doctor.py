@@ -49,7 +49,7 @@ class RayHosts:
         nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
         taken = [node["NodeManagerHostname"] for node in nodes]
         names = [
-            name if taken.count(name) == 1 else f"{name} ({node['NodeManagerAddress']})"
+            name if taken.count(name) == 1 else f"{name} ({node['NodeID'][:8]})"
             for name, node in zip(taken, nodes, strict=True)
         ]
         by_name = dict(zip(names, nodes, strict=True))

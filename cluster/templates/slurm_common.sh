@@ -3,22 +3,20 @@
 #       when the job is being preempted.
 # TERM  the job ends (scancel, the time limit, a lost node), and SLURM decides what comes after: no requeue from here.
 
-notified=false terminated=false num_signals=0
-driver='' step='' watch='' # process ids
+notified=false terminated=false
+driver='' keeper='' step='' watch='' # process ids
 
 say() { printf '%s %s\n' "$(date +%T)" "$*"; }
 
 on_usr2() {
-    num_signals=$((num_signals + 1))
-    if [ -n "$driver" ]; then
-        kill -USR2 "$driver" 2> /dev/null
-        if ! $notified; then
-            kill_late "$driver" &
-            watch=$!
-        fi
-    fi
     $notified || say "notice: the run is asked to save and end"
     notified=true
+    [ -n "$driver" ] || return 0
+    kill -USR2 "$driver" 2> /dev/null
+    if [ -z "$watch" ]; then
+        kill_late "$driver" &
+        watch=$!
+    fi
 }
 
 on_term() {
@@ -26,10 +24,9 @@ on_term() {
     on_usr2
 }
 
-# A life that ends by itself is requeued, one that SLURM has to end is not. (`read` needs no process of its own, which
-# would outlive this one.)
+# A life that ends by itself is requeued, one that SLURM has to end is not.
 kill_late() {
-    read -rt "$SAVE_S" <> <(:)
+    pause "$SAVE_S"
     say "nothing ended within $SAVE_S s of the notice: killed; the newest checkpoint counts"
     kill "-$LAST_SIGNAL" "$1" 2> /dev/null
 }
@@ -37,21 +34,28 @@ kill_late() {
 trap on_usr2 USR2
 trap on_term TERM
 
+# Sleep without a process of its own, which would outlive this one: read from a pipe into which nothing is written.
+exec 8<> <(:)
+pause() { read -rt "$1" -u 8; }
+
 # ---- waiting ---------------------------------------------------------------------------------------------------------
 
-# Wait for a child and return its own exit code: signals that are trapped interrupt `wait`, which then returns theirs.
-await() {
-    local before code result=127
-    while true; do
-        before=$num_signals
-        wait "$1"
-        code=$?
-        case $code in
-            127 | 255 | -1) ;; # asked too late: the call before had the child's own code (-1 is a slip of bash 5.2)
-            *) result=$code ;;
-        esac
-        [ "$before" -eq "$num_signals" ] && return "$result"
+# Run a command, in the background of this shell, and write its process id and then its exit code into pipe 9. `wait`
+# may lose the code of a child that ends when a signal comes; a command in the foreground keeps it.
+exec 9<> <(:)
+keep() {
+    trap : USR2 TERM # not ignored: what is ignored would stay so in the command
+    bash -c 'echo "$$" >&9; exec "$@" 9>&-' keep "$@"
+    echo "$?" >&9
+}
+
+# Wait for the exit code of what is kept; meanwhile signals are acted on.
+kept_code() {
+    local code
+    until read -rt 0.5 -u 9 code; do
+        kill -0 "$keeper" 2> /dev/null || read -rt 0 -u 9 || { code=76 && break; } # killed, the keeper too
     done
+    return "$code"
 }
 
 # Wait for a process, for so many seconds at most; false where it is still there.
@@ -128,7 +132,7 @@ finish() {
         else
             say "exit code $code: requeued, restart $((RESTARTS + 1)) of at most $MAX_REQUEUES"
             trap - TERM # SLURM ends this shell as soon as it has requeued the job
-            scontrol requeue "$JOB" && read -rt 60 <> <(:)
+            scontrol requeue "$JOB" && pause 60
         fi
     else
         say "exit code $code"

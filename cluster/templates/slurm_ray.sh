@@ -6,7 +6,7 @@ node() {
     local ray='' num_terms=0 token address base
     leave() {
         [ -z "$ray" ] || kill -KILL "$ray" 2> /dev/null # takes raylet and gcs_server along
-        remove_folder
+        [ "$SLURM_NODEID" -eq 0 ] || remove_folder      # the first node's is the job's shell's
         exit 0
     }
     # SLURM sends TERM once when the job is to be preempted or cancelled, and again when its time is over. Ray is not
@@ -88,12 +88,12 @@ if [ "${#CONTAINER[@]}" -gt 0 ]; then
     DRIVER_INSIDE=(srun --overlap --nodes=1 --ntasks=1 --nodelist="${HOSTS[0]}" "${CONTAINER[@]}")
 fi
 RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token \
-    "${DRIVER_INSIDE[@]}" python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
-driver=$!
-! $notified || kill -USR2 "$driver" # the notice came in between
-await "$driver"
+    keep "${DRIVER_INSIDE[@]}" python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
+keeper=$!
+read -r -u 9 driver
+! $notified || on_usr2 # the notice came before
+kept_code
 code=$?
-driver=''
 # Ended by the notice before it could listen, or killed after it: what is saved is saved.
 if $notified && { [ "$code" -eq 140 ] || [ "$code" -eq 137 ]; }; then code=75; fi
 finish "$code"

@@ -3,13 +3,10 @@
 # One worker. torchrun makes 1 of every exit code and ends the other workers at the first that is not 0. So the code is
 # written down, and a stop after a save counts as success.
 worker() {
-    local num_signals=0 python code
-    trap 'num_signals=$((num_signals + 1))' USR2 TERM # torchrun signals the worker too: this shell waits for it
-    python -m launcher.train "$JOB_DIR/config.yaml" "$@" place=local < /dev/null &
-    python=$!
-    echo "$python" > "$JOB_DIR/pid-$RANK"
-    [ ! -e "$JOB_DIR/notice" ] || kill -USR2 "$python"
-    await "$python"
+    local start code
+    trap : USR2 TERM # torchrun signals the worker too: this shell waits for it
+    start='echo "$$" > "$0/pid-$RANK"; [ ! -e "$0/notice" ] || kill -USR2 "$$"; exec "$@"'
+    bash -c "$start" "$JOB_DIR" python -m launcher.train "$JOB_DIR/config.yaml" "$@" place=local < /dev/null
     code=$?
     [ "$code" -ne 140 ] || code=75 # USR2 came before the worker could listen: nothing was trained in this life
     echo "$code" > "$JOB_DIR/code-$RANK"
@@ -43,10 +40,9 @@ verdict() {
 # On every node, as the one task of a step. USR2 comes from the job's shell. TERM comes from SLURM when the job is to be
 # preempted or cancelled, and again when its time is over.
 node() {
-    local torchrun='' num_signals=0 num_terms=0 code
+    local torchrun='' num_terms=0 code
     tell_workers() {
         local file
-        num_signals=$((num_signals + 1))
         touch "$JOB_DIR/notice"
         for file in "$JOB_DIR"/pid-*; do
             [ ! -e "$file" ] || kill -USR2 "$(< "$file")" 2> /dev/null
@@ -68,12 +64,12 @@ node() {
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS_PER_WORKER}
     "${INSIDE[@]}" python -m torch.distributed.run --nnodes="$NUM_NODES" --nproc-per-node="$WORKERS_PER_NODE" \
         --node-rank="$SLURM_NODEID" --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 --no-python \
-        bash -c "$(declare -p JOB_DIR); $(declare -f await worker); worker \"\$@\"" worker "$@" < /dev/null &
+        bash -c "$(declare -p JOB_DIR); $(declare -f worker); worker \"\$@\"" worker "$@" < /dev/null &
     torchrun=$!
-    await "$torchrun"
+    while kill -0 "$torchrun" 2> /dev/null; do wait "$torchrun"; done
     verdict
     code=$?
-    remove_folder
+    [ "$SLURM_NODEID" -eq 0 ] || remove_folder # the first node's is the job's shell's
     exit "$code"
 }
 
@@ -85,13 +81,14 @@ stop_step() {
 readonly LAST_SIGNAL=TERM # what ends a step that is late
 
 # Workers that wait for one that is gone are given a minute.
-printf '%s' "$CONFIG" | "${STEP[@]}" --kill-on-bad-exit=0 --wait=60 "${CONTAINER[@]}" bash -c \
+printf '%s' "$CONFIG" | keep "${STEP[@]}" --kill-on-bad-exit=0 --wait=60 "${CONTAINER[@]}" bash -c \
     "$(declare -p INSIDE SHELL_PID HEAD PORT JOB_DIR NUM_NODES WORKERS_PER_NODE CPUS_PER_WORKER)
-     $(declare -f node worker verdict await say make_folder remove_folder); node \"\$@\"" node "${OVERRIDES[@]}" &
-step=$!
-driver=$step
-! $notified || kill -USR2 "$step" # the notice came before
-await "$driver"
+     $(declare -f node worker verdict say make_folder remove_folder); node \"\$@\"" node "${OVERRIDES[@]}" &
+keeper=$!
+read -r -u 9 driver
+step=$driver
+! $notified || on_usr2 # the notice came before
+kept_code
 code=$?
 case $code in
     0 | 75 | 76) ;;

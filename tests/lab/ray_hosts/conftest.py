@@ -25,6 +25,7 @@ from launcher.prepare import write_digits
 from resnet_dist.sink import read_metrics
 
 BIN = Path(sys.executable).parent
+PACED = Path(__file__).parents[2] / "distributed"  # where the model paced:build is
 NEEDED = ("unshare", "nsenter", "setpriv", "ip", "mount")
 PORT = 6379
 NET = "10.87.0."
@@ -57,7 +58,7 @@ CONFIG: dict[str, Any] = {
     "name": "run",
     "place": "ray",
     "duration": "60 steps",
-    "model": {"name": "resnet20", "num_classes": 10},
+    "model": {"name": "paced:build", "num_classes": 10},
     "data": {"resolution": 16, "flip": False, "crop_area": [0.7, 1.0]},
     "batch": {"size": 37},
     "optimizer": {"name": "lars", "momentum": 0.9, "weight_decay": 1e-4, "convention": "lr_outside"},
@@ -134,6 +135,7 @@ class RayHosts:
             **plain_environment(),
             **FAST_HEALTH,
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(PACED),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -297,6 +299,7 @@ class Training:
 
     def __init__(self, lab: RayHosts, config: Path, *overrides: str) -> None:
         self.run = config.parent / "runs" / "run"
+        self._pace_file = config.parent / "pace.json"
         self._lab, self._config, self._overrides = lab, config, overrides
         self.process = lab.train(config, *overrides)
 
@@ -307,6 +310,18 @@ class Training:
             assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < deadline, (self.run / "attempts.jsonl").read_text()
             time.sleep(0.1)
+
+    def wait_for_attempt(self, number: int, timeout_s: float = 150) -> None:
+        """Until the attempt has begun."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.attempts("started")) < number:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline, (self.run / "attempts.jsonl").read_text()
+            time.sleep(0.1)
+
+    def pace(self, **seconds: float) -> None:
+        """Let every training step last so long: `all=`, or of one rank, `**{"1": ...}`."""
+        self._pace_file.write_text(json.dumps(seconds))
 
     def beat(self, attempt: int, rank: int) -> dict[str, Any]:
         """A worker's heartbeat."""
@@ -335,12 +350,19 @@ class Training:
         return [line["facts"]["workers"] for line in self.attempts("started")]
 
 
+def write_config(folder: Path, digits: Path, **more: Any) -> Path:
+    """The lab's config in a file; its model asks `folder`/pace.json how long a step should last."""
+    data = {**CONFIG["data"], "root": str(digits)}
+    model = {**CONFIG["model"], "arguments": {"pace": str(folder / "pace.json")}}
+    config = {**CONFIG, "storage": str(folder / "runs"), "data": data, "model": model, **more}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return folder / "run.yaml"
+
+
 @pytest.fixture
 def train(lab: RayHosts, tmp_path: Path, digits: Path) -> Iterator[Callable[..., Training]]:
     """Start a run with overrides."""
-    config = tmp_path / "run.yaml"
-    data = {**CONFIG["data"], "root": str(digits)}
-    config.write_text(yaml.safe_dump({**CONFIG, "storage": str(tmp_path / "runs"), "data": data}))
+    config = write_config(tmp_path, digits)
     started: list[Training] = []
 
     def start(*overrides: str) -> Training:
@@ -358,11 +380,10 @@ def train(lab: RayHosts, tmp_path: Path, digits: Path) -> Iterator[Callable[...,
 def untouched(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, float]:
     """{step: loss} of the same run in one process, left alone."""
     folder = tmp_path_factory.mktemp("untouched")
-    config = folder / "run.yaml"
-    data = {**CONFIG["data"], "root": str(digits)}
-    config.write_text(yaml.safe_dump({**CONFIG, "storage": str(folder / "runs"), "data": data, "place": "local"}))
+    config = write_config(folder, digits, place="local")
     command = [sys.executable, "-m", "launcher.train", str(config)]
-    done = subprocess.run(command, env=plain_environment(), capture_output=True, text=True, timeout=120)
+    environment = {**plain_environment(), "PYTHONPATH": str(PACED)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     records = read_metrics(folder / "runs/run/metrics.jsonl")
     return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}

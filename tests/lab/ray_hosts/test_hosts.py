@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -27,11 +27,14 @@ def test_a_run_shrinks_when_a_host_dies_and_grows_when_one_comes_late(
     lab: RayHosts, train: Train, untouched: Losses
 ) -> None:
     lab.start("w1", "w2", "w3")
-    training = train("workers=2..3", "duration=60 steps")
+    training = train("workers=2..3")
     training.wait_for_step(15)
     lab.kill("w3")
+    training.pace(all=1.0)
     training.wait_for_step(25)
     lab.start("w1", "w2", "w3")
+    training.wait_for_attempt(3)
+    training.pace(all=0.0)
     output = training.end()
     assert training.workers() == [3, 2, 3], output
     died, grown, finished = training.attempts("ended")
@@ -97,7 +100,7 @@ def test_a_node_at_fault_twice_is_left_out_and_named(lab: RayHosts, train: Train
     for attempt, step in ((1, 12), (2, 24)):
         training.wait_for_step(step)
         lab["w2"].signal(signal.SIGKILL, "ray::", "Train")
-        wait_for_end(training, attempt)
+        training.wait_for_attempt(attempt + 1)
     output = training.end()
     assert training.workers() == [3, 3, 2], output
     assert training.attempts("ended")[1]["facts"]["excluded"] == ["w2"]
@@ -117,12 +120,3 @@ def test_the_heads_host_dies_and_the_next_start_goes_on(lab: RayHosts, train: Tr
     again.end()
     assert again.attempts("started")[-1]["facts"]["from_step"] >= 10
     assert_same(again.losses(), untouched)
-
-
-def wait_for_end(training: Any, attempt: int) -> None:
-    import time
-
-    deadline = time.monotonic() + 120
-    while len(training.attempts("ended")) < attempt:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -147,9 +147,10 @@ def test_everything_that_needs_the_launcher_runs_in_the_image(
         "container": Container(runtime="apptainer", image="/an/image.sif"),
         "environment": {"PATH": path, "APPTAINER_LOG": str(log)},
     }
-    job = slurm.submit(script("exit 0", launcher, site, nodes=2, storage="/shared/my runs"))
-    assert slurm.wait(job)["ExitCode"] == "0:0", slurm.output(job)
     num_calls = {"ray": 3, "torchrun": 2}[launcher]  # two nodes, and the driver
+    driver = f'until [ "$(grep -c "my runs" "$APPTAINER_LOG")" = {num_calls} ]; do sleep 0.1; done'
+    job = slurm.submit(script(driver, launcher, site, nodes=2, storage="/shared/my runs"))
+    assert slurm.wait(job)["ExitCode"] == "0:0", slurm.output(job)
     assert log.read_text().count("bound /shared/my runs:/shared/my runs\n") == num_calls
 
 
@@ -272,7 +273,10 @@ def test_a_lost_node_ends_neither_the_job_nor_its_step(slurm: Any, script: Calla
     assert slurm.leftovers(job) == []
 
 
-def test_nothing_is_left_on_any_node(slurm: Any, scratch: Path) -> None:
+def test_nothing_is_left_on_any_node(slurm: Any, slow_jobs: dict[str, str], scratch: Path) -> None:
+    for job in slow_jobs.values():
+        slurm.wait(job)
+    slurm.wait_for_nodes()
     for name in slurm.nodes:
         assert slurm.hosts[name].run("ls", "-A", str(scratch)) == ""
         own = ("sleep 3600", "slurmd ", "bash -c cd ")

@@ -33,23 +33,47 @@ def run(script: str, **variables: str) -> str:
 @pytest.mark.parametrize(
     ("child", "code"),
     [
-        ('trap "exit 75" USR2; while :; do read -rt 0.05 <> <(:); done', 75),
-        ('trap "sleep 0.3; exit 75" USR2; while :; do sleep 0.05; done', 75),
-        ('trap "" USR2; sleep 0.6; exit 3', 3),
-        ("sleep 5", 140),  # dies of the signal
+        ('trap "exit 75" USR2; echo ready; while :; do read -rt 0.05 -u 9; done', 75),  # at the same moment
+        ('trap "sleep 0.3; exit 75" USR2; echo ready; while :; do sleep 0.05; done', 75),
+        ('trap "" USR2; echo ready; sleep 0.6; exit 3', 3),
+        ("echo ready; sleep 5", 140),  # dies of the signal
+        ('trap "" USR2; echo ready; exit 0', 0),
     ],
 )
-def test_await_returns_the_childs_own_code_whatever_signals_come(child: str, code: int) -> None:
-    script = (
-        f"num_signals=0; trap 'num_signals=$((num_signals + 1))' USR2\n{functions('await')}\n"
-        f"bash -c '{child}' &\nawait $!; echo $?"
-    )
-    process = subprocess.Popen(["bash", "-uc", script], stdout=subprocess.PIPE, text=True, start_new_session=True)
-    for _ in range(2):
-        time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGUSR2)  # to both, as SLURM and torchrun do
-    output, _ = process.communicate(timeout=20)
-    assert output.split() == [str(code)]
+def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int) -> None:
+    script = f"""
+        exec 9<> <(:); num_signals=0; trap 'num_signals=$((num_signals + 1))' USR2
+        {functions("keep", "kept_code")}
+        keep bash -c '{child}' &
+        keeper=$!
+        read -r -u 9 driver
+        kept_code
+        echo "$?"
+    """
+    command = ["bash", "-uc", script]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for _ in range(2):
+            os.killpg(process.pid, signal.SIGUSR2)  # to all of them, as SLURM and torchrun may do
+            time.sleep(0.1)
+        assert process.stdout.read() == f"{code}\n"
+
+
+def test_a_keeper_that_is_killed_does_not_hang_the_job() -> None:
+    script = f"""
+        exec 9<> <(:)
+        {functions("keep", "kept_code")}
+        keep sleep 5 &
+        keeper=$!
+        read -r -u 9 driver
+        kill -KILL "$keeper" "$driver"
+        kept_code
+        echo "$?"
+    """
+    assert run(script) == "76\n"
 
 
 def test_ports_that_are_taken_are_passed_over() -> None:

@@ -152,6 +152,7 @@ def test_what_older_runs_lack_is_said_and_the_rest_compared(runs: Runs) -> None:
     assert found["train"]["first_difference"]["step"] == 4
     _, text = runs.text()
     assert "not recorded in A" in text
+    assert "or other images: their ids were not recorded" in text
 
 
 def test_a_loss_that_is_not_finite_differs_from_one_that_is(runs: Runs) -> None:

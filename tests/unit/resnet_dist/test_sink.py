@@ -183,11 +183,10 @@ def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.Lo
 def test_lines_that_waited_are_written_when_there_is_space_again(tmp_path: Path) -> None:
     sink = MetricsFile(tmp_path / "m")
     sink.write(train(1))
-    full = Path("/dev/full").open("ab", buffering=0)
-    file, sink._file = sink._file, full  # type: ignore[assignment]
-    sink.write(train(2))
-    sink._file = file
-    full.close()
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file, sink._file = sink._file, full  # type: ignore[assignment]
+        sink.write(train(2))
+        sink._file = file
     sink.write(train(3))
     sink.close()
     assert read_metrics(tmp_path / "m") == [train(1), train(2), train(3)]

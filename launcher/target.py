@@ -1,0 +1,92 @@
+"""Which run a verb means, by its directory or its config; and whom to ask where its storage is not mounted here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import PlaceError
+from cluster.kubernetes_names import run_name
+from cluster.profile import KubernetesProfile
+from cluster.profile_source import load_profile
+from launcher import config as configs
+from launcher import kubernetes_jobs, render, schedulers, submissions
+from launcher.errors import UsageError
+from launcher.run_config import RunConfig
+from launcher.run_directory import RunDirectory
+from launcher.run_state import exists
+from launcher.schedulers import Word
+from launcher.submissions import Submission
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run that was asked for."""
+
+    run: RunDirectory
+    is_here: bool  # whether its run directory can be read on this machine
+    submission: Submission | None
+    config: RunConfig | None = None  # where a config was given
+    profile: KubernetesProfile | None = None
+    context: str | None = None
+
+    def word(self) -> Word | None:
+        """What its place says; None where it has none."""
+        return None if self.submission is None else schedulers.ask(self.submission)
+
+    def read(self, arguments: list[str], *, live: bool = False) -> str | None:
+        """What `launcher ARGUMENTS` prints where the volume is; None where nobody can be sent there."""
+        if self.profile is None or self.config is None:
+            return None
+        return kubernetes_jobs.read(render.spec_of(self.config), self.profile, arguments, self.context, live=live)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]"""
+    parser.add_argument("target", metavar="RUN|CONFIG", help="a run directory, STORAGE/NAME, or the run's config")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config: as it was submitted with")
+    parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, where the volume is not mounted here")
+    parser.add_argument("--context", metavar="NAME", help="kubectl's, with --profile")
+    parser.add_argument("--address", metavar="URL", help="of a Ray cluster whose storage is not mounted here")
+
+
+def find(given: argparse.Namespace) -> Target:
+    """The run that the command line means. Raises UsageError where there is none, ConfigError for a wrong config."""
+    path = Path(given.target).expanduser()
+    config: RunConfig | None = None
+    if path.is_dir():
+        if given.overrides:
+            raise UsageError(f"{given.target}: overrides change a config, and this is a run directory: leave them out")
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+        run = RunDirectory(absolute.parent, absolute.name)
+    else:
+        config = configs.load(given.target, given.overrides)
+        run = RunDirectory(Path(config.storage), config.name)
+    is_here = exists(run)
+    submission = submissions.newest(run) if is_here else None
+    if is_here:
+        return Target(run, is_here, submission, config)
+    if given.profile is not None and config is not None:
+        try:
+            profile = load_profile(given.profile, "kubernetes")
+        except PlaceError as error:
+            raise UsageError(str(error)) from None
+        details = {"namespace": profile.namespace} | ({} if given.context is None else {"context": given.context})
+        submission = submissions.now("kubernetes", run_name(config.name), details)
+        return Target(run, False, submission, config, profile, given.context)
+    if given.address is not None and config is not None:
+        from launcher import ray_jobs
+
+        address = ray_jobs.resolved(given.address)
+        job = ray_jobs.find(run.path, address)
+        if job is None:
+            raise UsageError(
+                f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to"
+            )
+        return Target(run, False, submissions.now("ray", job, {"address": address}), config)
+    raise UsageError(
+        f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "
+        "where its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
+    )
