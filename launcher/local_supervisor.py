@@ -25,7 +25,7 @@ from launcher.exit_codes import ExitCode
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.recovery import Recovery, wait
-from launcher.run_config import RunConfig
+from launcher.run_config import Faults, RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.signals import StopSignals
 
@@ -51,7 +51,7 @@ def run_supervised(
             child = _Child(config, mode, recovery)
             if signals.stopped:  # between two children, or just now
                 child.signal(signals.received or signal.SIGTERM)
-            error = child.run(run, config.faults.hang_timeout_s, notifier)
+            error = child.run(run, config.faults, notifier)
             if error is None:
                 return child.code, child.outcome
             if signals.stopped and child.attempt is None:  # ended by the signal before it could save: nothing was done
@@ -92,12 +92,13 @@ class _Child:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
-    def run(self, run: RunDirectory, hang_timeout_s: float, notifier: Notifier) -> Exception | None:
+    def run(self, run: RunDirectory, faults: Faults, notifier: Notifier) -> Exception | None:
         """Wait for the end; returns what went wrong, or None."""
-        monitor = heartbeats.Monitor(hang_timeout_s)
-        poll_s = heartbeats.interval_s(hang_timeout_s)
+        monitor = heartbeats.Monitor(faults.hang_timeout_s)
+        poll_s = heartbeats.interval_s(faults.hang_timeout_s)
         verdict = None
-        begin_by = time.monotonic() + heartbeats.LONG * hang_timeout_s
+        begin_s = max(faults.start_timeout_s, heartbeats.LONG * faults.hang_timeout_s)
+        begin_by = time.monotonic() + begin_s
         try:
             while self._receive(poll_s):
                 beats = [] if self.attempt is None else read_beats(run, self.attempt)
@@ -109,7 +110,7 @@ class _Child:
                 elif time.monotonic() < begin_by:
                     continue
                 else:
-                    problem = f"no sign of life in {heartbeats.LONG * hang_timeout_s:g} s"
+                    problem = f"no sign of life in {begin_s:g} s"
                     verdict = heartbeats.Verdict(0, socket.gethostname(), None, "start", 0, problem)
                 self._process.kill()
                 break

@@ -37,11 +37,12 @@ def add_parser(verbs: Any) -> None:
 def _plan(given: argparse.Namespace) -> int:
     config = configs.load(given.config, given.overrides)
     assumptions = _assumptions(given, config)
+    numbers = [] if given.nodes is None else _nodes(given.nodes)
     for line in lines(config):
         print(line)
-    if given.nodes is not None:
+    if numbers:
         needs = _needs(config)
-        loads = [(nodes, scale.load_on(nodes, needs, assumptions)) for nodes in _nodes(given.nodes)]
+        loads = [(nodes, scale.load_on(nodes, needs, assumptions)) for nodes in numbers]
         for line in scale.lines(loads, assumptions):
             print(line)
     return 0

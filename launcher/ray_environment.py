@@ -35,6 +35,7 @@ def _use_a_token() -> None:
         return
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, exist_ok=True)
+    token.parent.chmod(0o700)  # Ray may have made it, for everyone to read
     try:
         descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

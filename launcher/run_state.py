@@ -91,8 +91,7 @@ class Status:
 def judge(seen: Seen) -> tuple[State, str, int | None]:
     """The state, its reason or cause, and the exit code where there is one."""
     word, attempt = seen.word, seen.attempt
-    over = attempt is None or attempt.ended is not None
-    if word is not None and word.state == "pending" and over and not seen.held.alive:
+    if word is not None and word.state == "pending" and not seen.held.alive:
         return "pending", word.reason, None
     if seen.finished is not None:
         return "finished", "", int(ExitCode.OK)

@@ -40,7 +40,7 @@ verdict() {
 # On every node, as the one task of a step. USR2 comes from the job's shell. TERM comes from SLURM when the job is to be
 # preempted or cancelled, and again when its time is over.
 node() {
-    local torchrun='' num_terms=0 code
+    local torchrun='' num_terms=0 dollar='$' code
     tell_workers() {
         local file
         touch "$JOB_DIR/notice"
@@ -62,9 +62,10 @@ node() {
         cat > "$JOB_DIR/config.yaml"
     fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$CPUS_PER_WORKER}
+    set -- "$(declare -p JOB_DIR); $(declare -f worker); worker \"\$@\"" worker "$@"
     "${INSIDE[@]}" python -m torch.distributed.run --nnodes="$NUM_NODES" --nproc-per-node="$WORKERS_PER_NODE" \
         --node-rank="$SLURM_NODEID" --master-addr="$HEAD" --master-port="$PORT" --max-restarts=0 --no-python \
-        bash -c "$(declare -p JOB_DIR); $(declare -f worker); worker \"\$@\"" worker "$@" < /dev/null &
+        bash -c "${@//$dollar/$dollar$dollar}" < /dev/null & # torchrun fills in ${...} in arguments, and $$ is its $
     torchrun=$!
     while kill -0 "$torchrun" 2> /dev/null; do wait "$torchrun"; done
     verdict

@@ -33,7 +33,10 @@ def test_every_error_class_has_a_rule_of_its_own() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("verb", ["train", "demo", "plan", "prepare", "config"])
+@pytest.mark.parametrize(
+    "verb",
+    ["train", "demo", "plan", "prepare", "config", "render", "submit", "status", "logs", "cancel", "list"],
+)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "--help"])

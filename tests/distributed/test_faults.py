@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
     "schedule": {"peak_lr": 0.5, "warmup": "5 steps", "decay": "cosine"},
     "evaluate": {"every": "20 steps"},
     "checkpoint": {"every": "10 steps"},
-    "faults": {"hang_timeout_s": 8},
+    "faults": {"hang_timeout_s": 15},
     "log": {"every_steps": 1, "tensorboard": False},
     "precision": "float64",
 }
@@ -257,7 +257,7 @@ def test_a_thread_that_hangs_is_noticed_named_and_replaced(struck: Make, untouch
 
 
 def test_restarts_without_progress_use_up_the_budget_and_are_told(struck: Make) -> None:
-    run = struck(faults={"hang_timeout_s": 8, "max_failures": 1})
+    run = struck(faults={"hang_timeout_s": 15, "max_failures": 1})
     run.start()
     for attempt in (1, 2):
         os.kill(run.pid(attempt=attempt), signal.SIGKILL)
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_79(struck: Make, poisoned: 
 
 
 def test_a_loss_that_is_not_finite_is_skipped_with_its_samples(struck: Make, poisoned: Path) -> None:
-    faults = {"hang_timeout_s": 8, "on_nonfinite": "skip", "max_failures": 1}
+    faults = {"hang_timeout_s": 15, "on_nonfinite": "skip", "max_failures": 1}
     run = struck(poisoned, faults=faults)
     run.start()
     output = run.end()

@@ -101,9 +101,11 @@ def test_torchrun_keeps_the_exit_code_of_the_worker_at_fault(slurm: Any, script:
     # rank 1 knows what is wrong; the others only see that it is gone
     fails = '[ "$RANK" = 1 ] && exit 65; sleep 1; exit 76'
     failing = slurm.submit(script(fails, "torchrun", nodes=2, most_workers=4, least_workers=4))
-    good = slurm.submit(script("exit 0", "torchrun", most_workers=2, least_workers=2))
+    says = 'printf "given %s\\n" "$1"'
+    good = slurm.submit(script(says, "torchrun", most_workers=2, least_workers=2, overrides=("a=$$ ${rank}",)))
     assert slurm.wait(failing)["ExitCode"] == "65:0", slurm.output(failing)
     assert slurm.wait(good)["ExitCode"] == "0:0", slurm.output(good)
+    assert slurm.output(good).count("given a=$$ ${rank}\n") == 2
     assert slurm.leftovers(failing) + slurm.leftovers(good) == []
 
 
@@ -117,6 +119,7 @@ def test_a_notice_saves_requeues_and_the_next_life_finishes(
     ended = slurm.wait(job)
     output = slurm.output(job)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert "saved" in output, output
     assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
     assert slurm.leftovers(job) == []
 
@@ -219,6 +222,7 @@ def test_a_preempted_job_saves_gives_way_and_comes_back(slurm: Any, script: Call
     ended = slurm.wait(low)
     output = slurm.output(low)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert "saved" in output, output
     assert output.index("saved") < output.index("finishing")
     assert slurm.leftovers(low) == []
 
@@ -252,6 +256,7 @@ def test_the_time_limit_saves_requeues_and_the_next_life_finishes(slurm: Any, sl
     ended = slurm.wait(job)
     output = slurm.output(job)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
+    assert "saved" in output, output
     assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
     assert slurm.leftovers(job) == []
 

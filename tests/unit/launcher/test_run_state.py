@@ -62,6 +62,7 @@ TABLE: list[tuple[str, Seen, str, int | None]] = [
     ("stopped, saved", seen(attempt=ended(75), word=GONE), "stopped", 75),
     ("Ctrl-C, saved", Seen(attempt=ended(130)), "stopped", 130),
     ("stopped, and requeued", seen(attempt=ended(75), word=WAITS), "pending", None),
+    ("lost without a word, and requeued", seen(attempt=BEGUN, held=SILENT, word=WAITS), "pending", None),
     ("failed, and its driver goes on", seen(attempt=ended(76), held=ALIVE, word=RUNS), "starting", None),
     ("failed, the driver gone too", seen(attempt=ended(76), word=GONE), "failed", 76),
     ("finished", seen(attempt=ended(0), finished={"step": 100}, word=GONE), "finished", 0),

@@ -1,0 +1,105 @@
+"""Batch norm whose statistics are exchanged: ours against torch.nn.SyncBatchNorm, in a process group of one.
+
+With one worker neither of them would exchange anything, so both are told to: what is timed is the arithmetic, the
+launches and the waits of the host, with a collective that costs next to nothing. That is the part that differs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as Exchange
+
+from benchmarks.measure import Run, interleave, time_row
+from resnet_dist.models.batch_norm import SpanBatchNorm
+from resnet_dist.models.spans import Spans
+from resnet_dist.shares import BatchLayout
+
+# Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
+SHAPES = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
+_REFERENCE = 224
+
+
+def compare_norms(device: torch.device, batch: int, resolution: int, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Forward and backward, for each shape and for float32 and bfloat16 inputs."""
+    lines = []
+    with _group_of_one(device):
+        for dtype in (torch.float32, torch.bfloat16):
+            for channels, side in SHAPES:
+                size = max(1, side * resolution // _REFERENCE)
+                shape = (batch, channels, size, size)
+                lines.append(_compare(device, dtype, shape, rounds, steps))
+    return lines
+
+
+def _compare(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int, int], rounds: int, steps: int
+) -> dict[str, Any]:
+    images = torch.randn(shape, device=device).to(dtype).to(memory_format=torch.channels_last)
+    channels = shape[1]
+    peers: dict[str, Run] = {
+        "ours": _passes(_ours(channels, shape[0], exchanged=True).to(device), images),
+        "local": _passes(nn.BatchNorm2d(channels).to(device), images),
+    }
+    absent = {}
+    if device.type == "cuda":
+        peers["SyncBatchNorm"] = _passes(_AlwaysSynchronised(channels).to(device), images)
+    else:
+        absent["SyncBatchNorm"] = "it takes no CPU tensors"
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times = interleave(peers, rounds=rounds, steps=steps, warm_up=2, wait=wait)
+    goal = {"SyncBatchNorm": 1.0}
+    others = [name for name in peers if name != "ours"]
+    what = f"batch norm over workers, {tuple(shape)}, {str(dtype).removeprefix('torch.')}"
+    rows = [time_row(what, name, times["ours"], times[name], goal.get(name)).record() for name in others]
+    return {"rows": rows, "times_s": times, "absent": absent}
+
+
+def _passes(layer: nn.Module, images: Tensor) -> Run:
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            output = layer(images.detach().requires_grad_())
+            output.backward(torch.ones_like(output))
+            layer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def _ours(channels: int, batch: int, *, exchanged: bool) -> SpanBatchNorm:
+    spans = Spans(BatchLayout(batch, 1, 1), 0, "global")
+    if exchanged:
+        spans.group = dist.group.WORLD
+    return SpanBatchNorm(nn.BatchNorm2d(channels), spans, 0.1, 1e-5)
+
+
+class _AlwaysSynchronised(nn.SyncBatchNorm):
+    """Goes the way that it goes with several workers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        group = dist.group.WORLD
+        apply: Callable[..., Tensor] = Exchange.apply
+        return apply(
+            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.momentum, group, 1
+        )
+
+
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = dist.FileStore(str(Path(folder) / "store"), 1)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()

@@ -1,0 +1,123 @@
+"""launcher submit ray on a real head that wants a token: submitted, followed and ended as a user does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+TOKEN = "f" * 64
+START_S = 120
+Launcher = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home directory with the cluster's token, as one copies it from the head."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".ray").mkdir(mode=0o700)
+    (folder / ".ray" / "auth_token").write_text(TOKEN)
+    (folder / ".ray" / "auth_token").chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def variables(home: Path) -> dict[str, str]:
+    ours = ("RAY_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {"HOME": str(home)}
+
+
+@pytest.fixture(scope="module")
+def address(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A head of its own, on ports of its own."""
+    port, dashboard = free_port(), free_port()
+    log = tmp_path_factory.mktemp("head") / "head.log"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", "--ray-client-server-port=0", "--object-store-memory=200000000"]
+    command += [f"--temp-dir={tmp_path_factory.mktemp('r', numbered=True)}", "--disable-usage-stats"]
+    with log.open("w") as output:
+        head = subprocess.Popen(
+            command, env={**variables, "RAY_AUTH_MODE": "token"}, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_S
+        while socket.socket().connect_ex(("127.0.0.1", dashboard)) != 0:
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+
+
+@pytest.fixture
+def run_launcher(variables: dict[str, str]) -> Launcher:
+    def call(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "launcher", *arguments]
+        return subprocess.run(command, env=variables | more, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_a_run_is_submitted_followed_and_told_to_save(
+    address: str, config_file: Path, run_launcher: Launcher, tmp_path: Path
+) -> None:
+    refused = run_launcher(
+        "submit", "ray", str(config_file), "--address", address, HOME=str(tmp_path / "nobody"), RAY_AUTH_MODE="disabled"
+    )
+    assert refused.returncode == 69
+    assert "the cluster wants its token" in refused.stderr
+
+    run = tmp_path / "runs" / "tiny"
+    run.parent.mkdir()
+    command = ["submit", "ray", str(config_file), "place=ray", "workers=1", "duration=100000 steps"]
+    done = run_launcher(*command, "--address", address)
+    assert done.returncode == 0, done.stderr
+    assert f"at {address}" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+    again = run_launcher(*command, "--address", address)
+    assert again.returncode == 64
+    assert "submitted already" in again.stderr or "is at work in this run" in again.stderr
+
+    def status() -> dict[str, Any]:
+        told = run_launcher("status", str(run), "--json")
+        found: dict[str, Any] = json.loads(told.stdout)
+        return found
+
+    seen = _until(status, lambda found: found["state"] not in ("pending", "starting"))
+    assert seen["state"] in ("running", "saving"), seen
+    assert seen["total_steps"] == 100_000
+    assert "rank 0 of 1" in run_launcher("logs", str(run)).stdout
+
+    assert "asked to save and end" in run_launcher("cancel", str(run)).stdout
+    ended = _until(status, lambda found: found["state"] not in ("running", "saving", "starting"))
+    assert (ended["state"], ended["exit_code"]) == ("stopped", 75)
+    assert ended["step"] >= seen["step"] > 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{ended['step']:08d}"]
+
+
+def _until(ask: Callable[[], dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    deadline = time.monotonic() + START_S
+    while not holds(found := ask()):
+        assert time.monotonic() < deadline, found
+        time.sleep(1.0)
+    return found
