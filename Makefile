@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install check test
+.PHONY: help demo install system check test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
+
+# SLURM and namespaces for tests/lab; on a machine without apt-get, or without root, those tests are skipped instead.
+LAB := slurm-wlm munge iproute2 util-linux
+system: ## install what tests/lab needs beside Python (Debian and Ubuntu, as root)
+	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }
 
 check: install ## lint, format, types, the arrows between packages, the examples in docstrings
 	$(BIN)/ruff check .

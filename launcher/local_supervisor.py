@@ -57,9 +57,7 @@ def run_supervised(
             if signals.stopped and child.attempt is None:  # ended by the signal before it could save: nothing was done
                 return signals.exit_code, {"step": newest_step(run), "finished": False}
             attempt = run.begin_attempt({"place": "local", "workers": 1}) if child.attempt is None else child.attempt
-            decision = recovery.failed(
-                error, attempt, child.first_step, began, {host: 1}, host, stopping=signals.stopped
-            )
+            decision = recovery.failed(error, attempt, child.first_step, began, {host: 1}, stopping=signals.stopped)
             mode = "auto"
             wait(decision.wait_s, signals)
 

@@ -40,22 +40,28 @@ pause() { read -rt "$1" -u 8; }
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
 
-# Run a command, in the background of this shell, and write its process id and then its exit code into pipe 9. `wait`
-# may lose the code of a child that ends when a signal comes; a command in the foreground keeps it.
-exec 9<> <(:)
+# Run a command in the foreground of a background shell, and leave its process id and its exit code in files. `wait` may
+# lose the code of a child that ends when a signal comes; a command in the foreground keeps it.
 keep() {
     trap : USR2 TERM # not ignored: what is ignored would stay so in the command
-    bash -c 'echo "$$" >&9; exec "$@" 9>&-' keep "$@"
-    echo "$?" >&9
+    bash -c 'echo "$$" > "$0/kept"; exec "$@"' "$JOB_DIR" "$@"
+    echo "$?" > "$JOB_DIR/exit-code"
 }
 
-# Wait for the exit code of what is kept; meanwhile signals are acted on.
-kept_code() {
-    local code
-    until read -rt 0.5 -u 9 code; do
-        kill -0 "$keeper" 2> /dev/null || read -rt 0 -u 9 || { code=76 && break; } # killed, the keeper too
+# The process id of what is kept, as soon as it has one.
+kept() {
+    until [ -s "$JOB_DIR/kept" ]; do
+        kill -0 "$keeper" 2> /dev/null || return 1
+        pause 0.05
     done
-    return "$code"
+    cat "$JOB_DIR/kept"
+}
+
+# Wait until it has ended, and return its exit code. Meanwhile signals are acted on.
+exit_code() {
+    while kill -0 "$keeper" 2> /dev/null; do wait "$keeper"; done
+    [ -s "$JOB_DIR/exit-code" ] || return 76 # the keeper was killed
+    return "$(< "$JOB_DIR/exit-code")"
 }
 
 # Wait for a process, for so many seconds at most; false where it is still there.

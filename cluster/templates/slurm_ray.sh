@@ -90,9 +90,9 @@ fi
 RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token \
     keep "${DRIVER_INSIDE[@]}" python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
 keeper=$!
-read -r -u 9 driver
+driver=$(kept)
 ! $notified || on_usr2 # the notice came before
-kept_code
+exit_code
 code=$?
 # Ended by the notice before it could listen, or killed after it: what is saved is saved.
 if $notified && { [ "$code" -eq 140 ] || [ "$code" -eq 137 ]; }; then code=75; fi

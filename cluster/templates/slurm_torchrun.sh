@@ -86,10 +86,10 @@ printf '%s' "$CONFIG" | keep "${STEP[@]}" --kill-on-bad-exit=0 --wait=60 "${CONT
     "$(declare -p INSIDE SHELL_PID HEAD PORT JOB_DIR NUM_NODES WORKERS_PER_NODE CPUS_PER_WORKER)
      $(declare -f node worker verdict say make_folder remove_folder); node \"\$@\"" node "${OVERRIDES[@]}" &
 keeper=$!
-read -r -u 9 driver
+driver=$(kept)
 step=$driver
 ! $notified || on_usr2 # the notice came before
-kept_code
+exit_code
 code=$?
 case $code in
     0 | 75 | 76) ;;

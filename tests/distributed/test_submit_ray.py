@@ -28,6 +28,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home directory with the cluster's token, as one copies it from the head."""
@@ -51,7 +56,11 @@ def address(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     log = tmp_path_factory.mktemp("head") / "head.log"
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
     command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"]
-    command += ["--node-ip-address=127.0.0.1", "--ray-client-server-port=0", "--object-store-memory=200000000"]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        f"--ray-client-server-port={free_port()}",
+        "--object-store-memory=200000000",
+    ]
     command += [f"--temp-dir={tmp_path_factory.mktemp('r', numbered=True)}", "--disable-usage-stats"]
     with log.open("w") as output:
         head = subprocess.Popen(
@@ -59,7 +68,7 @@ def address(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         )
     try:
         deadline = time.monotonic() + START_S
-        while socket.socket().connect_ex(("127.0.0.1", dashboard)) != 0:
+        while not listens(dashboard):
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)

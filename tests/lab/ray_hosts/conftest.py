@@ -25,7 +25,7 @@ from launcher.prepare import write_digits
 from resnet_dist.sink import read_metrics
 
 BIN = Path(sys.executable).parent
-PACED = Path(__file__).parents[2] / "distributed"  # where the model paced:build is
+PACED = Path(__file__).parents[3] / "benchmarks"  # where the model paced:build is
 NEEDED = ("unshare", "nsenter", "setpriv", "ip", "mount")
 PORT = 6379
 NET = "10.87.0."

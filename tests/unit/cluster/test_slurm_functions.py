@@ -33,21 +33,22 @@ def run(script: str, **variables: str) -> str:
 @pytest.mark.parametrize(
     ("child", "code"),
     [
-        ('trap "exit 75" USR2; echo ready; while :; do read -rt 0.05 -u 9; done', 75),  # at the same moment
+        ('trap "exit 75" USR2; echo ready; while :; do :; done', 75),  # at the same moment
         ('trap "sleep 0.3; exit 75" USR2; echo ready; while :; do sleep 0.05; done', 75),
         ('trap "" USR2; echo ready; sleep 0.6; exit 3', 3),
         ("echo ready; sleep 5", 140),  # dies of the signal
         ('trap "" USR2; echo ready; exit 0', 0),
     ],
 )
-def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int) -> None:
+def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int, tmp_path: Path) -> None:
     script = f"""
-        exec 9<> <(:); num_signals=0; trap 'num_signals=$((num_signals + 1))' USR2
-        {functions("keep", "kept_code")}
+        exec 8<> <(:); num_signals=0; trap 'num_signals=$((num_signals + 1))' USR2
+        {functions("pause", "keep", "kept", "exit_code")}
+        JOB_DIR={tmp_path}
         keep bash -c '{child}' &
         keeper=$!
-        read -r -u 9 driver
-        kept_code
+        driver=$(kept)
+        exit_code
         echo "$?"
     """
     command = ["bash", "-uc", script]
@@ -62,15 +63,16 @@ def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int
         assert process.stdout.read() == f"{code}\n"
 
 
-def test_a_keeper_that_is_killed_does_not_hang_the_job() -> None:
+def test_a_keeper_that_is_killed_does_not_hang_the_job(tmp_path: Path) -> None:
     script = f"""
-        exec 9<> <(:)
-        {functions("keep", "kept_code")}
+        exec 8<> <(:)
+        {functions("pause", "keep", "kept", "exit_code")}
+        JOB_DIR={tmp_path}
         keep sleep 5 &
         keeper=$!
-        read -r -u 9 driver
+        driver=$(kept)
         kill -KILL "$keeper" "$driver"
-        kept_code
+        exit_code
         echo "$?"
     """
     assert run(script) == "76\n"

@@ -43,7 +43,7 @@ def test_an_ended_rayjob_makes_room(places: Any) -> None:
 
 def test_what_the_server_refuses_is_told_whole(places: Any) -> None:
     places.says("refuses", 'Error from server (Forbidden): rayjobs.ray.io is forbidden: User "me" cannot patch')
-    with pytest.raises(ClusterUnavailable, match="apply --dry-run=server: Error from server .Forbidden.*cannot patch"):
+    with pytest.raises(ClusterUnavailable, match=r"apply --dry-run=server: Error from server .Forbidden.*cannot patch"):
         kubernetes_jobs.check(MANIFESTS, "training", None)
 
 

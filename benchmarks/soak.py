@@ -1,0 +1,367 @@
+"""Does a run lose anything, however often it is struck? Faults are drawn at random moments of one long run.
+
+    python -m benchmarks.soak --faults 100 --minutes 30            one process under the local supervisor
+    python -m benchmarks.soak --faults 25 --minutes 30 --ray       two workers through Ray
+
+The same run is done once untouched; the final weights must have the same bits. Afterwards nothing may be left: no
+process, no port, no temporary folder, no lease. Prints a table and writes JSON (--output).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import heartbeats
+from launcher.prepare import write_digits
+from launcher.run_directory import RunDirectory
+from resnet_dist.checkpoint import restore
+
+HERE = Path(__file__).parent
+STEPS_A_FAULT = 14  # of training between two faults, on average
+STEPS_UNDER_WAY = 8  # from the moment to strike to the fault's effect
+CHECKPOINT_EVERY = 10  # steps: what a kill may cost, and one more while a save is under way
+HANG_TIMEOUT_S = 6.0
+EXIT_STOPPED = {signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
+CONFIG: dict[str, Any] = {
+    "schema": 1,
+    "model": {"name": "paced:build", "num_classes": 10},
+    "data": {"resolution": 16, "flip": False, "crop_area": [0.7, 1.0]},
+    "batch": {"size": 37},
+    "schedule": {"peak_lr": 0.05, "decay": "constant"},
+    "evaluate": {"every": "25 steps"},
+    "checkpoint": {"every": f"{CHECKPOINT_EVERY} steps"},
+    "faults": {"hang_timeout_s": HANG_TIMEOUT_S, "max_failures": 5, "node_strikes": 1000},
+    "log": {"every_steps": 1, "tensorboard": False},
+}
+
+
+@dataclass(frozen=True)
+class Struck:
+    """A fault that was struck, and what it cost."""
+
+    kind: str
+    at_step: int
+    seconds: float  # until the next step that had not been done before
+    steps_redone: int
+
+
+@dataclass
+class Soak:
+    """A run and its tormentor."""
+
+    folder: Path
+    name: str
+    steps: int
+    workers: int  # 1: under the local supervisor; more: through Ray
+    process: subprocess.Popen[bytes] | None = None
+    struck: list[Struck] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.directory = RunDirectory(self.folder / "runs", self.name)
+        self.pace_file = self.folder / f"{self.name}-pace.json"
+        place = {"place": "local"} if self.workers == 1 else {"place": "ray", "workers": self.workers}
+        config = {**CONFIG, **place, "name": self.name, "storage": str(self.folder / "runs")}
+        config["duration"] = f"{self.steps} steps"
+        config["data"] = {**CONFIG["data"], "root": str(self.folder / "digits")}
+        config["model"] = {**CONFIG["model"], "arguments": {"pace": str(self.folder / "pace.json")}}
+        self.file = self.folder / f"{self.name}.yaml"
+        self.file.write_text(yaml.safe_dump(config))
+
+    def start(self) -> None:
+        """Start the main job."""
+        environment = {**os.environ, "PYTHONPATH": str(HERE), "RESNET_SOAK": str(self.folder)}
+        with (self.folder / f"{self.name}.output").open("ab") as output:
+            command = [sys.executable, "-m", "launcher.train", str(self.file)]
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+    def done(self) -> int:
+        """The newest step that was ever recorded."""
+        return self._newest('"kind": "train"')
+
+    def poll(self) -> int | None:
+        """The exit code, once the main job has ended."""
+        assert self.process is not None
+        return self.process.poll()
+
+    def wait_until(self, true: Callable[[], object], timeout_s: float = 300) -> bool:
+        """Whether `true` came about before the run's end."""
+        deadline = time.monotonic() + timeout_s
+        while not true():
+            if self.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError((self.folder / f"{self.name}.output").read_text()[-3000:])
+            time.sleep(0.01)
+        return True
+
+    def workers_now(self) -> dict[int, int]:
+        """{rank: process} of the newest attempt's workers that have not ended."""
+        attempts = self.directory.attempts()
+        beats = heartbeats.read(self.directory.logs(attempts[-1].number)) if attempts else {}
+        return {rank: beat.pid for rank, beat in beats.items() if beat.ended is None}
+
+    def _newest(self, kind: str) -> int:
+        try:
+            with self.directory.metrics.open("rb") as file:
+                file.seek(max(file.seek(0, 2) - 100_000, 0))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return 0
+        steps = []
+        for line in lines:
+            if kind in line:
+                with contextlib.suppress(ValueError):
+                    steps.append(json.loads(line)["step"])
+        self._furthest = max([getattr(self, "_furthest", 0), *steps])
+        return self._furthest
+
+
+Fault = Callable[[Soak], None]
+
+
+def kill(soak: Soak, number: int = signal.SIGKILL) -> None:
+    """One worker, drawn at random, gets a signal."""
+    workers = soak.workers_now()
+    if workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(random.choice(list(workers.values())), number)
+
+
+def kill_while_saving(soak: Soak) -> None:
+    """The worker that writes checkpoints is killed while one is half written."""
+    workers = soak.workers_now()
+
+    def half_written() -> bool:
+        return any(path.name.startswith(".step-") for path in soak.directory.checkpoints.iterdir())
+
+    if 0 in workers and soak.wait_until(half_written):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[0], signal.SIGKILL)
+
+
+def kill_twice(soak: Soak) -> None:
+    """A worker is killed, and its successor as soon as it is there."""
+    kill(soak)
+    number = len(soak.directory.attempts())
+    if soak.wait_until(lambda: len(soak.directory.attempts()) > number and soak.workers_now()):
+        kill(soak)
+
+
+def stop(soak: Soak) -> None:
+    """A worker is stopped: it is there, and does nothing."""
+    kill(soak, signal.SIGSTOP)
+
+
+def crash(soak: Soak) -> None:
+    """A worker breaks off with a segmentation fault."""
+    kill(soak, signal.SIGSEGV)
+
+
+def hang(soak: Soak) -> None:
+    """A worker's training thread never comes back from a step."""
+    rank = random.choice(list(soak.workers_now()) or [0])
+    number = len(soak.directory.attempts())
+    pace = soak.folder / "pace.json"
+    pace.write_text(json.dumps({"all": 0, str(rank): 3600}))
+    soak.wait_until(lambda: soak.directory.attempts()[number - 1].ended)
+    pace.write_text("{}")
+
+
+def stopping(number: int) -> Fault:
+    """The main job is asked to stop, and started again."""
+
+    def ask(soak: Soak) -> None:
+        assert soak.process is not None
+        soak.process.send_signal(number)
+        code = soak.process.wait(120)
+        if code != 0 and code != EXIT_STOPPED[signal.Signals(number)]:
+            raise AssertionError(f"exit code {code} after {signal.Signals(number).name}")
+        soak.start()
+
+    ask.__name__ = signal.Signals(number).name
+    return ask
+
+
+def kill_the_driver(soak: Soak) -> None:
+    """The main job itself is killed, and started again."""
+    assert soak.process is not None
+    workers = soak.workers_now()
+    soak.process.kill()
+    soak.process.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers.values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    soak.start()
+
+
+LOCAL: tuple[Fault, ...] = (
+    *(kill, kill, kill_while_saving, kill_twice, stop, crash, hang, kill_the_driver),
+    *(stopping(signal.SIGTERM), stopping(signal.SIGUSR2), stopping(signal.SIGINT)),
+)
+RAY: tuple[Fault, ...] = (kill, kill, kill_while_saving, stop, hang, stopping(signal.SIGTERM))
+
+
+def strike(soak: Soak, fault: Fault) -> bool:
+    """Strike once, and wait for the next new step; False where the run ended before it could be struck."""
+    target = soak.done() + random.randint(STEPS_A_FAULT // 2, STEPS_A_FAULT * 3 // 2)
+    if not soak.wait_until(lambda: soak.done() >= target and soak.workers_now()):
+        return False
+    began, at_step, lost_before = time.monotonic(), soak.done(), redone(soak)
+    number = len(soak.directory.attempts())
+    fault(soak)
+    if not soak.wait_until(lambda: len(soak.directory.attempts()) > number):
+        return False
+    reached = soak.done()  # what was asked to stop has gone on to a step boundary
+    if not soak.wait_until(lambda: soak.done() > reached):
+        return False
+    seconds = time.monotonic() - began
+    soak.struck.append(Struck(fault.__name__, at_step, seconds, redone(soak) - lost_before))
+    return True
+
+
+def redone(soak: Soak) -> int:
+    """Steps that were done again so far: those that are recorded more than once."""
+    records = [line for line in soak.directory.metrics.read_text().splitlines() if '"kind": "train"' in line]
+    steps = [line.partition('"step": ')[2].partition(",")[0] for line in records]
+    return len(steps) - len(set(steps))
+
+
+def leftovers(folder: Path) -> dict[str, list[str]]:
+    """What is left of all runs below `folder`; nothing should be."""
+    marked = f"RESNET_SOAK={folder}".encode()
+    processes = []
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and marked in (process / "environ").read_bytes().split(b"\0"):
+                processes.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
+    found: dict[str, list[str]] = {"processes": processes, "half-written checkpoints": [], "leases": []}
+    for run in (folder / "runs").iterdir():
+        found["half-written checkpoints"] += [str(path) for path in (run / "checkpoints").glob(".step-*")]
+        held = {path.stem for path in (run / "lease").glob("*.json")}
+        held -= {path.stem for path in (run / "lease").glob("*.released")}
+        found["leases"] += [str(run / "lease" / name) for name in held]
+    return found
+
+
+def listening() -> set[str]:
+    """Addresses that something on this machine listens at."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {line[1] for line in lines if line[3] == "0A"}  # TCP_LISTEN, in proc(5)
+
+
+def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
+    """Whether the final checkpoints have the same bits."""
+    first, second = restore.newest(one.checkpoints), restore.newest(other.checkpoints)
+    if first is None or second is None or first.step != second.step:
+        return False
+    weights, others = first.model(), second.model()
+    return weights.keys() == others.keys() and all(weights[name].equal(tensor) for name, tensor in others.items())
+
+
+def soak(folder: Path, num_faults: int, minutes: float, workers: int, seed: int) -> dict[str, Any]:
+    """Strike a run `num_faults` times, or as often as `minutes` allow; the report."""
+    random.seed(seed)
+    ports = listening()
+    write_digits(folder / "digits")
+    steps = (num_faults + 1) * (STEPS_A_FAULT + STEPS_UNDER_WAY)
+    runs = {name: Soak(folder, name, steps, workers) for name in ("untouched", "struck")}
+    runs["untouched"].start()
+    runs["untouched"].wait_until(lambda: False, timeout_s=minutes * 60)
+    struck = runs["struck"]
+    struck.start()
+    faults, deadline = RAY if workers > 1 else LOCAL, time.monotonic() + minutes * 60
+    bag: list[Fault] = []
+    for _ in range(num_faults):
+        bag = bag or random.sample(faults, len(faults))
+        if time.monotonic() > deadline or not strike(struck, bag.pop()):
+            break
+    struck.wait_until(lambda: False, timeout_s=600)
+    seconds = [one.seconds for one in struck.struck]
+    time.sleep(2)  # for what ends by itself
+    return {
+        "place": "local" if workers == 1 else f"ray, {workers} workers",
+        "seed": seed,
+        "faults": len(struck.struck),
+        "steps": steps,
+        "attempts": len(struck.directory.attempts()),
+        "exit_codes": {name: run.poll() for name, run in runs.items()},
+        "same_weights": same_weights(runs["struck"].directory, runs["untouched"].directory),
+        "steps_redone": {"sum": sum(one.steps_redone for one in struck.struck), "worst": _worst(struck.struck)},
+        "seconds_to_next_new_step": {
+            "median": statistics.median(seconds) if seconds else None,
+            "worst": max(seconds, default=None),
+        },
+        "left_over": {**leftovers(folder), "ports": sorted(listening() - ports)},
+        "struck": [asdict(one) for one in struck.struck],
+    }
+
+
+def _worst(struck: Sequence[Struck]) -> int:
+    return max((one.steps_redone for one in struck), default=0)
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a person reads it, a line a kind of fault."""
+    lines = [f"{'fault':<20} {'times':>5} {'redone':>7} {'median s':>9} {'worst s':>8}"]
+    for kind in sorted({one["kind"] for one in report["struck"]}):
+        ones = [one for one in report["struck"] if one["kind"] == kind]
+        seconds = [one["seconds"] for one in ones]
+        redone_steps = sum(one["steps_redone"] for one in ones)
+        lines.append(
+            f"{kind:<20} {len(ones):>5} {redone_steps:>7} {statistics.median(seconds):>9.1f} {max(seconds):>8.1f}"
+        )
+    left = {name: len(found) for name, found in report["left_over"].items()}
+    lines.append(f"{report['faults']} faults, {report['attempts']} attempts, exit codes {report['exit_codes']}")
+    lines.append(f"same weights as the untouched run: {report['same_weights']}; left over: {left}")
+    return "\n".join(lines)
+
+
+def passes(report: dict[str, Any]) -> bool:
+    """Whether nothing was lost and nothing is left. Ports may be others', and are only told."""
+    left = [found for name, found in report["left_over"].items() if name != "ports"]
+    ended = set(report["exit_codes"].values()) == {0}
+    return bool(report["same_weights"]) and ended and not any(left) and report["faults"] > 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the soak; 0 where nothing was lost."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary one, removed)")
+    given = parser.parse_args(arguments)
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        report = soak(folder.absolute(), given.faults, given.minutes, 2 if given.ray else 1, given.seed)
+    finally:
+        if given.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(table(report))
+    if given.output is not None:
+        given.output.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if passes(report) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The tables of docs/faults.md and docs/errors.md are those of launcher/faults.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from launcher.exit_codes import ExitCode
+from launcher.faults import RULES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def rows(page: str, columns: int) -> list[list[str]]:
+    """The cells of all table rows of a page whose first cell is code, without its quotes."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return [[row[0].strip("`"), *row[1:]] for row in cells if len(row) == columns]
+
+
+def test_the_page_on_faults_has_every_rule_in_the_order_of_the_code() -> None:
+    expected = [
+        [rule.error.__name__, str(int(rule.exit_code)), rule.retry.value, "yes" if rule.blames_node else "no"]
+        for rule in RULES
+    ]
+    assert rows("faults.md", columns=4) == expected
+
+
+def test_the_page_on_errors_says_the_same() -> None:
+    said = {name: (code, again.replace("`", "")) for name, code, again, _ in rows("errors.md", columns=4)}
+    for rule in RULES:
+        if rule.error is not Exception:
+            name = f"{rule.error.__module__}.{rule.error.__name__}"
+            assert said[name] == (str(int(rule.exit_code)), rule.retry.value), name
+
+
+def test_every_rule_says_what_a_person_does() -> None:
+    assert all(rule.advice for rule in RULES)
+
+
+def test_the_page_for_whoever_is_paged_has_every_exit_code() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    codes = {int(code) for line in re.findall(r"^\| ([0-9, ]+) \|", text, re.MULTILINE) for code in line.split(",")}
+    assert codes == {int(code) for code in ExitCode}
