@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import cancel, list_runs, logs, plan, render, status, submit, train
+from launcher import cancel, compare, doctor, list_runs, logs, plan, render, status, submit, train
 from launcher import config as configs
 from launcher import report as reports
 from launcher.arguments import Parser, config_arguments
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         return int(given.run(given))
+    except BrokenPipeError:  # the reader has seen enough: `launcher compare A B | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 0
     except Exception as error:
         return report(error)
 
@@ -48,7 +52,7 @@ def _parser() -> Parser:
     verb.add_argument("--baselines", action="store_true", help="also print what classical methods reach on it")
     verb.set_defaults(run=_prepare)
 
-    for module in (reports, render, submit, status, logs, cancel, list_runs):
+    for module in (doctor, render, submit, status, logs, cancel, list_runs, reports, compare):
         module.add_parser(verbs)
 
     verb = verbs.add_parser("config", help="show a config with all defaults, or the schema of all keys")

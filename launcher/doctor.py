@@ -20,7 +20,6 @@ from cluster.profile_source import load_profile
 from launcher import config as configs
 from launcher.checks.finding import STATUSES, Finding, failed, passed, run_checks, worst
 from launcher.checks.needs import needs_of
-from launcher.checks.suite import host_checks
 from launcher.checks.variables import of_profile
 from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
@@ -88,6 +87,8 @@ def preflight(
 
     `launcher.checks.finding.require` raises ClusterUnavailable (exit code 69) where a finding fails.
     """
+    from launcher.checks.suite import host_checks  # imports torch, which the other verbs do without
+
     return run_checks(host_checks(config, needs_of(config), profile or {}), seconds, quick)
 
 

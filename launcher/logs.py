@@ -128,9 +128,7 @@ def _check(run: RunDirectory, rank: int, number: int) -> None:
     numbers = [attempt.number for attempt in run.attempts()]
     if number not in numbers:
         raise UsageError(f"there is no attempt {number}. Allowed: {_ranges(numbers)}")
-    raise UsageError(
-        f"attempt {number} has no logs: its workers never began. See: launcher status {run.path}"
-    )
+    raise UsageError(f"attempt {number} has no logs: its workers never began. See: launcher status {run.path}")
 
 
 def _ranges(numbers: list[int]) -> str:

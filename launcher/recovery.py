@@ -20,7 +20,7 @@ from launcher.attempts import (
 from launcher.faults import rule_for
 from launcher.notify import Notifier
 from launcher.progress import Progress
-from launcher.retry_policy import Decision, History, Policy, decide
+from launcher.retry_policy import Decision, History, Policy, Retry, decide
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 
@@ -70,7 +70,8 @@ class Recovery:
             "failure" if decision.again else "gave_up", happened, **{**facts, "exit_code": failure.exit_code}
         )
         if not decision.again:
-            error.add_note(decision.reason)
+            if failure.retry is not Retry.NEVER or len(self.history.lines) > 1:  # else the error says it all
+                error.add_note(decision.reason)
             raise error
         if decision.history.skips:
             write_skips(self._run, decision.history.skips)

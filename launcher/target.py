@@ -82,9 +82,7 @@ def find(given: argparse.Namespace) -> Target:
         address = ray_jobs.resolved(given.address)
         job = ray_jobs.find(run.path, address)
         if job is None:
-            raise UsageError(
-                f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to"
-            )
+            raise UsageError(f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to")
         return Target(run, False, submissions.now("ray", job, {"address": address}), config)
     raise UsageError(
         f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "

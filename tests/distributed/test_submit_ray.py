@@ -90,15 +90,13 @@ def run_launcher(variables: dict[str, str]) -> Launcher:
 def test_a_run_is_submitted_followed_and_told_to_save(
     address: str, config_file: Path, run_launcher: Launcher, tmp_path: Path
 ) -> None:
-    refused = run_launcher(
-        "submit", "ray", str(config_file), "--address", address, HOME=str(tmp_path / "nobody"), RAY_AUTH_MODE="disabled"
-    )
-    assert refused.returncode == 69
+    command = ["submit", "ray", str(config_file), "place=ray", "workers=1", "duration=100000 steps"]
+    refused = run_launcher(*command, "--address", address, HOME=str(tmp_path / "nobody"), RAY_AUTH_MODE="disabled")
+    assert refused.returncode == 69, refused.stderr
     assert "the cluster wants its token" in refused.stderr
 
     run = tmp_path / "runs" / "tiny"
     run.parent.mkdir()
-    command = ["submit", "ray", str(config_file), "place=ray", "workers=1", "duration=100000 steps"]
     done = run_launcher(*command, "--address", address)
     assert done.returncode == 0, done.stderr
     assert f"at {address}" in done.stdout

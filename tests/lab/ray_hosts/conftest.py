@@ -371,9 +371,10 @@ def train(lab: RayHosts, tmp_path: Path, digits: Path) -> Iterator[Callable[...,
 
     yield start
     for training in started:
-        if training.process.poll() is None:
-            training.process.kill()
-        training.process.communicate()
+        training.process.kill()
+        training.process.wait()
+        if training.process.stdout is not None:
+            training.process.stdout.close()
 
 
 @pytest.fixture(scope="session")
