@@ -142,5 +142,7 @@ def _profile(lines: list[dict[str, Any]]) -> Iterator[str]:
         yield f"The longest of {way}:"
         yield ""
         longest = line["longest"][:12]
-        rows = [[item["name"][:80].replace("|", "\\|"), f"{item['ms']:.3f}", f"{item['count']:.0f}"] for item in longest]
+        rows = [
+            [item["name"][:80].replace("|", "\\|"), f"{item['ms']:.3f}", f"{item['count']:.0f}"] for item in longest
+        ]
         yield table(("kernel", "ms a step", "times a step"), rows)

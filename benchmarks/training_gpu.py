@@ -154,9 +154,7 @@ class Benchmark:
 
     def _timed(self, makers: dict[str, Callable[[], Any]]) -> Any:
         plan = self.plan
-        return timed(
-            makers, self.device, rounds=plan.rounds, steps=plan.steps, warm_up_steps=plan.warm_up_steps
-        )
+        return timed(makers, self.device, rounds=plan.rounds, steps=plan.steps, warm_up_steps=plan.warm_up_steps)
 
     def _why_not(self, keys: dict[str, Any], batch: int) -> str | None:
         if any(key in GPU_ONLY for key in keys) and self.device.type != "cuda":

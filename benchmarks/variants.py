@@ -91,9 +91,7 @@ def flagged(recipe: Recipe, device: torch.device, run: Run) -> Run:
     return turn
 
 
-def timed(
-    makers: Mapping[str, Make], device: torch.device, *, rounds: int, steps: int, warm_up_steps: int
-) -> Timed:
+def timed(makers: Mapping[str, Make], device: torch.device, *, rounds: int, steps: int, warm_up_steps: int) -> Timed:
     """Make every peer, let it warm up, and time those that could, in turns."""
     wait = waiting_for(device)
     peers: dict[str, Run] = {}

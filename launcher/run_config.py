@@ -90,6 +90,7 @@ class Faults:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # skip: one checkpoint back, and around those samples
     max_skips: int = 3
     node_strikes: int = 2  # faults of one node before it is left out
+    preflight: bool = True  # every attempt begins with `launcher doctor --quick` on each of its nodes
 
 
 @dataclass(frozen=True, kw_only=True)

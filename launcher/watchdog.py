@@ -95,7 +95,8 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             # A thread that holds the interpreter's lock for ever would stop this one too: torch's C++ code can.
-            # This timer needs no lock; it is set anew while this thread runs. Whoever reads the heartbeats ends the process.
+            # This timer needs no lock; it is set anew while this thread runs. Whoever reads the heartbeats ends the
+            # process.
             faulthandler.dump_traceback_later(self._timeout_s, file=self._stacks)
             beat = self._write()
             self._obey(beat)

@@ -18,6 +18,8 @@ import torch
 
 from launcher import heartbeats
 from launcher.attempts import with_micro_batches
+from launcher.checks.finding import require
+from launcher.doctor import preflight
 from launcher.faults import in_our_words
 from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig, mirror_address
@@ -31,6 +33,9 @@ from resnet_dist.sink import MetricsFile, NoSink, Sink
 from resnet_dist.supervisor import Request
 
 NOTICE_EVERY_S = 1.0  # between two looks for a notice: the loop asks at every step
+
+
+PREFLIGHT_S = 30.0  # assumption: a storage that takes longer to be written and read will not do for checkpoints
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,8 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     log, host, pulse = logging.getLogger(__name__), socket.gethostname(), Pulse()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     try:
+        if assignment.local_rank == 0 and config.faults.preflight:
+            check_host(config)
         with _watchdog(config, assignment, run, pulse):
             return _train(config, assignment, supervisor, run, pulse)
     except BaseException as error:
@@ -163,6 +170,20 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def check_host(config: RunConfig) -> None:
+    """What `launcher doctor --quick` would say of this host; ClusterUnavailable where a check fails.
+
+    Left out is what it says of the images, of which the run itself names the broken one, and of what a worker cannot
+    see: inside Ray it has one GPU and one share of the CPUs, and it has come past the token.
+    """
+    left_out = ("data", "sample", "GPUs", "CPUs", "Ray token")
+    findings = [f for f in preflight(config, PREFLIGHT_S, quick=True) if f.name not in left_out]
+    for finding in findings:
+        if finding.status == "warn":
+            logging.getLogger(__name__).warning("%s: %s; %s", finding.name, finding.found, finding.advice)
+    require(findings)
 
 
 def _watchdog(

@@ -35,7 +35,22 @@ def test_every_error_class_has_a_rule_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["train", "demo", "plan", "prepare", "config", "render", "submit", "status", "logs", "cancel", "list"],
+    [
+        "train",
+        "demo",
+        "plan",
+        "prepare",
+        "config",
+        "doctor",
+        "render",
+        "submit",
+        "status",
+        "logs",
+        "cancel",
+        "list",
+        "report",
+        "compare",
+    ],
 )
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

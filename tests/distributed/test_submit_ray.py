@@ -46,7 +46,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def variables(home: Path) -> dict[str, str]:
     ours = ("RAY_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {"HOME": str(home)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"  # a job's `python` is the one that its nodes find
+    return kept | {"HOME": str(home), "PATH": path}
 
 
 @pytest.fixture(scope="module")
