@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from launcher import config as configs
-from launcher import heartbeats, scale
+from launcher import heartbeats, notice, scale
 from launcher.arguments import config_arguments
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.run_config import RunConfig
@@ -122,6 +122,7 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield from _shares(config, layout)
     yield from _engine(config, layout)
     yield from _events(config, size, total_steps)
+    yield from notice.lines(config)
     yield "  learning rate"
     schedule = build_schedule(config.schedule, **size, total_steps=total_steps)
     for corner in schedule.corners():

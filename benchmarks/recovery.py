@@ -1,0 +1,181 @@
+"""How soon does a killed worker's run make its next new step: ours through Ray, and plain Ray Train's own retries?
+
+    python -m benchmarks.recovery --kills 5
+
+Both train ResNet-20 on the digits with two gloo workers on this machine and checkpoint every 10 steps; a worker is
+killed with SIGKILL, and the seconds count until a step is done that had not been done before. Turns alternate, so that
+whatever disturbs the machine disturbs both. Prints medians, the worst and their ratio; writes JSON (--output).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.soak import CHECKPOINT_EVERY, Soak, kill
+from launcher.prepare import write_digits
+
+PLAIN = """
+import json, os, sys, tempfile, time
+from pathlib import Path
+import ray, ray.train, torch, torch.nn.functional as F
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+folder, every, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+def train(_):
+    from resnet_dist.models import MODELS
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = torch.nn.parallel.DistributedDataParallel(MODELS["resnet20"](10))
+    optimizer, first = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), 0
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as where:
+            state = torch.load(Path(where) / "state.pt")
+        model.load_state_dict(state["model"]); optimizer.load_state_dict(state["optimizer"]); first = state["step"]
+    rank = ray.train.get_context().get_world_rank()
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    for step in range(first + 1, steps + 1):
+        images, labels = torch.randn(19, 3, 16, 16), torch.randint(10, (19,))
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step(); optimizer.zero_grad()
+        if rank == 0:
+            with (folder / "steps").open("a") as file:
+                file.write(f"{step}\\n")
+        if step % every == 0:
+            with tempfile.TemporaryDirectory() as where:
+                if rank == 0:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+                    torch.save(state, Path(where) / "state.pt")
+                ray.train.report({}, checkpoint=Checkpoint.from_directory(where) if rank == 0 else None)
+        time.sleep(0.05)
+
+ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, log_to_driver=False)
+TorchTrainer(train, train_loop_config={}, scaling_config=ScalingConfig(num_workers=2),
+             torch_config=TorchConfig(backend="gloo"),
+             run_config=RunConfig(name="plain", storage_path=str(folder / "storage"),
+                                  failure_config=FailureConfig(max_failures=100))).fit()
+"""
+
+
+class Plain:
+    """Plain Ray Train with its own retries."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "plain.py").write_text(PLAIN)
+        # Ray is set up as ours is, but for the retries: what is compared is the way to recover.
+        environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_USAGE_STATS_ENABLED": "0"}
+        with (folder / "output").open("w") as output:
+            command = [sys.executable, str(folder / "plain.py"), str(folder), str(CHECKPOINT_EVERY), "100000"]
+            self.process = subprocess.Popen(
+                command, env={**environment, "RAY_AUTH_MODE": "disabled"}, stdout=output, stderr=output
+            )
+
+    def done(self) -> int:
+        """The newest step that was ever done."""
+        try:
+            return max(map(int, (self.folder / "steps").read_text().split()), default=0)
+        except FileNotFoundError:
+            return 0
+
+    def kill(self) -> None:
+        """One worker is killed."""
+        os.kill(int((self.folder / f"pid-{random.randint(0, 1)}").read_text()), signal.SIGKILL)
+
+
+class Ours:
+    """Our launcher through Ray."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        write_digits(folder / "digits")
+        (folder / "pace.json").write_text('{"all": 0.05}')
+        self.soak = Soak(folder, "ours", 100_000, workers=2)
+        self.soak.start()
+        assert self.soak.process is not None
+        self.process: subprocess.Popen[bytes] = self.soak.process
+
+    def done(self) -> int:
+        """The newest step that was ever done."""
+        return self.soak.done()
+
+    def kill(self) -> None:
+        """One worker is killed."""
+        kill(self.soak)
+
+
+def wait(run: Plain | Ours, step: int) -> None:
+    """Until `step` is done."""
+    deadline = time.monotonic() + 300
+    while run.done() < step:
+        if run.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{type(run).__name__} did not come to step {step}")
+        time.sleep(0.02)
+
+
+def turn(kind: type[Plain] | type[Ours], folder: Path, kills: int) -> list[float]:
+    """Seconds of `kills` recoveries in a run of its own: two runs at once would disturb each other."""
+    run, seconds = kind(folder), []
+    try:
+        wait(run, CHECKPOINT_EVERY + 3)
+        for _ in range(kills):
+            began, reached = time.monotonic(), run.done()
+            run.kill()
+            time.sleep(0.5)  # a step that was under way
+            reached = max(reached, run.done())
+            wait(run, reached + 1)
+            seconds.append(time.monotonic() - began)
+            wait(run, run.done() + CHECKPOINT_EVERY + 3)
+    finally:
+        run.process.send_signal(signal.SIGTERM)
+        try:
+            run.process.wait(60)
+        except subprocess.TimeoutExpired:
+            run.process.kill()
+            run.process.wait()
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 0 where ours needs at most 1.15 times as long."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=3, help="in each turn")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="recovery-"))
+    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    try:
+        for number in range(given.turns):
+            pair: list[tuple[str, type[Plain] | type[Ours]]] = [("ours", Ours), ("plain", Plain)]
+            for name, kind in pair if number % 2 == 0 else reversed(pair):
+                found[name] += turn(kind, folder / f"{name}-{number}", given.kills)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    report: dict[str, Any] = {"seconds": found, "median": medians, "ratio": medians["ours"] / medians["plain"]}
+    for name, seconds in found.items():
+        print(f"{name:<6} median {medians[name]:.1f} s, worst {max(seconds):.1f} s of {len(seconds)}")
+    print(f"ratio  {report['ratio']:.2f}")
+    if given.output is not None:
+        given.output.write_text(json.dumps(report, indent=2) + "\n")
+    return 0 if report["ratio"] <= 1.15 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""A short soak: a few faults drawn at random moments, and nothing is lost or left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_struck_at_random_ends_with_the_untouched_runs_weights(tmp_path: Path) -> None:
+    output = tmp_path / "soak.json"
+    command = [sys.executable, "-m", "benchmarks.soak", "--faults", "4", "--minutes", "4", "--output", str(output)]
+    seed = str(int.from_bytes(os.urandom(2)))  # printed with the report: a failure can be had again
+    gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    done = subprocess.run(
+        [*command, "--seed", seed], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout}{done.stderr}"
+    report = json.loads(output.read_text())
+    assert report["same_weights"]
+    assert report["faults"] == 4
+    for one in report["struck"]:  # a kill costs a checkpoint's interval, and what is done while one is under way
+        assert one["steps_redone"] <= 15 * (2 if one["kind"] == "kill_twice" else 1), one
+    assert not any(found for name, found in report["left_over"].items() if name != "ports")
