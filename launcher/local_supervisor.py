@@ -20,8 +20,9 @@ from typing import Any
 
 from launcher import heartbeats
 from launcher.attempts import hung, newest_step, policy_of, read_beats
-from launcher.errors import LauncherError, WorkerLost
+from launcher.errors import ConfigError, LauncherError, UsageError, WorkerLost
 from launcher.exit_codes import ExitCode
+from launcher.heartbeats import Beat
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.recovery import Recovery, wait
@@ -56,6 +57,8 @@ def run_supervised(
                 return child.code, child.outcome
             if signals.stopped and child.attempt is None:  # ended by the signal before it could save: nothing was done
                 return signals.exit_code, {"step": newest_step(run), "finished": False}
+            if child.attempt is None and isinstance(error, UsageError | ConfigError):
+                raise error  # it was refused before it began: the run that is there stays as it is
             attempt = run.begin_attempt({"place": "local", "workers": 1}) if child.attempt is None else child.attempt
             decision = recovery.failed(error, attempt, child.first_step, began, {host: 1}, stopping=signals.stopped)
             mode = "auto"
@@ -96,15 +99,21 @@ class _Child:
         poll_s = heartbeats.interval_s(faults.hang_timeout_s)
         verdict = None
         begin_s = max(faults.start_timeout_s, heartbeats.LONG * faults.hang_timeout_s)
-        begin_by = time.monotonic() + begin_s
+        begin_by, end_by = time.monotonic() + begin_s, float("inf")
+        beats: list[Beat] = []
         try:
             while self._receive(poll_s):
-                beats = [] if self.attempt is None else read_beats(run, self.attempt)
+                # One that cannot be read just now counts as one that has not changed.
+                beats = beats if self.attempt is None else read_beats(run, self.attempt) or beats
                 if beats:
                     notifier.see_step(beats[0].step)
                     verdict = monitor.look(beats, time.monotonic())
-                    if verdict is None or beats[0].hung:  # a process that can still act ends itself
+                    if verdict is None:
                         continue
+                    if beats[0].hung:  # a process that can still act ends itself
+                        end_by = min(end_by, time.monotonic() + END_S + heartbeats.LONG * poll_s)
+                        if time.monotonic() < end_by:
+                            continue
                 elif time.monotonic() < begin_by:
                     continue
                 else:
@@ -126,7 +135,10 @@ class _Child:
     def _receive(self, timeout_s: float) -> bool:
         """Take what the child says within `timeout_s`; False once it will say no more."""
         if not self._answers.poll(timeout_s):
-            return self._process.poll() is None
+            if self._process.poll() is None:
+                return True
+            if not self._answers.poll(0):  # its last word may have come between the two
+                return False
         try:
             kind, *rest = self._answers.recv()
         except (EOFError, OSError):

@@ -31,6 +31,8 @@ def add_parser(verbs: Any) -> None:
     on_paper.add_argument("--save-s", metavar="S", type=float, help="that a checkpoint holds up the training")
     on_paper.add_argument("--restart-s", metavar="S", type=float, help="from a failure to the next step, reading aside")
     on_paper.add_argument("--storage-gb-s", metavar="R", type=float, help="that the shared storage reads")
+    verb.add_argument("--ablate", action="store_true", help="also: measure here what holds the run up; needs the data")
+    verb.add_argument("--steps", metavar="N", type=int, default=20, help="with --ablate: of each figure (%(default)s)")
     verb.set_defaults(run=_plan)
 
 
@@ -38,8 +40,14 @@ def _plan(given: argparse.Namespace) -> int:
     config = configs.load(given.config, given.overrides)
     assumptions = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
-    for line in lines(config):
-        print(line)
+    if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
+        for line in lines(config):
+            print(line)
+    if given.ablate:
+        from launcher import ablate  # it imports torch, which takes seconds
+
+        for line in ablate.lines(config, given.steps):
+            print(line, flush=True)
     if numbers:
         needs = _needs(config)
         loads = [(nodes, scale.load_on(nodes, needs, assumptions)) for nodes in numbers]

@@ -1,4 +1,4 @@
-"""One attempt of a run: one `fit()` of Ray Train, watched from the driver while it lasts."""
+"""One `fit()` of Ray Train, watched from the driver while it lasts: an attempt, and those that follow it in place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from launcher.heartbeats import Monitor, Verdict
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.ray_cluster import Cluster
-from launcher.ray_failures import in_words
+from launcher.ray_failures import in_words, of_workers
+from launcher.ray_handover import AskTheDriver, Mailbox, answered, failed
 from launcher.ray_worker import train_function
 from launcher.retry_policy import Policy, workers_for
 from launcher.run_config import RunConfig
@@ -42,33 +43,48 @@ class Why(enum.Enum):
     RESIZED = "more nodes have come"
 
 
-class Attempt:
-    """A `fit()` with a fixed number of workers. `why` says afterwards why it was asked to stop, if it was."""
+# What is done about an error: the job of the next attempt where Ray is to start the workers again in place, or None
+# where the driver goes on by another `fit()`. Raises where the run is given up.
+OnFailure = Callable[[Exception], "dict[str, Any] | None"]
+
+
+class Fit:
+    """A `fit()` with a fixed number of workers. `why` says afterwards why it was asked to stop, if it was.
+
+    A job holds attempt, checkpoint, skips and num_micro_batches.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         run: RunDirectory,
-        number: int,
         workers: int,
         cluster: Cluster,
         policy: Policy,
         excluded: tuple[str, ...],
+        on_failure: OnFailure,
     ) -> None:
         self.why: Why | None = None
-        self._config, self._run, self._number, self._workers = config, run, number, workers
+        self.given_up: Exception | None = None  # by `on_failure`
+        self._config, self._run, self._workers = config, run, workers
         self._cluster, self._policy, self._excluded = cluster, policy, excluded
+        self._on_failure = on_failure
         self._monitor = Monitor(config.faults.hang_timeout_s)
         self._verdict: Verdict | None = None
         self._grown = workers
         self._answer: dict[str, Any] = {}
+        self._number, self._num_failures, self._handed_back = 0, 0, False
 
-    def run(self, job: dict[str, Any], progress: Progress, notifier: Notifier) -> dict[str, Any]:
-        """Train; returns rank 0's outcome, or raises what went wrong, in our words.
+    def run(self, job: dict[str, Any], progress: Progress, notifier: Notifier) -> dict[str, Any] | None:
+        """Train; returns rank 0's outcome, or None where `on_failure` has left the next attempt to the driver.
 
-        `fit()` runs in a thread: this one must be free for signals, and shows the metrics.
+        Raises what went wrong, in our words. `fit()` runs in a thread: this one must be free for signals, and shows the
+        metrics.
         """
-        trainer = self._trainer(job)
+        self._number = job["attempt"]
+        box = Mailbox(str(self._run.logs(self._number)))
+        box.put("job", job)
+        trainer = self._trainer(box)
         thread = threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True)
         follower = _Follower(self._run.metrics)
         duties = self._duties(notifier)
@@ -79,12 +95,20 @@ class Attempt:
                 progress.record(record)
             try:
                 next(duties)
+                failures = box.get(failed(self._num_failures + 1))
             except ray.exceptions.RayError:
                 continue  # the cluster does not answer: `fit()` will say what has become of it
+            if failures is not None:
+                duties = self._hand_over(box, failures, notifier)
         for record in follower.new_records():
             progress.record(record)
+        if self.given_up is not None:
+            raise self.given_up
+        if self._handed_back:
+            return None
         if "error" in self._answer:
             raise self._error() from self._answer["error"]
+        box.clear()
         outcome: dict[str, Any] = self._answer["outcome"]
         return outcome
 
@@ -94,12 +118,30 @@ class Attempt:
         except BaseException as error:
             self._answer["error"] = error
 
-    def _error(self) -> Exception:
+    def _hand_over(self, box: Mailbox, failures: dict[int, Exception], notifier: Notifier) -> Iterator[None]:
+        """Answer the controller, which waits; returns the duties from now on."""
+        self._num_failures += 1
+        job = None
+        try:
+            job = self._on_failure(self._error(failures))
+            self._handed_back = job is None
+        except Exception as error:
+            self.given_up = error
+        if job is not None:
+            self._number = job["attempt"]
+            self._monitor, self._verdict, self.why = Monitor(self._config.faults.hang_timeout_s), None, None
+            box.put("job", job)
+        box.put(answered(self._num_failures), job is not None)
+        return self._duties(notifier)
+
+    def _error(self, failures: dict[int, Exception] | None = None) -> Exception:
         beats = read_beats(self._run, self._number)
         verdict = self._verdict or self._monitor.look(beats, time.monotonic())
-        return hung(verdict) if verdict is not None else in_words(self._answer["error"], beats)
+        if verdict is not None:
+            return hung(verdict)
+        return in_words(self._answer["error"], beats) if failures is None else of_workers(failures, beats)
 
-    def _trainer(self, job: dict[str, Any]) -> TorchTrainer:
+    def _trainer(self, box: Mailbox) -> TorchTrainer:
         config, faults = self._config, self._config.faults
         start_s = max(faults.start_timeout_s / 4, LEAST_START_S) if config.workers.elastic else faults.start_timeout_s
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_s:g}"
@@ -114,7 +156,7 @@ class Attempt:
         )
         return TorchTrainer(
             train_function,
-            train_loop_config={"config": config, "attempt": self._number, **job},
+            train_loop_config={"config": config, "box": box},
             scaling_config=scaling,
             # The last resort, where our own watchdogs cannot act: they must come first, a long save included.
             torch_config=TorchConfig(
@@ -123,7 +165,9 @@ class Attempt:
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self._run.logs(self._number)),
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+                # Without a limit of Ray's own, as every failure is asked about.
+                failure_config=FailureConfig(max_failures=-1, max_preemption_failures=0, controller_failure_limit=0),
+                callbacks=[AskTheDriver(box)],
             ),
         )
 

@@ -25,7 +25,7 @@ from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
 from launcher.notify import Notifier
 from launcher.progress import Progress
-from launcher.ray_attempt import Attempt, Why
+from launcher.ray_attempt import Fit, Why
 from launcher.ray_cluster import Cluster
 from launcher.ray_failures import ClusterGone, NotPlaced
 from launcher.recovery import Recovery, wait
@@ -75,7 +75,7 @@ class _Driver:
         self._config, self._run, self._progress, self._notifier = config, run, progress, notifier
         self._cluster = Cluster(config)
         self._recovery = Recovery(config, run, progress, notifier)
-        self._attempt = 0  # the number of the running one
+        self._attempt, self._first_step, self._began = 0, 0, 0.0  # of the running attempt
         self._give_up_at = 0.0  # when workers that cannot be placed end the run
 
     def run(self, start: resume.Start) -> tuple[ExitCode, dict[str, Any]]:
@@ -105,31 +105,51 @@ class _Driver:
             stop_file(self._run, self._attempt).touch()
 
     def _one(self, start: resume.Start, workers: int, signals: StopSignals) -> tuple[ExitCode, dict[str, Any]] | None:
-        """One attempt; None where another one follows."""
-        excluded = self._recovery.history.excluded
-        facts: dict[str, Any] = {"place": "ray", "workers": workers, "from_step": start.step}
-        facts |= {"excluded": list(excluded), "num_micro_batches": self._recovery.num_micro_batches}
-        began = time.time()
-        number = self._attempt = self._run.begin_attempt(facts)
-        if signals.stopped:
-            self._on_stop(0)
-        attempt = Attempt(self._config, self._run, number, workers, self._cluster, self._recovery.policy, excluded)
-        job = {
-            "checkpoint": start.checkpoint,
-            "skips": self._recovery.history.skips,
-            "num_micro_batches": self._recovery.num_micro_batches,
-        }
+        """One `fit()`; None where another one follows."""
+        excluded, policy = self._recovery.history.excluded, self._recovery.policy
+
+        def on_failure(error: Exception) -> dict[str, Any] | None:
+            return self._answer(error, workers, signals)
+
+        fit = Fit(self._config, self._run, workers, self._cluster, policy, excluded, on_failure)
         try:
-            outcome = attempt.run(job, self._progress, self._notifier)
+            outcome = fit.run(self._begin(start, workers, signals), self._progress, self._notifier)
         except NotPlaced as error:
-            self._not_placed(error, number)
+            self._not_placed(error, self._attempt)
             return None
         except Exception as error:
-            self._failed(error, number, start.step, began, signals)
+            if error is not fit.given_up:
+                self._failed(error, signals)
+            else:
+                raise
             self._wait_from_now()
             return None
         self._wait_from_now()
-        return self._ended(outcome, number, attempt.why, signals)
+        return None if outcome is None else self._ended(outcome, self._attempt, fit.why, signals)
+
+    def _begin(self, start: resume.Start, workers: int, signals: StopSignals) -> dict[str, Any]:
+        """Record the start of an attempt; what its workers must know of it."""
+        num_micro_batches = self._recovery.num_micro_batches
+        facts: dict[str, Any] = {"place": "ray", "workers": workers, "from_step": start.step}
+        facts |= {"excluded": list(self._recovery.history.excluded), "num_micro_batches": num_micro_batches}
+        self._first_step, self._began = start.step, time.time()
+        self._attempt = self._run.begin_attempt(facts)
+        if signals.stopped:
+            self._on_stop(0)
+        job = {"attempt": self._attempt, "checkpoint": start.checkpoint, "num_micro_batches": num_micro_batches}
+        return {**job, "skips": self._recovery.history.skips}
+
+    def _answer(self, error: Exception, workers: int, signals: StopSignals) -> dict[str, Any] | None:
+        """Answer a failure while Ray waits: the next attempt's job where the same nodes can hold it, else None."""
+        left_out = self._cluster.ids(self._recovery.history.excluded)
+        self._failed(error, signals)
+        excluded = self._recovery.history.excluded
+        count = workers_for(self._recovery.policy, self._cluster.slots(), excluded)
+        if count != workers or self._cluster.ids(excluded) != left_out or self._cluster.draining() or signals.stopped:
+            return None
+        start = resume.choose(self._config, self._run, "auto")
+        self._progress.say(start.notes[0])
+        return self._begin(start, workers, signals)
 
     def _ended(
         self, outcome: dict[str, Any], number: int, why: Why | None, signals: StopSignals
@@ -157,16 +177,17 @@ class _Driver:
             self._notifier.tell("preempted", f"a node will go away; saved at step {step}", step=step, leaving=leaving)
         return None
 
-    def _failed(self, error: Exception, number: int, first_step: int, began: float, signals: StopSignals) -> None:
-        """Answer a failure; raises it where there is no other attempt."""
-        beat = where(error, read_beats(self._run, number))
+    def _failed(self, error: Exception, signals: StopSignals) -> None:
+        """Record the running attempt's failure; raises it where there is no other attempt."""
+        beat = where(error, read_beats(self._run, self._attempt))
         node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
         slots, node = dict[str, int](), node_id
         if not isinstance(error, ClusterGone):  # whom nobody can be asked about
             self._cluster.check(node_id)
             slots, node = self._cluster.slots(), self._cluster.key(node_id)
-        stopping = signals.stopped
-        decision = self._recovery.failed(error, number, first_step, began, slots, node, stopping=stopping)
+        decision = self._recovery.failed(
+            error, self._attempt, self._first_step, self._began, slots, node, stopping=signals.stopped
+        )
         wait(decision.wait_s, signals)
 
     def _not_placed(self, error: NotPlaced, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -26,13 +26,7 @@ class ClusterGone(ClusterUnavailable):
 def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
     """The error that began it; `beats` are the workers' last heartbeats."""
     if isinstance(error, WorkerGroupError):
-        failures = {rank: _of_worker(rank, failure) for rank, failure in error.worker_failures.items()}
-        rank, cause = true_cause(failures)
-        if isinstance(cause, CollectiveFault):  # what the others see of one that ended: which one did?
-            cause = gone(beats, "ended without a word; the others lost their connection to it") or cause
-        if isinstance(cause, WorkerLost) and cause.node_id is None:
-            cause = _placed(cause, beats)
-        return cause if isinstance(cause, Exception) else WorkerLost("an unknown host", rank, str(cause))
+        return of_workers(error.worker_failures, beats)
     if isinstance(error, ControllerError):
         failure = error.controller_failure
         if "StartupTimeout" in type(failure).__name__:
@@ -41,6 +35,16 @@ def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
     if isinstance(error, TrainingFailedError):
         return ClusterUnavailable(str(error))
     return ClusterGone(f"the Ray cluster is gone: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+
+
+def of_workers(failures: Mapping[int, BaseException], beats: Sequence[Beat]) -> Exception:
+    """The error that began it, of one a rank."""
+    rank, cause = true_cause({rank: _of_worker(rank, failure) for rank, failure in failures.items()})
+    if isinstance(cause, CollectiveFault):  # what the others see of one that ended: which one did?
+        cause = gone(beats, "ended without a word; the others lost their connection to it") or cause
+    if isinstance(cause, WorkerLost) and cause.node_id is None:
+        cause = _placed(cause, beats)
+    return cause if isinstance(cause, Exception) else WorkerLost("an unknown host", rank, str(cause))
 
 
 def _of_worker(rank: int, failure: BaseException) -> BaseException:

@@ -14,8 +14,13 @@ from launcher.worker import Assignment, notice_supervisor, stop_file, train_work
 
 
 def train_function(job: dict[str, Any]) -> dict[str, Any]:
-    """One attempt on one worker; `job` holds config, attempt, checkpoint (a path or None), skips, num_micro_batches."""
+    """One attempt on one worker.
+
+    `job` holds config and box, in which the driver has left the rest: attempt, checkpoint (a path or None), skips,
+    num_micro_batches. It leaves another one there before Ray starts the workers again.
+    """
     config: RunConfig = job["config"]
+    job = job["box"].get("job")
     context = ray.train.get_context()
     run = RunDirectory(Path(config.storage), config.name)
     assignment = Assignment(

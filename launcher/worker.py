@@ -217,7 +217,13 @@ def _train(
     if config.speed.cpu_affinity:
         cpus = pin_to_cpus(assignment.local_rank, assignment.local_world_size, num_threads)
         logging.getLogger(__name__).info("CPUs of this worker: %s", cpus)
-    worker = Worker(assignment.rank, assignment.world_size, device_of(config, assignment.local_rank), num_threads)
+    worker = Worker(
+        assignment.rank,
+        assignment.world_size,
+        device_of(config, assignment.local_rank),
+        num_threads,
+        config.workers.most,
+    )
     bookkeeping = Bookkeeping(
         checkpoints=run.checkpoints,
         index=run.index,

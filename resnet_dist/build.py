@@ -47,6 +47,7 @@ class Worker:
     world_size: int
     device: torch.device
     num_threads: int  # for decoding, and for torch on a CPU
+    largest_world_size: int | None = None  # that an elastic run may grow to
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,10 @@ def build(
     learning_rate = build_schedule(
         recipe.schedule, batch_size=recipe.batch.size, num_samples=len(train), total_steps=timetable.total_steps
     )
-    facts = facts_of(recipe, train.fingerprint(), worker.world_size, bookkeeping.skipped)
+    skipped = bookkeeping.skipped
+    if not skipped and checkpoint is not None:  # the run directory's record is gone; the checkpoint's is from a mirror
+        skipped = tuple((first, end) for first, end in checkpoint.state.get("skipped", []))
+    facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
     plan = SavingPlan(
         folder=bookkeeping.checkpoints,
         retention=_retention(recipe, bookkeeping, len(train)),
@@ -117,7 +121,7 @@ def build(
     parts = Parts(
         engine=engine,
         learning_rate=learning_rate,
-        batches_from=_batches_from(recipe, worker, train, layout, timetable.total_steps, bookkeeping.skipped),
+        batches_from=_batches_from(recipe, worker, train, layout, timetable.total_steps, skipped),
         to_device=ToDevice(recipe, worker.device),
         evaluate=evaluator(recipe, worker, model, val, pulse),
         exchange=exchange,
@@ -127,11 +131,17 @@ def build(
         pulse=pulse,
         profiler=_profiler(bookkeeping, worker),
         judge=partial(_judge, recipe, worker),
-        explain=partial(memory.explain, recipe=recipe, world_size=worker.world_size, device=worker.device),
+        explain=partial(
+            memory.explain,
+            recipe=recipe,
+            world_size=worker.world_size,
+            device=worker.device,
+            largest_world_size=worker.largest_world_size,
+        ),
     )
     first_step = 0 if checkpoint is None else checkpoint.step
     owed = checkpoint is not None and "metrics" not in checkpoint.state and timetable.evaluate.fires_after(first_step)
-    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluation_is_owed=owed)
+    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluation_is_owed=owed, skipped=skipped)
 
 
 def _batches_from(

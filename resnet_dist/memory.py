@@ -20,14 +20,17 @@ _HEADROOM = 1.2
 _MIB = 2**20
 
 
-def num_micro_batches_that_fit(recipe: Recipe, world_size: int, limit_bytes: int) -> int | None:
+def num_micro_batches_that_fit(
+    recipe: Recipe, world_size: int, limit_bytes: int, largest_world_size: int | None = None
+) -> int | None:
     """The smallest number of micro-batches above the present one that the recipe allows and that fits into
     `limit_bytes` on every worker; None where no number does.
 
-    A number is allowed if it divides the batch, leaves whole batch-norm spans, and gives every worker a sample.
+    A number is allowed if it divides the batch, leaves whole batch-norm spans, and gives every worker a sample; also
+    when the run has grown to `largest_world_size` workers.
     """
     static_bytes, sample_bytes = step_bytes(recipe)
-    for count in allowed_micro_batches(recipe, world_size):
+    for count in allowed_micro_batches(recipe, max(world_size, largest_world_size or 0)):
         share = len(split(recipe.batch.size // count, world_size, 0))
         if count > recipe.batch.parts and static_bytes + sample_bytes * share <= limit_bytes:
             return count
@@ -92,12 +95,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def explain(error: BaseException, recipe: Recipe, world_size: int, device: torch.device) -> OutOfMemory | None:
+def explain(
+    error: BaseException,
+    recipe: Recipe,
+    world_size: int,
+    device: torch.device,
+    largest_world_size: int | None = None,
+) -> OutOfMemory | None:
     """How many micro-batches would fit, where `error` says that memory ran out; None for any other error."""
     if not is_out_of_memory(error):
         return None
     first_line = str(error).partition("\n")[0]
-    count = num_micro_batches_that_fit(recipe, world_size, limit_bytes(device))
+    count = num_micro_batches_that_fit(recipe, world_size, limit_bytes(device), largest_world_size)
     return OutOfMemory(recipe.batch.parts, count, first_line)
 
 

@@ -84,8 +84,10 @@ class StepExchange:
         `checksum` is that of this worker's samples, below 2^32 for each: sums stay exact for a million samples a step.
         """
         self._vector[_LOSS], self._vector[_CORRECT] = sums.loss, sums.num_correct
-        self._vector[_GRADIENT], self._vector[_CHECKSUM] = sums.gradient_squared, checksum
-        self._vector[_HEADER + self._rank] = own_s
+        self._vector[_GRADIENT] = sums.gradient_squared
+        # filled, not assigned: no tensor is made of a number of the host's
+        self._vector[_CHECKSUM].fill_(checksum)
+        self._vector[_HEADER + self._rank].fill_(own_s)
         if request is not Request.CONTINUE:
             self._vector[_STOP if request is Request.STOP else _SAVE] = 1.0
         if dist.is_initialized():

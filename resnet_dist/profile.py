@@ -43,6 +43,12 @@ class StepProfiler:
             return
         finished, self._profile = self._profile, None
         finished.stop()
+        try:
+            self._write(finished)
+        except OSError as error:
+            log.warning("%s: the profile could not be written: %s", self._folder, error.strerror or error)
+
+    def _write(self, finished: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         trace = self._folder / f"rank-{self._rank}.trace.json.gz"
         finished.export_chrome_trace(str(trace))

@@ -65,7 +65,9 @@ class Pulse:
         if first is not None:
             first.register_post_accumulate_grad_hook(self._on_gradient)
 
-    def _on_gradient(self, _: torch.Tensor) -> None:
+    def _on_gradient(self, gradient: torch.Tensor) -> None:
+        if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a mark of time would become part of the graph; under graphs a worker's own time is not known
         self._own.end()  # once a micro-batch: the last one counts
         self.gradients_are_ready = True
 
@@ -98,10 +100,14 @@ class _DeviceTime:
     def begin(self) -> None:
         if len(self._running) == 2:
             self._passed.append(self._running)
+        else:  # the step before was replayed as a graph, where no gradient tells of itself: not known
+            self._passed.clear()
+            self._seconds = 0.0
         self._running = [self._mark()]
 
     def end(self) -> None:
-        self._running[1:] = [self._mark()]
+        if not torch.cuda.is_current_stream_capturing():  # a mark in a graph could never be read
+            self._running[1:] = [self._mark()]
 
     def seconds(self) -> float:
         while self._passed and self._passed[0][1].query():

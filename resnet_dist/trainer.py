@@ -118,12 +118,14 @@ class Trainer:
         num_micro_batches: int,
         first_step: int = 0,
         evaluation_is_owed: bool = False,
+        skipped: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.parts = parts
         self.timetable = timetable
         self.num_micro_batches = num_micro_batches
         self.first_step = first_step
         self.evaluation_is_owed = evaluation_is_owed  # of `first_step`: the attempt before was stopped ahead of it
+        self.skipped = skipped  # [first, end) steps of the stream that are left out; said at the start
         self._clock = StepClock()
         self._laps: list[StepTimes] = []
         self._stragglers = Stragglers()
@@ -135,7 +137,10 @@ class Trainer:
         Raises DivergedError when the loss or the gradient is not finite, of which no checkpoint is written, and
         OutOfMemory.
         """
-        self._event(self.first_step, "started", {"total_steps": self.timetable.total_steps})
+        started: dict[str, Any] = {"total_steps": self.timetable.total_steps}
+        if self.skipped:
+            started["skipped_steps_of_the_stream"] = [list(run) for run in self.skipped]
+        self._event(self.first_step, "started", started)
         patient = False
         try:
             outcome = self._steps()
@@ -146,8 +151,10 @@ class Trainer:
                 raise
             raise explained from error
         finally:
-            self.parts.profiler.close()
-            self.parts.checkpoints.close(patient=patient)
+            try:
+                self.parts.checkpoints.close(patient=patient)
+            finally:
+                self.parts.profiler.close()
         self._report_checkpoints()
         self._judge(outcome.step)
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})

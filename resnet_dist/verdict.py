@@ -61,6 +61,15 @@ class Verdict:
         return asdict(self)
 
 
+def _mean_by_rank(laps: Sequence[StepTimes]) -> list[float]:
+    """Each worker's own time, over laps in which it is known: a GPU's first steps have none yet."""
+    num_steps = sum(lap.num_steps for lap in laps)
+    return [
+        sum(own_s * lap.num_steps for own_s, lap in zip(times, laps, strict=True)) / num_steps
+        for times in zip(*(lap.own_s for lap in laps), strict=True)
+    ]
+
+
 def judge(
     laps: Sequence[StepTimes], flops_per_s: float | None = None, peak: tuple[float, str] | None = None
 ) -> Verdict | None:
@@ -77,7 +86,7 @@ def judge(
         return sum(value * lap.num_steps for value, lap in zip(values, laps, strict=True)) / num_steps
 
     step_s = mean([lap.step_s for lap in laps])
-    by_rank = [mean(times) for times in zip(*(lap.own_s for lap in laps), strict=True)]
+    by_rank = _mean_by_rank([lap for lap in laps if lap.own_s])
     own_s = max(by_rank, default=0.0) if all(by_rank) else 0.0
     own_s = min(own_s, step_s)
     # Where the workers' own times are not known, all that is neither input nor copies counts as compute.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,6 @@ class LossScaler:
     def __init__(self, device: torch.device) -> None:
         self._scaler = torch.amp.GradScaler(device.type)
         self._num_skipped = 0
-        self._stepped = False
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
@@ -30,15 +28,10 @@ class LossScaler:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer step, or none where gradients overflowed; then adapt the scale. Waits for the device."""
-        self._stepped = False
-        hook = optimizer.register_step_post_hook(self._note_step)
+        before = self._scaler.get_scale()
         self._scaler.step(optimizer)
-        hook.remove()
-        self._num_skipped += not self._stepped
         self._scaler.update()
-
-    def _note_step(self, *_: Any) -> None:
-        self._stepped = True
+        self._num_skipped += self._scaler.get_scale() < before  # it falls after an overflow, and only then
 
     def state(self) -> dict[str, float]:
         """loss_scale, growth_tracker (steps since the scale last changed), num_skipped (steps left out so far)."""

@@ -111,7 +111,7 @@ class _ExchangedNorm(torch.autograd.Function):
             count, mean = part.numel() // channels, mean.double()
             table[piece.row, :channels] = mean * count
             table[piece.row, channels:-1] = (variance.double() + mean.square()) * count
-            table[piece.row, -1] = count
+            table[piece.row, -1].fill_(count)  # assigned, it would become a tensor of the host's first
         spans.all_reduce(table)
         count_by_row = table[:, -1:]
         means = table[:, :channels] / count_by_row

@@ -1,0 +1,204 @@
+"""No step makes the host wait for a GPU.
+
+Counted here, without a GPU, by the operations that would: those that bring a number to the host, those whose result has
+a size that depends on its values, and copies of new host data to the device. Not seen are waits inside one kernel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resnet_dist.build import whole_model
+from resnet_dist.data import HostBatch
+from resnet_dist.device import ToDevice
+from resnet_dist.durations import Duration
+from resnet_dist.engines.factory import build_engine
+from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
+from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.models.spans import Spans
+from resnet_dist.optim import build_optimizer
+from resnet_dist.recipe import (
+    BatchNormRecipe,
+    BatchRecipe,
+    DataRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Precision,
+    Recipe,
+    ScheduleRecipe,
+)
+from resnet_dist.shares import BatchLayout
+from resnet_dist.supervisor import Request
+
+CPU = torch.device("cpu")
+BATCH, STEPS = 16, 10
+
+WAITING = {
+    "aten::_local_scalar_dense",  # .item(), float(), int(), bool(), `if tensor:`
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",  # and below: the result's size is on the device
+    "aten::masked_select",
+    "aten::unique_dim",
+    "aten::_unique2",
+    "aten::repeat_interleave.Tensor",
+    "aten::lift_fresh",  # torch.tensor(...): host data that would have to be copied from memory that is not pinned
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that would make the host wait; an index by a mask counts as `nonzero`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, _, overload = str(func.name()).partition(".")
+        if name in WAITING or f"{name}.{overload}" in WAITING:
+            self.found[name] += 1
+        if name in ("aten::index", "aten::index_put_", "aten::_index_put_impl_"):
+            indices = [index for index in args[1] if isinstance(index, Tensor)]
+            if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+                self.found["aten::nonzero"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def recipe_of(
+    optimizer: Literal["sgd", "lars"],
+    span: int | Literal["global", "worker"] = "global",
+    clipping: float | None = None,
+    num_micro_batches: int = 1,
+    precision: Precision = "float32",
+) -> Recipe:
+    return Recipe(
+        data=DataRecipe(root="none", resolution=8),
+        batch=BatchRecipe(size=BATCH, num_micro_batches=num_micro_batches),
+        duration=Duration(Fraction(STEPS), "steps"),
+        schedule=ScheduleRecipe(peak_lr=0.1, decay="constant"),
+        model=ModelRecipe(name="resnet20", num_classes=5),
+        batch_norm=BatchNormRecipe(span=span),
+        optimizer=OptimizerRecipe(name=optimizer, weight_decay=1e-4, gradient_clipping=clipping),
+        precision=precision,
+    )
+
+
+class Run:
+    """A recipe's real parts on one worker, and what the trainer does with them at each step."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        parts = recipe.batch.parts
+        model = whole_model(recipe, Spans(BatchLayout(BATCH, parts), 0, recipe.batch_norm.span), CPU)
+        optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
+        loss_sum = partial(cross_entropy_sum, label_smoothing=0.1)
+        self.engine = build_engine(recipe, model, optimizer, loss_sum)
+        self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH)
+        self.to_device = ToDevice(recipe, CPU)
+        self.size = BATCH // parts
+        self.batches = [self.batch(number) for number in range(parts)]
+        self.to_device(self.batches[0])  # the channels' mean and deviation are copied once
+
+    def batch(self, number: int) -> HostBatch:
+        generator = torch.Generator().manual_seed(number)
+        images = torch.randint(256, (self.size, 8, 8, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        labels = torch.randint(5, (self.size,), generator=generator)
+        return HostBatch(images, labels, torch.arange(self.size), checksum=number)
+
+    def step(self, number: int) -> PendingTotals:
+        micro_batches = map(self.to_device, self.batches)
+        sums = self.engine.step(micro_batches, learning_rate=0.1)
+        return self.exchange.finish(number, sums, Request.CONTINUE, own_s=0.5, checksum=number)
+
+
+def waits_of(run: Run) -> tuple[Counter[str], list[StepTotals]]:
+    """What ten steps would have waited for, beside reading the totals, and the totals."""
+    with Waits() as waits:
+        pending = [run.step(number) for number in range(STEPS)]
+    return waits.found, [totals.read() for totals in pending]
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+@pytest.mark.parametrize("clipping", [None, 0.5])
+@pytest.mark.parametrize("span", ["global", 8, "worker"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_no_step_waits(
+    optimizer: Literal["sgd", "lars"],
+    span: int | Literal["global", "worker"],
+    clipping: float | None,
+    num_micro_batches: int,
+) -> None:
+    if span == "global" and num_micro_batches > 1:
+        span = BATCH // num_micro_batches
+    found, totals = waits_of(Run(recipe_of(optimizer, span, clipping, num_micro_batches)))
+    assert found == {}
+    assert [total.step for total in totals] == list(range(STEPS))
+    assert totals[-1].loss < totals[0].loss  # they were steps
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_no_step_waits_under_autocast(optimizer: Literal["sgd", "lars"]) -> None:
+    found, _ = waits_of(Run(recipe_of(optimizer, precision="bfloat16")))
+    assert found == {}
+
+
+def test_no_step_waits_where_spans_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(recipe_of("sgd"))
+    spans = next(layer.spans for layer in run.engine.module.modules() if hasattr(layer, "spans"))
+    monkeypatch.setattr(spans, "group", object())  # a worker that shares its span, with the others silent
+    monkeypatch.setattr(spans, "all_reduce", lambda table: None)
+    found, _ = waits_of(run)
+    assert found == {}
+
+
+def test_float16_asks_once_a_step_whether_gradients_overflowed() -> None:
+    found, _ = waits_of(Run(recipe_of("sgd", precision="float16")))
+    assert found == {"aten::_local_scalar_dense": STEPS}
+
+
+def losses(run: Run, read_every: int) -> Iterator[float]:
+    for number in range(STEPS):
+        pending = run.step(number)
+        if number % read_every == 0:
+            yield pending.read().loss
+
+
+def test_reading_totals_waits_for_their_copy_alone() -> None:
+    run = Run(recipe_of("sgd"))
+    with Waits() as waits:
+        assert len(list(losses(run, read_every=1))) == STEPS
+    assert waits.found == {}  # on a GPU the copy is in pinned memory, and an event says when it is complete
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.equal(x, x),
+        lambda x: x + torch.tensor([1.0, 2.0]),
+    ],
+)
+def test_the_count_finds_what_waits(wait: Any) -> None:
+    with Waits() as waits:
+        wait(torch.ones(2))
+    assert sum(waits.found.values()) == 1
