@@ -77,7 +77,7 @@ def _prepare(given: argparse.Namespace) -> int:
     print(f"images in {write_digits(folder)}")
     if given.baselines:
         for name, top1 in classical_baselines(folder).items():
-            print(f"  {name}: {top1:.2%}" if isinstance(top1, float) else f"  {name}: {top1}")
+            print(f"  {name}: {top1:.2%}" if isinstance(top1, float) and top1 <= 1 else f"  {name}: {top1:g}")
     return 0
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from launcher.run_directory import RunDirectory
+
+
+class _Nowhere(io.StringIO):
+    """Takes lines that nobody reads."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class Progress:
@@ -18,7 +26,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # whoever read has gone (`| head`); the run has not
+            self._stream = _Nowhere()
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Print a record, if it is one that a person wants to see."""

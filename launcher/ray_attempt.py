@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
+import logging
 import os
 import threading
 import time
@@ -29,6 +31,8 @@ from launcher.retry_policy import Policy, workers_for
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.worker import stop_file
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # how often the driver looks for new metrics
 DRAIN_EVERY_S = 1.0  # and for nodes that will go away
@@ -93,11 +97,10 @@ class Fit:
             thread.join(POLL_S)
             for record in follower.new_records():
                 progress.record(record)
-            try:
-                next(duties)
+            next(duties)
+            failures = None
+            with _for_now():
                 failures = box.get(failed(self._num_failures + 1))
-            except ray.exceptions.RayError:
-                continue  # the cluster does not answer: `fit()` will say what has become of it
             if failures is not None:
                 duties = self._hand_over(box, failures, notifier)
         for record in follower.new_records():
@@ -130,8 +133,10 @@ class Fit:
         if job is not None:
             self._number = job["attempt"]
             self._monitor, self._verdict, self.why = Monitor(self._config.faults.hang_timeout_s), None, None
-            box.put("job", job)
-        box.put(answered(self._num_failures), job is not None)
+        with _for_now():  # else the controller waits in vain, and `fit()` ends
+            if job is not None:
+                box.put("job", job)
+            box.put(answered(self._num_failures), job is not None)
         return self._duties(notifier)
 
     def _error(self, failures: dict[int, Exception] | None = None) -> Exception:
@@ -181,17 +186,21 @@ class Fit:
             now = time.monotonic()
             if now >= due["drain"] and self.why is None:
                 due["drain"] = now + DRAIN_EVERY_S
-                self._look_for_drains()
+                with _for_now():
+                    self._look_for_drains()
             if now >= due["beat"]:
                 due["beat"] = now + beat_every_s
-                if self._look_for_hangs(notifier) and due["end"] == float("inf"):
-                    due["end"] = now + 2 * beat_every_s + 1  # the stacks are being written
+                with _for_now():
+                    if self._look_for_hangs(notifier) and due["end"] == float("inf"):
+                        due["end"] = now + 2 * beat_every_s + 1  # the stacks are being written
             if now >= due["grow"] and self._config.workers.elastic and self.why is None:
                 due["grow"] = now + GROW_EVERY_S
-                self._look_for_room()
+                with _for_now():
+                    self._look_for_room()
             if now >= due["end"]:
-                (self._run.logs(self._number) / "end").touch()
-                due["end"] = float("inf")
+                with _for_now():
+                    (self._run.logs(self._number) / "end").touch()
+                    due["end"] = float("inf")
 
     def _look_for_drains(self) -> None:
         ours = {beat.node_id for beat in read_beats(self._run, self._number)}
@@ -219,8 +228,17 @@ class Fit:
         self._grown = count
 
     def _stop(self, why: Why) -> None:
-        self.why = why
         stop_file(self._run, self._number).touch()
+        self.why = why
+
+
+@contextlib.contextmanager
+def _for_now() -> Iterator[None]:
+    """Let a duty fail until its next turn: the workers go on, and `fit()` will say what has become of the cluster."""
+    try:
+        yield
+    except (ray.exceptions.RayError, OSError) as error:
+        log.warning("could not look after the workers: %s", error)
 
 
 class _Follower:

@@ -9,6 +9,7 @@ long as the collective's own timeout. What is left behind for whoever is paged, 
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -18,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 NUM_JUDGES = 2  # ranks that look at the others while they wait: two, as one may be the frozen one
 GRACE = 2  # heartbeats that the others get to leave their stacks, before the first of them ends
 _WAITING = re.compile(r"/torch/distributed/|/resnet_dist/metrics\.py$")
+# Where a collective's result is read from the device: as the innermost frame only, as these call models and loaders too.
+_READING = re.compile(r"/resnet_dist/(evaluate|saving|checkpoint/(saver|host_copy)|engines/[a-z_]+)\.py$")
 FLIGHT_RECORDER = "TORCH_FR_BUFFER_SIZE"  # collectives that torch remembers, a ring
 os.environ.setdefault(FLIGHT_RECORDER, "2000")  # torch's own default for NCCL; read when the first group is made
 
@@ -131,16 +135,18 @@ class Watchdog:
 
     def _obey(self, beat: Beat) -> None:
         """End this process if it hangs, if it is asked to, or if another attempt has taken its place."""
-        if self._next_logs is not None and self._next_logs.exists():
+        if self._next_logs is not None and _is_there(self._next_logs):
             log.error("a later attempt has begun: this one ends")
             os._exit(ExitCode.STOPPED)
         if beat.age_s <= self._interval_s:
             return
-        if (self._logs / "dump").exists():
+        if _is_there(self._logs / "dump"):
             self._dump()
-        if (self._logs / "end").exists():
-            self._dump()
-            os._exit(ExitCode.HARDWARE)
+        if _is_there(self._logs / "end"):
+            try:
+                self._dump()
+            finally:
+                os._exit(ExitCode.HARDWARE)
         verdict = heartbeats.judge([beat], self._timeout_s - self._interval_s, {}) if not beat.waiting else None
         if verdict is None and beat.waiting and self._rank < NUM_JUDGES:
             verdict = self._monitor.look(heartbeats.read(self._logs).values(), time.monotonic())
@@ -148,15 +154,20 @@ class Watchdog:
             return
         if verdict is not None:
             log.error("worker %s, %s step %d: %s", verdict.rank, verdict.phase, verdict.step, verdict.problem)
-        self._write(hung=not beat.waiting)
-        ask_for_stacks(self._logs)
-        self._dump()
-        time.sleep(GRACE * self._interval_s)
-        os._exit(ExitCode.HARDWARE)
+        try:
+            self._write(hung=not beat.waiting)
+            with _as_far_as_possible():
+                ask_for_stacks(self._logs)
+            self._dump()
+            time.sleep(GRACE * self._interval_s)
+        finally:
+            os._exit(ExitCode.HARDWARE)
 
     def _in_a_collective(self) -> bool:
         """Whether the training thread is in a call of torch.distributed, or reads what one has left on the device."""
         frame: FrameType | None = sys._current_frames().get(self._thread_id)
+        if frame is not None and _READING.search(frame.f_code.co_filename):
+            return True
         while frame is not None:
             if _WAITING.search(frame.f_code.co_filename):
                 return True
@@ -168,11 +179,30 @@ class Watchdog:
         if self._dumped:
             return
         self._dumped = True
-        faulthandler.dump_traceback(file=self._stacks, all_threads=True)
-        self._stacks.flush()
-        trace = flight_record()
-        if trace:
-            (self._logs / "flight" / f"rank-{self._rank}.json").write_bytes(trace)
+        with _as_far_as_possible():
+            faulthandler.dump_traceback(file=self._stacks, all_threads=True)
+            self._stacks.flush()
+        with _as_far_as_possible():
+            trace = flight_record()
+            if trace:
+                (self._logs / "flight" / f"rank-{self._rank}.json").write_bytes(trace)
+
+
+@contextlib.contextmanager
+def _as_far_as_possible() -> Iterator[None]:
+    """Go on where the storage fails: a watchdog that ends with it watches nobody."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("the watchdog could not do all: %s", error)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether `file` exists; not, as long as the file system does not say."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def ask_for_stacks(logs: Path) -> None:

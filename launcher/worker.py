@@ -26,11 +26,14 @@ from launcher.run_config import RunConfig, mirror_address
 from launcher.run_directory import RunDirectory, environment
 from launcher.watchdog import Watchdog
 from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.device import pin_to_cpus
 from resnet_dist.pulse import Pulse
 from resnet_dist.shares import stream_step
 from resnet_dist.sink import MetricsFile, NoSink, Sink
 from resnet_dist.supervisor import Request
+
+log = logging.getLogger(__name__)
 
 NOTICE_EVERY_S = 1.0  # between two looks for a notice: the loop asks at every step
 
@@ -71,6 +74,7 @@ class FileSupervisor:
         self._stop_file, self._stopped, self._listener = stop_file, stopped, listener
         self._notice_file, self._on_notice = notice_file, on_notice
         self._noticed, self._looked = False, float("-inf")
+        self._unreadable: set[Path] = set()
 
     @property
     def noticed(self) -> bool:
@@ -79,7 +83,7 @@ class FileSupervisor:
 
     def request(self) -> Request:
         """Stop, once a signal came or one of the files is there."""
-        asked = self._stopped() or (self._stop_file is not None and self._stop_file.exists()) or self._look()
+        asked = self._stopped() or (self._stop_file is not None and self._is_there(self._stop_file)) or self._look()
         return Request.STOP if asked else Request.CONTINUE
 
     def checkpoint(self, path: str, step: int) -> None:
@@ -94,10 +98,25 @@ class FileSupervisor:
         if self._notice_file is None or self._noticed or now - self._looked < NOTICE_EVERY_S:
             return self._noticed
         self._looked = now
-        self._noticed = self._notice_file.exists()
+        self._noticed = self._is_there(self._notice_file)
         if self._noticed:
-            self._on_notice()
+            try:
+                self._on_notice()
+            except OSError as error:  # a full disk: the save is worth more than the word
+                log.warning("the notice could not be told: %s", error)
         return self._noticed
+
+    def _is_there(self, file: Path) -> bool:
+        """Whether `file` exists; not, as long as the file system does not say. The log has the first of such times."""
+        try:
+            there = file.exists()
+        except OSError as error:
+            if file not in self._unreadable:
+                log.warning("cannot look for %s: %s", file, error)
+            self._unreadable.add(file)
+            return False
+        self._unreadable.discard(file)
+        return there
 
 
 class _Told:
@@ -154,7 +173,7 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     config = with_micro_batches(config, assignment.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.log(assignment.attempt, assignment.rank))
-    log, host, pulse = logging.getLogger(__name__), socket.gethostname(), Pulse()
+    host, pulse = socket.gethostname(), Pulse()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     try:
         if assignment.local_rank == 0 and config.faults.preflight:
@@ -182,7 +201,7 @@ def check_host(config: RunConfig) -> None:
     findings = [f for f in preflight(config, PREFLIGHT_S, quick=True) if f.name not in left_out]
     for finding in findings:
         if finding.status == "warn":
-            logging.getLogger(__name__).warning("%s: %s; %s", finding.name, finding.found, finding.advice)
+            log.warning("%s: %s; %s", finding.name, finding.found, finding.advice)
     require(findings)
 
 
@@ -209,14 +228,16 @@ def _train(
     if assignment.rank == 0:
         facts = environment()
         run.write_environment(facts)
-        (run.logs(assignment.attempt) / "environment.json").write_text(json.dumps(facts))  # incidents compare attempts
+        ours = run.logs(assignment.attempt) / "environment.json"  # incidents compare attempts
+        with storage_errors(ours):
+            ours.write_text(json.dumps(facts))
         metrics = MetricsFile(run.metrics, run.tensorboard if config.log.tensorboard else None)
         sink = _Told(metrics, supervisor, run.logs(assignment.attempt))
     # The CPUs of all workers together stay what the config says, however many workers share them.
     num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
     if config.speed.cpu_affinity:
         cpus = pin_to_cpus(assignment.local_rank, assignment.local_world_size, num_threads)
-        logging.getLogger(__name__).info("CPUs of this worker: %s", cpus)
+        log.info("CPUs of this worker: %s", cpus)
     worker = Worker(
         assignment.rank,
         assignment.world_size,
@@ -266,8 +287,9 @@ def skipped_steps(skips: Sequence[Skip], batch_size: int) -> tuple[tuple[int, in
 
 
 def _log_to(file: Path) -> logging.Handler:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file)
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -65,9 +65,7 @@ class Pulse:
         if first is not None:
             first.register_post_accumulate_grad_hook(self._on_gradient)
 
-    def _on_gradient(self, gradient: torch.Tensor) -> None:
-        if gradient.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # a mark of time would become part of the graph; under graphs a worker's own time is not known
+    def _on_gradient(self, _: torch.Tensor) -> None:
         self._own.end()  # once a micro-batch: the last one counts
         self.gradients_are_ready = True
 

@@ -99,6 +99,8 @@ def judge(
         if own_s > _STRAGGLER_FROM * typical_s:
             straggler, straggler_s = by_rank.index(max(by_rank)), own_s - typical_s
             input_s, copies_s = min(input_s, typical_s), min(copies_s, max(typical_s - input_s, 0.0))
+    if len(by_rank) == 1:
+        busy_s = step_s  # nobody to wait for: the rest is the optimizer's
     seconds = {
         "input": input_s,
         "copies": copies_s,
@@ -107,6 +109,8 @@ def judge(
         "straggler": straggler_s,
     }
     utilisation = None if flops_per_s is None or peak is None else flops_per_s / step_s / peak[0]
+    if utilisation is not None and utilisation > 1:  # a CPU that was busy with something else while it was measured
+        utilisation = None
     return Verdict(
         bound_by=max(seconds, key=lambda name: seconds[name]),
         **{name: part_s / step_s for name, part_s in seconds.items()},

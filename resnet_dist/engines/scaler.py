@@ -17,6 +17,7 @@ class LossScaler:
     def __init__(self, device: torch.device) -> None:
         self._scaler = torch.amp.GradScaler(device.type)
         self._num_skipped = 0
+        self._last_scale = self._scaler.get_scale()
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
@@ -28,10 +29,11 @@ class LossScaler:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer step, or none where gradients overflowed; then adapt the scale. Waits for the device."""
-        before = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
-        self._num_skipped += self._scaler.get_scale() < before  # it falls after an overflow, and only then
+        scale = self._scaler.get_scale()
+        self._num_skipped += scale < self._last_scale  # it falls after an overflow, and only then
+        self._last_scale = scale
 
     def state(self) -> dict[str, float]:
         """loss_scale, growth_tracker (steps since the scale last changed), num_skipped (steps left out so far)."""
@@ -48,3 +50,4 @@ class LossScaler:
         own |= {"scale": state["loss_scale"], "_growth_tracker": int(state["growth_tracker"])}
         self._scaler.load_state_dict(own)
         self._num_skipped = int(state["num_skipped"])
+        self._last_scale = state["loss_scale"]

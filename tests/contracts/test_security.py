@@ -177,6 +177,8 @@ def test_nothing_from_storage_is_unpickled() -> None:
         if (first in modules and last in last_parts | {"open"}) or last in ("Unpickler", "read_pickle", "recv"):
             found.add((file, name_of(call)))
     assert found == {
+        ("launcher/ablation_worker.py", "pickle.loads"),  # from the temporary folder that its parent has just made
+        ("launcher/ray_handover.py", "cloudpickle.loads"),  # between this run's driver and workers, through Ray itself
         ("launcher/local_child.py", "pickle.load"),  # from the standard input that the parent holds
         ("launcher/local_supervisor.py", "self._answers.recv"),  # from the pipe that it gave to its child
     }

@@ -15,7 +15,7 @@ from launcher import heartbeats, ray_attempt
 from launcher.attempts import policy_of
 from launcher.heartbeats import Beat
 from launcher.notify import Notifier
-from launcher.ray_attempt import Attempt, Why
+from launcher.ray_attempt import Fit, Why
 from launcher.run_directory import RunDirectory
 from launcher.worker import stop_file
 
@@ -45,12 +45,13 @@ def test_the_driver_looks_again_after_the_cluster_did_not_answer(
     beat = Beat(rank=0, host="a", pid=1, tick=1, phase="step", step=1, age_s=0.0, node_id="n1")
     heartbeats.write(small_run.logs(number), beat)
     cluster: Any = Cluster(ray.exceptions.RayError("no answer"), OSError(5, "I/O error"), {"n1"})
-    attempt = Attempt(config, small_run, number, 1, cluster, policy_of(config), ())
-    duties = attempt._duties(Notifier(config.notify, small_run))
+    fit = Fit(config, small_run, 1, cluster, policy_of(config), (), lambda error: None)
+    fit._number = number
+    duties = fit._duties(Notifier(config.notify, small_run))
     reasons = []
     for _ in range(6):
         next(duties)
-        reasons.append(attempt.why)
+        reasons.append(fit.why)
     assert reasons[0] is None
     assert reasons[-1] is Why.PREEMPTED
     assert stop_file(small_run, number).exists()

@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from launcher import heartbeats
+from launcher import heartbeats, watchdog
+from launcher.watchdog import Watchdog
+from resnet_dist.pulse import Pulse
 
 HEAD = """
 import sys, threading, time
@@ -69,6 +73,36 @@ def test_a_process_whose_place_was_taken_ends(run: Run, tmp_path: Path) -> None:
     (tmp_path / "attempt-2").mkdir()
     process.communicate(timeout=60)
     assert process.returncode == 75
+
+
+def test_a_hang_ends_the_process_where_the_storage_fails_too(run: Run) -> None:
+    process = run("def fails(*_, **__):\n    raise OSError(28, 'No space left on device')\n"
+                  "with dog:\n    Path.exists = Path.touch = Path.write_bytes = fails\n"
+                  "    pulse.enter('step', 7)\n    never_returns()")  # fmt: skip
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 76, errors
+
+
+@pytest.mark.parametrize(
+    ("file", "calls", "waits"),
+    [
+        ("resnet_dist/evaluate.py", "", True),
+        ("resnet_dist/engines/zero.py", "", True),
+        ("resnet_dist/checkpoint/host_copy.py", "", True),
+        ("torch/distributed/distributed_c10d.py", "torch/functional.py", True),
+        ("resnet_dist/engines/ddp.py", "my/model.py", False),  # what an engine calls may hang by itself
+        ("resnet_dist/checkpoint/save.py", "", False),  # a disk that hangs is this worker's own
+    ],
+)
+def test_a_thread_that_reads_what_a_collective_leaves_waits_for_others(
+    file: str, calls: str, waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dog = Watchdog(Pulse(), tmp_path, 0, hang_timeout_s=60.0)
+    frame = None
+    for name in [file, calls] if calls else [file]:
+        frame = SimpleNamespace(f_code=SimpleNamespace(co_filename=f"/x/{name}"), f_back=frame)
+    monkeypatch.setattr(watchdog.sys, "_current_frames", lambda: {threading.get_ident(): frame})
+    assert dog._in_a_collective() is waits
 
 
 def test_stacks_come_on_a_signal_at_any_time(run: Run, tmp_path: Path) -> None:

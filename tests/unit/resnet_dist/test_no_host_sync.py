@@ -168,9 +168,9 @@ def test_no_step_waits_where_spans_are_exchanged(monkeypatch: pytest.MonkeyPatch
     assert found == {}
 
 
-def test_float16_asks_once_a_step_whether_gradients_overflowed() -> None:
+def test_float16_asks_twice_a_step_whether_gradients_overflowed_and_what_the_scale_is() -> None:
     found, _ = waits_of(Run(recipe_of("sgd", precision="float16")))
-    assert found == {"aten::_local_scalar_dense": STEPS}
+    assert found == {"aten::_local_scalar_dense": 2 * STEPS}
 
 
 def losses(run: Run, read_every: int) -> Iterator[float]:
