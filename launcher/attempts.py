@@ -20,7 +20,7 @@ from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
-from resnet_dist.errors import DivergedError, OutOfMemory
+from resnet_dist.errors import CheckpointError, DivergedError, OutOfMemory
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Loss:
 
     first_step: int  # of the checkpoint that it went on from; all in completed steps
     last_step: int  # that any worker has completed
-    saved_step: int  # of the newest checkpoint: where the next attempt goes on
+    saved_step: int  # of the newest checkpoint that can be trusted: where the next attempt goes on
     seconds: float  # since that checkpoint, or since the attempt began
 
     @property
@@ -90,14 +90,23 @@ def write_skips(run: RunDirectory, skips: Sequence[Skip]) -> None:
 
 
 def newest_step(run: RunDirectory) -> int:
-    """Completed steps of the newest checkpoint, by its name; 0 where there is none."""
-    path = _newest(run)
+    """Completed steps of the newest checkpoint, by its name alone, which is cheap; 0 where there is none."""
+    try:
+        path = next(iter(format.step_folders(run.checkpoints)), None)
+    except OSError:
+        return 0
+    return 0 if path is None else format.step_of(path.name) or 0
+
+
+def trusted_step(run: RunDirectory) -> int:
+    """Completed steps of the newest checkpoint whose files have their hashes; 0 where there is none."""
+    path = _trusted(run)
     return 0 if path is None else format.step_of(path.name) or 0
 
 
 def loss_of(run: RunDirectory, first_step: int, began: float, beats: Sequence[Beat]) -> Loss:
     """What is lost of an attempt that failed just now. `began` is its start, in seconds of `time.time`."""
-    newest, ended = _newest(run), time.time()
+    newest, ended = _trusted(run), time.time()
     saved_step, since = first_step, began
     if newest is not None:
         saved_step = format.step_of(newest.name) or 0
@@ -177,8 +186,18 @@ def now_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _newest(run: RunDirectory) -> Path | None:
+def _trusted(run: RunDirectory) -> Path | None:
+    """The checkpoint that `resnet_dist.checkpoint.restore.newest` would find, without torch, which that needs."""
     try:
-        return next(iter(format.step_folders(run.checkpoints)), None)
+        candidates = format.step_folders(run.checkpoints)
     except OSError:
         return None
+    for path in candidates:
+        try:
+            format.verify(path)
+            state = format.read_json(path / format.STATE)
+        except CheckpointError:
+            continue
+        if isinstance(state, dict) and state.get("step") == format.step_of(path.name):
+            return path
+    return None

@@ -52,7 +52,7 @@ def run_local(
         )
     stop = StopSignals() if signals is None else nullcontext(signals)
     with _process_group(config, rank, world_size), stop as signals:
-        start, attempt = _begin(config, run, mode, progress, rank, world_size)
+        start, attempt = _begin(config, run, mode, progress, rank, world_size, num_micro_batches)
         if rank == 0:
             on_begin(attempt, start)
         assignment = Assignment(
@@ -91,7 +91,13 @@ def run_local(
 
 
 def _begin(
-    config: RunConfig, run: RunDirectory, mode: resume.ResumeMode, progress: Progress, rank: int, world_size: int
+    config: RunConfig,
+    run: RunDirectory,
+    mode: resume.ResumeMode,
+    progress: Progress,
+    rank: int,
+    world_size: int,
+    num_micro_batches: int | None,
 ) -> tuple[resume.Start, int]:
     """Rank 0 looks at the run directory and tells the others what it found, an error too."""
     found: list[Any] = [None]
@@ -100,6 +106,7 @@ def _begin(
             start = resume.choose(config, run, mode)
             run.write_config(configs.to_yaml(config))
             facts = {"place": "local", "workers": world_size, "from_step": start.step}
+            facts |= {"num_micro_batches": num_micro_batches}
             found = [(start, run.begin_attempt(facts))]
             for line in start.notes:
                 progress.say(line)

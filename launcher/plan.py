@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from launcher import config as configs
 from launcher import heartbeats, notice, scale
 from launcher.arguments import config_arguments
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.run_config import RunConfig
+from launcher.run_config import RunConfig, problems
 from resnet_dist.durations import Every
 from resnet_dist.extension import is_reference
 from resnet_dist.shares import BatchLayout
@@ -37,7 +39,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    config = configs.load(given.config, given.overrides)
+    config = _counted(configs.load(given.config, given.overrides))
     assumptions = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
     if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
@@ -54,6 +56,20 @@ def _plan(given: argparse.Namespace) -> int:
         for line in scale.lines(loads, assumptions):
             print(line)
     return 0
+
+
+def _counted(config: RunConfig) -> RunConfig:
+    """The config with the number of training images, where it is not given and the images are here."""
+    data = config.data
+    if data.num_samples is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
+        return config
+    from resnet_dist.data.image_folder import count_images  # the package imports torch, which takes seconds
+
+    counted = count_images(data.root, "train")
+    config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
+    for problem in problems(config, counted):
+        raise problem
+    return config
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -116,7 +132,12 @@ def lines(config: RunConfig) -> Iterator[str]:
 
     num_samples = config.data.num_samples
     if num_samples is None:
-        problem = Problem("plan", "data.num_samples", "is not given", "the number of training images")
+        problem = Problem(
+            "plan",
+            "data.num_samples",
+            "is not given",
+            "the number of training images, or a data.root that holds them here",
+        )
         raise ConfigError([problem])
     batch = config.batch
     size = {"batch_size": batch.size, "num_samples": num_samples}

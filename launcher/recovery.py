@@ -11,10 +11,10 @@ from launcher.attempts import (
     failure_of,
     loss_of,
     micro_batches_before,
-    newest_step,
     policy_of,
     read_beats,
     read_skips,
+    trusted_step,
     write_skips,
 )
 from launcher.faults import rule_for
@@ -32,7 +32,7 @@ class Recovery:
         self, config: RunConfig, run: RunDirectory, progress: Progress, notifier: Notifier, policy: Policy | None = None
     ) -> None:
         self.policy = policy_of(config) if policy is None else policy
-        self.history = History(saved_step=newest_step(run), skips=read_skips(run))
+        self.history = History(saved_step=trusted_step(run), skips=read_skips(run))
         self.num_micro_batches = micro_batches_before(run)
         self._batch_size = config.batch.size
         self._run, self._progress, self._notifier = run, progress, notifier

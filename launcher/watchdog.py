@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 NUM_JUDGES = 2  # ranks that look at the others while they wait: two, as one may be the frozen one
 GRACE = 2  # heartbeats that the others get to leave their stacks, before the first of them ends
 _WAITING = re.compile(r"/torch/distributed/|/resnet_dist/metrics\.py$")
-# Where a collective's result is read from the device: as the innermost frame only, as these call models and loaders too.
-_READING = re.compile(r"/resnet_dist/(evaluate|saving|checkpoint/(saver|host_copy)|engines/[a-z_]+)\.py$")
+# Where a collective's result is read from the device. As the innermost frame only: these call models and loaders, too.
+_READING = re.compile(r"/resnet_dist/(evaluate|saving|checkpoint/host_copy|engines/[a-z_]+)\.py$")
 FLIGHT_RECORDER = "TORCH_FR_BUFFER_SIZE"  # collectives that torch remembers, a ring
 os.environ.setdefault(FLIGHT_RECORDER, "2000")  # torch's own default for NCCL; read when the first group is made
 
@@ -190,10 +190,10 @@ class Watchdog:
 
 @contextlib.contextmanager
 def _as_far_as_possible() -> Iterator[None]:
-    """Go on where the storage fails: a watchdog that ends with it watches nobody."""
+    """Go on where the storage or torch fails: a watchdog that ends with it watches nobody."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's errors are RuntimeErrors
         log.warning("the watchdog could not do all: %s", error)
 
 

@@ -66,6 +66,12 @@ def index_image_folder(root: str, split: Split) -> Index:
     )
 
 
+def count_images(root: str, split: Split) -> int:
+    """How many samples the index of root/split would have; only names are read. DataError as for the index."""
+    ignored = _Ignored()
+    return sum(len(_image_files(root, f"{split}/{name}", ignored)) for name in _class_names(root, split))
+
+
 def _class_names(root: str, split: Split) -> list[str]:
     folder = Path(root) / split
     if not folder.is_dir():
