@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch._C._distributed_c10d import HashStore
 
 from launcher import config as configs
 from launcher import resume
+from launcher.attempts import micro_batches_before, read_skips
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
 from launcher.place import under_torchrun
@@ -52,7 +54,8 @@ def run_local(
         )
     stop = StopSignals() if signals is None else nullcontext(signals)
     with _process_group(config, rank, world_size), stop as signals:
-        start, attempt = _begin(config, run, mode, progress, rank, world_size, num_micro_batches)
+        begun = _begin(config, run, mode, progress, rank, world_size, skips, num_micro_batches)
+        start, attempt = begun.start, begun.attempt
         if rank == 0:
             on_begin(attempt, start)
         assignment = Assignment(
@@ -63,8 +66,8 @@ def run_local(
             start.checkpoint,
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if under_torchrun() else 1,
             watched=watched,
-            skips=skips,
-            num_micro_batches=num_micro_batches,
+            skips=begun.skips,
+            num_micro_batches=begun.num_micro_batches,
         )
         stopped = signals
         supervisor = notice_supervisor(
@@ -90,6 +93,16 @@ def run_local(
         return code, outcome
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What rank 0 has found and begun."""
+
+    start: resume.Start
+    attempt: int
+    skips: tuple[Skip, ...]
+    num_micro_batches: int | None
+
+
 def _begin(
     config: RunConfig,
     run: RunDirectory,
@@ -97,17 +110,23 @@ def _begin(
     progress: Progress,
     rank: int,
     world_size: int,
+    skips: tuple[Skip, ...],
     num_micro_batches: int | None,
-) -> tuple[resume.Start, int]:
-    """Rank 0 looks at the run directory and tells the others what it found, an error too."""
+) -> _Begun:
+    """Rank 0 looks at the run directory and tells the others what it found, an error too.
+
+    Where nobody restarts this process (torchrun), what earlier attempts skipped and learned is read here.
+    """
     found: list[Any] = [None]
     if rank == 0:
         try:
             start = resume.choose(config, run, mode)
             run.write_config(configs.to_yaml(config))
+            skips = skips or read_skips(run)
+            num_micro_batches = num_micro_batches or micro_batches_before(run)
             facts = {"place": "local", "workers": world_size, "from_step": start.step}
             facts |= {"num_micro_batches": num_micro_batches}
-            found = [(start, run.begin_attempt(facts))]
+            found = [_Begun(start, run.begin_attempt(facts), skips, num_micro_batches)]
             for line in start.notes:
                 progress.say(line)
         except Exception as error:
@@ -118,8 +137,8 @@ def _begin(
         dist.broadcast_object_list(found, src=0)
     if isinstance(found[0], Exception):
         raise found[0]
-    start, attempt = found[0]
-    return start, attempt
+    begun: _Begun = found[0]
+    return begun
 
 
 def _process_group(config: RunConfig, rank: int, world_size: int) -> Any:

@@ -22,6 +22,7 @@ from launcher.run_config import RunConfig
 log = logging.getLogger(__name__)
 
 ANSWER_S = 10.0  # assumption: a node that starts no process in this time, on a busy machine too, is not there
+ASK_AGAIN_S = 30.0  # so that nodes that stay silent cost a waiting run a part of its time only
 SETTLE_S = 10.0  # for Ray to give back what an attempt that has ended held
 POLL_S = 0.5
 
@@ -48,7 +49,7 @@ class Cluster:
         if config.resources.gpus_per_worker:
             self.resources["GPU"] = float(config.resources.gpus_per_worker)
         self.leaving: set[str] = set()
-        self._silent: set[str] = set()  # alive, Ray says, but they did not answer
+        self._silent: dict[str, float] = {}  # alive, Ray says, but they did not answer when they were last asked
         self._hosts: dict[str, str] = {}  # of every node that was ever seen
 
     def nodes(self) -> list[Node]:
@@ -58,7 +59,7 @@ class Cluster:
         for node in ray.nodes():
             node_id, host = node["NodeID"], node["NodeManagerHostname"]
             self._hosts[node_id] = host
-            if node["Alive"] and node_id not in self.leaving | self._silent:
+            if node["Alive"] and node_id not in self.leaving and node_id not in self._silent:
                 slots, free = self._room(node["Resources"]), self._room(available.get(node_id, {}))
                 found.append(Node(node_id, host, node["NodeManagerAddress"], slots, free))
         return found
@@ -87,7 +88,7 @@ class Cluster:
     def ids(self, keys: Collection[str]) -> list[str]:
         """The ids of all nodes, alive or not, that a worker must not be placed on; `keys` are those of bad ones."""
         known = {node_id for node_id, host in self._hosts.items() if host in keys or node_id in keys}
-        return sorted(known | self.leaving | self._silent)
+        return sorted(known | self.leaving | set(self._silent))
 
     def draining(self) -> set[str]:
         """The ids of nodes that will go away."""
@@ -95,12 +96,8 @@ class Cluster:
 
     def check(self, node_id: str | None) -> None:
         """Leave a node out that does not answer: Ray may take minutes to notice that it is gone."""
-        if node_id is None or len(self.nodes()) < 2:
-            return
-        if _answers(node_id):
-            self._silent.discard(node_id)
-        else:
-            self._silent.add(node_id)
+        if node_id is not None and len(self.nodes()) >= 2:
+            self._ask(node_id)
 
     def wait_for_workers(
         self, policy: Policy, excluded: Collection[str], timeout_s: float, stopped: Callable[[], bool]
@@ -111,6 +108,7 @@ class Cluster:
         """
         began = time.monotonic()
         while not stopped():
+            self._ask_again()
             most = workers_for(policy, self.slots(), excluded)
             now = workers_for(policy, self.slots(free=True), excluded)
             waited_s = time.monotonic() - began
@@ -122,6 +120,20 @@ class Cluster:
             time.sleep(POLL_S)
         return 0
 
+    def _ask(self, node_id: str) -> None:
+        if _answers(node_id):
+            self._silent.pop(node_id, None)
+        else:
+            self._silent[node_id] = time.monotonic()
+
+    def _ask_again(self) -> None:
+        """A node that did not answer once may only have been busy."""
+        now = time.monotonic()
+        due = {node_id for node_id, asked in self._silent.items() if now - asked > ASK_AGAIN_S}
+        if due:
+            for node_id in due & {node["NodeID"] for node in ray.nodes() if node["Alive"]}:
+                self._ask(node_id)
+
     def _room(self, have: dict[str, Any]) -> int:
         return int(min(have.get(name, 0.0) // needed for name, needed in self.resources.items()))
 
@@ -131,9 +143,11 @@ class Cluster:
         found = ", ".join(f"{node.host}: room for {node.slots}, {node.free} free" for node in nodes) or "no node"
         left_out = f"; left out for their faults: {', '.join(excluded)}" if excluded else ""
         leaving = f"; leaving: {', '.join(self._hosts.get(one, one) for one in sorted(self.leaving))}"
+        silent = f"; no answer from: {', '.join(sorted(self._hosts.get(one, one) for one in self._silent))}"
         return (
             f"{policy.least} workers of {each} each were not to be had within {waited_s:.0f} s. "
             f"The Ray cluster has {found}{left_out}{leaving if self.leaving else ''}"
+            f"{silent if self._silent else ''}"
         )
 
 

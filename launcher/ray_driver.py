@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from launcher import config as configs
 from launcher import resume
@@ -27,7 +28,7 @@ from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.ray_attempt import Fit, Why
 from launcher.ray_cluster import Cluster
-from launcher.ray_failures import ClusterGone, NotPlaced
+from launcher.ray_failures import ClusterGone, NotPlaced, cluster_must_answer, gone_with
 from launcher.recovery import Recovery, wait
 from launcher.retry_policy import workers_for
 from launcher.run_config import RunConfig
@@ -83,12 +84,13 @@ class _Driver:
         self._wait_from_now()
         with StopSignals(on_stop=self._on_stop) as signals:
             while True:
-                workers = self._cluster.wait_for_workers(
-                    self._recovery.policy,
-                    self._recovery.history.excluded,
-                    self._give_up_at - time.monotonic(),
-                    lambda: signals.stopped,
-                )
+                with cluster_must_answer():
+                    workers = self._cluster.wait_for_workers(
+                        self._recovery.policy,
+                        self._recovery.history.excluded,
+                        self._give_up_at - time.monotonic(),
+                        lambda: signals.stopped,
+                    )
                 if not workers:
                     return signals.exit_code, {"step": start.step, "finished": False}
                 ended = self._one(start, workers, signals)
@@ -144,8 +146,10 @@ class _Driver:
         left_out = self._cluster.ids(self._recovery.history.excluded)
         self._failed(error, signals)
         excluded = self._recovery.history.excluded
-        count = workers_for(self._recovery.policy, self._cluster.slots(), excluded)
-        if count != workers or self._cluster.ids(excluded) != left_out or self._cluster.draining() or signals.stopped:
+        with cluster_must_answer():
+            count = workers_for(self._recovery.policy, self._cluster.slots(), excluded)
+            draining = self._cluster.draining()
+        if count != workers or self._cluster.ids(excluded) != left_out or draining or signals.stopped:
             return None
         start = resume.choose(self._config, self._run, "auto")
         self._progress.say(start.notes[0])
@@ -169,7 +173,8 @@ class _Driver:
         cause = "stopped on request" if why is None else f"{why.value}; saved at step {step}"
         leaving = sorted(self._cluster.leaving)
         self._run.end_attempt(number, ExitCode.STOPPED, cause, step, {"leaving": leaving} if leaving else None)
-        left = workers_for(self._recovery.policy, self._cluster.slots(), self._recovery.history.excluded)
+        with cluster_must_answer():
+            left = workers_for(self._recovery.policy, self._cluster.slots(), self._recovery.history.excluded)
         if why is None or (why is Why.PREEMPTED and not left):
             return ExitCode.STOPPED, {**outcome, "preempted": why is Why.PREEMPTED}
         self._progress.say(f"attempt {number}: {cause}")
@@ -183,8 +188,15 @@ class _Driver:
         node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
         slots, node = dict[str, int](), node_id
         if not isinstance(error, ClusterGone):  # whom nobody can be asked about
-            self._cluster.check(node_id)
-            slots, node = self._cluster.slots(), self._cluster.key(node_id)
+            try:
+                with cluster_must_answer():
+                    self._cluster.check(node_id)
+                    slots, node = self._cluster.slots(), self._cluster.key(node_id)
+            except ClusterGone as gone:
+                gone.add_note(f"it was asked because of {type(error).__name__}: {error}")
+                error = gone
+        if isinstance(error, RayError):  # of ours to the cluster: what `fit()` raises comes in our words
+            error = gone_with(error)
         decision = self._recovery.failed(
             error, self._attempt, self._first_step, self._began, slots, node, stopping=signals.stopped
         )
@@ -200,7 +212,10 @@ class _Driver:
     def _noticed(self, number: int) -> set[str]:
         """The ids of nodes whose workers have seen `preemption.notice_file`."""
         files = self._run.logs(number).glob("notice-rank-*.json")
-        found = {json.loads(file.read_bytes())["node_id"] for file in files}
+        found = set()
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):  # a full disk leaves a file without its content
+                found.add(json.loads(file.read_bytes())["node_id"])
         return {node_id for node_id in found if node_id}
 
 

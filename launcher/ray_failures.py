@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from launcher.attempts import gone
@@ -23,6 +25,20 @@ class ClusterGone(ClusterUnavailable):
     gone = True
 
 
+@contextlib.contextmanager
+def cluster_must_answer() -> Iterator[None]:
+    """Raise ClusterGone for an error of Ray's inside the block: it is asked for nothing but what the cluster knows."""
+    try:
+        yield
+    except RayError as error:
+        raise gone_with(error) from error
+
+
+def gone_with(error: BaseException) -> ClusterGone:
+    """The end of the cluster, by the error that shows it."""
+    return ClusterGone(f"the Ray cluster is gone: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+
+
 def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
     """The error that began it; `beats` are the workers' last heartbeats."""
     if isinstance(error, WorkerGroupError):
@@ -34,7 +50,7 @@ def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
         return failure if isinstance(failure, TrainingError | LauncherError) else ClusterUnavailable(str(failure))
     if isinstance(error, TrainingFailedError):
         return ClusterUnavailable(str(error))
-    return ClusterGone(f"the Ray cluster is gone: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+    return gone_with(error)
 
 
 def of_workers(failures: Mapping[int, BaseException], beats: Sequence[Beat]) -> Exception:

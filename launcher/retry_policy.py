@@ -155,8 +155,8 @@ def _skip(policy: Policy, history: History, failure: Failure, batch_size: int) -
         return _give_up(history, failure, f"{len(history.skips)} windows of data were skipped already")
     steps = failure.bad_step - failure.saved_step
     if steps <= 0:
-        why = f"step {failure.bad_step} is not after the checkpoint of step {failure.saved_step}: there is nothing to skip"
-        return _give_up(history, failure, why)
+        why = f"step {failure.bad_step} is not after the checkpoint of step {failure.saved_step}"
+        return _give_up(history, failure, f"{why}: there is nothing to skip")
     skips = (*history.skips, Skip(failure.saved_step, steps * batch_size))
     history = dataclasses.replace(history, skips=skips, failures=0)
     window = f"the samples of steps {failure.saved_step + 1} to {failure.bad_step}"

@@ -123,10 +123,11 @@ def stop(job: str, *, save: bool) -> str:
             return f"slurm job {job} saves and ends; it is not requeued"
         _done(call("scancel", job))
         return f"slurm job {job} is cancelled: it saves as long as SLURM's KillWait lets it"
-    # The signal first: scancel alone asks politely, and KILL alone leaves what a job array has not started yet.
-    call("scancel", "--signal=KILL", "--full", job)
+    # Only the shell, which cannot save without itself: to all of a job, SLURM 22.05 sends TERM first (tried).
+    call("scontrol", "update", f"JobId={job}", "Requeue=0")
+    call("scancel", "--signal=KILL", "--batch", job)
     _done(call("scancel", job))
-    return f"slurm job {job} is killed; its newest checkpoint counts"
+    return f"slurm job {job} is killed; its newest checkpoint counts. Its folder rl-{job}-* stays in its nodes' scratch"
 
 
 def reason_in_words(reason: str) -> str:

@@ -110,6 +110,9 @@ class Host:
             self._owner.kill()
             self._owner.wait()
             self.on = False
+            # The kernel takes the cable's other end away a moment after the host, unless that was done already.
+            gone = ("nsenter", "--target", str(self._switch), "--net", "ip", "link", "delete", self._cable)
+            subprocess.run(gone, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
     def cable(self, state: str) -> None:
         """Pull its cable (down) or plug it in (up)."""

@@ -36,11 +36,14 @@ def command(slurm: Any, scratch: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """slurm CONFIG --profile SITE; the launcher's calls of SLURM's programs reach the lab."""
 
     def call(program: str, *arguments: str, given: str | None = None, timeout_s: float = 60.0) -> Answer:
+        text = tmp_path / "standard-input"
+        text.write_text(given or "")
+        line = ("sh", "-c", 'exec "$@" < "$0"', str(text), program, *arguments)
+        pipe = subprocess.PIPE
         process = slurm.hosts["control"].popen(
-            program, *arguments, cwd=slurm.jobs_folder, env=slurm.environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        out, err = process.communicate(given or "", timeout=timeout_s)
+            *line, cwd=slurm.jobs_folder, env=slurm.environment, stdout=pipe, stderr=pipe
+        )
+        out, err = process.communicate(timeout=timeout_s)
         return Answer(process.returncode, out, err)
 
     monkeypatch.setattr(slurm_jobs, "call", call)

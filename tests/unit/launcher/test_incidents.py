@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.report import goodput, incident_lines
 from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
-from resnet_dist.checkpoint.format import folder_name
+from resnet_dist.checkpoint import format
 from resnet_dist.errors import DataError, DivergedError
 
 DATA: dict[str, Any] = {
@@ -69,8 +70,22 @@ def attempt(run: RunDirectory, step: int, saved: int | None = None) -> tuple[int
             record = {"kind": "train", "step": number_of_step, "loss": 1.0, "step_time_s": 0.5}
             file.write(json.dumps(record) + "\n")
     if saved is not None:
-        (run.checkpoints / folder_name(saved)).mkdir()
+        checkpoint(run, saved)
     return number, began
+
+
+def checkpoint(run: RunDirectory, step: int) -> Path:
+    """Leave a checkpoint without tensors, its hashes right; its folder."""
+    folder = run.checkpoints / format.folder_name(step)
+    folder.mkdir()
+    contents = {format.MODEL: b"", format.OPTIMIZER: b"", format.STATE: format.json_bytes({"step": step})}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    records = {
+        name: format.FileRecord(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
+    }
+    (folder / format.MANIFEST).write_bytes(format.manifest_bytes(records))
+    return folder
 
 
 LOST = WorkerLost("host-1", 1, "the actor died")
@@ -158,6 +173,17 @@ def test_skips_outlive_the_driver(run: RunDirectory) -> None:
     number, began = attempt(run, step=12, saved=10)
     recovery_of(run, **more).failed(DivergedError(13, float("nan")), number, 0, began, SLOTS)
     assert recovery_of(run, **more).history.skips == (Skip(10, 3 * 8),)
+
+
+def test_a_skip_starts_at_the_checkpoint_that_the_next_attempt_can_trust(run: RunDirectory) -> None:
+    more = {"faults": {"on_nonfinite": "skip"}}
+    checkpoint(run, 30)
+    (checkpoint(run, 40) / format.MODEL).write_bytes(b"altered")
+    number, began = attempt(run, step=32)
+    recovery = recovery_of(run, **more)
+    assert recovery.history.saved_step == 30
+    recovery.failed(DivergedError(33, float("nan")), number, 30, began, SLOTS)
+    assert recovery.history.skips == (Skip(30, 3 * 8),)
 
 
 def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> None:

@@ -83,7 +83,7 @@ def notifier(config: RunConfig, small_run: RunDirectory) -> Iterator[Notifier]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second passes at every look at the clock."""
     seconds = itertools.count()
-    monkeypatch.setattr(local_supervisor.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("launcher.local_supervisor.time.monotonic", lambda: float(next(seconds)))
 
 
 @pytest.mark.parametrize("error", [UsageError("--resume never"), ConfigError([Problem("x", "batch", "8", "16")])])

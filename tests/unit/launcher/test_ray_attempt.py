@@ -11,7 +11,7 @@ import pytest
 import ray.exceptions
 
 from launcher import config as configs
-from launcher import heartbeats, ray_attempt
+from launcher import heartbeats
 from launcher.attempts import policy_of
 from launcher.heartbeats import Beat
 from launcher.notify import Notifier
@@ -38,7 +38,7 @@ def test_the_driver_looks_again_after_the_cluster_did_not_answer(
     write_config: Callable[..., Path], small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = itertools.count()
-    monkeypatch.setattr(ray_attempt.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("launcher.ray_attempt.time.monotonic", lambda: float(next(seconds)))
     config = configs.load(write_config())
     number = small_run.begin_attempt({"place": "ray"})
     heartbeats.folder(small_run.logs(number)).mkdir()

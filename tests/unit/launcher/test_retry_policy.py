@@ -147,6 +147,13 @@ def test_windows_are_skipped_so_many_times_and_no_more() -> None:
     assert "2 windows of data were skipped already" in decision.reason
 
 
+def test_a_window_that_ends_before_the_checkpoint_is_not_skipped() -> None:
+    policy = dataclasses.replace(POLICY, skip_nonfinite=True)
+    decision = after(diverged(1, 40, 33), policy=policy)
+    assert (decision.again, decision.exit_code, decision.history.skips) == (False, 79, ())
+    assert decision.reason == "step 33 is not after the checkpoint of step 40: there is nothing to skip"
+
+
 # --- memory
 
 

@@ -92,10 +92,14 @@ def test_what_cannot_be_told_not_to_requeue_is_cancelled(places: Any) -> None:
     assert places.calls()[-1] == "scancel 7"
 
 
-def test_killing_signals_every_process_and_cancels(places: Any) -> None:
+def test_killing_begins_with_the_shell_which_would_save(places: Any) -> None:
     places.says("jobs/7", "RUNNING|None\n")
     slurm_jobs.stop("7", save=False)
-    assert places.calls()[1:] == ["scancel --signal=KILL --full 7", "scancel 7"]
+    assert places.calls()[1:] == [
+        "scontrol update JobId=7 Requeue=0",
+        "scancel --signal=KILL --batch 7",
+        "scancel 7",
+    ]
 
 
 def test_a_waiting_job_has_nothing_to_save(places: Any) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import heartbeats, watchdog
+from launcher import heartbeats
 from launcher.watchdog import Watchdog
 from resnet_dist.pulse import Pulse
 
@@ -101,7 +101,7 @@ def test_a_thread_that_reads_what_a_collective_leaves_waits_for_others(
     frame = None
     for name in [file, calls] if calls else [file]:
         frame = SimpleNamespace(f_code=SimpleNamespace(co_filename=f"/x/{name}"), f_back=frame)
-    monkeypatch.setattr(watchdog.sys, "_current_frames", lambda: {threading.get_ident(): frame})
+    monkeypatch.setattr("launcher.watchdog.sys._current_frames", lambda: {threading.get_ident(): frame})
     assert dog._in_a_collective() is waits
 
 

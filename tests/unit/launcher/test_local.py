@@ -1,0 +1,20 @@
+"""What a run without Ray records of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher import config as configs
+from launcher.attempts import micro_batches_before
+from launcher.local import _begin
+from launcher.progress import Progress
+from launcher.run_directory import RunDirectory
+
+
+def test_the_next_driver_finds_the_number_of_micro_batches(
+    write_config: Callable[..., Path], small_run: RunDirectory
+) -> None:
+    config = configs.load(write_config())
+    _begin(config, small_run, "auto", Progress(), 0, 1, (), 4)
+    assert micro_batches_before(small_run) == 4
