@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test
+.PHONY: help demo install system check test bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,3 +38,8 @@ check: install ## lint, format, types, the arrows between packages, the examples
 
 test: install ## all tests
 	$(BIN)/python -m pytest
+
+bench: install ## benchmarks on this machine's CPU, and docs/benchmarks.md from what they found
+	$(BIN)/python -m benchmarks.training_cpu
+	$(BIN)/python benchmarks/checkpoint_stall.py
+	$(BIN)/python -m benchmarks.report
