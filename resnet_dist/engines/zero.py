@@ -86,7 +86,8 @@ class ZeroEngine:
         self._states_checked = False
         parameters = [list(group["params"]) for group in self._optimizer.param_groups]
         for parameter in module.parameters():
-            parameter.data = parameter.data.contiguous()  # from channels-last, which DeepSpeed cannot broadcast
+            # from channels-last, which DeepSpeed cannot broadcast; contiguous() leaves 1 × 1 kernels as they are
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
         deepspeed = _import_deepspeed(self._device)
         config = _config(stage, bucket_size_bytes // 4, gradient_dtype)
