@@ -120,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_the_losses_stay(
     os.kill(victim, 9)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert "starting again (1 of 3 failures)" in output
+    assert "starting again: failure 1 of 3" in output
     found, expected = losses_of(storage / "struck"), losses_of(storage / "untouched")
     assert found == expected  # the same topology: bit-identical
 
