@@ -40,6 +40,7 @@ test: install ## all tests
 	$(BIN)/python -m pytest
 
 bench: install ## benchmarks on this machine's CPU, and docs/benchmarks.md from what they found
-	$(BIN)/python -m benchmarks.training_cpu
-	$(BIN)/python benchmarks/checkpoint_stall.py
+	-$(BIN)/python -m benchmarks.training_cpu
+	$(BIN)/python -m benchmarks.speed_keys
+	-$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python -m benchmarks.report

@@ -52,7 +52,8 @@ def profiled(run: Run, steps: int, device: torch.device) -> dict[str, Any]:
     counts: dict[str, float] = {}
     for event in found.key_averages():
         own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        is_kernel = event.device_type is not torch.autograd.DeviceType.CPU  # or an operation that has started some
+        # not an operation that has started some, nor a name that the profiler lays over a stretch of them
+        is_kernel = event.device_type != torch.autograd.DeviceType.CPU and not event.is_user_annotation
         if own_us > 0 and (is_kernel or not on_gpu):
             times[event.key] = own_us / 1000 / steps
             counts[event.key] = event.count / steps

@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pair: list[tuple[str, type[Plain] | type[Ours]]] = [("ours", Ours), ("plain", Plain)]
             for name, kind in pair if number % 2 == 0 else reversed(pair):
                 found[name] += turn(kind, folder / f"{name}-{number}", given.kills)
+                print(f"{name:<6} turn {number + 1}: {', '.join(f'{s:.1f}' for s in found[name])} s", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}

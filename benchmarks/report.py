@@ -1,24 +1,39 @@
-"""docs/benchmarks.md from the JSON files of benchmarks/results: no figure there is typed by hand.
+"""The documentation's figures from the JSON files of benchmarks/results: none of them is typed by hand.
 
-python -m benchmarks.report            writes docs/benchmarks.md
+    python -m benchmarks.report
+
+writes docs/benchmarks.md, and the table of speed keys into docs/performance.md, between the lines
+`<!-- speed keys -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, table, table_of
+from benchmarks.speed_keys import speed_table
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, SPEED_PAGE = DOCS / "benchmarks.md", DOCS / "performance.md"
+_SPEED_KEYS = re.compile(r"(?<=<!-- speed keys -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 HEAD = """# Benchmarks
 
 The latest figures of each benchmark, with the machine that they are from. Peers run in turns in one process, so that
 whatever disturbs the machine disturbs them alike; a ratio is the median over the rounds. Written by
 `python -m benchmarks.report` from benchmarks/results/*.json. A goal that is not reached says so.
+"""
+
+TRAINING_PEERS = """
+The minimal loop, plain DDP and plain `deepspeed.initialize` are written by hand with our settings, and measure, log and
+count nothing; DeepSpeed's buckets are as large as ours and its clipping is off. What our trainer does beside: losses,
+right answers and the gradient's norm over all workers, batch norm's running statistics over spans, each worker's own
+time, checks for what is not finite, requests to stop. torchvision's loop and timm's step follow those projects'
+scripts, with their networks and optimizers.
 """
 
 NO_GPU = """## On a GPU
@@ -48,7 +63,13 @@ def page(results: Path = RESULTS) -> str:
 def _training(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## A training step on a CPU (`python -m benchmarks.training_cpu`)\n"
     yield _machine(found)
-    yield table_of(found["rows"]) + "\n"
+    for what, setting in found["settings"].items():
+        yield f"- {what}: {setting}"
+    yield "\n" + table_of(found["rows"]) + "\n"
+    yield from (f"- {row['what']}: {row['note']}" for row in found["rows"] if row["note"])
+    for question in found["details"].values():
+        yield from (f"- {peer}: not measured, {reason}" for peer, reason in question.get("absent", {}).items())
+    yield TRAINING_PEERS
 
 
 def _stall(found: Mapping[str, Any]) -> Iterator[str]:
@@ -104,6 +125,19 @@ def _machine(found: Mapping[str, Any]) -> str:
     return f"{found.get('time', '')}; {known}{commit}\n"
 
 
+def speed_page(text: str, results: Path = RESULTS) -> str:
+    """docs/performance.md, whose text is `text`, with the figures of results/speed_keys.json."""
+    file = results / "speed_keys.json"
+    if not file.exists():
+        return text
+    found = json.loads(file.read_text())
+    setting = found["setting"]
+    what = f"{setting['model']}, {setting['resolution']} px, {setting['batch']} images a worker, one thread each"
+    block = f"\n{what}. {_machine(found)}\n{speed_table(found['rows'])}\n\n"
+    return _SPEED_KEYS.sub(lambda _: block, text)
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
-    print(PAGE)
+    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text()))
+    print(PAGE, SPEED_PAGE, sep="\n")

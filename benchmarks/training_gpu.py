@@ -20,6 +20,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,7 @@ class Benchmark:
                     absent[name] = reason
                 else:
                     speed = SpeedRecipe(**keys)
-                    makers[name] = lambda setting=setting, speed=speed, batches=batches: our_trainer(
-                        setting, speed, batches
-                    )
+                    makers[name] = partial(our_trainer, setting, speed, batches)
             found = self._timed(makers)
             lines.append(
                 {
@@ -201,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("torch finds no GPU; --device cpu --quick shows that the benchmark works")
     device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
     plan = FULL if not given.quick else QUICK_GPU if given.device == "cuda" else QUICK_CPU
-    changes = {
+    changes: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name in ("batches", "precisions", "compile_at", "rounds")
         if (value := getattr(given, name)) is not None

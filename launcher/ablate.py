@@ -173,8 +173,7 @@ def changes(speed: SpeedRecipe) -> Iterator[tuple[str, Any]]:
         if isinstance(value, bool):
             yield field.name, not value
         else:
-            named = "foreach" if value == "auto" else value
-            yield from ((field.name, other) for other in ("foreach", "fused", "loop") if other != named)
+            yield from ((field.name, other) for other in ("foreach", "fused", "loop") if other != value)
 
 
 def _why_not(key: str, recipe: Recipe, workers: int, *, on_gpu: bool) -> str:

@@ -20,9 +20,9 @@ def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels 
     """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
 
     Its LR is 0 until the trainer writes the step's LR into the groups. `sgd` is torch's, with L2 weight decay in the
-    decaying group only, and with `kernels` as named (`auto`: foreach); `lars` has MLPerf's trust_coefficient 0.001,
-    epsilon 0 and the convention lr_inside where they are not given. A user's function gets the groups; it must return a
-    torch optimizer over exactly these parameters.
+    decaying group only, and with `kernels` as named (`auto`: fused on a CPU, where it takes a third of the time, and
+    foreach on a GPU). `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the convention lr_inside where they
+    are not given. A user's function gets the groups; it must return a torch optimizer over exactly these parameters.
 
     Raises RecipeError for an unknown name, Nesterov momentum with LARS, and a user's function that breaks the above.
     """
@@ -30,13 +30,16 @@ def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels 
     if not groups:
         raise RecipeError("model", "has no trainable parameter", "a model with at least one")
     if recipe.name == "sgd":
+        if kernels == "auto":
+            on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+            kernels = "fused" if on_cpu else "foreach"
         return torch.optim.SGD(
             groups,
             lr=0.0,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
-            foreach=kernels in ("auto", "foreach"),
+            foreach=kernels == "foreach",
             fused=kernels == "fused",
         )
     if recipe.name == "lars":

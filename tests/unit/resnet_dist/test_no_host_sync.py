@@ -36,6 +36,7 @@ from resnet_dist.recipe import (
     Precision,
     Recipe,
     ScheduleRecipe,
+    SpeedRecipe,
 )
 from resnet_dist.shares import BatchLayout
 from resnet_dist.supervisor import Request
@@ -98,6 +99,8 @@ def recipe_of(
         batch_norm=BatchNormRecipe(span=span),
         optimizer=OptimizerRecipe(name=optimizer, weight_decay=1e-4, gradient_clipping=clipping),
         precision=precision,
+        # on a GPU `auto` is foreach; on this CPU it would be fused
+        speed=SpeedRecipe(optimizer="foreach" if optimizer == "sgd" else "auto"),
     )
 
 

@@ -134,6 +134,18 @@ def test_running_statistics_follow_a_model_that_is_moved_after_they_were_made() 
     close(model.running_mean, reference.running_mean)  # type: ignore[arg-type]
 
 
+def test_a_step_with_infinite_activations_spoils_its_own_statistics_only() -> None:
+    layer = with_spans(torch_layer(), 8, "global")
+    statistics, sums = RunningStatistics(layer), torch.zeros(3, CHANNELS, dtype=torch.float64)
+    statistics.collect_into(sums)
+    layer(images(8) * torch.inf)
+    assert not sums.isfinite().any()
+    statistics.update(sums)
+    sums.zero_()
+    layer(images(8))
+    close(sums[0], images(8).mean((0, 2, 3)))
+
+
 def test_evaluation_uses_the_running_statistics_and_any_number_of_samples() -> None:
     layer, reference = with_spans(torch_layer(), 8, 2).eval(), torch_layer().eval()
     statistics, sums = RunningStatistics(layer), torch.zeros(3, CHANNELS, dtype=torch.float64)

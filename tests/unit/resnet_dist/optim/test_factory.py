@@ -42,7 +42,7 @@ def _settings(optimizer: torch.optim.Optimizer, *names: str) -> list[tuple[Any, 
 def test_sgd_decays_only_the_weights(model: nn.Module) -> None:
     optimizer = build_optimizer(OptimizerRecipe(momentum=0.8, nesterov=True, weight_decay=1e-4), model)
     assert type(optimizer) is torch.optim.SGD
-    names = ("names", "weight_decay", "momentum", "nesterov", "foreach", "lr")
+    names = ("names", "weight_decay", "momentum", "nesterov", "fused", "lr")
     assert _settings(optimizer, *names) == [
         (["0.weight", "3.weight"], 1e-4, 0.8, True, True, 0.0),
         (["0.bias", "1.weight", "1.bias", "3.bias"], 0.0, 0.8, True, True, 0.0),

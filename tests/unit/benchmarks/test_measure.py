@@ -1,0 +1,74 @@
+"""Turns, ratios and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import Ratio, Row, interleave, order, ratio, speed_row, table, table_of, time_row, write
+
+
+def test_every_round_has_a_turn_of_each_peer_and_every_other_one_is_reversed() -> None:
+    assert "".join(peer for _, peer in order("abc", rounds=3)) == "abccbaabc"
+
+
+def test_a_turn_is_timed_from_wait_to_wait_and_divided_by_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, did = [0.0], []
+
+    def peer(name: str, seconds: float) -> measure.Run:
+        def run(steps: int) -> None:
+            did.append((name, steps))
+            now[0] += seconds * steps
+
+        return run
+
+    def wait() -> None:
+        did.append(("wait", 0))
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    times = interleave({"a": peer("a", 1.0), "b": peer("b", 2.0)}, rounds=2, steps=5, warm_up=1, wait=wait)
+    assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+    turns = [("a", 5), ("b", 5), ("b", 5), ("a", 5), ("a", 5), ("b", 5)]  # the first round is a warm-up
+    assert did == [step for turn in turns for step in (("wait", 0), turn, ("wait", 0))]
+
+
+def test_a_ratio_is_formed_round_by_round() -> None:
+    slow_second_half = [1.0, 1.0, 10.0, 10.0]
+    assert ratio([2.0, 2.0, 20.0, 20.0], slow_second_half) == Ratio(2.0, 2.0, 2.0)
+    assert ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0]) == Ratio(3.0, 2.5, 3.5)
+    assert ratio([3.0], [2.0]) == Ratio(1.5, 1.5, 1.5)
+
+
+def test_goals_are_the_most_of_a_time_and_the_least_of_a_speed() -> None:
+    faster, slower = [1.0, 1.0], [2.0, 2.0]
+    assert time_row("step", "peer", faster, slower, goal=1.02).reached is True
+    assert time_row("step", "peer", slower, faster, goal=1.02).reached is False
+    assert time_row("step", "peer", slower, faster).reached is None
+    row = speed_row("images/s", "peer", faster, slower, num_images=8, goal=1.0)
+    assert (row.ours, row.theirs, row.ratio.median, row.reached) == (8.0, 4.0, 2.0, True)
+
+
+def test_rows_read_back_from_json_give_the_same_table() -> None:
+    row = Row("step", "peer", "time", 0.5, 0.25, Ratio(2.0, 1.9, 2.1), goal=1.02)
+    again = json.loads(json.dumps(row.record()))
+    lines = table_of([again]).splitlines()
+    assert lines[0].startswith("| what ")
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
+        "step", "peer", "500.0 ms", "250.0 ms", "2.000 (1.900 to 2.100)", "≤ 1.02", "no",
+    ]  # fmt: skip
+
+
+def test_columns_are_aligned() -> None:
+    assert table(("a", "bb"), [["long", "1"]]) == "| a    | bb |\n| ---- | -: |\n| long |  1 |"
+
+
+def test_results_say_where_they_are_from(tmp_path: Path) -> None:
+    file = write("some", {"rows": []}, folder=tmp_path)
+    found = json.loads(file.read_text())
+    assert file == tmp_path / "some.json"
+    assert found["rows"] == []
+    assert set(found) == {"time", "commit", "machine", "rows"}
+    assert {"cpu", "num_cpus", "torch", "python", "load"} <= set(found["machine"])

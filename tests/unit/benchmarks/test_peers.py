@@ -1,0 +1,83 @@
+"""All peers of a benchmark train, and those with our settings train the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from benchmarks.group_norms import compare_norms
+from benchmarks.kernels import OTHER, kind_of
+from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic
+
+CPU = torch.device("cpu")
+SETTING = Setting(batch=4, resolution=32, model="resnet18", num_classes=5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_ours_and_the_minimal_loop_compute_the_same() -> None:
+    batches = synthetic(SETTING)
+    ours, minimal = OurTrainer(SETTING.recipe(), CPU, batches), MinimalLoop(SETTING, batches)
+    for steps in (1, 2):
+        ours(steps)
+        minimal(steps)
+    theirs = minimal.module.state_dict()
+    for name, value in ours.engine.module.state_dict().items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_torchvisions_loop_reads_the_loss_of_every_step() -> None:
+    loop = TorchvisionLoop(SETTING, synthetic(SETTING, 1))
+    loop(1)
+    first = loop.seen[0]
+    loop(1)
+    assert loop.seen[0] == pytest.approx(first + loop.last_loss.item(), rel=1e-6)
+
+
+def test_timms_step_trains() -> None:
+    loop = TimmLoop(SETTING, synthetic(SETTING, 1))
+    loop(1)
+    first = loop.last_loss
+    loop(1)
+    assert loop.last_loss < first
+
+
+def test_batches_are_of_the_kind_that_a_decoder_gives() -> None:
+    first, second = synthetic(SETTING)
+    assert first.images.dtype is torch.uint8
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    assert first.images.shape == (4, 3, 32, 32)
+    assert not torch.equal(first.images, second.images)
+
+
+def test_ours_is_exchanged_although_it_is_alone() -> None:
+    [line, *_] = compare_norms(CPU, batch=2, resolution=32, rounds=1, steps=1)
+    assert set(line["times_s"]) == {"ours", "local"}
+    assert line["absent"] == {"SyncBatchNorm": "it takes no CPU tensors"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<float>", "batch norm"),
+        ("void at::native::batch_norm_collect_statistics_channels_last_kernel<...>", "batch norm"),
+        ("sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x32", "convolutions"),
+        ("cudnn::engines_precompiled::nchwToNhwcKernel<__half>", "layout changes"),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL", "communication"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies"),
+        ("triton_poi_fused_relu_threshold_backward_3", "fused (Inductor)"),
+        ("void at::native::multi_tensor_apply_kernel<...>", "optimizer"),
+        ("nvjet_hsh_128x64_64x8_v_bz_TNN", "matrix products"),
+        ("something_new", OTHER),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind
