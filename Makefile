@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'PYTHON=$(PYTHON) makes the environment; EXTRAS=$(EXTRAS) are installed (EXTRAS=dev where DALI has no wheels)'
+	@echo 'PYTHON=$(PYTHON) makes the environment; EXTRAS=$(EXTRAS) are installed (EXTRAS=dev,ray where DALI has no wheels)'
 
 demo: install ## train on handwritten digits, here and now, in a few minutes
 	$(BIN)/python -m launcher demo
@@ -36,8 +36,10 @@ check: install ## lint, format, types, the arrows between packages, the examples
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --doctest-modules -q resnet_dist launcher cluster
 
+# Tests that start nothing share the CPUs; those that start workers, clusters and hosts have the machine to themselves.
 test: install ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15 tests/unit tests/contracts
+	$(BIN)/python -m pytest --durations 40 tests/distributed tests/lab tests/gpu
 
 bench: install ## benchmarks on this machine's CPU, and docs/benchmarks.md from what they found
 	-$(BIN)/python -m benchmarks.training_cpu

@@ -166,10 +166,9 @@ def _site(profile: SlurmProfile) -> Iterator[str]:
     for folder, variable in ((profile.venv, "VIRTUAL_ENV"), (profile.conda, "CONDA_PREFIX")):
         if folder is not None:
             yield f"export {variable}={quote(folder)} PATH={quote(f'{folder}/bin')}:$PATH"
-    variables = dict(profile.environment)
-    if profile.network.interface is not None:
-        variables |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network.interface)
-    for name, value in (variables | profile.network.environment).items():
+    interface = profile.network.interface
+    named = {} if interface is None else dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), interface)
+    for name, value in (named | profile.network.environment | profile.environment).items():
         yield f"export {name}={quote(value)}"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from launcher import heartbeats
 from launcher.errors import WorkerHung, WorkerLost
-from launcher.faults import rule_for
+from launcher.faults import RULES, rule_for
 from launcher.heartbeats import Beat, Verdict
 from launcher.retry_policy import Failure, Policy, Skip
 from launcher.run_config import RunConfig
@@ -72,6 +73,13 @@ def micro_batches_before(run: RunDirectory) -> int | None:
     """The number of micro-batches that the newest attempt had, where it was found out; None where it was not."""
     numbers = [attempt.facts.get("num_micro_batches") for attempt in run.attempts()]
     return next((int(number) for number in reversed(numbers) if number is not None), None)
+
+
+def strikes_before(run: RunDirectory) -> Counter[str]:
+    """The faults of each node in earlier attempts, by what blames a node in `launcher.faults`."""
+    blaming = {rule.error.__name__ for rule in RULES if rule.blames_node}
+    facts = [attempt.end_facts for attempt in run.attempts()]
+    return Counter(fact["node"] for fact in facts if fact.get("class") in blaming and fact.get("node"))
 
 
 def read_skips(run: RunDirectory) -> tuple[Skip, ...]:

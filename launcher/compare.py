@@ -63,7 +63,7 @@ class Comparison:
     evaluation: Curve
     config: list[Difference] | None  # None where a side has not recorded it
     environment: list[Difference] | None
-    log_every: tuple[int, int] | None  # log.every_steps of both, where they differ
+    log_every: tuple[int | None, int | None]  # log.every_steps of both
 
     @property
     def differs(self) -> bool:
@@ -106,7 +106,7 @@ def compare(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Compa
         evaluation=curve("eval", one.records, other.records, tolerance),
         config=_differences(one.config, other.config, ()),
         environment=_differences(one.environment, other.environment, ("time",)),
-        log_every=(every[0], every[1]) if None not in every and every[0] != every[1] else None,
+        log_every=(every[0], every[1]),
     )
 
 
@@ -157,16 +157,18 @@ def lines(comparison: Comparison) -> Iterator[str]:
     train, evaluation = comparison.train, comparison.evaluation
     yield from _columns([["A", *_head(comparison.a)], ["B", *_head(comparison.b)]])
     yield ""
-    if comparison.log_every:
+    every_a, every_b = comparison.log_every
+    if None not in comparison.log_every and every_a != every_b:
         yield (
-            f"warning: log.every_steps is {comparison.log_every[0]} in A and {comparison.log_every[1]} in B: only steps"
-            " that both wrote are compared"
+            f"warning: log.every_steps is {every_a} in A and {every_b} in B: only steps that both wrote are compared"
         )
     if not train.common:
         yield "no step in common: nothing could be compared"
+        yield from _why_none(comparison)
     else:
         yield f"train   {_verdict(train, comparison.tolerance)}"
         yield from _curve(train, comparison.tolerance)
+        yield from _unwritten(train)
     if evaluation.common:
         yield ""
         yield f"eval    {_verdict(evaluation, comparison.tolerance)}"
@@ -192,6 +194,27 @@ def _verdict(compared: Curve, tolerance: float) -> str:
     if not compared.differs:
         return f"{common}: the same within {tolerance:g}"
     return f"{common}: differ from step {compared.first[0].step} on (by more than {tolerance:g})"
+
+
+def _why_none(comparison: Comparison) -> Iterator[str]:
+    train = comparison.train
+    if train.only_a and train.only_b:
+        yield f"  A wrote steps {ranges(train.only_a)}, B wrote {ranges(train.only_b)} (log.every_steps)"
+        yield "  train both with log.every_steps=1"
+    else:
+        sides = " and ".join(side for side, steps in (("A", train.only_a), ("B", train.only_b)) if not steps)
+        yield f"  no step is written in {sides}: none was done yet, or fewer than log.every_steps"
+
+
+def _unwritten(train: Curve) -> Iterator[str]:
+    """Steps before the first difference that neither side can tell of."""
+    if train.first:
+        step = train.first[0].step
+        first = max((before for before in train.common if before < step), default=0) + 1
+        if first < step:
+            steps = f"steps {first} to {step - 1} were" if first < step - 1 else f"step {first} was"
+            yield f"  {steps} not written by both (log.every_steps), and may differ already:"
+            yield "  with log.every_steps=1 in both runs the first one is found"
 
 
 def _curve(compared: Curve, tolerance: float) -> Iterator[str]:
@@ -271,7 +294,7 @@ def described(comparison: Comparison) -> dict[str, Any]:
         "runs": {"a": str(comparison.a.path), "b": str(comparison.b.path)},
         "train": _described(comparison.train, comparison.tolerance),
         "eval": _described(comparison.evaluation, comparison.tolerance),
-        "log_every_steps": comparison.log_every,
+        "log_every_steps": comparison.log_every if comparison.log_every[0] != comparison.log_every[1] else None,
         "config": _keys(comparison.config),
         "environment": _keys(comparison.environment),
         "attempts": {

@@ -24,6 +24,7 @@ from launcher.run_config import RANGE_PATTERN, SCHEMA_VERSION, RunConfig, Worker
 from launcher.yaml_source import Document, describe, nearest
 from resnet_dist import durations
 from resnet_dist.durations import Duration
+from resnet_dist.errors import RecipeError
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
@@ -97,6 +98,20 @@ def json_schema() -> dict[str, Any]:
     sections["Workers"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": RANGE_PATTERN}]}
     sections["Duration"] = {"type": "string", "pattern": DURATION_PATTERN, "description": durations.FORM}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Overrides = ()) -> Exception:
+    """A RecipeError that came late, when the data set's size was known, as a ConfigError with file and line.
+
+    Any other error stays as it is.
+    """
+    if not isinstance(error, RecipeError):
+        return error
+    place = read(path, overrides).place(error.key)
+    placed = ConfigError([Problem(place, error.key, error.problem, error.allowed)])
+    for note in getattr(error, "__notes__", []):
+        placed.add_note(note)
+    return placed
 
 
 def _build(document: Document, folder: Path) -> RunConfig:

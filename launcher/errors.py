@@ -7,7 +7,8 @@
     ├── WorkerLost           76   a worker or its node is gone
     ├── WorkerHung           76   a worker makes no progress
     ├── CollectiveFault      76   the workers lost touch with each other, and none of them is missing
-    ├── DeviceFault          76   a GPU reports an error of its own
+    ├── DeviceFault          76   a GPU reports an error of its own, or fails the check before training
+    ├── HostFault            76   the workers' check before training blames a host
     └── UserCodeError         1   a model, data source or optimizer of the user's own raised
 
 The data plane's errors are in `resnet_dist.errors`; `launcher.faults` decides which of either are tried again.
@@ -48,6 +49,7 @@ class LauncherError(Exception):
     """Base of all errors that the control plane raises on purpose."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    gone: bool = False  # what this process still holds of a cluster or of a group may hang for ever
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel between processes; subclasses keep their attributes whatever their signatures are.
@@ -84,7 +86,6 @@ class ClusterUnavailable(LauncherError):  # noqa: N818 - reads as what happened
     """There is no cluster to run on, or it did not start in time."""
 
     exit_code = ExitCode.UNAVAILABLE
-    gone: ClassVar[bool] = False  # ended under the run: what this process still holds of it may hang for ever
 
 
 class WorkerLost(LauncherError):  # noqa: N818 - reads as what happened
@@ -123,9 +124,19 @@ class DeviceFault(LauncherError):  # noqa: N818 - reads as what happened
 
     exit_code = ExitCode.HARDWARE
 
-    def __init__(self, host: str, rank: int, problem: str) -> None:
+    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None) -> None:
         super().__init__(f"worker {rank} on {host}: {problem}")
-        self.host, self.rank, self.problem = host, rank, problem
+        self.host, self.rank, self.problem, self.node_id = host, rank, problem, node_id
+
+
+class HostFault(LauncherError):  # noqa: N818 - reads as what happened
+    """An all-reduce before training fails because of `host`; `rank` is its first worker."""
+
+    exit_code = ExitCode.HARDWARE
+
+    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None) -> None:
+        super().__init__(f"{host}: {problem}")
+        self.host, self.rank, self.problem, self.node_id = host, rank, problem, node_id
 
 
 class UserCodeError(LauncherError):

@@ -10,6 +10,7 @@ from launcher.errors import (
     CollectiveFault,
     ConfigError,
     DeviceFault,
+    HostFault,
     LauncherError,
     UsageError,
     UserCodeError,
@@ -99,6 +100,13 @@ RULES = (
         ExitCode.HARDWARE,
         Retry.RESTART,
         "take the node out and look at its GPU: nvidia-smi -q, dmesg for Xid",
+        blames_node=True,
+    ),
+    Rule(
+        HostFault,
+        ExitCode.HARDWARE,
+        Retry.RESTART,
+        "take the host that is named out, and look at its network and its GPUs; launcher doctor repeats the check",
         blames_node=True,
     ),
     Rule(

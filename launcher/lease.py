@@ -10,21 +10,20 @@ higher one has lost its lease. So a race for a dead holder's lease has one winne
 A holder on this machine is asked for: it is dead when its process is gone. One elsewhere is dead when it has not
 renewed for `expires_s`, watched here, on this machine's clock: clocks that differ do not matter. A file system that
 does not answer is no dead holder.
+
+A holder that lives is refused to be followed, but by its own successor: a place that starts one submission again may do
+so before what it has ended is done with saving. Both then have the same submission, and the later one waits.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
 import os
 import re
-import socket
-import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -32,12 +31,14 @@ from types import TracebackType
 
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
+from launcher.lease_holder import Holder
 from resnet_dist.checkpoint.disk import storage_errors, sync_folder, write_synced
 
 log = logging.getLogger(__name__)
 
 EXPIRES_S = 60.0  # assumption: longer than the pauses of a shared file system and of a busy host, short to wait for
 RENEW_EVERY_S = 5.0
+PREDECESSOR_S = 600.0  # assumption: longer than the grace period of a pod that saves (notice_s and 45 s)
 _RELEASED = ".released"
 _GENERATION = re.compile(r"([0-9]{8,})\.json")
 
@@ -68,37 +69,21 @@ class LeaseLost(LauncherError):  # noqa: N818 - reads as what happened
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lease."""
+class Claim:
+    """What a lease's holder gives to its other processes, so that they can ask whether it still holds."""
 
-    uuid: str
-    host: str
-    pid: int
-    process_start: str  # in the system's own unit: tells the process from a later one with its number
-    boot_id: str  # of the machine, since it was last started; empty where the system has none
-    pid_namespace: str  # process numbers mean the same only within it; empty where the system has none
-    since: str  # ISO 8601, UTC
+    folder: Path
+    generation: int
 
-    @classmethod
-    def this_process(cls) -> Holder:
-        """This process, from now on."""
-        pid = os.getpid()
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return cls(uuid.uuid4().hex, socket.gethostname(), pid, _start_of(pid), *_machine(), since)
+    def check(self) -> None:
+        """Raise LeaseLost if another process has taken over by now: before something is written that must not be.
 
-    def is_here(self) -> bool:
-        """Whether its process number can be looked up in this process's own machine and container."""
-        return (self.host, self.boot_id, self.pid_namespace) == (socket.gethostname(), *_machine())
-
-    def is_alive(self) -> bool:
-        """Whether its process is there; to be asked only where `is_here`."""
-        try:
-            os.kill(self.pid, 0)  # signal 0 only asks
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True  # another user's: never taken from somebody else
-        return _start_of(self.pid) == self.process_start
+        Raises StorageError where that cannot be seen.
+        """
+        with storage_errors(self.folder):
+            newest = _newest(self.folder)
+        if newest != self.generation:
+            raise LeaseLost(str(self.folder.parent), holder(self.folder))
 
 
 class Lease:
@@ -121,15 +106,19 @@ class Lease:
         """Whether another process was found to have taken over, at the last renewal or `check`."""
         return self._lost.is_set()
 
-    def check(self) -> None:
-        """Raise LeaseLost if another process has taken over by now: before something is written that must not be.
+    @property
+    def claim(self) -> Claim:
+        """For this run's other processes."""
+        return Claim(self.folder, self.generation)
 
-        Raises StorageError where that cannot be seen.
-        """
-        with storage_errors(self.folder):
-            newest = _newest(self.folder)
-        if self.lost or newest != self.generation:
+    def check(self) -> None:
+        """As `Claim.check`; what was found lost stays lost."""
+        try:
+            self.claim.check()
+        except LeaseLost:
             self._lost.set()
+            raise
+        if self.lost:
             raise LeaseLost(str(self.folder.parent), holder(self.folder))
 
     def release(self) -> None:
@@ -176,13 +165,16 @@ def acquire(
     expires_s: float = EXPIRES_S,
     renew_every_s: float = RENEW_EVERY_S,
     on_lost: Callable[[], None] = lambda: None,
+    submission: str = "",
+    predecessor_s: float = PREDECESSOR_S,
 ) -> Lease:
     """Take the lease that is kept in `folder` (RUN/lease), made if need be.
 
     Returns at once where nobody holds it, or a process of this machine that is gone. For a holder elsewhere it takes
-    up to `expires_s` to see whether it is alive. Raises LeaseHeld (with who, where, since when) and StorageError.
+    up to `expires_s` to see whether it is alive. One that lives is waited for, for up to `predecessor_s`, where it
+    works for the same `submission`. Raises LeaseHeld (with who, where, since when) and StorageError.
     """
-    me = Holder.this_process()
+    me = Holder.this_process(submission)
     proposal = folder / f".{me.uuid}.tmp"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +182,7 @@ def acquire(
             while True:
                 generation = _newest(folder)
                 if generation is not None:
-                    _wait_until_free(folder, generation, expires_s)
+                    _wait_until_free(folder, generation, expires_s, me, predecessor_s)
                 if _claim(folder, (generation or 0) + 1, proposal, me):
                     break
         finally:
@@ -230,34 +222,55 @@ def _claim(folder: Path, generation: int, proposal: Path, me: Holder) -> bool:
     return False
 
 
-def _wait_until_free(folder: Path, generation: int, expires_s: float) -> None:
+def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder, predecessor_s: float) -> None:
     """Return when the lease was given back or its holder is dead, or when the lease has changed; else LeaseHeld."""
     file = _file(folder, generation)
     found = _read(file)
-    if found is None or _released(folder, generation).exists():
+    if found is None or _is_over(folder, generation):
         return
+    waits_s = predecessor_s if found.precedes(me) else 0.0
+    if waits_s:
+        who = f"process {found.pid} on {found.host}"
+        log.warning("%s: held by %s, of this very submission; waiting for up to %g s for its end", folder, who, waits_s)
     if found.is_here():
-        if found.is_alive():
-            raise LeaseHeld(str(folder.parent), found)
+        end = time.monotonic() + waits_s
+        while found.is_alive():
+            if time.monotonic() >= end:
+                raise LeaseHeld(str(folder.parent), found)
+            time.sleep(min(1.0, waits_s / 60))
+            if _is_over(folder, generation):
+                return
         log.info("%s: taken over from process %d, which is gone", folder, found.pid)
         return
     log.info("%s: held by %s; watching for up to %g s whether it lives", folder, found.host, expires_s)
-    poll_s = min(1.0, expires_s / 60)
+    _watch(folder, generation, found, expires_s, waits_s)
+
+
+def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits_s: float) -> None:
+    """As `_wait_until_free`, for a holder elsewhere: dead when it has not renewed for `expires_s`."""
+    file, poll_s = _file(folder, generation), min(1.0, expires_s / 60)
     try:
-        seen = _renewed(file)
+        seen, end = _renewed(file), time.monotonic() + waits_s
         watched_s, last = 0.0, time.monotonic()
         while watched_s < expires_s:
             time.sleep(poll_s)
             now = time.monotonic()
             # Time in which this process did not run itself does not count: the holder may have stood still with it.
             watched_s, last = watched_s + min(now - last, 2 * poll_s), now
-            if _newest(folder) != generation or _released(folder, generation).exists():
+            if _is_over(folder, generation):
                 return
             if _renewed(file) != seen:
-                raise LeaseHeld(str(folder.parent), found)
+                if now >= end:
+                    raise LeaseHeld(str(folder.parent), found)
+                seen, watched_s = _renewed(file), 0.0
     except FileNotFoundError:
         return
     log.warning("%s: taken over from %s, which has not renewed it for %g s", folder, found.host, expires_s)
+
+
+def _is_over(folder: Path, generation: int) -> bool:
+    """Whether this generation was given back, or is followed by another one."""
+    return _newest(folder) != generation or _released(folder, generation).exists()
 
 
 def _renewed(file: Path) -> int:
@@ -296,29 +309,4 @@ def _read(file: Path) -> Holder | None:
         return None
     except ValueError as error:
         raise OSError(None, f"is not a lease ({error}); remove it once no run uses it", str(file)) from error
-    return Holder(**{field.name: content[field.name] for field in fields(Holder)})
-
-
-def _machine() -> tuple[str, str]:
-    """Boot id and process namespace of this machine; empty where the system has none."""
-    boot_id = namespace = ""
-    with contextlib.suppress(OSError):
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return boot_id, namespace
-
-
-def _start_of(pid: int) -> str:
-    """When a process was started, in the system's own unit; empty where it is gone, or a zombie."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-        command = ["ps", "-o", "lstart=", "-p", str(pid)]  # macOS has no /proc
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except ProcessLookupError:  # it ended while its file was open
-        return ""
-    # proc(5): the name in parentheses may hold anything; after it the state is field 3, the start time field 22
-    state, *rest = status.rpartition(")")[2].split()
-    return "" if state in "ZX" else rest[18]
+    return Holder(**{field.name: content[field.name] for field in fields(Holder) if field.name in content})

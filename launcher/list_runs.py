@@ -1,4 +1,4 @@
-"""`launcher list [STORAGE]`: every run under a folder, a line each."""
+"""`launcher list [STORAGE]`: every run under a folder, a line each. Without one, of the usual ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from launcher.errors import UsageError
 from launcher.run_directory import RunDirectory
 from launcher.run_state import Status
 from launcher.schedulers import Word
+from launcher.target import USUAL_STORAGES
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.errors import StorageError
+
+_USUAL = "this folder, " + ", ".join(map(str, USUAL_STORAGES))
 
 
 def add_parser(verbs: Any) -> None:
     """[STORAGE] [--json]"""
     verb = verbs.add_parser("list", help="the runs under a folder, and how each is doing")
-    verb.add_argument("storage", metavar="STORAGE", nargs="?", type=Path, default=Path(), help="default: this folder")
+    verb.add_argument(
+        "storage",
+        metavar="STORAGE",
+        nargs="?",
+        type=Path,
+        help=f"a folder of runs, `storage` of a config (default: the first with runs of {_USUAL})",
+    )
     verb.add_argument("--json", action="store_true", help="for machines")
     verb.set_defaults(run=_list)
 
@@ -69,15 +78,23 @@ def lines(found: Sequence[Status]) -> Iterator[str]:
 
 
 def _list(given: argparse.Namespace) -> int:
-    storage = given.storage.expanduser().absolute()
-    if not storage.is_dir():
-        raise UsageError(f"{storage}: there is no such folder. Allowed: a `storage` of a config, which holds runs")
-    found = list(statuses(storage))
+    asked = [Path(), *USUAL_STORAGES] if given.storage is None else [given.storage]
+    folders = [folder.expanduser().absolute() for folder in asked]
+    if given.storage is not None and not folders[0].is_dir():
+        raise UsageError(f"{folders[0]}: there is no such folder. Allowed: a `storage` of a config, which holds runs")
+    found: list[Status] = []
+    storage = folders[0]
+    for storage in (folder for folder in folders if folder.is_dir()):
+        if found := list(statuses(storage)):
+            break
     if given.json:
         print(json.dumps([status.described() for status in found], indent=2))
     elif not found:
-        print(f"{storage}: there are no runs in this folder")
+        more = "" if given.storage else ". Give the `storage` of your config: launcher list STORAGE"
+        print(f"no runs in {' and '.join(map(str, folders))}{more}")
     else:
+        if given.storage is None:
+            print(f"runs in {storage}")
         for line in lines(found):
             print(line)
     return 0

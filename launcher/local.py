@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from launcher import config as configs
-from launcher import resume
+from launcher import fatal, resume
 from launcher.attempts import micro_batches_before, read_skips
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
+from launcher.lease import Claim
 from launcher.place import under_torchrun
 from launcher.progress import Progress
 from launcher.retry_policy import Skip
@@ -36,22 +37,28 @@ def run_local(
     records_failure: bool = True,
     skips: tuple[Skip, ...] = (),
     num_micro_batches: int | None = None,
+    claim: Claim | None = None,
     on_begin: Callable[[int, resume.Start], None] = lambda attempt, start: None,
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train in this process; returns the exit code and the outcome. Errors are raised, after they are recorded.
 
     The environment's world size wins over `workers`, and the run says so. `watched`: a hang may end this process.
-    `records_failure`: whether attempts.jsonl is told of one here, or by whoever started this process. `on_begin` is
-    told of the attempt's number and where it goes on, on rank 0.
+    `claim` is that of the run's lease. `records_failure`: whether attempts.jsonl is told of one here, or by whoever
+    started this process. `on_begin` is told of the attempt's number and where it goes on, on rank 0.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if not under_torchrun():
         rank, world_size, local_rank = 0, 1, 0
+    other = ""
     if rank == 0 and not config.workers.least <= world_size <= config.workers.most:
-        progress.say(
-            f"{world_size} worker{'s' * (world_size > 1)} here (the config asks for {config.workers}): same losses"
-        )
+        other = f"{world_size} worker{'s' * (world_size > 1)} here (the config asks for {config.workers}): same losses"
+
+    def listen(record: Mapping[str, Any]) -> None:
+        if other and record.get("event") == "started":  # the recipe fits the data: no error makes this line idle
+            progress.say(other)
+        progress.record(record)
+
     stop = StopSignals() if signals is None else nullcontext(signals)
     with _process_group(config, rank, world_size), stop as signals:
         begun = _begin(config, run, mode, progress, rank, world_size, skips, num_micro_batches)
@@ -68,6 +75,7 @@ def run_local(
             watched=watched,
             skips=begun.skips,
             num_micro_batches=begun.num_micro_batches,
+            claim=claim,
         )
         stopped = signals
         supervisor = notice_supervisor(
@@ -77,19 +85,22 @@ def run_local(
             attempt,
             stop_file=stop_file(run, attempt) if rank == 0 else None,
             stopped=lambda: stopped.stopped,
-            listener=progress.record,
+            listener=listen,
         )
         try:
             outcome = train_worker(config, assignment, supervisor)
         except BaseException as error:
+            cause = fatal.true_cause(run, error) if world_size > 1 and isinstance(error, Exception) else error
             if rank == 0 and records_failure:
-                code = rule_for(error).exit_code if isinstance(error, Exception) else ExitCode.INTERRUPTED
-                run.end_attempt(attempt, code, _cause(error), None)
+                code = rule_for(cause).exit_code if isinstance(cause, Exception) else ExitCode.INTERRUPTED
+                run.end_attempt(attempt, code, f"{type(cause).__name__}: {cause}", None)
+            if cause is not error:
+                raise cause from error
             raise
         code = ExitCode.OK if outcome["finished"] else stopped.exit_code if stopped.stopped else ExitCode.STOPPED
         if rank == 0:
-            cause = "finished" if outcome["finished"] else "stopped on request"
-            run.end_attempt(attempt, code, cause, outcome["step"])
+            how = "finished" if outcome["finished"] else "stopped on request"
+            run.end_attempt(attempt, code, how, outcome["step"])
         return code, outcome
 
 
@@ -158,9 +169,6 @@ class _Group:
         else:
             dist.init_process_group(self._backend, store=HashStore(), rank=0, world_size=1)
 
-    def __exit__(self, *_: object) -> None:
-        dist.destroy_process_group()
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if not getattr(error, "gone", False):  # the end of a group waits for a collective that hangs in it
+            dist.destroy_process_group()

@@ -26,7 +26,8 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def main(pipe: int, parent: int) -> None:
     """Carry out the job. Messages: ("begun", attempt, first step), then ("outcome", code, dict) or ("error", error)."""
     _die_with(parent)
-    with StopSignals() as signals, Connection(pipe, readable=False) as answer:
+    # A second Ctrl-C is the parent's to obey: it may have passed on the first, which the terminal told this one, too.
+    with StopSignals(on_again=lambda: None) as signals, Connection(pipe, readable=False) as answer:
         job: dict[str, Any] = pickle.load(sys.stdin.buffer)
         from launcher.local import run_local  # after the signals' handlers: it imports torch, which takes seconds
 
@@ -42,6 +43,7 @@ def main(pipe: int, parent: int) -> None:
                 records_failure=False,
                 skips=job["skips"],
                 num_micro_batches=job["num_micro_batches"],
+                claim=job["claim"],
                 on_begin=lambda attempt, start: answer.send(("begun", attempt, start.step)),
             )
             answer.send(("outcome", int(code), outcome))

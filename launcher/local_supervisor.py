@@ -16,13 +16,14 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from launcher import heartbeats
 from launcher.attempts import hung, newest_step, policy_of, read_beats
 from launcher.errors import ConfigError, LauncherError, UsageError, WorkerLost
 from launcher.exit_codes import ExitCode
 from launcher.heartbeats import Beat
+from launcher.lease import Claim, Lease, LeaseLost
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.recovery import Recovery, wait
@@ -34,9 +35,17 @@ END_S = 10.0  # for a process that has told its outcome to end: threads of libra
 
 
 def run_supervised(
-    config: RunConfig, run: RunDirectory, mode: str, progress: Progress, notifier: Notifier
+    config: RunConfig,
+    run: RunDirectory,
+    mode: str,
+    progress: Progress,
+    notifier: Notifier,
+    held: Lease | None = None,
 ) -> tuple[ExitCode, dict[str, Any]]:
-    """Train in a process of its own, again after a failure; returns the exit code and the outcome, or raises."""
+    """Train in a process of its own, again after a failure; returns the exit code and the outcome, or raises.
+
+    `held` is the run's lease: looked at before each attempt, as this process may have been suspended.
+    """
     host = socket.gethostname()
     policy = dataclasses.replace(policy_of(config), least=1, most=1)
     recovery = Recovery(config, run, progress, notifier, policy)
@@ -46,15 +55,24 @@ def run_supervised(
         if child is not None:
             child.signal(number)
 
-    with StopSignals(on_stop=forward) as signals:
+    def end() -> NoReturn:
+        forward(signal.SIGKILL)
+        os._exit(ExitCode.INTERRUPTED)
+
+    with StopSignals(on_stop=forward, on_again=end) as signals:
         while True:
             began = time.time()
-            child = _Child(config, mode, recovery)
+            if held is not None:
+                held.check()
+            child = _Child(config, mode, recovery, None if held is None else held.claim)
             if signals.stopped:  # between two children, or just now
                 child.signal(signals.received or signal.SIGTERM)
             error = child.run(run, config.faults, notifier)
             if error is None:
-                return child.code, child.outcome
+                stopped = signals.stopped and child.code is not ExitCode.OK
+                return signals.exit_code if stopped else child.code, child.outcome
+            if isinstance(error, LeaseLost):
+                raise error  # whoever has taken the run over has the last word on it
             if signals.stopped and child.attempt is None:  # ended by the signal before it could save: nothing was done
                 return signals.exit_code, {"step": newest_step(run), "finished": False}
             if child.attempt is None and isinstance(error, UsageError | ConfigError):
@@ -68,13 +86,13 @@ def run_supervised(
 class _Child:
     """One attempt in a process of its own."""
 
-    def __init__(self, config: RunConfig, mode: str, recovery: Recovery) -> None:
+    def __init__(self, config: RunConfig, mode: str, recovery: Recovery, claim: Claim | None) -> None:
         self.attempt: int | None = None
         self.first_step = 0
         self.code, self.outcome = ExitCode.INTERNAL, dict[str, Any]()
         self._error: Exception | None = None
         self._told = False
-        job = {"storage": Path(config.storage), "config": config, "mode": mode}
+        job = {"storage": Path(config.storage), "config": config, "mode": mode, "claim": claim}
         job |= {"skips": recovery.history.skips, "num_micro_batches": recovery.num_micro_batches}
         receiving, sending = os.pipe()
         command = [sys.executable, "-m", "launcher.local_child", str(sending), str(os.getpid())]

@@ -4,13 +4,18 @@
 
 Events: finished, failure (tried again), gave_up, preempted, stopped, no_progress. Whoever cannot be told never fails
 the run: that is logged.
+
+An address with a secret in it stands in an environment variable that `notify.webhook_env` names. It is read when there
+is something to tell, and never written or logged.
 """
 
 from __future__ import annotations
 
 import datetime
+import http.client
 import json
 import logging
+import os
 import shlex
 import subprocess
 import threading
@@ -35,16 +40,20 @@ class Notifier:
         self._threads: list[threading.Thread] = []
         self._progress: tuple[int, float] | None = None  # the newest step, and when it was first seen
         self._told_of = -1
+        if notify.webhook_env is not None and not os.environ.get(notify.webhook_env):
+            log.warning("notify.webhook_env: %s is not set here: nothing will be posted", notify.webhook_env)
 
     def tell(self, event: str, message: str, **facts: Any) -> None:
         """Tell of an event. `facts` are plain values that stand beside it."""
-        if self._notify.command is None and self._notify.webhook is None:
+        variable = self._notify.webhook_env
+        webhook = self._notify.webhook if variable is None else os.environ.get(variable)
+        if self._notify.command is None and not webhook:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {"event": event, "run": str(self._run.path), "time": now, "message": message, **facts}
         body = json.dumps(content).encode()
-        for send, target in ((_run, self._notify.command), (_post, self._notify.webhook)):
-            if target is not None:
+        for send, target in ((_run, self._notify.command), (_post, webhook)):
+            if target:
                 thread = threading.Thread(target=_safely, args=(send, target, body), daemon=True)
                 thread.start()
                 self._threads.append(thread)
@@ -79,6 +88,14 @@ def _run(command: str, body: bytes) -> None:
 
 
 def _post(address: str, body: bytes) -> None:
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
-        pass
+    try:
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            pass
+    except urllib.error.HTTPError as error:
+        log.warning("nobody was told: the webhook answers %d", error.code)
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or type(error.reason).__name__
+        log.warning("nobody was told: the webhook does not answer: %s", reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # their texts may repeat the address
+        log.warning("nobody was told: the webhook's address or answer is not right (%s)", type(error).__name__)

@@ -16,6 +16,7 @@ from launcher.arguments import config_arguments
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.run_config import RunConfig, problems
 from resnet_dist.durations import Every
+from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
 from resnet_dist.shares import BatchLayout
 
@@ -39,7 +40,11 @@ def add_parser(verbs: Any) -> None:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    config = _counted(configs.load(given.config, given.overrides))
+    config = configs.load(given.config, given.overrides)
+    try:
+        config = _counted(config)
+    except RecipeError as error:
+        raise configs.in_users_lines(error, given.config, given.overrides) from None
     assumptions = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
     if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from launcher.run_directory import RunDirectory
+from resnet_dist.durations import Duration
 
 
 class _Nowhere(io.StringIO):
@@ -61,6 +62,17 @@ class Progress:
         return f"{epoch}step {record['step']:>{width}}/{self._total_steps}"
 
 
+def _twice(summary: Mapping[str, Any]) -> Duration:
+    duration = Duration.parse(summary["duration"])
+    return Duration(2 * duration.count, duration.unit)
+
+
+def profile_lines(run: RunDirectory) -> list[str]:
+    """Where the newest profile is, if there is any."""
+    traces = sorted((run.path / "profiles").glob("*/rank-0.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    return [f"  profile      {traces[-1]} (for ui.perfetto.dev; rank-0.txt beside it)"] if traces else []
+
+
 def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     """The end of a finished run: the result, and where everything is."""
     checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
@@ -73,6 +85,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
         f"  logs         {run.path / 'logs'}",
-        f"  train longer python -m launcher.train {run.config} duration='40 epochs'",
+        *profile_lines(run),
+        f"  train longer python -m launcher.train {run.config} duration='{_twice(summary)}'",
         f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",
     ]

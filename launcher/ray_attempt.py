@@ -24,8 +24,8 @@ from launcher.heartbeats import Monitor, Verdict
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.ray_cluster import Cluster
-from launcher.ray_failures import in_words, of_workers
-from launcher.ray_handover import AskTheDriver, Mailbox, answered, failed
+from launcher.ray_failures import NotPlaced, in_words, of_workers
+from launcher.ray_handover import AskTheDriver, HandedBack, Mailbox, answered, failed
 from launcher.ray_worker import train_function
 from launcher.retry_policy import Policy, workers_for
 from launcher.run_config import RunConfig
@@ -55,7 +55,7 @@ OnFailure = Callable[[Exception], "dict[str, Any] | None"]
 class Fit:
     """A `fit()` with a fixed number of workers. `why` says afterwards why it was asked to stop, if it was.
 
-    A job holds attempt, checkpoint, skips and num_micro_batches.
+    A job holds attempt, checkpoint, skips, num_micro_batches and claim.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Fit:
         if self._handed_back:
             return None
         if "error" in self._answer:
-            raise self._error() from self._answer["error"]
+            raise self._last_error(box) from self._answer["error"]
         box.clear()
         outcome: dict[str, Any] = self._answer["outcome"]
         return outcome
@@ -138,6 +138,16 @@ class Fit:
                 box.put("job", job)
             box.put(answered(self._num_failures), job is not None)
         return self._duties(notifier)
+
+    def _last_error(self, box: Mailbox) -> Exception:
+        """Why `fit()` has ended; that its controller waited in vain, as this process stood still, is no reason."""
+        failures = None
+        with _for_now():
+            failures = box.get(failed(self._num_failures + 1))
+        error = self._error(failures)
+        if isinstance(error, HandedBack):
+            return NotPlaced("the workers were not started again: the driver stood still for too long")
+        return error
 
     def _error(self, failures: dict[int, Exception] | None = None) -> Exception:
         beats = read_beats(self._run, self._number)
@@ -204,7 +214,8 @@ class Fit:
 
     def _look_for_drains(self) -> None:
         ours = {beat.node_id for beat in read_beats(self._run, self._number)}
-        going = self._cluster.draining() & ours
+        draining = self._cluster.draining()
+        going = draining & (ours | self._cluster.heads()) if draining else set()
         if going:
             self._cluster.leaving |= {node_id for node_id in going if node_id}
             self._stop(Why.PREEMPTED)

@@ -25,6 +25,7 @@ ANSWER_S = 10.0  # assumption: a node that starts no process in this time, on a 
 ASK_AGAIN_S = 30.0  # so that nodes that stay silent cost a waiting run a part of its time only
 SETTLE_S = 10.0  # for Ray to give back what an attempt that has ended held
 POLL_S = 0.5
+_HEAD = "node:__internal_head__"  # Ray's own resource, which its head alone has
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ class Cluster:
     def draining(self) -> set[str]:
         """The ids of nodes that will go away."""
         return set(ray_state.state.get_draining_nodes())
+
+    def heads(self) -> set[str]:
+        """The ids of the node that Ray's head is on, and of this process's own: without either the cluster ends."""
+        here = ray.get_runtime_context().get_node_id()
+        return {here} | {node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]}
 
     def check(self, node_id: str | None) -> None:
         """Leave a node out that does not answer: Ray may take minutes to notice that it is gone."""

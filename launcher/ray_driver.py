@@ -24,13 +24,14 @@ from launcher import resume
 from launcher.attempts import read_beats, where
 from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
+from launcher.lease import Lease, LeaseLost
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.ray_attempt import Fit, Why
-from launcher.ray_cluster import Cluster
+from launcher.ray_cluster import SETTLE_S, Cluster
 from launcher.ray_failures import ClusterGone, NotPlaced, cluster_must_answer, gone_with
 from launcher.recovery import Recovery, wait
-from launcher.retry_policy import workers_for
+from launcher.retry_policy import Policy, workers_for
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from launcher.signals import StopSignals
@@ -45,10 +46,12 @@ def run_ray(
     notifier: Notifier,
     *,
     attended: bool = False,
+    held: Lease | None = None,
 ) -> tuple[ExitCode, dict[str, Any]]:
     """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised.
 
-    `attended`: this process is the run's own, and ends where the cluster ends while it is being joined.
+    `attended`: this process is the run's own, and ends where the cluster ends while it is being joined. `held` is the
+    run's lease: looked at before each attempt, as this process may have been suspended.
     """
     start = resume.choose(config, run, mode)
     run.write_config(configs.to_yaml(config))
@@ -57,7 +60,7 @@ def run_ray(
     with _ends_after(config.faults.start_timeout_s, attended):
         started_here = _connect(config)
     try:
-        result = _Driver(config, run, progress, notifier).run(start)
+        result = _Driver(config, run, progress, notifier, held).run(start)
     except ClusterGone:
         raise  # a shutdown would wait for what is not there any more
     except BaseException:
@@ -72,8 +75,16 @@ def run_ray(
 class _Driver:
     """The loop over attempts."""
 
-    def __init__(self, config: RunConfig, run: RunDirectory, progress: Progress, notifier: Notifier) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        progress: Progress,
+        notifier: Notifier,
+        held: Lease | None = None,
+    ) -> None:
         self._config, self._run, self._progress, self._notifier = config, run, progress, notifier
+        self._held = held
         self._cluster = Cluster(config)
         self._recovery = Recovery(config, run, progress, notifier)
         self._attempt, self._first_step, self._began = 0, 0, 0.0  # of the running attempt
@@ -82,15 +93,11 @@ class _Driver:
     def run(self, start: resume.Start) -> tuple[ExitCode, dict[str, Any]]:
         """Attempts until one finishes, is stopped on request, or fails for good."""
         self._wait_from_now()
+        self._recovery.leave_out_struck()
         with StopSignals(on_stop=self._on_stop) as signals:
             while True:
                 with cluster_must_answer():
-                    workers = self._cluster.wait_for_workers(
-                        self._recovery.policy,
-                        self._recovery.history.excluded,
-                        self._give_up_at - time.monotonic(),
-                        lambda: signals.stopped,
-                    )
+                    workers = self._count(signals)
                 if not workers:
                     return signals.exit_code, {"step": start.step, "finished": False}
                 ended = self._one(start, workers, signals)
@@ -98,6 +105,24 @@ class _Driver:
                     return ended
                 start = resume.choose(self._config, self._run, "auto")
                 self._progress.say(start.notes[0])
+
+    def _count(self, signals: StopSignals) -> int:
+        """How many workers to start; 0 where the run is to stop. Nodes at fault are used where too few are left."""
+        policy, excluded = self._recovery.policy, self._recovery.history.excluded
+        seconds = self._give_up_at - time.monotonic()
+        if excluded and not workers_for(policy, self._cluster.slots(), excluded) and self._has_room(policy):
+            seconds = min(seconds, SETTLE_S if os.environ.get("RAY_ADDRESS") else 0.0)  # others may just be joining
+        try:
+            return self._cluster.wait_for_workers(policy, excluded, seconds, lambda: signals.stopped)
+        except ClusterUnavailable as error:
+            if not excluded or not self._has_room(policy):
+                raise
+            self._recovery.use_all()
+            self._progress.say(f"{error}; they are used all the same")
+            return self._count(signals)
+
+    def _has_room(self, policy: Policy) -> bool:
+        return workers_for(policy, self._cluster.slots()) > 0
 
     def _wait_from_now(self) -> None:
         self._give_up_at = time.monotonic() + self._config.faults.start_timeout_s
@@ -134,12 +159,15 @@ class _Driver:
         num_micro_batches = self._recovery.num_micro_batches
         facts: dict[str, Any] = {"place": "ray", "workers": workers, "from_step": start.step}
         facts |= {"excluded": list(self._recovery.history.excluded), "num_micro_batches": num_micro_batches}
+        if self._held is not None:
+            self._held.check()
         self._first_step, self._began = start.step, time.time()
         self._attempt = self._run.begin_attempt(facts)
         if signals.stopped:
             self._on_stop(0)
         job = {"attempt": self._attempt, "checkpoint": start.checkpoint, "num_micro_batches": num_micro_batches}
-        return {**job, "skips": self._recovery.history.skips}
+        claim = None if self._held is None else self._held.claim
+        return {**job, "skips": self._recovery.history.skips, "claim": claim}
 
     def _answer(self, error: Exception, workers: int, signals: StopSignals) -> dict[str, Any] | None:
         """Answer a failure while Ray waits: the next attempt's job where the same nodes can hold it, else None."""
@@ -175,6 +203,8 @@ class _Driver:
         self._run.end_attempt(number, ExitCode.STOPPED, cause, step, {"leaving": leaving} if leaving else None)
         with cluster_must_answer():
             left = workers_for(self._recovery.policy, self._cluster.slots(), self._recovery.history.excluded)
+            if self._cluster.leaving and self._cluster.leaving & self._cluster.heads():
+                left = 0  # the cluster ends with its head: whoever started this job starts it again
         if why is None or (why is Why.PREEMPTED and not left):
             return ExitCode.STOPPED, {**outcome, "preempted": why is Why.PREEMPTED}
         self._progress.say(f"attempt {number}: {cause}")
@@ -184,6 +214,8 @@ class _Driver:
 
     def _failed(self, error: Exception, signals: StopSignals) -> None:
         """Record the running attempt's failure; raises it where there is no other attempt."""
+        if isinstance(error, LeaseLost):
+            raise error  # whoever has taken the run over has the last word on it
         beat = where(error, read_beats(self._run, self._attempt))
         node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
         slots, node = dict[str, int](), node_id

@@ -17,7 +17,7 @@ def train_function(job: dict[str, Any]) -> dict[str, Any]:
     """One attempt on one worker.
 
     `job` holds config and box, in which the driver has left the rest: attempt, checkpoint (a path or None), skips,
-    num_micro_batches. It leaves another one there before Ray starts the workers again.
+    num_micro_batches, claim. It leaves another one there before Ray starts the workers again.
     """
     config: RunConfig = job["config"]
     job = job["box"].get("job")
@@ -33,6 +33,7 @@ def train_function(job: dict[str, Any]) -> dict[str, Any]:
         node_id=ray.get_runtime_context().get_node_id(),
         skips=job["skips"],
         num_micro_batches=job["num_micro_batches"],
+        claim=job["claim"],
     )
     # Rank 0 alone looks at the shared storage: one worker's wish is enough.
     watched = stop_file(run, job["attempt"]) if assignment.rank == 0 else None

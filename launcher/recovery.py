@@ -14,6 +14,7 @@ from launcher.attempts import (
     policy_of,
     read_beats,
     read_skips,
+    strikes_before,
     trusted_step,
     write_skips,
 )
@@ -32,10 +33,25 @@ class Recovery:
         self, config: RunConfig, run: RunDirectory, progress: Progress, notifier: Notifier, policy: Policy | None = None
     ) -> None:
         self.policy = policy_of(config) if policy is None else policy
-        self.history = History(saved_step=trusted_step(run), skips=read_skips(run))
+        self.history = History(saved_step=trusted_step(run), strikes=strikes_before(run), skips=read_skips(run))
         self.num_micro_batches = micro_batches_before(run)
         self._batch_size = config.batch.size
         self._run, self._progress, self._notifier = run, progress, notifier
+
+    def leave_out_struck(self) -> None:
+        """Leave out what was at fault too often under earlier drivers of this run."""
+        most = self.policy.node_strikes
+        struck = {node: count for node, count in self.history.strikes.items() if count >= most}
+        self.history = dataclasses.replace(self.history, excluded=tuple(sorted(struck)))
+        for node, count in sorted(struck.items()):
+            self._progress.say(
+                f"node {node} was at fault {count} times in this run and is left out; once it is mended, "
+                f"faults.node_strikes={count + 1} lets it in again"
+            )
+
+    def use_all(self) -> None:
+        """Leave no node out any more: there are too few without those that were."""
+        self.history = dataclasses.replace(self.history, excluded=())
 
     def failed(
         self,

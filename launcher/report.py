@@ -1,15 +1,15 @@
-"""`launcher report RUN --incidents`: what happened to a run, and how much of its time was of use."""
+"""`launcher report RUN|CONFIG --incidents`: what happened to a run, and how much of its time was of use."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from launcher import target
 from launcher.errors import UsageError
 from launcher.run_directory import Attempt, RunDirectory
 from resnet_dist.sink import read_metrics
@@ -80,7 +80,8 @@ def incident_lines(run: RunDirectory) -> Iterator[str]:
     lost = sum(attempt.end_facts.get("steps_redone", 0) for attempt in attempts)
     seconds = sum(attempt.end_facts.get("seconds_lost", 0.0) for attempt in attempts)
     found = goodput(run)
-    yield f"steps done again: {lost}, seconds lost with them: {seconds:g}"
+    done_again = f"{lost} step{'s' * (lost != 1)} done again"
+    yield f"lost: {done_again}, {seconds:.0f} s between a checkpoint, or a start, and a failure"
     yield f"goodput: {found.fraction:.1%} = {found.useful:.0f} useful of {found.all:.0f} worker-seconds"
 
 
@@ -96,29 +97,46 @@ def _attempt_lines(run: RunDirectory, attempt: Attempt) -> Iterator[str]:
         yield f"  {'':<25}  no end is recorded: it runs, or was killed with its driver"
         return
     cause = (attempt.cause or "").splitlines()[0] if attempt.cause else ""
-    yield f"  {attempt.ended}  ended after step {attempt.last_step}, exit code {attempt.exit_code}: {cause}"
+    where = "ended" if attempt.last_step is None else f"ended after step {attempt.last_step}"
+    yield f"  {attempt.ended}  {where}, exit code {attempt.exit_code}: {cause}"
     if "steps_redone" in ending:
-        yield (
-            f"  {'':<25}  checkpoint of step {ending['checkpoint_step']}: {ending['steps_redone']} steps done again, "
-            f"{ending['seconds_lost']:g} s lost; {ending['decision'].splitlines()[0]}"
-        )
+        yield f"  {'':<25}  {_lost(ending)}; {ending['decision'].splitlines()[0]}"
     if run.incident(attempt.number).is_dir():
         yield f"  {'':<25}  {run.incident(attempt.number) / 'summary.txt'}"
 
 
+def _lost(ending: Mapping[str, Any]) -> str:
+    """What a failure has cost: the steps since the newest checkpoint, and the time since then."""
+    steps, saved = ending["steps_redone"], ending["checkpoint_step"]
+    done_again = f"{steps} step{'s' * (steps != 1)} to do again"
+    if not saved:
+        return f"no checkpoint yet: {done_again}, from the beginning, {ending['seconds_lost']:.0f} s after the start"
+    if not steps:
+        return f"no step is lost: the checkpoint of step {saved} is the newest"
+    return f"{done_again} after the checkpoint of step {saved}, {ending['seconds_lost']:.0f} s of work"
+
+
 def add_parser(verbs: Any) -> None:
-    """RUN [--incidents]"""
+    """RUN|CONFIG [key=value ...] [--incidents]"""
     verb = verbs.add_parser("report", help="what happened to a run: attempts, failures, goodput")
-    verb.add_argument("folder", metavar="RUN", type=Path, help="a run directory, STORAGE/NAME")
+    target.add_arguments(verb)
     verb.add_argument("--incidents", action="store_true", help="the timeline of attempts and failures, and the goodput")
     verb.set_defaults(run=_report)
 
 
 def _report(given: argparse.Namespace) -> int:
-    folder = given.folder.expanduser().absolute()
-    run = RunDirectory(folder.parent, folder.name)
-    if not run.attempts_file.is_file():
-        raise UsageError(f"{folder}: there is no run here. Allowed: a run directory, <storage>/<name>")
-    for line in incident_lines(run):
+    found = target.find(given)
+    if not found.is_here:
+        arguments = ["report", str(found.run.path), *(["--incidents"] if given.incidents else [])]
+        if found.read(arguments, live=True) is None:
+            raise UsageError(
+                f"{found.run.path}: the run directory is not on this machine. Allowed: this verb where the storage is "
+                "mounted, or a config with --profile (Kubernetes)"
+            )
+        return 0
+    if not found.run.attempts():
+        print(f"run {found.run.path}: no attempt has begun yet")
+        return 0
+    for line in incident_lines(found.run):
         print(line)
     return 0

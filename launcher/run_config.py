@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 _STEPS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 # A folder's name on every file system, in a SLURM job name and in a URL; 100 leaves room for what others append to it.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_WEBHOOK_ENV = "notify.webhook_env: NAME, an environment variable of the driver that holds the address"
+_TOKEN_LETTERS = 16  # assumption: secrets in the addresses of chat and pager services have from 24 up
 _WALLTIME = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])")
 
 # Workers in JSON schema: what `Workers.parse` takes as text.
@@ -90,7 +92,7 @@ class Faults:
     on_nonfinite: Literal["stop", "skip"] = "stop"  # skip: one checkpoint back, and around those samples
     max_skips: int = 3
     node_strikes: int = 2  # faults of one node before it is left out
-    preflight: bool = True  # every attempt begins with `launcher doctor --quick` on each of its nodes
+    preflight: bool = True  # every attempt begins with a short look at its hosts, its GPUs and an all-reduce
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,8 @@ class Notify:
     """Who is told of the end, a failure, a preemption, and of a run that makes no progress."""
 
     command: str | None = None  # run without a shell; the event comes as JSON on its standard input
-    webhook: str | None = None  # an http(s) address that the event is posted to, as JSON
+    webhook: str | None = None  # an http(s) address without a secret in it, that the event is posted to, as JSON
+    webhook_env: str | None = None  # instead: the environment variable of the driver that holds such an address
     no_progress_minutes: float | None = None  # without a new step
 
 
@@ -230,21 +233,68 @@ def _told(config: RunConfig) -> Iterator[RecipeError]:
             yield RecipeError(
                 "notify.command", f"found '{notify.command}'", "a program and its arguments, quotes closed"
             )
-    if notify.webhook is not None and re.fullmatch(r"https?://\S+", notify.webhook) is None:
-        yield RecipeError(
-            "notify.webhook", f'found "{notify.webhook}"', "an address that begins with https:// or http://"
-        )
+        for word in [] if empty else shlex.split(notify.command):
+            yield from _secret_of("notify.command", word, "a program of yours that reads it where it is kept")
+    if notify.webhook is not None:
+        yield from _secret_of("notify.webhook", notify.webhook, _WEBHOOK_ENV)
+        if re.fullmatch(r"https?://\S+", notify.webhook) is None:
+            yield RecipeError(
+                "notify.webhook", f'found "{notify.webhook}"', "an address that begins with https:// or http://"
+            )
+    yield from _webhook_env(notify)
     minutes = notify.no_progress_minutes
     if minutes is not None and not 0 < minutes < float("inf"):
         yield RecipeError("notify.no_progress_minutes", f"found {minutes:g}", "minutes above 0, or null")
-    if minutes is not None and notify.command is None and notify.webhook is None:
+    if minutes is not None and not any((notify.command, notify.webhook, notify.webhook_env)):
         yield RecipeError(
             "notify.no_progress_minutes",
             f"found {minutes:g}, and nobody to tell",
-            "notify.command or notify.webhook with it",
+            "notify.command, notify.webhook or notify.webhook_env with it",
         )
     if preemption.notice_s is not None and not 0 < preemption.notice_s < float("inf"):
         yield RecipeError("preemption.notice_s", f"found {preemption.notice_s:g}", "seconds above 0, or null")
+
+
+def _webhook_env(notify: Notify) -> Iterator[RecipeError]:
+    if notify.webhook_env is None:
+        return
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", notify.webhook_env) is None:
+        found = "found what is no variable's name"  # not what: it may be the address itself
+        yield RecipeError("notify.webhook_env", found, "letters, digits and _, no digit first: PAGER_URL")
+    if notify.webhook is not None:
+        yield RecipeError("notify.webhook_env", "found beside notify.webhook", "one of the two")
+
+
+def _secret_of(key: str, text: str, instead: str) -> Iterator[RecipeError]:
+    secret = secret_in(text)
+    if secret is not None:
+        found = f"found {secret} in the address: a secret, it seems, and the config is written down in many places"
+        yield RecipeError(key, found, instead)
+
+
+def secret_in(address: str) -> str | None:
+    """The part of an http(s) address that looks like a secret, in words; None where there is none.
+
+    >>> secret_in("https://hooks.example.org/services/T02/B04/qX7wJ2mKp9LdR4sV")
+    'a part of the path'
+    >>> secret_in("https://pager.example.org/runs/no-progress-notifications") is None
+    True
+    """
+    if re.match(r"https?://", address) is None:
+        return None
+    authority, _, path = address.partition("://")[2].partition("/")
+    if "@" in authority:
+        return "a user"
+    if "?" in address or "#" in address:
+        return "a query"
+    return "a part of the path" if any(_is_token(part) for part in path.split("/")) else None
+
+
+def _is_token(part: str) -> bool:
+    """Whether a part of a path is rather drawn at random than a word: long, and with digits or capitals inside."""
+    letters = re.sub(r"[^A-Za-z0-9]", "", part)
+    mixed = any(one.isdigit() for one in letters) or letters not in (letters.lower(), letters.upper())
+    return len(letters) >= _TOKEN_LETTERS and (mixed or len(max(re.split(r"[^A-Za-z0-9]", part), key=len)) >= 20)
 
 
 def _machines(config: RunConfig) -> Iterator[RecipeError]:

@@ -21,7 +21,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class Fatal:
     exit_code: int
     message: str
     time: str  # ISO 8601, UTC
+    kind: str = ""  # the class of errors, as `launcher.faults` answers it
+    submission: str = ""  # that it happened to; empty where a person started the run
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,10 @@ class RunDirectory:
         """Record that the run reached its end."""
         self._write_json(self.finished_file, {**summary, "time": _now()})
 
-    def mark_fatal(self, code: int, message: str) -> None:
-        """Record that the run ended for good: its exit code and why."""
-        self._write_json(self.fatal_file, {"exit_code": code, "message": message, "time": _now()})
+    def mark_fatal(self, code: int, message: str, *, kind: str = "", submission: str = "", keep: bool = False) -> None:
+        """Record that the run ended for good: its exit code and why. `keep`: what is recorded already stays."""
+        end = Fatal(code, message, _now(), kind, submission)
+        self._write_json(self.fatal_file, asdict(end), keep=keep)
 
     def is_finished(self) -> bool:
         """Whether the run reached its end."""
@@ -239,11 +242,11 @@ class RunDirectory:
     def fatal(self) -> Fatal | None:
         """Why the run ended for good; None where it did not."""
         content = self._read_json(self.fatal_file)
-        return None if content is None else Fatal(content["exit_code"], content["message"], content["time"])
+        return None if content is None else Fatal(**content)
 
-    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+    def _write_json(self, path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:
         with storage_errors(path):
-            replace_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+            replace_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(), keep=keep)
 
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         try:

@@ -28,7 +28,7 @@ from launcher import heartbeats, lease, submissions
 from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.heartbeats import Beat
-from launcher.lease import Holder
+from launcher.lease_holder import Holder
 from launcher.run_directory import Attempt, Fatal, RunDirectory
 from launcher.schedulers import Word
 from launcher.submissions import Submission

@@ -120,7 +120,8 @@ def rendezvous_requests(workers: int, *, uses_gpus: bool) -> int:
     """Requests to the store while a process group is made.
 
     gloo: each worker writes its address, and waits for and reads everybody's: W + 2W², counted on 2, 4, 8 and 16
-    workers with torch 2.14.1. NCCL: one id, read by all others (read in torch's ProcessGroupNCCL, not counted).
+    workers with torch 2.14.1. NCCL, not counted: rank 0 sets one id and all others get it, says the source of torch's
+    ProcessGroupNCCL::broadcastUniqueNCCLID; above 128 ranks there may be an id for each 128 of them.
 
     >>> rendezvous_requests(16, uses_gpus=False), rendezvous_requests(16, uses_gpus=True)
     (528, 16)

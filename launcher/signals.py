@@ -14,37 +14,45 @@ from launcher.exit_codes import ExitCode
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGINT") if hasattr(signal, name))
 
-SAME_KEY_PRESS_S = 0.5  # assumption: nobody presses a key twice on purpose in this time, nor reads what the first did
+# A terminal tells every process of a command of one key press, and one that starts others (uv run, srun) may pass it
+# on, within milliseconds. Assumption: nobody presses a key twice on purpose faster than this.
+SAME_KEY_PRESS_S = 0.25
+
+
+def _end_at_once() -> None:
+    os._exit(ExitCode.INTERRUPTED)
 
 
 class StopSignals:
-    """While it is entered, the first stopping signal is remembered and told to `on_stop`; repeats are ignored.
+    """While it is entered, stopping signals are remembered, and the first of each kind is told to `on_stop`.
 
-    A second SIGINT ends the process at once: whoever presses Ctrl-C twice means it. One that comes together with the
-    first is the same key press: a terminal tells every process, and one that starts others passes it on. Outside the
-    main thread, where Python allows no handlers, entering does nothing.
+    Repeats are ignored, but for a second key press of Ctrl-C, which means it: it calls `on_again`, which ends the
+    process. Several signals that come together are one wish, in whatever order: Python itself does not keep theirs.
+    Outside the main thread, where Python allows no handlers, entering does nothing.
     """
 
-    def __init__(self, on_stop: Callable[[int], None] = lambda number: None) -> None:
-        self._on_stop = on_stop
-        self._received: int | None = None
-        self._received_at = 0.0
+    def __init__(
+        self, on_stop: Callable[[int], None] = lambda number: None, on_again: Callable[[], None] = _end_at_once
+    ) -> None:
+        self._on_stop, self._on_again = on_stop, on_again
+        self._received: list[int] = []
+        self._pressed_at: float | None = None
         self._previous: dict[int, object] = {}
 
     @property
     def stopped(self) -> bool:
         """Whether any has come."""
-        return self._received is not None
+        return bool(self._received)
 
     @property
     def received(self) -> int | None:
         """The first one's number."""
-        return self._received
+        return next(iter(self._received), None)
 
     @property
     def exit_code(self) -> ExitCode:
-        """What a run that stopped for the signal returns."""
-        return ExitCode.INTERRUPTED if self._received == signal.SIGINT else ExitCode.STOPPED
+        """What a run that stopped for them returns: 130 where a person alone has asked, 75 where a scheduler has."""
+        return ExitCode.INTERRUPTED if set(self._received) == {signal.SIGINT} else ExitCode.STOPPED
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -57,8 +65,12 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._received is None:
-            self._received, self._received_at = number, time.monotonic()
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._pressed_at is not None and now - self._pressed_at >= SAME_KEY_PRESS_S:
+                self._on_again()
+            if self._pressed_at is None:
+                self._pressed_at = now
+        if number not in self._received:
+            self._received.append(number)
             self._on_stop(number)
-        elif number == self._received == signal.SIGINT and time.monotonic() - self._received_at > SAME_KEY_PRESS_S:
-            os._exit(ExitCode.INTERRUPTED)

@@ -4,6 +4,9 @@
 
 `details` are what is needed to ask for it again: namespace and context of Kubernetes, address of a Ray cluster. Nothing
 secret is among them.
+
+What a place starts has the name of its submission in the environment (LAUNCHER_SUBMISSION): the same in all starts of
+one submission, so that what has ended for good is not repeated, and what still saves is waited for.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cluster.kubernetes_pods import SUBMISSION_VARIABLE
 from launcher.run_directory import RunDirectory
 from resnet_dist.checkpoint.disk import storage_errors
 
@@ -35,6 +39,11 @@ class Submission:
 
     def __str__(self) -> str:
         return f"{self.place} job {self.id}"
+
+
+def current() -> str:
+    """The submission that this process was started for; empty where a person has started it."""
+    return os.environ.get(SUBMISSION_VARIABLE, "")
 
 
 def file(run: RunDirectory) -> Path:

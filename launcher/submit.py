@@ -7,6 +7,7 @@ lease would keep two processes out of one run all the same.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tempfile
 import uuid
@@ -15,9 +16,11 @@ from typing import Any
 
 from cluster.errors import PlaceError
 from cluster.kubernetes_names import run_name
+from cluster.profile import KubernetesProfile, SlurmProfile
 from launcher import config as configs
 from launcher import kubernetes_jobs, render, schedulers, slurm_jobs, submissions
 from launcher.arguments import Parser, config_arguments
+from launcher.checks.variables import conflicts, of_profile
 from launcher.errors import UsageError
 from launcher.packing import pack
 from launcher.render import in_users_lines, needed_profile
@@ -65,6 +68,7 @@ def _slurm(given: argparse.Namespace) -> int:
             refuse_twice(run, again=given.again)
     try:
         slurm_jobs.check(job.script)
+        _say_conflicts(job.profile)
         if given.dry_run:
             print(f"SLURM would take {job.spec.name}; nothing is submitted")
             return 0
@@ -96,6 +100,7 @@ def _kubernetes(given: argparse.Namespace) -> int:
         refuse_twice(run, again=given.again)
         _refuse_live(submission)
     kubernetes_jobs.check(job.manifests, namespace, given.context)
+    _say_conflicts(job.profile)
     if given.dry_run:
         print(f"Kubernetes would take {job.spec.name}; nothing is submitted")
         return 0
@@ -145,6 +150,12 @@ def _ray(given: argparse.Namespace) -> int:
     else:
         _how_to_follow(" ".join([given.config, *given.overrides]), f" --address {address}")
     return 0
+
+
+def _say_conflicts(profile: SlurmProfile | KubernetesProfile) -> None:
+    """Name the variables that are set in this shell to something else than in the profile."""
+    for finding in conflicts(of_profile(profile), os.environ):
+        print(f"  {finding.found}: {finding.advice}")
 
 
 def refuse_twice(run: RunDirectory, *, again: bool) -> None:

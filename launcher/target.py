@@ -20,6 +20,8 @@ from launcher.run_state import exists
 from launcher.schedulers import Word
 from launcher.submissions import Submission
 
+USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of configs/digits_cpu.yaml, of `launcher demo`
+
 
 @dataclass(frozen=True)
 class Target:
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find(given: argparse.Namespace) -> Target:
     """The run that the command line means. Raises UsageError where there is none, ConfigError for a wrong config."""
-    path = Path(given.target).expanduser()
+    path = _named(given.target)
     config: RunConfig | None = None
     if path.is_dir():
         if given.overrides:
@@ -84,7 +86,28 @@ def find(given: argparse.Namespace) -> Target:
         if job is None:
             raise UsageError(f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to")
         return Target(run, False, submissions.now("ray", job, {"address": address}), config)
+    if path.is_dir():
+        inside = sorted(one.name for one in path.iterdir() if exists(RunDirectory(path, one.name)))
+        if inside:
+            raise UsageError(
+                f"{run.path}: holds runs, and is none itself. Allowed: {', '.join(f'{path}/{name}' for name in inside)}"
+            )
     raise UsageError(
         f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "
         "where its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
+    )
+
+
+def _named(text: str) -> Path:
+    """The folder or file that is meant: a path, or a run's name in this folder or in the usual one."""
+    path = Path(text).expanduser()
+    if path.exists() or path.name != text or path.suffix in (".yaml", ".yml"):
+        return path
+    usual = [storage.expanduser() for storage in USUAL_STORAGES]
+    for storage in usual:
+        if (storage / text).is_dir():
+            return storage / text
+    raise UsageError(
+        f"{text}: there is no such file, and no run of this name in {', '.join(map(str, [Path.cwd(), *usual]))}. "
+        f"Allowed: a run directory, STORAGE/{text}, or the run's config (launcher list STORAGE shows runs)"
     )

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import config as configs
-from launcher import lease, ray_environment
+from launcher import fatal, lease, ray_environment, submissions
 from launcher.arguments import Parser, train_arguments
-from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
 from launcher.faults import rule_for
 from launcher.notify import Notifier
 from launcher.place import leads, place_of, under_torchrun
-from launcher.progress import Progress, summary_lines
+from launcher.progress import Progress, profile_lines, summary_lines
 from launcher.run_config import RunConfig
 from launcher.run_directory import RunDirectory
 from resnet_dist.errors import TrainingError
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
     """Run the main job; returns its exit code. Errors are printed, without a traceback where they are the user's."""
     parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
+    given = None
     try:
         given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
         profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
         code, _ = train(config, given.resume, Progress(), attended=True)
         return code
     except Exception as error:
-        exit_code = report(error)
+        exit_code = report(error if given is None else configs.in_users_lines(error, given.config, given.overrides))
         if getattr(error, "gone", False):  # a cluster that ended: Ray would turn our exit code into its own
             os._exit(exit_code)
         return exit_code
@@ -49,7 +50,7 @@ def report(error: Exception) -> ExitCode:
     """Print `error` for a person; the traceback too, unless the error is one that was foreseen."""
     code = rule_for(error).exit_code
     if isinstance(error, LauncherError | TrainingError):
-        print("\n".join([f"error: {error}", *_notes(error)]), file=sys.stderr, flush=True)
+        print("\n".join([f"error: {error}", *fatal.notes(error)]), file=sys.stderr, flush=True)
     else:
         print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
     return code
@@ -65,14 +66,17 @@ def train(
     """
     progress = Progress() if progress is None else progress
     run = RunDirectory(Path(config.storage), config.name)
-    if run.is_finished() and mode != "never" and _has_all_steps(config, run):
-        if leads():
-            progress.say(f"run {run.path}: finished already; start it under another name to train it again")
-        return ExitCode.OK, run
+    ended = _ended_already(config, run, mode, progress)
+    if ended is not None:
+        return ended, run
     notifier = Notifier(config.notify, run)
     try:
-        with _lease(run, attended):
-            code, outcome = _carried_out(config, run, mode, progress, notifier, attended)
+        with _lease(run, attended) as held:
+            if held is not None:  # it may have been waited for
+                ended = _ended_already(config, run, mode, progress)
+            if ended is not None:
+                return ended, run
+            code, outcome = _carried_out(config, run, mode, progress, notifier, attended, held)
             if leads():
                 _record_end(config, run, code, outcome, progress, notifier)
     finally:
@@ -80,32 +84,51 @@ def train(
     return code, run
 
 
+def _ended_already(config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress) -> ExitCode | None:
+    """The exit code of a run with nothing left to do: it is finished, or this very submission has ended for good."""
+    if run.is_finished() and mode != "never" and _has_all_steps(config, run):
+        if leads():
+            progress.say(f"run {run.path}: finished already; start it under another name to train it again")
+        return ExitCode.OK
+    end = run.fatal()
+    if end is None or not fatal.ends_submission(end):
+        return None
+    if leads():
+        progress.say(f"run {run.path}: this submission ended for good at {end.time}: {end.message}")
+        progress.say("nothing was tried again: mend that, and submit the run anew")
+    return ExitCode(end.exit_code)
+
+
 def _carried_out(
-    config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress, notifier: Notifier, attended: bool
+    config: RunConfig,
+    run: RunDirectory,
+    mode: ResumeMode,
+    progress: Progress,
+    notifier: Notifier,
+    attended: bool,
+    held: lease.Lease | None,
 ) -> tuple[ExitCode, dict[str, Any]]:
+    before = run.fatal()
     try:
         if place_of(config) == "ray":
             ray_environment.set_up()
             from launcher.ray_driver import run_ray
 
-            return run_ray(config, run, mode, progress, notifier, attended=attended)
+            return run_ray(config, run, mode, progress, notifier, attended=attended, held=held)
         if attended and config.faults.max_failures > 0 and not under_torchrun():
             from launcher.local_supervisor import run_supervised
 
-            return run_supervised(config, run, mode, progress, notifier)
+            return run_supervised(config, run, mode, progress, notifier, held)
         from launcher.local import run_local
 
-        return run_local(config, run, mode, progress, watched=attended)
-    except (UsageError, ConfigError, lease.LeaseLost):  # these say nothing of the run that is there
-        raise
+        return run_local(config, run, mode, progress, watched=attended, claim=None if held is None else held.claim)
     except Exception as error:
         if leads():
-            message = "\n".join([f"{type(error).__name__}: {error}", *_notes(error)])
-            run.mark_fatal(rule_for(error).exit_code, message)
+            fatal.tell(run, error, instead_of=before, keep=under_torchrun())  # there, each worker tells its own
         raise
 
 
-def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManager[object]:
+def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManager[lease.Lease | None]:
     """The run directory for this process alone. Raises LeaseHeld where another one is at work in it."""
     if not leads():
         return contextlib.nullcontext()
@@ -116,7 +139,7 @@ def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManag
         if attended:
             os._exit(ExitCode.UNAVAILABLE)
 
-    return lease.acquire(run.lease, on_lost=lost)
+    return lease.acquire(run.lease, on_lost=lost, submission=submissions.current())
 
 
 def _record_end(
@@ -138,10 +161,8 @@ def _record_end(
         event = "preempted" if outcome.get("preempted") else "stopped"
         notifier.tell(event, f"saved at step {step}", step=step, exit_code=int(code))
         progress.say(f"saved at step {step}; the same command goes on from there")
-
-
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", []))
+        for line in profile_lines(run):
+            progress.say(line)
 
 
 def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:

@@ -18,9 +18,9 @@ import torch
 
 from launcher import heartbeats
 from launcher.attempts import with_micro_batches
-from launcher.checks.finding import require
-from launcher.doctor import preflight
 from launcher.faults import in_our_words
+from launcher.lease import Claim
+from launcher.preflight import check_attempt
 from launcher.retry_policy import Skip
 from launcher.run_config import RunConfig, mirror_address
 from launcher.run_directory import RunDirectory, environment
@@ -38,9 +38,6 @@ log = logging.getLogger(__name__)
 NOTICE_EVERY_S = 1.0  # between two looks for a notice: the loop asks at every step
 
 
-PREFLIGHT_S = 30.0  # assumption: a storage that takes longer to be written and read will not do for checkpoints
-
-
 @dataclass(frozen=True)
 class Assignment:
     """Which worker this is, in which attempt, and where it goes on."""
@@ -55,6 +52,7 @@ class Assignment:
     local_world_size: int = 1  # workers of this run on this node
     skips: tuple[Skip, ...] = ()
     num_micro_batches: int | None = None  # instead of the config's
+    claim: Claim | None = None  # on the run directory: looked at before a checkpoint gets its name
 
 
 class FileSupervisor:
@@ -176,8 +174,8 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     host, pulse = socket.gethostname(), Pulse()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     try:
-        if assignment.local_rank == 0 and config.faults.preflight:
-            check_host(config)
+        if config.faults.preflight:
+            check_attempt(config, assignment, device_of(config, assignment.local_rank))
         with _watchdog(config, assignment, run, pulse):
             return _train(config, assignment, supervisor, run, pulse)
     except BaseException as error:
@@ -189,20 +187,6 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def check_host(config: RunConfig) -> None:
-    """What `launcher doctor --quick` would say of this host; ClusterUnavailable where a check fails.
-
-    Left out is what it says of the images, of which the run itself names the broken one, and of what a worker cannot
-    see: inside Ray it has one GPU and one share of the CPUs, and it has come past the token.
-    """
-    left_out = ("data", "sample", "GPUs", "CPUs", "Ray token")
-    findings = [f for f in preflight(config, PREFLIGHT_S, quick=True) if f.name not in left_out]
-    for finding in findings:
-        if finding.status == "warn":
-            log.warning("%s: %s; %s", finding.name, finding.found, finding.advice)
-    require(findings)
 
 
 def _watchdog(
@@ -255,6 +239,7 @@ def _train(
         keep_every=config.checkpoint.keep_every,
         mirror=mirror_address(config),
         max_save_failures=config.checkpoint.max_failures,
+        still_ours=(lambda: None) if assignment.claim is None else assignment.claim.check,
         skipped=skipped_steps(assignment.skips, config.batch.size),
         profile=config.log.profiled_steps(),
         profiles=run.path / "profiles" / f"attempt-{assignment.attempt}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 
 from resnet_dist import memory, rules
-from resnet_dist.checkpoint import restore
+from resnet_dist.checkpoint.hand_out import Contents, hand_out
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.data import HostBatch, Index, Stream, decoder_for, evaluation_batches, training_batches
 from resnet_dist.device import ToDevice, set_up_torch
 from resnet_dist.durations import Duration, Every
+from resnet_dist.ema import WeightAverage
 from resnet_dist.engines.factory import autocast_dtype, build_engine
+from resnet_dist.engines.protocol import Engine
 from resnet_dist.errors import DataError
 from resnet_dist.evaluate import Evaluation, evaluate
 from resnet_dist.flops import flops_per_image, peak_flops
@@ -37,6 +40,8 @@ from resnet_dist.sink import Sink
 from resnet_dist.supervisor import Supervisor
 from resnet_dist.trainer import Parts, Timetable, Trainer, Unprofiled
 from resnet_dist.verdict import StepTimes, Verdict, judge
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Bookkeeping:
     keep_every: Duration | None = None  # checkpoints that stay for ever
     mirror: str | None = None  # URL of object storage that gets a copy of every checkpoint
     max_save_failures: int = 3  # in a row
+    still_ours: Callable[[], None] = lambda: None  # raises where another process has taken the run over
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
     profile: tuple[int, int] | None = None  # first and last step to profile
     profiles: Path | None = None  # folder for them
@@ -92,17 +98,18 @@ def build(
     spans = Spans(layout, worker.rank, recipe.batch_norm.span)
     model = whole_model(recipe, spans, worker.device)
     pulse.watch(model, worker.device, lambda: spans.waited_s)
-    checkpoint = None if resume is None else restore.load(resume)
+    checkpoint = None if resume is None else hand_out(resume, worker.rank, worker.world_size, worker.device)
     if checkpoint is not None:
         _check_data(checkpoint, train)
-        model.load_state_dict(checkpoint.model())
+        model.load_state_dict(checkpoint.model)
     exchange = StepExchange(RunningStatistics(model), worker.device, recipe.batch.size)
     loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
     optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
     engine = build_engine(recipe, model, optimizer, loss_sum)
     if checkpoint is not None:
-        engine.load_optimizer_state(checkpoint.optimizer())
+        engine.load_optimizer_state(checkpoint.optimizer)
         engine.load_scaler_state(checkpoint.state.get("scaler", {}))
+    average = _average(recipe, engine, checkpoint)
 
     timetable = timetable_of(recipe, len(train), bookkeeping)
     learning_rate = build_schedule(
@@ -117,17 +124,19 @@ def build(
         retention=_retention(recipe, bookkeeping, len(train)),
         mirror=bookkeeping.mirror,
         max_failures=bookkeeping.max_save_failures,
+        still_ours=bookkeeping.still_ours,
     )
     parts = Parts(
         engine=engine,
         learning_rate=learning_rate,
         batches_from=_batches_from(recipe, worker, train, layout, timetable.total_steps, skipped),
         to_device=ToDevice(recipe, worker.device),
-        evaluate=evaluator(recipe, worker, model, val, pulse),
+        evaluate=evaluator(recipe, worker, model, val, pulse, average),
         exchange=exchange,
-        checkpoints=RunCheckpoints(plan, engine, facts, worker.rank, sink),
+        checkpoints=RunCheckpoints(plan, engine, facts, worker.rank, sink, average),
         sink=sink,
         supervisor=supervisor,
+        average=(lambda step: None) if average is None else average.update,
         pulse=pulse,
         profiler=_profiler(bookkeeping, worker),
         judge=partial(_judge, recipe, worker),
@@ -178,9 +187,17 @@ def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module
 
 
 def evaluator(
-    recipe: Recipe, worker: Worker, model: nn.Module, val: Index, pulse: Pulse | None = None
+    recipe: Recipe,
+    worker: Worker,
+    model: nn.Module,
+    val: Index,
+    pulse: Pulse | None = None,
+    average: WeightAverage | None = None,
 ) -> Callable[[], Evaluation]:
-    """A function that evaluates `model` on the val split; a collective."""
+    """A function that evaluates `model`, with the average of its weights if there is one, on the val split.
+
+    A collective.
+    """
     to_device = ToDevice(recipe, worker.device)
     dtype = autocast_dtype(recipe)
     autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
@@ -191,9 +208,22 @@ def evaluator(
         batches = evaluation_batches(val, worker.world_size, worker.rank, size, recipe.data, decoder)
         if pulse is not None:
             batches = pulse.beating(batches)
-        return evaluate(model, map(to_device, batches), len(val), worker.device, autocast)
+        weights = None if average is None else average.state()
+        return evaluate(model, map(to_device, batches), len(val), worker.device, autocast, weights)
 
     return run
+
+
+def _average(recipe: Recipe, engine: Engine, checkpoint: Contents | None) -> WeightAverage | None:
+    """The moving average of the weights: from the checkpoint, or, where it holds none, begun with the weights."""
+    if recipe.ema.decay is None:
+        return None
+    average = WeightAverage(engine.module, recipe.ema.decay, recipe.ema.every_steps)
+    if checkpoint is not None and checkpoint.ema is not None:
+        average.load(checkpoint.ema)
+    elif checkpoint is not None:
+        log.warning("%s holds no average of the weights: ema begins anew, with its weights", checkpoint.path)
+    return average
 
 
 def timetable_of(recipe: Recipe, num_samples: int, bookkeeping: Bookkeeping) -> Timetable:
@@ -233,7 +263,7 @@ def _judge(recipe: Recipe, worker: Worker, laps: list[StepTimes]) -> Verdict | N
     return judge(laps, flops, peak_flops(worker.device, recipe.precision))
 
 
-def _check_data(checkpoint: restore.Checkpoint, train: Index) -> None:
+def _check_data(checkpoint: Contents, train: Index) -> None:
     if checkpoint.state["data"] != train.fingerprint():
         raise DataError(
             train.root,

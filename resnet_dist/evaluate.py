@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.loss import cross_entropy_sum, num_correct, num_in_top_k
@@ -21,6 +24,7 @@ class Evaluation:
     top5: float
     loss: float
     num_samples: int
+    weights: Literal["model", "ema"] = "model"  # the last step's, or their exponential moving average
 
 
 @torch.no_grad()
@@ -30,9 +34,11 @@ def evaluate(
     num_samples: int,
     device: torch.device,
     autocast: Callable[[], torch.autocast] | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Evaluation:
     """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
 
+    `average` holds tensors by the names of parameters and buffers, to be used in their place; the model keeps its own.
     Raises RuntimeError if the workers together did not see exactly `num_samples` samples.
     """
     was_training = model.training
@@ -40,7 +46,7 @@ def evaluate(
     counts = torch.zeros(3, dtype=torch.int64, device=device)  # top-1, top-5, samples
     loss = torch.zeros(1, dtype=torch.float64, device=device)
     for batch in batches:
-        logits = _forward(model, batch.images, autocast)
+        logits = _forward(model, batch.images, autocast, average)
         loss += cross_entropy_sum(logits, batch.labels)
         counts[0] += num_correct(logits, batch.labels)
         counts[1] += num_in_top_k(logits, batch.labels, 5)
@@ -52,11 +58,17 @@ def evaluate(
     top1, top5, seen = counts.tolist()
     if seen != num_samples:
         raise RuntimeError(f"evaluation saw {seen} samples of {num_samples}")
-    return Evaluation(top1 / seen, top5 / seen, loss.item() / seen, seen)
+    weights: Literal["model", "ema"] = "model" if average is None else "ema"
+    return Evaluation(top1 / seen, top5 / seen, loss.item() / seen, seen, weights)
 
 
-def _forward(model: nn.Module, images: Tensor, autocast: Callable[[], torch.autocast] | None) -> Tensor:
-    if autocast is None:
-        return model(images)  # type: ignore[no-any-return]
-    with autocast():
-        return model(images)  # type: ignore[no-any-return]
+def _forward(
+    model: nn.Module,
+    images: Tensor,
+    autocast: Callable[[], torch.autocast] | None,
+    average: Mapping[str, Tensor] | None,
+) -> Tensor:
+    with nullcontext() if autocast is None else autocast():
+        if average is None:
+            return model(images)  # type: ignore[no-any-return]
+        return functional_call(model, dict(average), (images,))  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ class StepProfiler:
     def step(self, number: int) -> Iterator[None]:
         """The work inside is step `number`."""
         if number == self._first:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # above all: it says that there is no GPU, as an error
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
             self._profile = profile(activities=activities, acc_events=True)
             self._profile.start()

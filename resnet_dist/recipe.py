@@ -124,6 +124,18 @@ class RegularizationRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmaRecipe:
+    """An exponential moving average of the weights: evaluation uses it, training does not know of it.
+
+    It begins as a copy of the weights and forgets them within a few 1 / (1 - decay) of its updates. Batch norm's
+    running statistics are averaged as well, as in timm's ModelEmaV2.
+    """
+
+    decay: float | None = None  # what stays of the average at each update, e.g. 0.9999; not given: there is none
+    every_steps: int = 1  # between two updates
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
     """What turns a batch into an optimizer step: `ddp`, `zero` (DeepSpeed) or `package.module:function`.
 
@@ -177,6 +189,7 @@ class Recipe:
     batch_norm: BatchNormRecipe = field(default_factory=BatchNormRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     regularization: RegularizationRecipe = field(default_factory=RegularizationRecipe)
+    ema: EmaRecipe = field(default_factory=EmaRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     speed: SpeedRecipe = field(default_factory=SpeedRecipe)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
-from resnet_dist.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
+from resnet_dist.recipe import DataRecipe, EmaRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 from resnet_dist.shares import allowed_spans
 
 MODEL_NAMES = (
@@ -45,6 +45,7 @@ def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) ->
         *_batch(recipe, world_size),
         *_batch_norm(recipe),
         *_optimizer(recipe.optimizer),
+        *_ema(recipe.ema),
         *_engine(recipe),
         *_speed(recipe),
         *_learning_rates(recipe.schedule, recipe.batch.size),
@@ -191,6 +192,14 @@ def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
         yield RecipeError("optimizer.arguments", f"holds {taken}, which is passed already", "the other arguments")
 
 
+def _ema(ema: EmaRecipe) -> Iterator[RecipeError]:
+    allowed = "above 0 and below 1 (0.9999), or leave it out"
+    yield from _require(ema.decay is None or 0 < ema.decay < 1, "ema.decay", ema.decay, allowed)
+    yield from _at_least(1, "ema.every_steps", ema.every_steps)
+    if ema.decay is None and ema.every_steps > 1:
+        yield from _unused("ema.every_steps", ema.every_steps, "an ema.decay")
+
+
 def _engine(recipe: Recipe) -> Iterator[RecipeError]:
     engine, precision = recipe.engine, recipe.precision
     yield from _one_of("engine.name", engine.name, ENGINE_NAMES)
@@ -323,9 +332,23 @@ def _unused(key: str, value: object, only_with: str) -> Iterator[RecipeError]:
 def _one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
     if name in names or is_reference(name):
         return
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f". Did you mean {near[0]}?" if near else ""
+    near = _nearest_name(name, names)
+    hint = f". Did you mean {near}?" if near else ""
     yield RecipeError(key, f'found "{name}"', f"{', '.join(names)}, or {_REFERENCE_FORM}{hint}")
+
+
+def _nearest_name(name: str, names: Sequence[str]) -> str:
+    """The name that was probably meant, or an empty text: of a family whose members differ in a number, the nearest.
+
+    >>> _nearest_name("resnet21", ["resnet20", "resnet32"]), _nearest_name("resent50", ["resnet50"])
+    ('resnet20', 'resnet50')
+    """
+    stem = name.rstrip("0123456789")
+    numbers = {int(one[len(stem) :]): one for one in names if one.startswith(stem) and one[len(stem) :].isdigit()}
+    if stem and stem != name and numbers:
+        wanted = int(name[len(stem) :])
+        return numbers[min(numbers, key=lambda number: (abs(number - wanted), number))]
+    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 
 def _nearest_divisors(total: int, wanted: int) -> str:

@@ -3,7 +3,7 @@
 Lines of metrics.jsonl, one JSON object each, with "kind" and "step" (completed steps) in all of them:
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
-    "eval"    epoch top1 top5 loss num_samples
+    "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
     "event"   event detail; the event "started" is written by every attempt, with the step that it goes on from
 
 JSON has no NaN and no infinity: such a number is written as null.

@@ -98,6 +98,7 @@ class Parts:
     checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
+    average: Callable[[int], None] = lambda step: None  # takes in the weights after a step, where they are averaged
     pulse: Pulse = field(default_factory=Pulse)
     profiler: Profiler = field(default_factory=Unprofiled)
     judge: Callable[[list[StepTimes]], Verdict | None] = lambda laps: None
@@ -173,6 +174,8 @@ class Trainer:
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
                     asked, own_s = parts.supervisor.request(), parts.pulse.own_s()
                     finished = parts.exchange.finish(step, sums, asked, own_s, self._checksum)
+                    if not sums.skipped:  # after the exchange: it moves the running statistics
+                        parts.average(step)
                     previous, pending = pending, finished
                     totals = previous.read() if previous else None  # on a GPU, the wait for its work is here
 

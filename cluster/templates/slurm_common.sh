@@ -151,6 +151,7 @@ readonly RESTARTS=${SLURM_RESTART_COUNT:-0}
 JOB=$SLURM_JOB_ID
 [ -z "${SLURM_ARRAY_TASK_ID-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 readonly JOB
+export LAUNCHER_SUBMISSION=slurm-$JOB # the same in every life of the job: a life waits for the end of the one before
 readonly JOB_DIR=$SCRATCH/rl-$SLURM_JOB_ID-$RESTARTS
 readonly SHELL_PID=$$
 

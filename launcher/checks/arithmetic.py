@@ -6,9 +6,10 @@ fails. Memory is filled with patterns and read back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,21 +69,39 @@ def pattern_errors(buffer: Tensor, between: Callable[[], None] = lambda: None) -
     return errors
 
 
-def examine_gpu(index: int, share: float = _SHARE) -> dict[str, Any]:
-    """Products in float32 and bfloat16, and `share` of the free memory, of GPU `index`."""
+def examine_gpu(index: int, share: float = _SHARE, most_bytes: float = float("inf")) -> dict[str, Any]:
+    """Products in float32 and bfloat16, and `share` of the free memory or `most_bytes`, of GPU `index`.
+
+    The process's own precision stays as it is, and the memory is given back.
+    """
     device = torch.device("cuda", index)
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # the bound is for float32 sums
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    wrong = sum(product_errors(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    with _sums_in_float32():
+        wrong = sum(product_errors(device, dtype) for dtype in (torch.float32, torch.bfloat16))
     free, _ = torch.cuda.mem_get_info(device)
-    buffer = torch.empty(int(free * share) // 8, dtype=torch.int64, device=device)
-    errors = pattern_errors(buffer, torch.cuda.synchronize)
+    num_bytes = int(min(free * share, most_bytes)) // 8 * 8
+    errors = pattern_errors(
+        torch.empty(num_bytes // 8, dtype=torch.int64, device=device), lambda: torch.cuda.synchronize(device)
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     return {
         "name": torch.cuda.get_device_name(device),
         "wrong_products": wrong,
-        "num_bytes": buffer.numel() * 8,
+        "num_bytes": num_bytes,
         "changed_words": errors,
     }
+
+
+@contextlib.contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """The bound of `product_errors` is for these."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.fp32_precision
+    matmul.allow_bf16_reduced_precision_reduction, matmul.fp32_precision = False, "ieee"
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction, matmul.fp32_precision = before
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -129,6 +129,9 @@ def _shared_storage(hosts: Hosts, alive: Sequence[str], config: RunConfig, secon
     nearest = hosts.run({alive[0]: ("nearest", {"path": config.storage})}, seconds / 4)[alive[0]]
     if isinstance(nearest, str):
         return [failed("shared storage", nearest, "mount the storage").on(alive[0])]
+    if nearest["path"] == "/":  # written into by nobody; a mount that is missing, most likely
+        said = f"{config.storage} is not there"
+        return [failed("shared storage", said, "mount it, or choose another storage").on(alive[0])]
     folder = f"{nearest['path']}/.doctor-{secrets.token_hex(8)}"
     contents = {f"{number_}": secrets.token_hex(8) for number_ in range(len(alive))}
     files = dict(zip(alive, contents, strict=True))
@@ -217,15 +220,20 @@ def _reduced(hosts: Hosts, alive: Sequence[str], config: RunConfig | None, left:
         return [passed("all-reduce", said)]
     said = f"{backend} over {number(len(taking_part), 'host')}: {'; '.join(problems[:3])}"
     findings = [failed("all-reduce", said, "see the pairs below; firewalls must let all ports through between hosts")]
+    return findings + verdict_findings(blamed(hosts, taking_part, gpus, lambda: left(_PAIR_S + _START_S)))
+
+
+def blamed(hosts: Hosts, members: Sequence[str], gpus: bool, seconds: Callable[[], float]) -> Verdict:
+    """Which of `members` is the bad one, by an all-reduce of pairs; `seconds` says how long a round may still take."""
 
     def pair_ok(a: str, b: str) -> bool:
-        return not reduce_over(hosts, [a, b], gpus, _PAIR_BYTES, left(_PAIR_S + _START_S))[0]
+        return not reduce_over(hosts, [a, b], gpus, _PAIR_BYTES, seconds())[0]
 
     def at_once(test: PairOk, pairs: Sequence[Pair]) -> list[bool]:
         with ThreadPoolExecutor(max(1, len(pairs)), thread_name_prefix="pair") as pool:
             return list(pool.map(lambda pair: test(*pair), pairs))
 
-    return findings + verdict_findings(find_bad_hosts(taking_part, pair_ok, at_once))
+    return find_bad_hosts(members, pair_ok, at_once)
 
 
 def reduce_over(

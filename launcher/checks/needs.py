@@ -25,6 +25,7 @@ class Needs:
     storage: Path | None = None
     run: RunDirectory | None = None
     keep: int = 3  # checkpoints
+    model: str = ""  # its name
 
     def on_host(self, workers: int, gpus: int, cpus: int) -> Needs:
         """The same run, on a host that is known to get this much of it."""
@@ -54,4 +55,5 @@ def needs_of(config: RunConfig | None, environment: Mapping[str, str] = os.envir
         storage=Path(config.storage),
         run=RunDirectory(Path(config.storage), config.name),
         keep=config.checkpoint.keep,
+        model=config.model.name,
     )

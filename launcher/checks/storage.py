@@ -14,9 +14,21 @@ from launcher.checks.finding import Check, Finding, failed, in_bytes, passed, sk
 from launcher.checks.needs import Needs
 from resnet_dist.checkpoint.disk import reason, sync_folder
 
-# Without a checkpoint to measure: ResNet-152, the largest shipped model, has 60.2 million parameters (torchvision's
-# table); float32 weights and two moments, as LAMB keeps, are 12 bytes each.
-_CHECKPOINT_BYTES = 60_200_000 * 12
+# Without a checkpoint to measure: parameters of the built-in models with 1,000 classes (a test counts them), with
+# float32 weights and two moments, as LAMB keeps: 12 bytes each. A model of the user's own counts as the largest.
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnet20": 334_072,
+    "resnet32": 528_504,
+    "resnet44": 722_936,
+    "resnet56": 917_368,
+    "resnet110": 1_792_312,
+}
+_BYTES_A_PARAMETER = 12
 _TEST_BYTES = 2**20
 _FEW_INODES, _NO_INODES = 100_000, 1_000  # assumptions: a run leaves some hundred files, other runs are there too
 _QUOTA_S = 10
@@ -40,9 +52,11 @@ def existing(path: Path) -> Path:
 
 
 def writable(needs: Needs) -> Finding:
-    """Write, sync, rename, link and read as the run will, in its folder or the nearest parent that is there."""
+    """Write, sync, rename, link and read as the run will, in its folder or the storage; nowhere else."""
     if needs.storage is None or needs.run is None:
         return skipped("storage", "no config names one")
+    if not needs.storage.is_dir():
+        return _to_be_made(needs.storage, needs.nodes)
     folder = existing(needs.run.path)
     name = f".doctor-{secrets.token_hex(8)}"
     written, renamed, linked = (folder / f"{name}{end}" for end in (".tmp", "", ".link"))
@@ -70,11 +84,24 @@ def writable(needs: Needs) -> Finding:
     return passed("storage", f"{folder}: written, synced, renamed, linked and read in {seconds:.2g} s{there}")
 
 
+def _to_be_made(storage: Path, nodes: int) -> Finding:
+    """Of a storage that is not there yet: whether it could be made. Nothing is written into what is not the run's."""
+    parent = existing(storage)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return failed("storage", f"{storage} is not there, and cannot be made in {parent}", "choose another storage")
+    if nodes > 1 or parent == Path(parent.anchor):
+        said = f"{storage} is not there: it would be made in {parent}, on this host's own disk perhaps"
+        return warned("storage", said, "mount it, or make it; the run makes it otherwise")
+    return passed("storage", f"{storage} is not there yet, and can be made in {parent} (nothing was written)")
+
+
 def clock(needs: Needs) -> Finding:
     """The time that the storage gives to a new file, against this host's."""
     if needs.storage is None:
         return skipped("storage clock", "no config names a storage")
-    folder = existing(needs.storage)
+    folder = needs.storage
+    if not folder.is_dir():
+        return skipped("storage clock", f"{folder} is not there yet")
     path = folder / f".doctor-{secrets.token_hex(8)}"
     try:
         before = time.time()
@@ -118,7 +145,8 @@ def _checkpoints(needs: Needs) -> tuple[int, int]:
         folders = [folder for folder in needs.run.checkpoints.glob("step-*") if folder.is_dir()]
     sizes = [sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) for folder in folders]
     largest: int = max(sizes, default=0)
-    return (largest, len(sizes)) if largest else (_CHECKPOINT_BYTES, 0)
+    estimate = PARAMETERS.get(needs.model, max(PARAMETERS.values())) * _BYTES_A_PARAMETER
+    return (largest, len(sizes)) if largest else (estimate, 0)
 
 
 def inodes(needs: Needs, disk: os.statvfs_result | None = None) -> Finding:

@@ -46,9 +46,10 @@ def open_files(needs: Needs) -> Finding:
     wanted = _FILES_RAY if needs.ray and needs.nodes > 1 else _FILES_ALONE
     found = f"{soft:,} allowed, {wanted:,} wanted" if limit != float("inf") else "no limit"
     raised = min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted
-    advice = f"ulimit -n {raised} before the start"
+    steps = [f"ulimit -n {raised} before the start"] if raised > limit else []
     if raised < wanted:
-        advice += f"; more than {hard:,} needs the administrator (limits.conf, or the container's ulimits)"
+        steps.append(f"more than {hard:,} needs the administrator (limits.conf, or the container's ulimits)")
+    advice = "; ".join(steps)
     if limit < _FILES_LEAST:
         return failed("open files", found, advice)
     return warned("open files", found, advice) if limit < wanted else passed("open files", found)

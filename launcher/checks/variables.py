@@ -45,7 +45,7 @@ def variables(
 ) -> Iterator[Finding]:
     """One finding a problem, or one that all is well. `interfaces` are this host's, asked of the kernel where None."""
     known = [name for _, name in socket.if_nameindex()] if interfaces is None else list(interfaces)
-    effective = {**profile, **{name: value for name, value in environment.items() if name.startswith(_FAMILIES)}}
+    effective = {**{name: value for name, value in environment.items() if name.startswith(_FAMILIES)}, **profile}
     problems = [
         *conflicts(profile, environment),
         *_unknown_interfaces(effective, known),
@@ -59,11 +59,11 @@ def variables(
 
 
 def conflicts(profile: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The user's own variables that say something else than the profile's; the user's win."""
+    """The user's own variables that say something else than the profile's; a job gets the profile's."""
     for name, value in profile.items():
         own = environment.get(name)
         if own is not None and own != value:
-            said = f"{name} is {own!r} in your environment and {value!r} in the profile; yours is used"
+            said = f"{name} is {own!r} in your environment and {value!r} in the profile; a job gets the profile's"
             yield warned("variables", said, f"unset {name}, or change the profile if yours is right")
 
 

@@ -67,12 +67,19 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_whole(path: Path, content: bytes) -> None:
-    """Write `path` so that a reader finds the old content or the new, whatever happens in between."""
+def replace_whole(path: Path, content: bytes, *, keep: bool = False) -> None:
+    """Write `path` so that a reader finds the old content or the new, whatever happens in between.
+
+    `keep`: where there is a `path` already, it stays, also one that another process makes at this moment.
+    """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         write_synced(temporary, content)
-        temporary.replace(path)
+        if keep:
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(temporary)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

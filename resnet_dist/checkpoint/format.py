@@ -3,8 +3,10 @@
     checkpoints/step-00000042/
         model.safetensors        parameters and buffers by name
         optimizer.safetensors    "<parameter name>/<state name>", whole, whatever the engine and the number of workers;
-                                 or optimizer-00000-of-00004.safetensors and so on: tensors that are whole, too, each in
-                                 the file of the worker that held it
+                                 or optimizer-00000-of-00004.safetensors and so on, each what one worker held: tensors
+                                 that are whole, too, and flat pieces of others. The file's metadata "pieces" says which
+                                 and of what: {parameter name: {"start": first element, "shape": of the whole}}
+        ema.safetensors          their moving average by name, where the run keeps one
         state.json               step, samples seen, the recipe's fingerprint, versions
         manifest.json            {"format": 1, "files": {name: {"size_bytes": ..., "sha256": ...}}}
     checkpoints/.step-00000043.tmp-HOST-PID-RANDOM/    being written or being deleted: never a checkpoint
@@ -30,6 +32,7 @@ FORMAT = 1  # of the manifest and of everything that it lists
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+EMA = "ema.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
 FILES = (MODEL, OPTIMIZER, STATE)  # what a manifest of format 1 lists, where the optimizer's state is in one file
@@ -137,9 +140,11 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     if set(content) != {"format", "files"} or not isinstance(files, dict):
         raise CheckpointError(str(path), "must hold format and files, nothing else")
     optimizer = optimizer_files(files)
-    if not optimizer or set(files) != {MODEL, STATE, *optimizer}:
+    if not optimizer or set(files) - {EMA} != {MODEL, STATE, *optimizer}:
         raise CheckpointError(
-            str(path), f"must list exactly these files: {', '.join(FILES)} (or all parts of {OPTIMIZER} in its place)"
+            str(path),
+            f"must list exactly these files: {', '.join(FILES)} (or all parts of {OPTIMIZER} in its place; {EMA} may "
+            "be there)",
         )
     records = {}
     for name, entry in files.items():

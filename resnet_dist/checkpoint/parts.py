@@ -1,5 +1,7 @@
 """An optimizer state that is partitioned: every worker writes the part it holds, rank 0 the rest and the manifest.
 
+A part holds whole tensors, and pieces of those that the partition has cut.
+
 Nothing is gathered and no collective is needed, so it can be done while the training goes on. The workers meet in the
 temporary folder, whose name all of them know:
 
@@ -15,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ class Parts:
     of: int  # number of workers
     writer: Writer
     patience_s: float = PATIENCE_S
+    _until: list[float] = field(default_factory=list, init=False, compare=False)  # times to give up at, for hurry()
 
     @property
     def file(self) -> str:
@@ -60,6 +63,10 @@ class Parts:
     def folder(self, checkpoints: Path, step: int) -> Path:
         """The temporary folder that the workers meet in."""
         return checkpoints / format.temporary_name(step, self.writer.host, self.writer.pid, self.writer.random)
+
+    def hurry(self, patience_s: float) -> None:
+        """Wait for others `patience_s` more at most, also where it is being waited in another thread."""
+        self._until.append(time.monotonic() + patience_s)
 
     def announce(self, folder: Path, record: format.FileRecord) -> None:
         """Say that this worker's part is on the disk. Raises OSError."""
@@ -74,17 +81,17 @@ class Parts:
 
         Raises StorageError, naming the worker, when a part cannot be written or does not come.
         """
-        until = time.monotonic() + self.patience_s
+        started = time.monotonic()
         records = {}
         for number in range(self.of):
             if number == self.number:
                 continue
             announcement = self._announcement(folder, number)
             while not announcement.exists():
+                until = min([started + self.patience_s, *self._until])
                 if time.monotonic() > until:
-                    raise StorageError(
-                        str(folder), f"worker {number} did not write its part within {self.patience_s:g} s"
-                    )
+                    problem = f"worker {number} did not write its part within {until - started:g} s"
+                    raise StorageError(str(folder), problem)
                 time.sleep(_POLL_S)
             records[format.part_name(number, self.of)] = _record(announcement, number)
             announcement.unlink()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resnet_dist.checkpoint import format, tensors
 from resnet_dist.checkpoint.disk import reason
+from resnet_dist.checkpoint.pieces import Piece, joined, pieces_of
 from resnet_dist.checkpoint.save import STATELESS
 from resnet_dist.errors import CheckpointError
 
@@ -32,11 +33,17 @@ class Checkpoint:
         """Parameters and buffers by name, on the CPU. Raises CheckpointError."""
         return self._read(format.MODEL).tensors
 
+    def ema(self) -> dict[str, Tensor] | None:
+        """The moving average of the weights by name, on the CPU; None without one. Raises CheckpointError."""
+        return self._read(format.EMA).tensors if format.EMA in self.files else None
+
     def optimizer(self) -> dict[str, dict[str, Tensor]]:
-        """Optimizer state: {parameter name: {state name: tensor on the CPU}}. Raises CheckpointError."""
+        """Optimizer state: {parameter name: {state name: tensor on the CPU}}, all whole. Raises CheckpointError."""
         state: dict[str, dict[str, Tensor]] = {}
+        cut: dict[tuple[str, str], list[Piece]] = {}
         for file in format.optimizer_files(self.files):
             contents = self._read(file)
+            pieces = pieces_of(self.path / file, contents.metadata)
             try:
                 state |= {name: {} for name in json.loads(contents.metadata[STATELESS])}
             except (KeyError, ValueError, TypeError) as error:
@@ -47,7 +54,14 @@ class Checkpoint:
                     raise CheckpointError(str(self.path / file), f"tensor {name!r} names no parameter")
                 if key in state.setdefault(parameter, {}):
                     raise CheckpointError(str(self.path / file), f"tensor {name!r} is in another part, too")
-                state[parameter][key] = tensor
+                if parameter in pieces and tensor.dim() > 0:
+                    cut.setdefault((parameter, key), []).append(Piece(*pieces[parameter], tensor))
+                else:
+                    state[parameter][key] = tensor
+        for (parameter, key), found in cut.items():
+            if key in state[parameter]:
+                raise CheckpointError(str(self.path), f"tensor '{parameter}/{key}' is whole in one part, cut in others")
+            state[parameter][key] = joined(self.path, f"{parameter}/{key}", found)
         return state
 
     def _read(self, name: str) -> tensors.Contents:

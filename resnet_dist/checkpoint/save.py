@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 STATELESS = "stateless"  # metadata of optimizer.safetensors: JSON list of the parameters that have no state
+PIECES = "pieces"  # metadata of a part, see resnet_dist.checkpoint.format
+
+# {parameter name: (first element, shape of the whole)}: its states are flat pieces, as far as they have dimensions
+Pieces = Mapping[str, tuple[int, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -37,17 +41,28 @@ class Content:
     optimizer: Mapping[str, Tensor]  # by "<parameter name>/<state name>"
     stateless: tuple[str, ...]
     state: bytes  # state.json
+    ema: Mapping[str, Tensor] | None = None
+    pieces: Pieces = field(default_factory=dict)
 
     @classmethod
-    def of(cls, step: int, model: Mapping[str, Tensor], optimizer: OptimizerState, state: Mapping[str, Any]) -> Content:
+    def of(
+        cls,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: OptimizerState,
+        state: Mapping[str, Any],
+        ema: Mapping[str, Tensor] | None = None,
+        pieces: Pieces | None = None,
+    ) -> Content:
         """Put a checkpoint together; `step` is added to `state`. ValueError for what no checkpoint can hold."""
         if any("/" in key for states in optimizer.values() for key in states):
             raise ValueError("the name of an optimizer state must not hold a slash")
         flat = {f"{name}/{key}": value for name, states in optimizer.items() for key, value in states.items()}
         tensors.check(model)
         tensors.check(flat)
+        tensors.check({} if ema is None else ema)
         stateless = tuple(name for name, states in optimizer.items() if not states)
-        return cls(step, model, flat, stateless, format.json_bytes({**state, "step": step}))
+        return cls(step, model, flat, stateless, format.json_bytes({**state, "step": step}), ema, pieces or {})
 
 
 def save(
@@ -70,8 +85,13 @@ def save(
     return path
 
 
-def write(folder: Path, content: Content, parts: Parts | None = None) -> Path:
-    """As `save`, without deleting older ones. With `parts`, the other workers' are waited for."""
+def write(
+    folder: Path, content: Content, parts: Parts | None = None, still_ours: Callable[[], None] = lambda: None
+) -> Path:
+    """As `save`, without deleting older ones. With `parts`, the other workers' are waited for.
+
+    `still_ours` raises where another process has taken the run over meanwhile: then nothing gets its name.
+    """
     final = folder / format.folder_name(content.step)
     temporary = parts.folder(folder, content.step) if parts else folders.temporary_folder(folder, content.step)
     with storage_errors(folder):
@@ -81,6 +101,7 @@ def write(folder: Path, content: Content, parts: Parts | None = None) -> Path:
             if not _is_good(final):
                 temporary.mkdir(exist_ok=parts is not None)  # another worker may have come first
                 _fill(temporary, content, parts)
+                still_ours()
                 if final.exists():
                     log.warning("%s: replaced, as it cannot be trusted", final)
                     folders.delete(final, content.step)
@@ -109,7 +130,11 @@ def write_part(folder: Path, content: Content, parts: Parts) -> Path:
 
 
 def _write_optimizer(path: Path, content: Content) -> format.FileRecord:
-    return tensors.write(path, content.optimizer, {STATELESS: json.dumps(content.stateless)})
+    metadata = {STATELESS: json.dumps(content.stateless)}
+    if content.pieces:
+        pieces = {name: {"start": start, "shape": shape} for name, (start, shape) in content.pieces.items()}
+        metadata[PIECES] = json.dumps(pieces)
+    return tensors.write(path, content.optimizer, metadata)
 
 
 def _fill(folder: Path, content: Content, parts: Parts | None) -> None:
@@ -119,6 +144,8 @@ def _fill(folder: Path, content: Content, parts: Parts | None) -> None:
         optimizer: _write_optimizer(folder / optimizer, content),
         format.STATE: format.FileRecord(len(content.state), hashlib.sha256(content.state).hexdigest()),
     }
+    if content.ema is not None:
+        files[format.EMA] = tensors.write(folder / format.EMA, content.ema)
     write_synced(folder / format.STATE, content.state)
     if parts is not None:
         files |= parts.wait_for_others(folder)

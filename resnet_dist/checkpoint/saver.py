@@ -17,7 +17,7 @@ from resnet_dist.checkpoint.host_copy import HostBuffers
 from resnet_dist.checkpoint.mirror import Mirror
 from resnet_dist.checkpoint.parts import Parts
 from resnet_dist.checkpoint.retention import Retention, delete_old
-from resnet_dist.checkpoint.save import Content, OptimizerState, write, write_part
+from resnet_dist.checkpoint.save import Content, OptimizerState, Pieces, write, write_part
 from resnet_dist.checkpoint.uploads import Uploads
 from resnet_dist.errors import StorageError
 
@@ -81,7 +81,8 @@ class Saver:
     saver and writes the part of the optimizer state that it holds; without, only rank 0 has one.
 
     A failed save does not end the training as long as a later one may succeed (a full disk is emptied, a mount comes
-    back): after `max_failures` in a row it does.
+    back): after `max_failures` in a row it does. `still_ours` is called before a checkpoint gets its name, and before
+    old ones are deleted: what it raises, because another process has taken the run over, ends the training.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Saver:
         mirror: Mirror | None = None,
         max_failures: int = 3,
         parts: Parts | None = None,
+        still_ours: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._retention, self._parts = folder, retention, parts
         self._on_event, self._max_failures = on_event, max_failures
+        self._still_ours = still_ours
         self._buffers = HostBuffers()
         self._reserving: Future[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -124,19 +127,24 @@ class Saver:
         *,
         wait: bool,
         metrics: Mapping[str, float] | None = None,
+        ema: Mapping[str, Tensor] | None = None,
+        pieces: Pieces | None = None,
     ) -> None:
         """Copy the state of `step` completed steps and have it written; with `wait`, until it is on the disk.
 
         Tensors may be on any device and may change as soon as the call returns. `state` is JSON; the step and
-        `metrics` (of an evaluation of this very step, non-finite ones left out) are added to it. A save that is still
-        being written is waited for first. Raises ValueError for what no checkpoint can hold, before anything is
-        written; with `wait`, StorageError where this save fails.
+        `metrics` (of an evaluation of this very step, non-finite ones left out) are added to it. `pieces` are those of
+        `optimizer` that are cut, with `parts` only. A save that is still being written is waited for first.
+
+        Raises ValueError for what no checkpoint can hold, before anything is written; with `wait`, StorageError where
+        this save fails.
         """
         finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
         if self._is_first:
-            content = Content.of(step, model, optimizer, {**state, "metrics": finite} if finite else state)
+            state = {**state, "metrics": finite} if finite else state
+            content = Content.of(step, model, optimizer, state, ema, pieces)
         else:
-            content = Content.of(step, {}, optimizer, {})
+            content = Content.of(step, {}, optimizer, {}, pieces=pieces)
         started = time.perf_counter()
         if self._reserving is not None:
             self._reserving.result()
@@ -171,10 +179,12 @@ class Saver:
         return reports
 
     def close(self, mirror_timeout_s: float = MIRROR_TIMEOUT_S) -> None:
-        """Wait for what is under way: a save to its end, the mirror `mirror_timeout_s` at most.
+        """Wait for what is under way: a save to its end; the mirror, and others' parts, `mirror_timeout_s` at most.
 
         To be called however the training ended: a save that failed is told of, not raised. Nothing more can be saved.
         """
+        if self._parts is not None:
+            self._parts.hurry(mirror_timeout_s)
         self._finish()
         self._thread.shutdown()
         if self._uploads is not None:
@@ -182,25 +192,28 @@ class Saver:
         self._tell_of_uploads()
 
     def _copied(self, content: Content) -> Content:
-        # one copy for all tensors: on a GPU they are waited for together. A colon keeps the two kinds of names apart
+        # one copy for all tensors: on a GPU they are waited for together. A colon keeps the kinds of names apart
         model = {f"model:{name}": tensor for name, tensor in content.model.items()}
         optimizer = {f"optimizer:{name}": tensor for name, tensor in content.optimizer.items()}
-        copied = self._buffers.copy(model | optimizer)
+        ema = {f"ema:{name}": tensor for name, tensor in (content.ema or {}).items()}
+        copied = self._buffers.copy(model | optimizer | ema)
         return replace(
             content,
             model={name: copied[f"model:{name}"] for name in content.model},
             optimizer={name: copied[f"optimizer:{name}"] for name in content.optimizer},
+            ema=None if content.ema is None else {name: copied[f"ema:{name}"] for name in content.ema},
         )
 
     def _write(self, content: Content) -> _Written:
         """In the thread."""
         started = time.perf_counter()
-        tensors = [*content.model.values(), *content.optimizer.values()]
+        tensors = [*content.model.values(), *content.optimizer.values(), *(content.ema or {}).values()]
         size_bytes = sum(tensor.nbytes for tensor in tensors) + len(content.state)
         path, problem = None, None
         try:
             if self._is_first:
-                path = write(self._folder, content, self._parts)
+                path = write(self._folder, content, self._parts, self._still_ours)
+                self._still_ours()
                 spare = set() if self._uploads is None else self._uploads.steps()
                 delete_old(self._folder, content.step, self._retention, spare)
             elif self._parts is not None:

@@ -104,8 +104,8 @@ class DdpEngine:
             correct += num_right
         if number != self._num_micro_batches:
             raise ValueError(f"a step has {self._num_micro_batches} micro-batches, got {number}")
-        squared = self._update()
-        return StepSums(loss, correct, squared)
+        squared, skipped = self._update()
+        return StepSums(loss, correct, squared, skipped)
 
     def _forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add this micro-batch's gradients to those that are there; returns its sum of losses and of right answers."""
@@ -116,8 +116,8 @@ class DdpEngine:
         (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
         return loss_sum.detach(), num_correct(logits.detach(), labels)
 
-    def _update(self) -> Tensor:
-        """The optimizer's part of a step; returns this worker's part of the gradient's squared norm."""
+    def _update(self) -> tuple[Tensor, bool]:
+        """The optimizer's part of a step: this worker's part of the gradient's squared norm, and if it was skipped."""
         if self._scaler is not None:
             self._scaler.unscale(self._optimizer)
         groups = self._optimizer.param_groups
@@ -128,14 +128,15 @@ class DdpEngine:
             squared = squared_norms(gradients).sum()
         if gradients and self._gradient_clipping is not None:
             torch._foreach_mul_(gradients, clip_scale(squared, self._gradient_clipping).to(gradients[0].dtype))
+        skipped = False
         if self._scaler is None:
             self._optimizer.step()
         else:
-            self._scaler.step(self._optimizer)
+            skipped = self._scaler.step(self._optimizer)
         # A graph writes into the gradients that it was captured with: they are overwritten there, not dropped.
         if self._graph is None:
             self._optimizer.zero_grad(set_to_none=True)
-        return squared if self._speaks else none
+        return squared if self._speaks else none, skipped
 
     def optimizer_state(self) -> OptimizerState:
         """The optimizer's state by parameter name: the live tensors, on their device."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.engines.partition import PartitionTable
-from resnet_dist.engines.protocol import OptimizerState
+from resnet_dist.engines.protocol import OptimizerPart, OptimizerState
 from resnet_dist.engines.state import is_count
 from resnet_dist.errors import RecipeError
 
@@ -60,6 +60,32 @@ def gather_state(
                 shaped = own if whole is None else own.view(parameter.shape)
                 state.setdefault(name, {})[key] = shaped.clone()
     return state
+
+
+def own_part(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> OptimizerPart:
+    """This worker's part of the state: views of its partitions. No collective.
+
+    One number for a whole parameter is with the worker that holds the parameter's first element.
+    """
+    check_states(groups, optimizer)
+    state: dict[str, dict[str, Tensor]] = {}
+    pieces: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for group in groups:
+        states = {key: value for key, value in optimizer.state.get(group.flat, {}).items() if value is not None}
+        for piece in group.table.pieces if states else ():
+            name, shape = group.names[piece.parameter], tuple(group.parameters[piece.parameter].shape)
+            is_whole = piece.stop - piece.start == group.parameters[piece.parameter].numel()
+            if not is_whole:
+                pieces[name] = (piece.offset, shape)
+            state[name] = {}
+            for key, value in states.items():
+                tensor = torch.as_tensor(value).detach()
+                if tensor.dim() > 0:
+                    part = tensor[piece.in_partition]
+                    state[name][key] = part.view(shape) if is_whole else part
+                elif piece.offset == 0:
+                    state[name][key] = tensor
+    return OptimizerPart(state, pieces)
 
 
 def scatter_state(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:

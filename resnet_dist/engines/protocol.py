@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,10 +29,33 @@ class StepSums:
     num_correct: Tensor  # float64: right top-1 answers
     # float64: this worker's part of the squared L2 norm of the step's gradient, before clipping; the parts add up to it
     gradient_squared: Tensor
+    skipped: bool = False  # the gradient was not finite, and the engine left the weights as they were
 
 
 # {parameter name: {state name: tensor of the parameter's shape}}; the same for every engine and world size
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class OptimizerPart:
+    """What one worker holds of an optimizer's state that is partitioned: the live tensors, on their device.
+
+    All workers' parts together are the whole state, each element of it once.
+    """
+
+    state: OptimizerState
+    # of `state`, by parameter name: what is not whole but a flat piece (number of its first element, shape of the
+    # whole); a state without dimensions is whole in any case
+    pieces: Mapping[str, tuple[int, tuple[int, ...]]]
+
+
+@runtime_checkable
+class HoldsPart(Protocol):
+    """An engine whose optimizer state may be partitioned: each worker saves its own part, nothing is gathered."""
+
+    def optimizer_part(self) -> OptimizerPart | None:
+        """This worker's part; None where every worker holds all of it. The same on all workers, and no collective."""
+        ...
 
 
 class Engine(Protocol):

@@ -27,13 +27,18 @@ class LossScaler:
         """Divide the gradients by the scale, and note whether any of them is not finite."""
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer step, or none where gradients overflowed; then adapt the scale. Waits for the device."""
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """One optimizer step, or none where gradients overflowed; then adapt the scale. Waits for the device.
+
+        Returns whether the step was left out.
+        """
         self._scaler.step(optimizer)
         self._scaler.update()
         scale = self._scaler.get_scale()
-        self._num_skipped += scale < self._last_scale  # it falls after an overflow, and only then
+        skipped = scale < self._last_scale  # it falls after an overflow, and only then
+        self._num_skipped += skipped
         self._last_scale = scale
+        return skipped
 
     def state(self) -> dict[str, float]:
         """loss_scale, growth_tracker (steps since the scale last changed), num_skipped (steps left out so far)."""

@@ -26,8 +26,8 @@ from resnet_dist.engines.partition import (
     for_partitions,
     partition_table,
 )
-from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, scatter_state
-from resnet_dist.engines.protocol import MicroBatch, OptimizerState, StepSums
+from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, own_part, scatter_state
+from resnet_dist.engines.protocol import MicroBatch, OptimizerPart, OptimizerState, StepSums
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.errors import MissingPackage, RecipeError
 from resnet_dist.loss import num_correct
@@ -140,6 +140,12 @@ class ZeroEngine:
             name: {key: value.clone() for key, value in entries.items()}
             for name, entries in state_by_name(self._module, self._optimizer).items()
         }
+
+    def optimizer_part(self) -> OptimizerPart | None:
+        """What this worker's partitions hold, live; None at stage 0 and on one worker, where they are whole."""
+        if self._stage == 0 or dist.get_world_size() == 1:
+            return None
+        return own_part(self._groups, self._optimizer)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Take up a state of any engine and number of workers; ValueError if its names or shapes do not fit."""

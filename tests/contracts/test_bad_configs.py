@@ -121,6 +121,15 @@ CASES = [
     case(
         "nobody to tell", "", "notify: {no_progress_minutes: 5}", 10, "notify.no_progress_minutes", "nobody", "webhook"
     ),
+    case(
+        "a secret in an address",
+        "",
+        "notify: {webhook: 'https://x.org/hook?key=abc'}",
+        10,
+        "notify.webhook",
+        "a query",
+        "notify.webhook_env: NAME",
+    ),
     case("unsafe name", "name: good", "name: ../good", 2, "name", 'found "../good"', "letters, digits"),
     case("object store", "/runs", "s3://bucket/runs", 3, "storage", "object store", "a folder that every node sees"),
     case("variable in a path", "/runs", "$SCRATCH/runs", 3, "storage", "$SCRATCH", "on the command line"),

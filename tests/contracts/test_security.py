@@ -30,6 +30,7 @@ SECRETS = {
     "NCCL_SECRET": "sw0rdfish-nccl",
     "OMP_API_KEY": "sw0rdfish-omp",
     "MY_CREDENTIALS": "sw0rdfish-mine",
+    "PAGER_URL": "http://127.0.0.1:9/hook/sw0rdfish-pager",  # nobody answers there
 }
 SECRET = "sw0rdfish"
 
@@ -57,6 +58,7 @@ def small(tmp_path: Path, write_images: Callable[[Path], Path]) -> dict[str, Any
         "schedule": {"peak_lr": 0.1},
         "cluster": {"walltime": "01:00:00"},
         "log": {"every_steps": 1},
+        "notify": {"webhook_env": "PAGER_URL"},
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from PIL import Image
 from launcher import heartbeats
 from launcher.run_directory import RunDirectory
 from resnet_dist.checkpoint import restore
+from resnet_dist.data.index import Index
+from resnet_dist.data.order import Stream
 from resnet_dist.sink import read_metrics
 
 PACED = Path(__file__).parents[2] / "benchmarks"  # where the model paced:build is
@@ -67,11 +70,16 @@ class Struck:
         self._log = folder / "output"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *overrides: str) -> None:
-        """Start the main job."""
+    def start(self, *overrides: str, processes: int = 1) -> None:
+        """Start the main job, in a session of its own; more than one process through torchrun."""
+        launch = [sys.executable]
+        if processes > 1:
+            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [*launch, "-m", "launcher.train", str(self.file), *overrides]
         with self._log.open("ab") as output:
-            command = [sys.executable, "-m", "launcher.train", str(self.file), *overrides]
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment())
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment(), start_new_session=True
+            )
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -319,15 +327,147 @@ def test_a_notice_file_saves_and_ends_with_75(struck: Make, tmp_path: Path, unto
     assert_same_bits(run, untouched)
 
 
+# --- told to stop, suspended, replaced
+
+
+def schedulers_and_a_persons(run: Struck) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        run.process.send_signal(number)
+
+
+def a_key_press_in_a_terminal(run: Struck) -> None:
+    os.killpg(run.process.pid, signal.SIGINT)  # reaches the child, too, to which its parent passes it on
+
+
+@pytest.mark.parametrize(("told", "code"), [(schedulers_and_a_persons, 75), (a_key_press_in_a_terminal, 130)])
+def test_several_signals_at_once_save_once(struck: Make, told: Callable[[Struck], None], code: int) -> None:
+    run = struck()
+    run.pace(all=0.05)
+    run.start()
+    run.wait_for_step(3)
+    told(run)
+    run.end(code=code)
+    saved = [path.name for path in run.directory.checkpoints.iterdir()]
+    [attempt] = run.directory.attempts()
+    assert saved == [f"step-{attempt.last_step:08d}"]
+    assert max(run.losses()) == attempt.last_step  # no step was lost
+    assert_nothing_is_left(run)
+
+
+def test_a_run_that_was_suspended_for_longer_than_a_hang_goes_on(struck: Make, untouched: Struck) -> None:
+    run = struck(faults={"hang_timeout_s": 5})
+    run.start()
+    run.wait_for_step(15)
+    os.killpg(run.process.pid, signal.SIGSTOP)
+    time.sleep(7)
+    os.killpg(run.process.pid, signal.SIGCONT)
+    run.end()
+    assert (len(run.directory.attempts()), run.failures()) == (1, [])
+    assert_same_bits(run, untouched)
+
+
+def test_a_suspended_run_that_another_host_has_taken_over_names_no_checkpoint_and_ends(struck: Make) -> None:
+    run = struck()
+    run.pace(all=0.05)
+    run.start()
+    run.wait_for_step(12)  # the checkpoint of step 10 is there, or about to be
+    run.until(lambda: (run.directory.checkpoints / "step-00000010").exists())
+    child = run.pid()
+    run.process.send_signal(signal.SIGSTOP)  # the parent, which renews the lease
+    [held] = run.directory.lease.glob("*.json")
+    (held.parent / "00000002.json").write_text(json.dumps({**json.loads(held.read_text()), "host": "another"}))
+    deadline = time.monotonic() + 60
+    while _names(Path(f"/proc/{child}"), "local_child") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _names(Path(f"/proc/{child}"), "local_child")  # it did not wait for its parent
+    assert max(run.losses()) >= 19
+    assert [path.name for path in run.directory.checkpoints.iterdir()] == ["step-00000010"]
+    run.process.send_signal(signal.SIGCONT)
+    output = run.end(code=69)
+    assert "taken" in output
+    assert run.directory.fatal() is None
+    assert [attempt.ended for attempt in run.directory.attempts()] == [None]  # its record is the other's now
+
+
+# --- data that does harm
+
+
+def _linked(source: Path, target: Path) -> Path:
+    for split in ("train", "val"):
+        for file in sorted((source / split).rglob("*.*")):
+            link = target / file.relative_to(source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, link)
+    return target
+
+
+def test_a_file_that_vanishes_under_rank_1_is_the_cause_though_rank_0_ends_with_it(
+    struck: Make, tmp_path: Path, digits: Path
+) -> None:
+    root = _linked(digits, tmp_path / "images")
+    run = struck(root)
+    run.pace(all=0.05)
+    run.start(processes=2)
+    run.wait_for_step(1)
+    train = Index.load(next(run.directory.index.glob("train*")))
+    last_of_step_30 = np.array([30 * 37 - 1])  # in the share of rank 1
+    [sample_id] = Stream(num_samples=len(train), seed=0).sample_ids(last_of_step_30)
+    victim = Path(train.path(int(sample_id)))
+    victim.unlink()
+    output = run.end(code=1)  # torchrun's own
+    fatal = run.directory.fatal()
+    assert fatal is not None
+    assert (fatal.exit_code, fatal.kind) == (65, "DataError")
+    assert victim.name in fatal.message
+    assert [attempt.exit_code for attempt in run.directory.attempts()] == [65]
+    assert "Connection closed" in run.directory.log(1, 0).read_text()  # all that rank 0 has seen of it
+    assert output.count(f"error: {fatal.message.removeprefix('DataError: ')}") == 2
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _shrink(file: Path) -> None:
+    Image.new("L", (2, 2)).save(file)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (Path.unlink, "cannot be decoded: [Errno 2] No such file or directory"),
+        (_cut, "cannot be decoded: image file is truncated"),
+        (_shrink, "is too small for its window"),  # the index no longer fits
+    ],
+    ids=["vanished", "cut in half", "replaced by a smaller one"],
+)
+def test_an_image_that_is_harmed_on_the_way_ends_the_run_named_and_for_good(
+    struck: Make, tmp_path: Path, digits: Path, harm: Callable[[Path], None], reason: str
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(digits, root)
+    run = struck(root)
+    run.pace(all=0.05)
+    run.start()
+    run.wait_for_step(1)
+    train = Index.load(next(run.directory.index.glob("train*")))
+    [sample_id] = Stream(num_samples=len(train), seed=0).sample_ids(np.array([30 * 37 - 1]))
+    victim = Path(train.path(int(sample_id)))
+    harm(victim)
+    output = run.end(code=65)
+    fatal = run.directory.fatal()
+    assert fatal is not None
+    assert (fatal.exit_code, fatal.kind) == (65, "DataError")
+    for text in (output, fatal.message):
+        assert f"{victim} (sample {sample_id}): {reason}" in text
+    assert "Traceback" not in output
+    assert [attempt.exit_code for attempt in run.directory.attempts()] == [65]
+
+
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """The digits with one training image all white, on which paced:build has a loss that is no number."""
-    root = tmp_path_factory.mktemp("poisoned") / "digits"
-    for split in ("train", "val"):
-        for source in sorted((digits / split).rglob("*.*")):
-            target = root / source.relative_to(digits)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source, target)
+    root = _linked(digits, tmp_path_factory.mktemp("poisoned") / "digits")
     victim = sorted((root / "train" / "4").iterdir())[0]
     with Image.open(victim) as image:
         size, mode = image.size, image.mode

@@ -3,6 +3,7 @@
     pytest tests/distributed/test_one_curve.py            a covering array: every pair of values meets
     python tests/distributed/test_one_curve.py --full     every combination, as the tables of docs/reproducibility.md
     python tests/distributed/test_one_curve.py --rounded  its second table: half precisions
+    python tests/distributed/test_one_curve.py --kernels  its third table: the same sums in another order
 
 A world of gloo processes is started once for each number of workers; this file, as a script, is one of its workers.
 DDP computes in float64, where a mistake stands out by ten orders of magnitude; ZeRO's weights are float32, so it is
@@ -29,6 +30,7 @@ import torch.distributed as dist
 from launcher.prepare import write_digits
 from resnet_dist.build import Bookkeeping, Worker, build
 from resnet_dist.durations import Duration
+from resnet_dist.ema import WeightAverage
 from resnet_dist.recipe import (
     BatchNormRecipe,
     BatchRecipe,
@@ -39,6 +41,7 @@ from resnet_dist.recipe import (
     Recipe,
     RegularizationRecipe,
     ScheduleRecipe,
+    SpeedRecipe,
 )
 from resnet_dist.sink import NoSink
 from resnet_dist.supervisor import Request, Unattended
@@ -118,7 +121,7 @@ def covering_array() -> list[Case]:
     return chosen
 
 
-def recipe(case: Case, root: Path) -> Recipe:
+def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
     engine, _, stage = case.engine.partition("-")
     return Recipe(
         data=DataRecipe(root=str(root), resolution=16, crop_area=(0.7, 1.0), flip=False),
@@ -140,17 +143,21 @@ def recipe(case: Case, root: Path) -> Recipe:
             gradient_dtype="bfloat16" if case.precision == "bfloat16 gradients" else None,
         ),
         precision="float32" if case.precision == "bfloat16 gradients" else case.precision,  # type: ignore[arg-type]
+        speed=speed,
     )
 
 
-def curve(case: Case, root: Path, folder: Path, rank: int) -> list[dict[str, float]]:
-    """Loss, learning rate, gradient norm and samples of every step."""
+def curve(
+    case: Case, root: Path, folder: Path, rank: int, speed: SpeedRecipe | None = None, num_threads: int = 1
+) -> list[dict[str, float]]:
+    """Loss, learning rate, gradient norm and samples of every step; of the last, the weights' moving average too."""
     bookkeeping = Bookkeeping(folder / "checkpoints", folder / "index", Duration.parse("1000 steps"), 1, 1)
-    worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=1)
-    trainer = build(recipe(case, root), worker, bookkeeping, NoSink(), Unattended())
+    worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=num_threads)
+    trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, bookkeeping, NoSink(), Unattended())
     parts, records = trainer.parts, []
     with torch.no_grad():
         weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
+    average = WeightAverage(parts.engine.module, decay=0.9)
     batches = parts.batches_from(0)
     for step in range(1, STEPS + 1):
         taken = list(itertools.islice(batches, case.micro_batches))
@@ -158,10 +165,13 @@ def curve(case: Case, root: Path, folder: Path, rank: int) -> list[dict[str, flo
         sums = parts.engine.step(map(parts.to_device, taken), rate)
         checksum = sum(batch.checksum for batch in taken)
         totals = parts.exchange.finish(step, sums, Request.CONTINUE, checksum=checksum).read()
+        if not sums.skipped:
+            average.update(step)
         records.append({"loss": totals.loss, "lr": rate, "norm": totals.gradient_norm, "ids": totals.checksum})
     batches.close()
     parts.checkpoints.close(patient=True)
     records[0]["weights"] = weights
+    records[-1]["average"] = sum(tensor.double().square().sum().item() for tensor in average.state().values())
     return records
 
 
@@ -243,6 +253,7 @@ def test_a_case_has_the_curve_of_its_baseline(curves: dict[str, list[dict[str, f
     print(f"{case.name}: {first:.1e} at step 1, {all_steps:.1e} over {STEPS} steps")
     assert first < FIRST_STEP[case.precision]
     assert all_steps < ALL_STEPS[case.precision]
+    assert own[-1]["average"] == pytest.approx(baseline[-1]["average"], rel=ALL_STEPS[case.precision])
 
 
 def test_different_recipes_have_different_curves(curves: dict[str, list[dict[str, float]]]) -> None:
@@ -267,8 +278,39 @@ def print_table(cases: list[Case], curves: dict[str, list[dict[str, float]]]) ->
             print(f"| {engine} | {precision} | {workers} | {len(rows)} | {first:.1e} | {all_steps:.1e} |")
 
 
+def print_kernels(folder: Path) -> None:
+    """In one process: what changes the order of sums, and nothing else, against the defaults."""
+    torch.set_num_threads(1)
+    root = write_digits(folder / "digits")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    print("| other kernels | precision | step 1 | 20 steps |\n|---|---|---|---|")
+    for precision in ("float32", "float64"):
+        case = Case(1, "ddp", 1, "sgd", "global", clipping=False, precision=precision)
+
+        def run(speed: SpeedRecipe | None = None, num_threads: int = 1, case: Case = case) -> list[dict[str, float]]:
+            return curve(case, root, folder, 0, speed, num_threads)
+
+        defaults = run()
+        others = {
+            "the same once more": run(),
+            "`speed.channels_last: false`": run(SpeedRecipe(channels_last=False)),
+            "`speed.compile: true`": run(SpeedRecipe(compile=True)),
+            "`speed.optimizer: foreach`": run(SpeedRecipe(optimizer="foreach")),
+            "2 threads": run(num_threads=2),
+        }
+        with torch.backends.mkldnn.flags(enabled=False):
+            others["without oneDNN"] = run()
+        for name, other in others.items():
+            first, all_steps = differences(other, defaults, precision)
+            print(f"| {name} | {precision} | {first:.1e} | {all_steps:.1e} |", flush=True)
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--rounded"]:
+    if sys.argv[1:] == ["--kernels"]:
+        with tempfile.TemporaryDirectory() as scratch:
+            print_kernels(Path(scratch))
+    elif sys.argv[1:] == ["--rounded"]:
         with tempfile.TemporaryDirectory() as scratch:
             found = run_worlds(ROUNDED, Path(scratch))
         print("| rounded to | engine | workers | micro-batches | step 1 | 20 steps |\n|---|---|---|---|---|---|")

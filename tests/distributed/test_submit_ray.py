@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from launcher import submissions
+from launcher.attempts import last_recorded
+from launcher.run_directory import RunDirectory
 
 pytestmark = pytest.mark.ray
 
@@ -66,7 +71,11 @@ def address(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     command += [f"--temp-dir={tmp_path_factory.mktemp('r', numbered=True)}", "--disable-usage-stats"]
     with log.open("w") as output:
         head = subprocess.Popen(
-            command, env={**variables, "RAY_AUTH_MODE": "token"}, stdout=output, stderr=output, start_new_session=True
+            command,
+            env={**variables, "RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": "60"},  # Ray's own 3 s are too few
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + START_S
@@ -122,6 +131,43 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     assert (ended["state"], ended["exit_code"]) == ("stopped", 75)
     assert ended["step"] >= seen["step"] > 0
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{ended['step']:08d}"]
+
+
+def test_rays_own_stop_of_a_job_saves_at_the_next_step(
+    address: str, config_file: Path, run_launcher: Launcher, variables: dict[str, str], tmp_path: Path
+) -> None:
+    overrides = ("place=ray", "workers=1", "duration=100000 steps")
+    submitted = run_launcher("submit", "ray", str(config_file), *overrides, "--address", address)
+    assert submitted.returncode == 0, submitted.stderr
+    run = RunDirectory(tmp_path / "runs", "tiny")
+    _until(lambda: {"steps": last_recorded(run.metrics, 0.0)}, lambda found: found["steps"] > 0)
+    submission = submissions.newest(run)
+    assert submission is not None
+    command = [str(Path(sys.executable).with_name("ray")), "job", "stop", submission.id, "--address", address]
+    stopped = subprocess.run(
+        command, env={**variables, "RAY_AUTH_MODE": "token"}, capture_output=True, text=True, check=False
+    )
+    assert stopped.returncode == 0, stopped.stderr
+    [attempt] = run.attempts()
+    assert (attempt.exit_code, attempt.cause) == (75, "stopped on request")
+    assert attempt.last_step == last_recorded(run.metrics, 0.0)  # no step was lost
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{attempt.last_step:08d}"]
+
+
+def test_too_few_nodes_end_a_run_in_time_with_what_is_missing(
+    address: str, config_file: Path, run_launcher: Launcher, tmp_path: Path
+) -> None:
+    overrides = ("place=ray", "workers=3", "faults.start_timeout_s=2")
+    submitted = run_launcher("submit", "ray", str(config_file), *overrides, "--address", address)
+    assert submitted.returncode == 0, submitted.stderr
+    run = RunDirectory(tmp_path / "runs", "tiny")
+    _until(lambda: {"end": run.fatal()}, lambda found: found["end"] is not None)
+    end = run.fatal()
+    assert end is not None
+    assert (end.exit_code, end.kind) == (69, "ClusterUnavailable")
+    assert re.search(r"3 workers of 1 CPU each were not to be had within [0-9]+ s", end.message)
+    assert re.search(r"The Ray cluster has \S+: room for 2, [0-2] free", end.message)
+    assert run.attempts() == []
 
 
 def _until(ask: Callable[[], dict[str, Any]], holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

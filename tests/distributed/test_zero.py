@@ -1,5 +1,7 @@
 """DeepSpeed ZeRO on 2 and 3 workers against DDP: same losses, same weights, one form of optimizer state.
 
+Four workers save a checkpoint to which each writes its part; three go on from it.
+
 Each world of gloo processes runs once: this file, as a script, writes what one worker has seen of every case. Masters
 of ZeRO are float32, so exactness is proved elsewhere (tests/unit/resnet_dist/engines/test_partition.py, in float64);
 here every mistake must show against the rounding of float32.
@@ -21,14 +23,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.hand_out import hand_out
+from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.zero import ZeroEngine
+from resnet_dist.errors import CheckpointError
 from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import Lars, decay_groups
+from resnet_dist.saving import RunCheckpoints, SavingPlan
 from resnet_dist.shares import BatchLayout
+from resnet_dist.sink import NoSink
 
 # 22 samples: shares of 11, 11 and 7, 7, 8; in two micro-batches of 11: 5, 6 and 3, 4, 4
 BATCH_SIZE, SPAN, CLASSES, STEPS, LEARNING_RATE, TIMEOUT_S = 22, 11, 7, 10, 0.05, 300
@@ -56,7 +64,7 @@ CASES = {
     "lars with the rate inside, 2 micro-batches": Case("lars_inside", 2),
 }
 STAGES = (0, 1, 2)
-BROKEN_AT = 5  # steps after which a state is saved on 2 workers, to be loaded on 3
+BROKEN_AT = 5  # steps after which a state is saved on 2 workers (in one piece) or on 4 (in parts), to be loaded on 3
 RESUMED = ("sgd", "lars")
 BFLOAT16 = {
     "autocast": Case("lars", autocast=True),
@@ -148,7 +156,13 @@ def batches(step: int, case: Case, rank: int, world_size: int) -> Iterator[Micro
 
 
 def train(
-    kind: str, case: Case, rank: int, world_size: int, start: dict[str, Any] | None = None, save: bool = False
+    kind: str,
+    case: Case,
+    rank: int,
+    world_size: int,
+    start: dict[str, Any] | None = None,
+    save: bool = False,
+    checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """What a worker sees of one run: per step the sums over all workers, at the end its own model and state."""
     net = model_of(case, rank, world_size)
@@ -162,6 +176,13 @@ def train(
         if save and step == BROKEN_AT:
             model = {name: value.clone() for name, value in net.state_dict().items()}
             record["broken"] = {"model": model, "optimizer": engine.optimizer_state()}
+        if checkpoints is not None and step == BROKEN_AT:
+            saving = RunCheckpoints(
+                SavingPlan(checkpoints, Retention(1)), engine, {"batch_size": BATCH_SIZE}, rank, NoSink()
+            )
+            saving.save(BROKEN_AT, wait=True, metrics={})
+            assert [report.step for report in saving.poll()] == ([BROKEN_AT] if rank == 0 else [])
+            saving.close(patient=True)
         sums = engine.step(batches(step, case, rank, world_size), LEARNING_RATE)
         totals = torch.stack([sums.loss, sums.gradient_squared])
         dist.all_reduce(totals)
@@ -179,6 +200,11 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     kinds = ["ddp", *(f"zero {stage}" for stage in STAGES)]
     records: dict[tuple[str, str], dict[str, Any]] = {}
+    if world_size == 4:
+        for name in RESUMED:
+            train("zero 2", CASES[name], rank, world_size, checkpoints=folder / name)
+        dist.destroy_process_group()
+        return
     for name, case in CASES.items():
         for kind in kinds:
             records[name, kind] = train(kind, case, rank, world_size, save=kind == "zero 2")
@@ -191,6 +217,15 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
             start = torch.load(folder / "2 workers, rank 0.pt")[name, "zero 2"]["broken"]
             for kind in kinds:
                 records[f"{name}, resumed", kind] = train(kind, CASES[name], rank, world_size, start)
+            saved = folder / name / f"step-{BROKEN_AT:08d}"
+            checkpoint = hand_out(saved, rank, world_size, torch.device("cpu"))
+            start = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
+            for kind in ("ddp", "zero 1"):
+                records[f"{name}, resumed from 4", kind] = train(kind, CASES[name], rank, world_size, start)
+            records[f"{name}, resumed from 4", "files"] = {"names": sorted(format.read_manifest(saved))}
+        with pytest.raises(CheckpointError) as caught:
+            hand_out(folder / "no checkpoint", rank, world_size, torch.device("cpu"))
+        records["no checkpoint", "error"] = {"text": str(caught.value)}
     torch.save(records, folder / f"{world_size} workers, rank {rank}.pt")
     dist.destroy_process_group()
 
@@ -208,7 +243,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Records]:
     environment = {name: value for name, value in os.environ.items() if name not in gone}
     # the same resnet_dist as here: installed, or the checkout that pytest was started in
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    for size in (2, 3):
+    for size in (2, 4, 3):
         commands = [
             [sys.executable, "-W", "error", __file__, str(rank), str(size), str(folder)] for rank in range(size)
         ]
@@ -318,6 +353,24 @@ def test_a_state_saved_under_zero_2_on_2_workers_goes_on_elsewhere_on_3(
     resumed, unbroken = worlds[3][0][f"{name}, resumed", kind], worlds[3][0][name, "ddp"]
     close(resumed["losses"], unbroken["losses"][BROKEN_AT:])
     close(resumed["weights"], unbroken["weights"])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero 1"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_that_4_workers_under_zero_2_wrote_in_parts_goes_on_elsewhere_on_3(
+    worlds: dict[int, Records], name: str, kind: str
+) -> None:
+    resumed, unbroken = worlds[3][0][f"{name}, resumed from 4", kind], worlds[3][0][name, "ddp"]
+    parts = [f"optimizer-0000{rank}-of-00004.safetensors" for rank in range(4)]
+    assert worlds[3][0][f"{name}, resumed from 4", "files"]["names"] == ["model.safetensors", *parts, "state.json"]
+    close(resumed["losses"], unbroken["losses"][BROKEN_AT:])
+    close(resumed["weights"], unbroken["weights"])
+
+
+def test_what_rank_0_finds_wrong_with_a_checkpoint_is_raised_on_every_worker(worlds: dict[int, Records]) -> None:
+    texts = {records["no checkpoint", "error"]["text"] for records in worlds[3]}
+    assert len(texts) == 1
+    assert texts.pop().endswith("no checkpoint/manifest.json: is missing")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -253,3 +253,22 @@ def test_no_run_there_is_a_usage_error(runs: Runs, tmp_path: Path) -> None:
 def test_a_tolerance_that_is_none_is_refused(runs: Runs, tolerance: str) -> None:
     with pytest.raises(UsageError, match="a number from 0 up"):
         runs.text("--tolerance", tolerance)
+
+
+def test_steps_that_were_not_written_are_told_where_the_runs_may_part(runs: Runs) -> None:
+    sparse = "schema: 1\nlog: {every_steps: 10}\n"
+    runs.write("a", steps=range(10, 41, 10), config=sparse)
+    runs.write("b", steps=range(10, 41, 10), config=sparse, change=at(20, "loss", 9.0))
+    code, text = runs.text()
+    assert code == 1
+    assert "differ from step 20 on" in text
+    assert "steps 11 to 19 were not written by both (log.every_steps), and may differ already" in text
+
+
+def test_no_common_step_says_what_each_has_written(runs: Runs) -> None:
+    runs.write("a", steps=range(10, 41, 10), config="schema: 1\nlog: {every_steps: 10}\n")
+    runs.write("b", steps=range(7, 29, 7), config="schema: 1\nlog: {every_steps: 7}\n")
+    code, text = runs.text()
+    assert code == 1
+    assert "A wrote steps 10 to 40 by 10, B wrote 7 to 28 by 7 (log.every_steps)" in text
+    assert "train both with log.every_steps=1" in text

@@ -197,7 +197,7 @@ def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> No
     run.end_attempt(number, 0, "finished", 14)
     text = "\n".join(incident_lines(run))
     assert "attempt 1 began after step 0 with 2 workers" in text
-    assert "checkpoint of step 10: 2 steps done again" in text
+    assert "2 steps to do again after the checkpoint of step 10, " in text
     assert str(run.incident(1) / "summary.txt") in text
     assert "ended after step 14, exit code 0: finished" in text
     assert goodput(run).useful == 14 * 0.5 * 2  # steps 11 and 12 of the first attempt were done again
@@ -210,3 +210,20 @@ def test_the_command_prints_the_timeline(run: RunDirectory, capsys: pytest.Captu
     run.begin_attempt({"workers": 1})
     assert cli.main(["report", str(run.path), "--incidents"]) == 0
     assert "attempt 1 began" in capsys.readouterr().out
+
+
+def test_a_failure_before_any_checkpoint_is_told_as_such(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    facts = {"steps_redone": 3, "checkpoint_step": 0, "seconds_lost": 12.3, "decision": "failure 1 of 3"}
+    run.end_attempt(number, 76, "WorkerLost: gone", None, facts)
+    text = "\n".join(incident_lines(run))
+    assert "no checkpoint yet: 3 steps to do again, from the beginning, 12 s after the start; failure 1 of 3" in text
+    assert "step None" not in text
+    assert "step 0:" not in text
+
+
+def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    facts = {"steps_redone": 0, "checkpoint_step": 20, "seconds_lost": 0.04, "decision": "failure 1 of 3"}
+    run.end_attempt(number, 76, "WorkerLost: gone", 20, facts)
+    assert "no step is lost: the checkpoint of step 20 is the newest" in "\n".join(incident_lines(run))

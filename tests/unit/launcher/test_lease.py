@@ -16,7 +16,8 @@ import pytest
 
 from launcher import lease
 from launcher.exit_codes import ExitCode
-from launcher.lease import Holder, LeaseHeld, LeaseLost, acquire, holder
+from launcher.lease import LeaseHeld, LeaseLost, acquire, holder
+from launcher.lease_holder import Holder
 from resnet_dist.errors import StorageError
 
 LONG_S = 3600.0  # longer than a test may take: whoever waits for it fails
@@ -160,6 +161,59 @@ def test_a_holder_elsewhere_that_renews_is_alive_whatever_its_clock_says(folder:
         thread.join()
 
 
+@pytest.mark.parametrize("elsewhere", [{}, {"host": "another"}], ids=["here", "elsewhere"])
+def test_a_predecessor_of_the_same_submission_is_waited_for(
+    folder: Path, elsewhere: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_holder(folder, submission="try-1", **elsewhere)
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        os.utime(file, ns=(len(naps), len(naps)))  # it saves, and lives
+        if len(naps) == 20:
+            file.with_suffix(".released").touch()
+
+    monkeypatch.setattr(lease.time, "sleep", sleep)
+    monkeypatch.setattr(lease.time, "monotonic", lambda: float(len(naps)))
+    with acquire(folder, submission="try-1", predecessor_s=LONG_S) as won:
+        assert (won.generation, len(naps)) == (2, 20)
+
+
+@pytest.mark.parametrize("elsewhere", [{}, {"host": "another"}], ids=["here", "elsewhere"])
+@pytest.mark.parametrize(("submission", "most"), [("try-1", 42), ("try-2", 1), ("", 1)])
+def test_a_predecessor_is_waited_for_in_bounded_time_and_nobody_else_is(
+    folder: Path, elsewhere: dict[str, str], submission: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_holder(folder, submission="try-1", **elsewhere)
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        os.utime(file, ns=(len(naps), len(naps)))
+
+    monkeypatch.setattr(lease.time, "sleep", sleep)
+    monkeypatch.setattr(lease.time, "monotonic", lambda: float(len(naps)))
+    with pytest.raises(LeaseHeld):
+        acquire(folder, submission=submission, predecessor_s=40.0)
+    assert most - 2 <= len(naps) <= most
+
+
+def test_two_runs_of_persons_are_of_no_submission(folder: Path) -> None:
+    write_holder(folder, submission="")
+    with pytest.raises(LeaseHeld):
+        acquire(folder, submission="", predecessor_s=LONG_S)
+
+
+def test_a_lease_of_an_earlier_version_names_its_holder(folder: Path) -> None:
+    file = write_holder(folder)
+    content = json.loads(file.read_text())
+    del content["submission"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(LeaseHeld, match=f"in use by process {os.getpid()}"):
+        acquire(folder)
+
+
 def test_time_in_which_the_watcher_itself_stood_still_does_not_count(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +251,8 @@ def test_a_check_sees_what_the_next_renewal_would(folder: Path) -> None:
     first = acquire(folder, renew_every_s=LONG_S)
     os.link(write_holder(folder.parent / "other", host="another"), folder / "00000002.json")
     assert not first.lost
+    with pytest.raises(LeaseLost):
+        first.claim.check()  # in another process of the run
     with pytest.raises(LeaseLost):
         first.check()
     assert first.lost

@@ -14,7 +14,7 @@ import pytest
 
 from launcher import notify
 from launcher.notify import Notifier
-from launcher.run_config import Notify
+from launcher.run_config import Notify, secret_in
 from launcher.run_directory import RunDirectory
 
 
@@ -61,6 +61,54 @@ def test_a_webhook_gets_the_event_posted(run: RunDirectory, posted: tuple[str, l
     notifier.tell("finished", "all 40 steps done", step=40)
     notifier.close()
     assert [(body["event"], body["step"]) for body in bodies] == [("finished", 40)]
+
+
+def test_an_address_with_a_secret_is_read_from_the_environment_when_there_is_something_to_tell(
+    run: RunDirectory, posted: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, bodies = posted
+    monkeypatch.delenv("PAGER_URL", raising=False)
+    notifier = Notifier(Notify(webhook_env="PAGER_URL"), run)
+    notifier.tell("preempted", "nobody to tell")
+    monkeypatch.setenv("PAGER_URL", address)
+    notifier.tell("finished", "all 40 steps done")
+    notifier.close()
+    assert [body["event"] for body in bodies] == ["finished"]
+
+
+def test_a_variable_that_is_not_set_is_told_at_the_start(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+    Notifier(Notify(webhook_env="NO_SUCH_PAGER_URL"), run)
+    assert "NO_SUCH_PAGER_URL is not set" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/sw0rdfish", "http://127.0.0.1:sw0rdfish/", "sw0rdfish://x", "http://sw0rd fish/"]
+)
+def test_an_address_that_fails_does_not_show_itself(
+    address: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PAGER_URL", address)
+    notifier = Notifier(Notify(webhook_env="PAGER_URL"), run)
+    notifier.tell("finished", "done")
+    notifier.close()
+    assert "nobody was told" in caplog.text
+    assert "sw0rd" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "secret"),
+    [
+        ("https://hooks.example.org/services/T024BE7LH/B024BE7LH/qX7wJ2mKp9LdR4sVtY8zN3cF", "a part of the path"),
+        ("https://api.example.org/bot110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw/sendMessage", "a part of the path"),
+        ("https://hooks.example.org/6f1d2c3b-8a7e-4f60-9b1c-0d2e3f4a5b6c", "a part of the path"),
+        ("https://pager.example.org/hook?token=abc", "a query"),
+        ("https://me:abc@pager.example.org/hook", "a user"),
+        ("http://127.0.0.1:8080/hook", None),
+        ("https://pager.example.org/teams/machine-learning/no-progress-notifications", None),
+    ],
+)
+def test_an_address_that_holds_a_secret_is_known(address: str, secret: str | None) -> None:
+    assert secret_in(address) == secret
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
-from launcher.progress import Progress
+from launcher.progress import Progress, summary_lines
+from launcher.run_directory import RunDirectory
 
 
 def test_train_and_eval_lines() -> None:
@@ -19,3 +21,23 @@ def test_train_and_eval_lines() -> None:
     assert first == "epoch   0.50  step  10/200  loss 1.2500  LR 0.1  1,234 images/s  left 1:01"
     assert "top-1 50.00%" in second
     assert "1,000 images" in second
+
+
+SUMMARY = {"step": 40, "time_s": 9.0, "images_per_s": 90.0, "top1": 0.5, "top5": 0.75, "num_samples": 100}
+
+
+def test_the_hint_is_to_train_twice_as_long(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "run")
+    for duration, longer in (("20 epochs", "40 epochs"), ("1 epoch", "2 epochs"), ("75 steps", "150 steps")):
+        lines = summary_lines(run, {**SUMMARY, "duration": duration})
+        assert f"  train longer python -m launcher.train {run.config} duration='{longer}'" in lines
+
+
+def test_the_console_says_where_the_newest_profile_is(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "run")
+    summary = {**SUMMARY, "duration": "20 epochs"}
+    assert not any("profile" in line for line in summary_lines(run, summary))
+    trace = run.path / "profiles" / "attempt-2" / "rank-0.trace.json.gz"
+    trace.parent.mkdir(parents=True)
+    trace.touch()
+    assert any(line.startswith(f"  profile      {trace}") for line in summary_lines(run, summary))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import RayError
@@ -14,6 +15,8 @@ from launcher import config as configs
 from launcher import ray_cluster, resume
 from launcher.attempts import policy_of
 from launcher.errors import ClusterUnavailable, WorkerLost
+from launcher.exit_codes import ExitCode
+from launcher.lease import LeaseLost, acquire
 from launcher.notify import Notifier
 from launcher.progress import Progress
 from launcher.ray_attempt import Why
@@ -87,6 +90,24 @@ def test_a_cluster_that_is_gone_before_the_workers_start_is_told_as_such(driver:
         driver.run(resume.Start(None, 0, ()))
 
 
+def test_a_run_whose_head_goes_away_ends_saved_though_other_nodes_are_left(
+    driver: _Driver, small_run: RunDirectory
+) -> None:
+    class HeadLeaves:
+        leaving: ClassVar = {"head"}
+
+        def slots(self) -> dict[str, int]:
+            return {"a": 4}
+
+        def heads(self) -> set[str]:
+            return {"head"}
+
+    driver._cluster = HeadLeaves()  # type: ignore[assignment]
+    number = begin(driver, small_run)
+    ended = driver._ended({"step": 7, "finished": False}, number, Why.PREEMPTED, StopSignals())
+    assert ended == (ExitCode.STOPPED, {"step": 7, "finished": False, "preempted": True})
+
+
 def test_a_notice_without_its_content_names_no_node(driver: _Driver, small_run: RunDirectory) -> None:
     number = begin(driver, small_run)
     (small_run.logs(number) / "notice-rank-0.json").touch()
@@ -135,3 +156,67 @@ def test_nodes_without_an_answer_are_named(two_nodes: dict[str, bool], write_con
     cluster.check("id-b")
     with pytest.raises(ClusterUnavailable, match=r"a: room for 1, 1 free; no answer from: b"):
         cluster.wait_for_workers(policy_of(config), (), -1.0, lambda: False)
+
+
+def struck(run: RunDirectory, node: str, times: int) -> None:
+    for _ in range(times):
+        facts = {"class": "WorkerLost", "node": node}
+        run.end_attempt(run.begin_attempt({"place": "ray"}), 76, "WorkerLost: killed", 3, facts)
+
+
+@pytest.mark.parametrize(("workers", "excluded"), [("1..2", ("b",)), ("2", ())])
+def test_a_node_at_fault_under_an_earlier_driver_is_left_out_unless_too_few_are_left(
+    two_nodes: dict[str, bool],
+    write_config: Callable[..., Path],
+    small_run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: str,
+    excluded: tuple[str, ...],
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setenv("RAY_ADDRESS", "there")
+    struck(small_run, "b", 2)
+    config = configs.load(write_config(f"workers: {workers}"))
+    notifier = Notifier(config.notify, small_run)
+    driver = _Driver(config, small_run, Progress(), notifier)
+    counted: list[int] = []
+
+    def one(start: resume.Start, count: int, signals: StopSignals) -> tuple[ExitCode, dict[str, Any]]:
+        counted.append(count)
+        return ExitCode.OK, {"step": 9, "finished": True}
+
+    driver._one = one  # type: ignore[assignment]
+    driver.run(resume.Start(None, 0, ()))
+    notifier.close()
+    assert counted == [1 if excluded else 2]
+    assert driver._recovery.history.excluded == excluded
+    output = capsys.readouterr().out
+    assert "node b was at fault 2 times in this run and is left out" in output
+    assert ("left out for their faults: b; they are used all the same" in output) == (not excluded)
+
+
+# --- a driver that stood still
+
+
+def test_a_driver_that_has_lost_the_lease_starts_no_attempt(
+    driver: _Driver, small_run: RunDirectory, tmp_path: Path
+) -> None:
+    held = acquire(small_run.lease, renew_every_s=3600)
+    driver._held = held
+    (small_run.lease / "00000002.json").write_bytes((small_run.lease / "00000001.json").read_bytes())
+    with pytest.raises(LeaseLost):
+        driver._begin(resume.Start(None, 0, ()), 1, StopSignals())
+    held.release()
+    assert small_run.attempts() == []
+
+
+def test_a_worker_that_has_lost_the_lease_ends_the_run_and_leaves_its_record_alone(
+    driver: _Driver, small_run: RunDirectory
+) -> None:
+    number = begin(driver, small_run)
+    with pytest.raises(LeaseLost):
+        driver._failed(LeaseLost("run", None), StopSignals())
+    assert [attempt.ended for attempt in small_run.attempts()] == [None]
+    assert not small_run.incident(number).exists()

@@ -15,7 +15,7 @@ import pytest
 from launcher import heartbeats, lease, submissions
 from launcher.errors import UsageError
 from launcher.heartbeats import Beat
-from launcher.lease import Holder
+from launcher.lease_holder import Holder
 from launcher.run_directory import Attempt, Fatal, RunDirectory
 from launcher.run_state import Held, Seen, by_word, judge, lease_of, look
 from launcher.schedulers import Word

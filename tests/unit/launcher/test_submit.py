@@ -171,3 +171,22 @@ def test_kubernetes_cannot_be_done_without_kubectl(
     file = write_config('cluster: {walltime: "01:00:00"}')
     assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site), "--dry-run"]) == 69
     assert "kubectl is not on this machine's PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["slurm", "kubernetes"])
+def test_variables_that_are_others_than_the_profiles_are_named(
+    place: str, places: Any, write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    profile = tmp_path / "own.yaml"
+    image = "image: registry.example.com/launcher:1\n" if place == "kubernetes" else ""
+    network = "network: {interface: ib0, environment: {NCCL_IB_HCA: mlx5}}\n"
+    profile.write_text(f"kind: {place}\n{image}{network}")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    monkeypatch.setenv("NCCL_IB_HCA", "mlx5")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", place, str(file), "--profile", str(profile)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "in your environment" in line]
+    assert told == [
+        "  NCCL_SOCKET_IFNAME is 'eth0' in your environment and 'ib0' in the profile; a job gets the profile's: "
+        "unset NCCL_SOCKET_IFNAME, or change the profile if yours is right"
+    ]

@@ -123,6 +123,49 @@ def test_a_run_on_a_volume_elsewhere_is_read_by_a_reader(
     assert not (places.folder / "reader").exists()
 
 
+def test_a_report_of_a_run_on_a_volume_elsewhere_comes_through_a_reader(
+    tmp_path: Path, write_config: Write, places: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\n")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    places.says("reader.log", "goodput: 97.0%\n")
+    assert cli.main(["report", str(file), "--profile", str(site), "--incidents"]) == 0
+    assert "goodput: 97.0%" in capfd.readouterr().out
+    made = places.read("reader")
+    assert "report" in made
+    assert "--incidents" in made
+    assert str(tmp_path / "runs" / "small") in made
+    assert cli.main(["report", str(file)]) == 64  # where nobody could be sent
+
+
+def test_a_name_is_looked_for_in_the_usual_folders(
+    small_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, places: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["status", "small"]) == 64
+    said = capsys.readouterr().err
+    assert f"no run of this name in {tmp_path}, {tmp_path}/home/resnet_runs" in said
+    assert "a run directory, STORAGE/small" in said
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().out.startswith(f"no runs in {tmp_path} and {tmp_path}/home/resnet_runs and ")
+    small_run.end_attempt(small_run.begin_attempt(), 75, "stopped on request", 40)
+    small_run.storage.rename(tmp_path / "home" / "resnet_runs")
+    assert cli.main(["status", "small"]) == 0
+    assert "resnet_runs/small: " in capsys.readouterr().out
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"runs in {tmp_path}/home/resnet_runs"
+    assert lines[2].startswith("small ")
+
+
+def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(small_run: RunDirectory, capsys: Capture) -> None:
+    assert cli.main(["status", str(small_run.storage)]) == 64
+    assert f"holds runs, and is none itself. Allowed: {small_run.path}" in capsys.readouterr().err
+
+
 def test_what_a_reader_is_told_of_the_place_counts(small_run: RunDirectory, capsys: Capture) -> None:
     submissions.record(small_run, submissions.now("kubernetes", "small", {"namespace": "default"}))
     small_run.begin_attempt()

@@ -21,6 +21,7 @@ from resnet_dist.build import whole_model
 from resnet_dist.data import HostBatch
 from resnet_dist.device import ToDevice
 from resnet_dist.durations import Duration
+from resnet_dist.ema import WeightAverage
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
@@ -114,6 +115,7 @@ class Run:
         loss_sum = partial(cross_entropy_sum, label_smoothing=0.1)
         self.engine = build_engine(recipe, model, optimizer, loss_sum)
         self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH)
+        self.average = WeightAverage(model, decay=0.9)
         self.to_device = ToDevice(recipe, CPU)
         self.size = BATCH // parts
         self.batches = [self.batch(number) for number in range(parts)]
@@ -128,7 +130,10 @@ class Run:
     def step(self, number: int) -> PendingTotals:
         micro_batches = map(self.to_device, self.batches)
         sums = self.engine.step(micro_batches, learning_rate=0.1)
-        return self.exchange.finish(number, sums, Request.CONTINUE, own_s=0.5, checksum=number)
+        finished = self.exchange.finish(number, sums, Request.CONTINUE, own_s=0.5, checksum=number)
+        if not sums.skipped:
+            self.average.update(number)
+        return finished
 
 
 def waits_of(run: Run) -> tuple[Counter[str], list[StepTotals]]:

@@ -85,6 +85,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"precision": "float16", "speed__cuda_graph": True}, "speed.cuda_graph", "asks the host"),
     ({"optimizer__gradient_clipping": 0.0}, "optimizer.gradient_clipping", "above 0"),
     ({"model__name": "resnt50"}, "model.name", "Did you mean resnet50?"),
+    ({"model__name": "resnet21"}, "model.name", "Did you mean resnet20?"),
     ({"model__name": "vgg"}, "model.name", "package.module:function"),
     ({"model__num_classes": 1}, "model.num_classes", "from 2 up"),
     ({"model__arguments": {"width": 2}}, "model.arguments", "do nothing"),

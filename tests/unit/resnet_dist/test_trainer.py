@@ -40,6 +40,8 @@ class World:
     losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
     gradients: Mapping[int, float] = field(default_factory=dict)  # squared norms; 4.0 in all other steps
     scales_loss: bool = False
+    skipped: tuple[int, ...] = ()  # steps that the engine leaves out
+    averaged: list[int] = field(default_factory=list)
     writes: bool = True  # this worker writes checkpoints
     saved: list[Saved | Failed] = field(default_factory=list)
     laps: list[StepTimes] = field(default_factory=list)
@@ -65,6 +67,7 @@ class World:
             torch.tensor(loss, dtype=torch.float64),
             torch.tensor(3.0, dtype=torch.float64),
             torch.tensor(self.gradients.get(self.step_number, 4.0), dtype=torch.float64),
+            self.step_number in self.skipped,
         )
 
     def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
@@ -156,6 +159,7 @@ def trainer(
         evaluate=world.evaluate,
         exchange=StepExchange(RunningStatistics(world.module), torch.device("cpu"), BATCH_SIZE),
         checkpoints=world,
+        average=world.averaged.append,
         judge=world.judge,
         sink=world,
         supervisor=world,
@@ -366,6 +370,7 @@ def test_an_eval_record_has_the_evaluation() -> None:
         "top5": 1.0,
         "loss": 0.25,
         "num_samples": 2,
+        "weights": "model",
     }
 
 
@@ -374,3 +379,9 @@ def test_only_the_worker_that_wrote_a_checkpoint_tells_its_supervisor() -> None:
     trainer(world, steps=3).fit()
     assert "save 3 and wait with metrics" in world.did
     assert world.told == []
+
+
+def test_weights_are_averaged_after_each_step_but_those_that_were_left_out() -> None:
+    world = World(gradients={3: math.inf}, scales_loss=True, skipped=(3,))
+    trainer(world, steps=5).fit()
+    assert world.averaged == [1, 2, 4, 5]

@@ -15,8 +15,9 @@ from torch._C._distributed_c10d import HashStore
 from launcher import config as configs
 from launcher.checks.cluster import Call, cluster_findings, folded, reduce_over
 from launcher.checks.finding import Finding, failed, passed, warned
+from launcher.checks.store_hosts import StoreHosts, serve
 from launcher.checks.tasks import perform
-from launcher.group_doctor import StoreHosts, serve
+from launcher.group_doctor import introduce, met
 from launcher.run_config import RunConfig
 
 Answer = dict[str, Any] | str
@@ -183,7 +184,9 @@ def test_hosts_answer_through_a_store(config: RunConfig) -> None:
     heard: list[list[dict[str, Any]]] = []
     other = threading.Thread(target=lambda: heard.append(serve(store, 1, 20)))
     other.start()
-    hosts = StoreHosts(store, 2, 2, config)
+    for number in (0, 1):
+        introduce(store, number)
+    hosts = StoreHosts(store, met(store, 2, 2, config))
     assert len(set(hosts.names)) == 2
     assert list(hosts.cpus.values()) == [2, 2]
     first, second = hosts.names
@@ -203,7 +206,8 @@ def test_hosts_answer_through_a_store(config: RunConfig) -> None:
 def test_a_host_that_is_gone_is_not_waited_for_longer_than_asked(config: RunConfig) -> None:
     store = HashStore()
     store.set("1/host", '{"host": "gone", "address": "10.0.0.9"}')
-    hosts = StoreHosts(store, 2, 1, config)
+    introduce(store, 0)
+    hosts = StoreHosts(store, met(store, 2, 1, config))
     assert hosts.run({"gone": ("clock", {})}, 0.1)["gone"] == "no answer within 0.1 s"
 
 

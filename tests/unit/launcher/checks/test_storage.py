@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from launcher.checks import storage
 from launcher.checks.needs import Needs
 from launcher.run_directory import RunDirectory
+from resnet_dist.models import MODELS
 
 
 def needs(folder: Path, keep: int = 3) -> Needs:
@@ -19,10 +22,37 @@ def needs(folder: Path, keep: int = 3) -> Needs:
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
-    finding = storage.writable(needs(tmp_path / "runs"))
+    finding = storage.writable(needs(tmp_path))
     assert finding.status == "pass"
-    assert f"{tmp_path / 'runs' / 'run'} will be made" in finding.found
+    assert f"{tmp_path / 'run'} will be made" in finding.found
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_where_the_storage_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
+    asked = needs(tmp_path / "runs")
+    assert storage.writable(asked).status == "pass"
+    assert storage.clock(asked).status == "skipped"
+    for unmounted in (needs(Path("/no-such-mount/runs")), dataclasses.replace(asked, nodes=8)):
+        finding = storage.writable(unmounted)
+        assert finding.status == "warn"
+        assert "mount it" in finding.advice
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_are_as_large_as_is_said(name: str) -> None:
+    with torch.device("meta"):
+        model = MODELS[name](1000)
+    assert storage.PARAMETERS[name] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_small_model_wants_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 10**8)
+    assert storage.space(dataclasses.replace(needs(tmp_path), model="resnet20")).status == "pass"
 
 
 def test_a_storage_below_a_file_fails(tmp_path: Path) -> None:
@@ -31,7 +61,7 @@ def test_a_storage_below_a_file_fails(tmp_path: Path) -> None:
 
 
 def test_a_file_system_that_refuses_fails() -> None:
-    finding = storage.writable(needs(Path("/proc/runs")))
+    finding = storage.writable(needs(Path("/proc")))
     assert finding.status == "fail"
     assert "/proc" in finding.found
 

@@ -39,6 +39,15 @@ def test_many_ray_nodes_want_more_open_files(limit_open_files: None) -> None:
     assert "ulimit -n" in finding.advice
 
 
+def test_a_limit_that_only_the_administrator_can_raise_is_not_advised_to_be_set(limit_open_files: None) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    finding = system.open_files(Needs(workers=8, nodes=8, ray=True))
+    if hard < 65_536:  # else it is enough
+        assert "ulimit -n" not in finding.advice
+        assert f"more than {hard:,} needs the administrator" in finding.advice
+
+
 def test_cpus_that_are_not_there() -> None:
     assert system.cpus(Needs(cpus=1)).status == "pass"
     assert system.cpus(Needs(cpus=100_000)).status == "warn"

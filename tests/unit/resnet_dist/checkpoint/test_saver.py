@@ -260,6 +260,29 @@ def test_what_no_checkpoint_can_hold_is_raised_at_once_and_spoils_nothing(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
+def test_a_run_that_was_taken_over_names_no_checkpoint_and_deletes_none(tmp_path: Path, events: Events) -> None:
+    taken = False
+
+    def still_ours() -> None:
+        if taken:
+            raise InterruptedRun
+
+    saver = Saver(tmp_path, Retention(keep=1), on_event=lambda *event: events.append(event), still_ours=still_ours)
+    save(saver, 1, wait=True)
+    taken = True
+    with pytest.raises(InterruptedRun):
+        save(saver, 2, wait=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    save(saver, 1)  # of a step that is there already
+    with pytest.raises(InterruptedRun):
+        saver.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+class InterruptedRun(Exception):  # noqa: N818 - reads as what happened
+    """As the control plane's error for a lost lease: none of the storage's."""
+
+
 def test_a_mistake_in_the_thread_is_not_taken_for_a_full_disk(
     saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,127 @@
+"""An optimizer state that is cut over workers: each worker's part on the disk, and the whole read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.checkpoint import restore, tensors
+from resnet_dist.checkpoint.parts import Parts, Writer
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.save import Content, write, write_part
+from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.engines.partition import partition_table
+from resnet_dist.engines.partitioned_state import FlatGroup, own_part
+from resnet_dist.engines.protocol import OptimizerPart
+from resnet_dist.engines.state import state_by_name
+from resnet_dist.errors import CheckpointError
+
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.Linear(5, 7), nn.Linear(1, 1))
+
+
+def part_of(module: nn.Module, make: MakeOptimizer, rank: int, world_size: int) -> OptimizerPart:
+    """What worker `rank` holds after two steps with the gradients that are in `module`."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    numels = [parameter.numel() for parameter in parameters]
+    offsets = [sum(numels[:number]) for number in range(len(numels))]
+    size = -(-sum(numels) // world_size)
+    flats = []
+    for values in (parameters, [parameter.grad for parameter in parameters]):
+        whole = torch.zeros(size * world_size)
+        whole[: sum(numels)] = torch.cat([value.detach().flatten() for value in values])
+        flats.append(whole[rank * size : (rank + 1) * size].clone())
+    flat, flat.grad = flats[0], flats[1]
+    group = FlatGroup(names, parameters, flat, partition_table(numels, offsets, size, rank))
+    optimizer = make([{"params": [flat]}])
+    optimizer.step()
+    optimizer.step()
+    return own_part([group], optimizer)
+
+
+@pytest.mark.parametrize("make", [sgd, adam])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 20])
+def test_parts_that_the_partition_has_cut_are_read_back_whole(
+    tmp_path: Path, make: MakeOptimizer, world_size: int
+) -> None:
+    module = net()
+    for parameter in module.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    writer = Writer.here()
+    savers = [
+        Saver(tmp_path, Retention(2), on_event=lambda *event: None, parts=Parts(rank, world_size, writer))
+        for rank in range(world_size)
+    ]
+    for rank, saver in enumerate(savers):
+        part = part_of(module, make, rank, world_size)
+        saver.save(3, {"weight": torch.ones(1)}, part.state, {}, wait=False, pieces=part.pieces)
+    for saver in reversed(savers):
+        saver.close()
+    whole = make(module.parameters())
+    whole.step()
+    whole.step()
+    found = restore.load(tmp_path / "step-00000003").optimizer()
+    torch.testing.assert_close(found, state_by_name(module, whole), rtol=0, atol=0)
+
+
+def written(folder: Path, *parts: tuple[Tensor, Any]) -> restore.Checkpoint:
+    """A checkpoint of one momentum in parts: (elements, metadata of its piece)."""
+    writer = Writer.here()
+    for number, (elements, piece) in reversed(list(enumerate(parts))):
+        pieces = {} if piece is None else {"layer": piece}
+        content = Content.of(4, {}, {"layer": {"momentum": elements}}, {}, pieces=pieces)
+        (write if number == 0 else write_part)(folder, content, Parts(number, len(parts), writer))
+    return restore.load(folder / "step-00000004")
+
+
+ONES, SHAPE = torch.ones, (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ([(ONES(3), (0, SHAPE)), (ONES(2), (3, SHAPE))], "the pieces of tensor 'layer/momentum' end at 5 of 6"),
+        ([(ONES(3), (0, SHAPE)), (ONES(2), (4, SHAPE))], "pieces of tensor 'layer/momentum' do not fit together at 3"),
+        ([(ONES(4), (0, SHAPE)), (ONES(3), (3, SHAPE))], "pieces of tensor 'layer/momentum' do not fit together at 4"),
+        ([(ONES(3), (0, SHAPE)), (ONES(3), (3, (3, 2)))], "do not fit together at 3"),
+        ([(ONES(3), (0, SHAPE)), (ONES(3).double(), (3, SHAPE))], "do not fit together at 3"),
+        ([(ONES(3), (0, SHAPE)), (ONES(2, 3), None)], "tensor 'layer/momentum' is whole in one part, cut in others"),
+    ],
+)  # fmt: skip
+def test_pieces_that_do_not_make_up_a_tensor_are_an_error(
+    tmp_path: Path, parts: Sequence[tuple[Tensor, Any]], problem: str
+) -> None:
+    checkpoint = written(tmp_path, *parts)
+    with pytest.raises(CheckpointError, match=problem):
+        checkpoint.optimizer()
+
+
+@pytest.mark.parametrize("pieces", ["{", "[]", '{"layer": 3}', '{"layer": {"start": -1, "shape": [6]}}'])
+def test_a_list_of_pieces_that_cannot_be_read_is_an_error(tmp_path: Path, pieces: str) -> None:
+    checkpoint = written(tmp_path, (ONES(6), (0, (6,))))
+    [file] = checkpoint.path.glob("optimizer-*")
+    contents = tensors.read(file)
+    file.unlink()
+    record = tensors.write(file, contents.tensors, {**contents.metadata, "pieces": pieces})
+    assert json.loads(contents.metadata["pieces"]) == {"layer": {"start": 0, "shape": [6]}}
+    altered = restore.Checkpoint(checkpoint.path, 4, {}, {**checkpoint.files, file.name: record})
+    with pytest.raises(CheckpointError, match="its metadata 'pieces'"):
+        altered.optimizer()
