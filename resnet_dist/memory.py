@@ -54,14 +54,15 @@ def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
 def step_bytes(recipe: Recipe) -> tuple[int, int]:
     """Bytes that a worker holds in a step whatever its share, and bytes for each sample of its share.
 
-    The first are weights, gradients and momentum; the second what autograd saves for the backward pass, counted on a
-    copy of the model without memory, and headroom.
+    The first are weights, gradients, momentum and the weights' average; the second what autograd saves for the backward
+    pass, counted on a copy of the model without memory, and headroom.
     """
     # Weights to start from take no other memory, and need not be there to plan.
     model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
     width = torch.float64 if recipe.precision == "float64" else torch.float32
     num_elements = sum(parameter.numel() for parameter in model.parameters())
     copies = 3 if recipe.optimizer.momentum else 2  # an optimizer of the user's own may hold more
+    copies += recipe.ema.decay is not None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     saved = _saved_bytes(model, recipe.data.resolution, half or width)
     return num_elements * width.itemsize * copies, int(saved * _HEADROOM)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.host_copy import HostBuffers
 from resnet_dist.checkpoint.mirror import Mirror
 from resnet_dist.checkpoint.parts import Parts
@@ -37,7 +38,7 @@ class Saved:
 
     step: int
     path: Path
-    size_bytes: int  # of its tensors and state.json
+    size_bytes: int  # of its tensors and state.json; of all its files where they were written in parts
     stalled_s: float  # the loop stood still
     waited_s: float  # of that, for the thread to be done with what it was given before
     write_s: float  # the thread hashed, wrote and deleted old ones
@@ -213,6 +214,8 @@ class Saver:
         try:
             if self._is_first:
                 path = write(self._folder, content, self._parts, self._still_ours)
+                if self._parts is not None:  # the others' parts count, too
+                    size_bytes = sum(record.size_bytes for record in format.read_manifest(path).values())
                 self._still_ours()
                 spare = set() if self._uploads is None else self._uploads.steps()
                 delete_old(self._folder, content.step, self._retention, spare)

@@ -188,6 +188,14 @@ def _names(process: Path, folder: str) -> bool:
         return False
 
 
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for its parent to take notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 # --- one process under its supervisor: the same topology, so the same bits
 
 
@@ -377,9 +385,9 @@ def test_a_suspended_run_that_another_host_has_taken_over_names_no_checkpoint_an
     [held] = run.directory.lease.glob("*.json")
     (held.parent / "00000002.json").write_text(json.dumps({**json.loads(held.read_text()), "host": "another"}))
     deadline = time.monotonic() + 60
-    while _names(Path(f"/proc/{child}"), "local_child") and time.monotonic() < deadline:
+    while not _has_ended(child) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not _names(Path(f"/proc/{child}"), "local_child")  # it did not wait for its parent
+    assert _has_ended(child)  # without a word of its parent
     assert max(run.losses()) >= 19
     assert [path.name for path in run.directory.checkpoints.iterdir()] == ["step-00000010"]
     run.process.send_signal(signal.SIGCONT)
@@ -414,14 +422,14 @@ def test_a_file_that_vanishes_under_rank_1_is_the_cause_though_rank_0_ends_with_
     [sample_id] = Stream(num_samples=len(train), seed=0).sample_ids(last_of_step_30)
     victim = Path(train.path(int(sample_id)))
     victim.unlink()
-    output = run.end(code=1)  # torchrun's own
+    run.end(code=1)  # torchrun's own
     fatal = run.directory.fatal()
     assert fatal is not None
     assert (fatal.exit_code, fatal.kind) == (65, "DataError")
     assert victim.name in fatal.message
-    assert [attempt.exit_code for attempt in run.directory.attempts()] == [65]
-    assert "Connection closed" in run.directory.log(1, 0).read_text()  # all that rank 0 has seen of it
-    assert output.count(f"error: {fatal.message.removeprefix('DataError: ')}") == 2
+    [attempt] = run.directory.attempts()  # rank 0 keeps the record
+    assert (attempt.exit_code, attempt.cause) == (65, fatal.message)
+    assert "Connection closed" in run.directory.log(1, 0).read_text()  # all that it has seen of it
 
 
 def _cut(file: Path) -> None:
@@ -436,7 +444,7 @@ def _shrink(file: Path) -> None:
     ("harm", "reason"),
     [
         (Path.unlink, "cannot be decoded: [Errno 2] No such file or directory"),
-        (_cut, "cannot be decoded: image file is truncated"),
+        (_cut, "cannot be decoded: "),  # why, the codec says in words of its own
         (_shrink, "is too small for its window"),  # the index no longer fits
     ],
     ids=["vanished", "cut in half", "replaced by a smaller one"],

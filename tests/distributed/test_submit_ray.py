@@ -137,6 +137,7 @@ def test_rays_own_stop_of_a_job_saves_at_the_next_step(
     address: str, config_file: Path, run_launcher: Launcher, variables: dict[str, str], tmp_path: Path
 ) -> None:
     overrides = ("place=ray", "workers=1", "duration=100000 steps")
+    (tmp_path / "runs").mkdir()
     submitted = run_launcher("submit", "ray", str(config_file), *overrides, "--address", address)
     assert submitted.returncode == 0, submitted.stderr
     run = RunDirectory(tmp_path / "runs", "tiny")

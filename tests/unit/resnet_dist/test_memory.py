@@ -7,7 +7,7 @@ import torch
 
 from resnet_dist import memory
 from resnet_dist.durations import Duration
-from resnet_dist.recipe import BatchNormRecipe, BatchRecipe, DataRecipe, ModelRecipe, Recipe, ScheduleRecipe
+from resnet_dist.recipe import BatchNormRecipe, BatchRecipe, DataRecipe, EmaRecipe, ModelRecipe, Recipe, ScheduleRecipe
 
 RECIPE = Recipe(
     data=DataRecipe(root="/data", resolution=32),
@@ -35,9 +35,11 @@ def test_the_smallest_number_that_fits_is_named() -> None:
     assert memory.num_micro_batches_that_fit(RECIPE, 2, static + 3 * sample) is None
 
 
-def test_weights_gradients_and_momentum_are_counted() -> None:
+def test_weights_gradients_momentum_and_an_average_are_counted() -> None:
     static, _ = memory.step_bytes(RECIPE)
     assert round(static / 4 / 3 / 1e6, 2) == 0.27  # million parameters: He et al. 2015, table 6
+    averaged, _ = memory.step_bytes(replace(RECIPE, ema=EmaRecipe(decay=0.9)))
+    assert averaged == static / 3 * 4
 
 
 def test_activations_grow_with_the_image_and_shrink_with_the_precision() -> None:

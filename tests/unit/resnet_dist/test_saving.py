@@ -66,9 +66,10 @@ def test_parts_that_the_partition_has_cut_are_read_back_whole(
     for parameter in module.parameters():
         parameter.grad = torch.rand_like(parameter)
     writer = Writer.here()
+    details: list[dict[str, Any]] = []  # rank 0's, which is closed last, is the last
     savers = [
-        Saver(tmp_path, Retention(2), on_event=lambda *event: None, parts=Parts(rank, world_size, writer))
-        for rank in range(world_size)
+        Saver(tmp_path, Retention(2), on_event=lambda *event: details.append(event[2]), parts=parts)
+        for parts in (Parts(rank, world_size, writer) for rank in range(world_size))
     ]
     for rank, saver in enumerate(savers):
         part = part_of(module, make, rank, world_size)
@@ -80,6 +81,18 @@ def test_parts_that_the_partition_has_cut_are_read_back_whole(
     whole.step()
     found = restore.load(tmp_path / "step-00000003").optimizer()
     torch.testing.assert_close(found, state_by_name(module, whole), rtol=0, atol=0)
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "step-00000003").iterdir()}
+    assert details[-1]["size_bytes"] == sum(sizes.values()) - sizes["manifest.json"]
+
+
+def test_a_run_that_ends_badly_does_not_wait_long_for_parts_that_will_not_come(tmp_path: Path) -> None:
+    events: list[str] = []
+    parts = Parts(0, 2, Writer.here(), patience_s=1e6)  # worker 1 is dead
+    saver = Saver(tmp_path, Retention(2), on_event=lambda step, event, detail: events.append(event), parts=parts)
+    saver.save(3, {"weight": torch.ones(1)}, {}, {}, wait=False)
+    saver.close(0.1)
+    assert events == ["checkpoint_failed"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def written(folder: Path, *parts: tuple[Tensor, Any]) -> restore.Checkpoint:
