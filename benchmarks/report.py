@@ -52,6 +52,7 @@ def page(results: Path = RESULTS) -> str:
         ("checkpoint_stall", _stall),
         ("checkpoint_formats", _formats),
         ("soak", _soak),
+        ("soak_ray", _soak),
         ("recovery", _recovery),
     ):
         file = results / f"{name}.json"
@@ -93,7 +94,7 @@ def _formats(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _soak(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Struck again and again (`python -m benchmarks.soak`)\n"
+    yield f"## Struck again and again: {found['place']} (`python -m benchmarks.soak`)\n"
     seconds, redone = found["seconds_to_next_new_step"], found["steps_redone"]
     left = sum(len(kind) for kind in found["left_over"].values())
     rows = [
@@ -104,7 +105,7 @@ def _soak(found: Mapping[str, Any]) -> Iterator[str]:
         ["seconds to the next new step, worst", f"{seconds['worst']:.1f} s"],
         ["processes, files, ports, leases left over", f"{left}"],
     ]
-    yield table([f"place: {found['place']}, {found['steps']} steps", ""], rows) + "\n"
+    yield table([f"{found['steps']} steps", ""], rows) + "\n"
 
 
 def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
