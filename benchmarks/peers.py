@@ -33,7 +33,7 @@ from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.optim import build_optimizer
+from resnet_dist.optim import build_optimizer, sgd_kernels
 from resnet_dist.pulse import Pulse
 from resnet_dist.recipe import (
     BatchNormRecipe,
@@ -133,7 +133,7 @@ class OurTrainer:
         pulse.watch(model, device, lambda: spans.waited_s)
         exchange = StepExchange(RunningStatistics(model), device, recipe.batch.size)
         loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
-        self.optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
+        self.optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, device))
         self.engine = build_engine(recipe, model, self.optimizer, loss_sum)
         self._endless = itertools.cycle(batches)
         self._step, self._batch_size = 0, recipe.batch.size
@@ -219,7 +219,8 @@ class MinimalLoop(_Loop):
         self.module = network
         self._model = wrap(setting.prepared(network))
         recipe = OptimizerRecipe(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-        self.optimizer = build_optimizer(recipe, network)
+        kernels = sgd_kernels(setting.recipe(), setting.device)
+        self.optimizer = build_optimizer(recipe, network, kernels)
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE
         self._scaler = self.scaler()

@@ -13,7 +13,7 @@ from launcher.progress import Progress
 from launcher.train import train
 
 OPTIONAL = {
-    "ray": "Ray: the run uses one process instead of two workers (same losses)",
+    "ray": "Ray: the run uses one process instead of two workers (same losses up to rounding)",
     "sklearn": "scikit-learn: drawn digits instead of handwritten ones",
     "tensorboard": "TensorBoard: metrics go to metrics.jsonl only",
 }

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
@@ -52,7 +53,8 @@ def run_local(
         rank, world_size, local_rank = 0, 1, 0
     other = ""
     if rank == 0 and not config.workers.least <= world_size <= config.workers.most:
-        other = f"{world_size} worker{'s' * (world_size > 1)} here (the config asks for {config.workers}): same losses"
+        here = f"{world_size} worker{'s' * (world_size > 1)} here"
+        other = f"{here} (the config asks for {config.workers}): same losses up to rounding"
 
     def listen(record: Mapping[str, Any]) -> None:
         if other and record.get("event") == "started":  # the recipe fits the data: no error makes this line idle
@@ -95,6 +97,7 @@ def run_local(
                 code = rule_for(cause).exit_code if isinstance(cause, Exception) else ExitCode.INTERRUPTED
                 run.end_attempt(attempt, code, f"{type(cause).__name__}: {cause}", None)
             if cause is not error:
+                cause.gone = getattr(error, "gone", False)  # type: ignore[attr-defined]
                 raise cause from error
             raise
         code = ExitCode.OK if outcome["finished"] else stopped.exit_code if stopped.stopped else ExitCode.STOPPED
@@ -165,6 +168,8 @@ class _Group:
 
     def __enter__(self) -> None:
         if under_torchrun():
+            if self._backend == "nccl":  # whose collectives of objects go through the current device
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             dist.init_process_group(self._backend)
         else:
             dist.init_process_group(self._backend, store=HashStore(), rank=0, world_size=1)

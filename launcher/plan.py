@@ -18,6 +18,7 @@ from launcher.run_config import RunConfig, problems
 from resnet_dist.durations import Every
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
+from resnet_dist.recipe import EmaRecipe
 from resnet_dist.shares import BatchLayout
 
 MAX_NODES = 100_000  # a column each: more is a slip of the finger
@@ -151,10 +152,14 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
     yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images, global batch {batch.size:,}"
     yield f"                {num_samples / batch.size:,.2f} steps an epoch; epochs may end inside a batch"
+    if batch.size > num_samples:
+        yield f"                WARNING: a batch has more than the {num_samples:,} images: a step sees some twice"
     nodes, gpus = config.cluster.nodes, config.resources.gpus_per_worker
     yield f"  workers       {config.workers} on {nodes} node{'s' * (nodes > 1)}, {gpus} GPU each"
     yield from _shares(config, layout)
     yield from _engine(config, layout)
+    if config.ema.decay is not None:
+        yield f"  ema           evaluates a moving average of the weights, about {_window(config.ema):,.0f} steps long"
     yield from _events(config, size, total_steps)
     yield from notice.lines(config)
     yield "  learning rate"
@@ -162,6 +167,11 @@ def lines(config: RunConfig) -> Iterator[str]:
     for corner in schedule.corners():
         yield f"    step {corner.step:>8,}  {corner.learning_rate:>12.6g}  {corner.name}"
     yield "  where the parts of this run were tried: docs/tried.md"
+
+
+def _window(ema: EmaRecipe) -> float:
+    """Steps after which a weight's part of the average has fallen to 1/e."""
+    return ema.every_steps / (1 - (ema.decay or 0.0))
 
 
 def _engine(config: RunConfig, layout: BatchLayout) -> Iterator[str]:

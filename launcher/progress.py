@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -38,12 +39,19 @@ class Progress:
         if kind == "train":
             self.say(self._train(record))
         elif kind == "eval":
+            average = ", average of the weights" if record.get("weights") == "ema" else ""
             self.say(
-                f"{self._where(record)}  evaluated: top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}"
+                f"{self._where(record)}  evaluated{average}: top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}"
                 f"  loss {record['loss']:.4f}  ({record['num_samples']:,} images in {record['time_s']:.1f} s)"
             )
         elif record["event"] == "started":
-            self._total_steps = record["detail"]["total_steps"]
+            detail = record["detail"]
+            self._total_steps = detail["total_steps"]
+            if detail.get("batch_size", 0) > detail.get("num_samples", math.inf):
+                self.say(
+                    f"batch.size {detail['batch_size']:,} is more than the {detail['num_samples']:,} training images: "
+                    "a step sees images more than once, and an epoch has less than one step"
+                )
         elif record["event"] == "verdict":
             self.say(record["detail"]["text"])
         elif record["event"] == "stopped":
@@ -78,7 +86,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
     return [
         "",
-        f"finished  {summary['step']:,} steps in {summary['time_s']:.0f} s"
+        f"finished  {summary['step']:,} steps, {summary['time_s']:.0f} s since this start"
         f" ({summary['images_per_s']:,.0f} images/s while training)",
         f"  top-1        {summary['top1']:.2%} of {summary['num_samples']:,} val images (top-5 {summary['top5']:.2%})",
         f"  checkpoint   {checkpoint}",

@@ -30,7 +30,7 @@ from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import RunningStatistics, use_spans
 from resnet_dist.models.spans import Spans
-from resnet_dist.optim import build_optimizer, build_schedule
+from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.profile import StepProfiler
 from resnet_dist.pulse import Pulse
 from resnet_dist.recipe import Recipe
@@ -104,7 +104,7 @@ def build(
         model.load_state_dict(checkpoint.model)
     exchange = StepExchange(RunningStatistics(model), worker.device, recipe.batch.size)
     loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
-    optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
+    optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, worker.device))
     engine = build_engine(recipe, model, optimizer, loss_sum)
     if checkpoint is not None:
         engine.load_optimizer_state(checkpoint.optimizer)

@@ -232,6 +232,11 @@ def _speed(recipe: Recipe) -> Iterator[RecipeError]:
     if engine != "ddp":
         for key in ("compile", "cuda_graph", "static_graph"):
             yield from _unused(f"speed.{key}", getattr(speed, key) or None, "engine.name ddp")
+    if speed.optimizer == "fused" and recipe.precision == "float16":
+        found = (
+            "found fused with precision float16: where the loss scaler skips the first step, its momentum is unwritten"
+        )
+        yield RecipeError("speed.optimizer", found, "auto, foreach or loop")
     if speed.cuda_graph and recipe.precision == "float16":
         found = "found true with precision float16, whose loss scaler asks the host at every step"
         yield RecipeError("speed.cuda_graph", found, "precision bfloat16, or cuda_graph false")

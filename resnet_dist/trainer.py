@@ -138,7 +138,9 @@ class Trainer:
         Raises DivergedError when the loss or the gradient is not finite, of which no checkpoint is written, and
         OutOfMemory.
         """
-        started: dict[str, Any] = {"total_steps": self.timetable.total_steps}
+        timetable = self.timetable
+        started: dict[str, Any] = {"total_steps": timetable.total_steps}
+        started |= {"batch_size": timetable.batch_size, "num_samples": timetable.num_samples}
         if self.skipped:
             started["skipped_steps_of_the_stream"] = [list(run) for run in self.skipped]
         self._event(self.first_step, "started", started)

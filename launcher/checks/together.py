@@ -29,6 +29,8 @@ from launcher.errors import CollectiveFault, HostFault, LauncherError
 # Bytes of the sums: small ones go through other protocols of NCCL than large ones.
 SIZES = {"gloo": (2**18,), "nccl": (2**12, 2**24)}
 
+_VERDICT_S = 30.0  # for rank 0 to end the hosts' processes and say what it found, after the time for naming
+
 AddUp = Callable[[], int]  # the group's own all-reduce; returns how many elements of its sums are wrong
 
 
@@ -73,7 +75,11 @@ def check_together(
     if problem:
         store.set(f"problem/{me.rank}", problem)
         store.add("problems", 1)
-    _meet(store, "done", world_size, limits.reduce_s)
+    try:
+        _meet(store, "done", world_size, 2 * limits.reduce_s)  # who failed at once waits for those whose time runs out
+    except CollectiveFault as fault:
+        fault.gone = hangs
+        raise
     if not store.add("problems", 0):
         return
     error = _named(store, me, world_size, limits, perform)
@@ -148,7 +154,7 @@ def _named(store: Any, me: Member, world_size: int, limits: Limits, perform: Per
         store.set("verdict", json.dumps(_judged(store, members, limits, perform)))
     elif me.local_rank == 0:
         serve(store, me.rank, limits.name_s, perform)
-    store.wait(["verdict"], timedelta(seconds=limits.name_s))
+    store.wait(["verdict"], timedelta(seconds=limits.name_s + _VERDICT_S))
     told = json.loads(store.get("verdict"))
     _leave_last(store, me, world_size)
     if told["rank"] is None:

@@ -45,7 +45,8 @@ class Checkpoint:
             contents = self._read(file)
             pieces = pieces_of(self.path / file, contents.metadata)
             try:
-                state |= {name: {} for name in json.loads(contents.metadata[STATELESS])}
+                for name in json.loads(contents.metadata[STATELESS]):
+                    state.setdefault(name, {})
             except (KeyError, ValueError, TypeError) as error:
                 raise CheckpointError(str(self.path / file), f"has no list {STATELESS!r}") from error
             for name, tensor in contents.tensors.items():

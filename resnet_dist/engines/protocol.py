@@ -62,7 +62,8 @@ class Engine(Protocol):
     """Turns the micro-batches of a step into an optimizer step: gradient = sum over the global batch / its size.
 
     `step` raises ValueError where it gets another number of micro-batches than it was made for.
-    `module` is the model itself, whole on every worker, for evaluation and checkpoints.
+    `module` is the model itself, whole on every worker, for evaluation and checkpoints. A step calls it, or what wraps
+    it, for each micro-batch (not its `forward`): hooks on it collect the statistics of batch norm.
     """
 
     @property

@@ -1,6 +1,6 @@
 """Optimizers, decay groups and the learning rate as a function of the step."""
 
-from resnet_dist.optim.factory import build_optimizer
+from resnet_dist.optim.factory import build_optimizer, sgd_kernels
 from resnet_dist.optim.groups import decay_groups
 from resnet_dist.optim.lars import Lars, squared_norms, trust_ratios, update_weights
 from resnet_dist.optim.scaling import peak_learning_rate
@@ -14,6 +14,7 @@ __all__ = [
     "build_schedule",
     "decay_groups",
     "peak_learning_rate",
+    "sgd_kernels",
     "squared_norms",
     "trust_ratios",
     "update_weights",

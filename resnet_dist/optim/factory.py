@@ -11,18 +11,31 @@ from resnet_dist.errors import RecipeError
 from resnet_dist.extension import call_function, is_reference
 from resnet_dist.optim.groups import decay_groups
 from resnet_dist.optim.lars import Lars
-from resnet_dist.recipe import OptimizerRecipe
+from resnet_dist.recipe import OptimizerRecipe, Recipe
 
-Kernels = Literal["auto", "foreach", "fused", "loop"]
+Kernels = Literal["foreach", "fused", "loop"]
 
 
-def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "auto") -> torch.optim.Optimizer:
+def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
+    """What `speed.optimizer` names; `auto` is fused on a CPU, where it takes a third of the time, and foreach on a GPU.
+
+    torch's fused SGD makes its momentum in the first step, unwritten where a loss scaler skips that step, and fails
+    where a parameter gets its first gradient later than others of its group: `auto` does not take it for float16, nor
+    for a user's model.
+    """
+    if recipe.speed.optimizer != "auto":
+        return recipe.speed.optimizer
+    is_safe = recipe.precision != "float16" and not is_reference(recipe.model.name)
+    return "fused" if device.type == "cpu" and is_safe else "foreach"
+
+
+def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "foreach") -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
 
     Its LR is 0 until the trainer writes the step's LR into the groups. `sgd` is torch's, with L2 weight decay in the
-    decaying group only, and with `kernels` as named (`auto`: fused on a CPU, where it takes a third of the time, and
-    foreach on a GPU). `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the convention lr_inside where they
-    are not given. A user's function gets the groups; it must return a torch optimizer over exactly these parameters.
+    decaying group only, and with `kernels` as named. `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the
+    convention lr_inside where they are not given. A user's function gets the groups; it must return a torch optimizer
+    over exactly these parameters.
 
     Raises RecipeError for an unknown name, Nesterov momentum with LARS, and a user's function that breaks the above.
     """
@@ -30,9 +43,6 @@ def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels 
     if not groups:
         raise RecipeError("model", "has no trainable parameter", "a model with at least one")
     if recipe.name == "sgd":
-        if kernels == "auto":
-            on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-            kernels = "fused" if on_cpu else "foreach"
         return torch.optim.SGD(
             groups,
             lr=0.0,

@@ -11,7 +11,7 @@ from pathlib import Path
 def start(config_file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     """The main job under a limit of 200 open files, fewer than the 256 of which the check is sure that they are few."""
     command = [sys.executable, "-m", "launcher.train", str(config_file), *overrides]
-    limited = ["bash", "-c", 'ulimit -n 200; exec "$@"', "bash", *command]
+    limited = ["bash", "-c", 'ulimit -S -n 200; exec "$@"', "bash", *command]
     return subprocess.run(limited, capture_output=True, text=True, timeout=120)
 
 

@@ -203,7 +203,12 @@ class RayHosts:
             process.kill()
             process.communicate()
             return None
-        found: list[str] = json.loads(output.splitlines()[-1]) if process.returncode == 0 else None
+        found: list[str] = (
+            # Ray's own words may come after the answer
+            json.loads(next(line for line in reversed(output.splitlines()) if line.startswith('["')))
+            if process.returncode == 0
+            else None
+        )
         return found
 
     def driver_environment(self) -> dict[str, str]:

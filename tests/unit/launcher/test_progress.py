@@ -23,6 +23,25 @@ def test_train_and_eval_lines() -> None:
     assert "1,000 images" in second
 
 
+def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
+    stream = io.StringIO()
+    record = {"kind": "eval", "step": 20, "top1": 0.5, "top5": 0.75, "loss": 1.0, "num_samples": 1000, "time_s": 2.0}
+    for weights in ("model", "ema"):
+        Progress(stream).record({**record, "weights": weights})
+    model, average = stream.getvalue().splitlines()
+    assert "evaluated: top-1" in model
+    assert "evaluated, average of the weights: top-1" in average
+
+
+def test_a_batch_larger_than_the_data_is_told_at_the_start() -> None:
+    stream = io.StringIO()
+    for batch_size in (1442, 5000):
+        detail = {"total_steps": 6, "batch_size": batch_size, "num_samples": 1442}
+        Progress(stream).record({"kind": "event", "step": 0, "event": "started", "detail": detail})
+    [line] = stream.getvalue().splitlines()
+    assert line.startswith("batch.size 5,000 is more than the 1,442 training images")
+
+
 SUMMARY = {"step": 40, "time_s": 9.0, "images_per_s": 90.0, "top1": 0.5, "top5": 0.75, "num_samples": 100}
 
 

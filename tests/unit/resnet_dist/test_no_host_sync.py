@@ -27,7 +27,7 @@ from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
 from resnet_dist.models.batch_norm import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.optim import build_optimizer
+from resnet_dist.optim import build_optimizer, sgd_kernels
 from resnet_dist.recipe import (
     BatchNormRecipe,
     BatchRecipe,
@@ -111,7 +111,7 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         parts = recipe.batch.parts
         model = whole_model(recipe, Spans(BatchLayout(BATCH, parts), 0, recipe.batch_norm.span), CPU)
-        optimizer = build_optimizer(recipe.optimizer, model, recipe.speed.optimizer)
+        optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, torch.device("cpu")))
         loss_sum = partial(cross_entropy_sum, label_smoothing=0.1)
         self.engine = build_engine(recipe, model, optimizer, loss_sum)
         self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH)

@@ -88,6 +88,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"engine__name": "zero", "speed__static_graph": True}, "speed.static_graph", "only with engine.name ddp"),
     ({"optimizer__name": "lars", "speed__optimizer": "fused"}, "speed.optimizer", "only with optimizer.name sgd"),
     ({"precision": "float16", "speed__cuda_graph": True}, "speed.cuda_graph", "asks the host"),
+    ({"precision": "float16", "speed__optimizer": "fused"}, "speed.optimizer", "unwritten"),
     ({"optimizer__gradient_clipping": 0.0}, "optimizer.gradient_clipping", "above 0"),
     ({"model__name": "resnt50"}, "model.name", "Did you mean resnet50?"),
     ({"model__name": "resnet21"}, "model.name", "Did you mean resnet20?"),

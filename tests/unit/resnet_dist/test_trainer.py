@@ -186,7 +186,7 @@ def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() 
     assert outcome == Outcome(6, finished=True, evaluation=EVALUATION)
     assert world.told == [("checkpoints/step-3", 3), ("checkpoints/step-6", 6)]
     assert world.events() == [(0, "started"), (6, "finished")]
-    assert world.of("event")[0]["detail"] == {"total_steps": 6}
+    assert world.of("event")[0]["detail"] == {"total_steps": 6, "batch_size": 4, "num_samples": 8}
 
 
 def test_the_end_of_a_run_is_evaluated_and_saved_even_if_neither_is_due() -> None:

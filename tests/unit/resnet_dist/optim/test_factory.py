@@ -10,9 +10,18 @@ import torch
 from torch import nn
 
 from resnet_dist import rules
+from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim import Lars, build_optimizer
-from resnet_dist.recipe import OptimizerRecipe
+from resnet_dist.optim import Lars, build_optimizer, sgd_kernels
+from resnet_dist.recipe import (
+    BatchRecipe,
+    DataRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    Recipe,
+    ScheduleRecipe,
+    SpeedRecipe,
+)
 
 
 @pytest.fixture
@@ -42,11 +51,32 @@ def _settings(optimizer: torch.optim.Optimizer, *names: str) -> list[tuple[Any, 
 def test_sgd_decays_only_the_weights(model: nn.Module) -> None:
     optimizer = build_optimizer(OptimizerRecipe(momentum=0.8, nesterov=True, weight_decay=1e-4), model)
     assert type(optimizer) is torch.optim.SGD
-    names = ("names", "weight_decay", "momentum", "nesterov", "fused", "lr")
+    names = ("names", "weight_decay", "momentum", "nesterov", "foreach", "lr")
     assert _settings(optimizer, *names) == [
         (["0.weight", "3.weight"], 1e-4, 0.8, True, True, 0.0),
         (["0.bias", "1.weight", "1.bias", "3.bias"], 0.0, 0.8, True, True, 0.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "kernels"),
+    [
+        ({}, "fused"),
+        ({"speed": SpeedRecipe(optimizer="loop")}, "loop"),
+        ({"precision": "float16"}, "foreach"),  # a first step that is skipped would leave its momentum unwritten
+        ({"model": ModelRecipe(name="mine:build", num_classes=2)}, "foreach"),  # its gradients may come later
+    ],
+)
+def test_auto_is_fused_on_a_cpu_where_that_is_safe(change: dict[str, Any], kernels: str) -> None:
+    recipe = Recipe(
+        data=DataRecipe(root=""),
+        batch=BatchRecipe(size=8),
+        duration=Duration.parse("1 steps"),
+        schedule=ScheduleRecipe(peak_lr=0.1),
+        **change,
+    )
+    assert sgd_kernels(recipe, torch.device("cpu")) == kernels
+    assert build_optimizer(OptimizerRecipe(), nn.Linear(2, 2), sgd_kernels(recipe, torch.device("cpu")))
 
 
 def test_lars_has_the_defaults_of_mlperf(model: nn.Module) -> None:
