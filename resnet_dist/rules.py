@@ -6,15 +6,15 @@ milestone after the end. Types are the business of whoever built the recipe; val
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
 from resnet_dist.recipe import DataRecipe, EmaRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
+from resnet_dist.requirements import REFERENCE_FORM, at_least, one_of, positive, require, unused
 from resnet_dist.shares import allowed_spans
 
 MODEL_NAMES = (
@@ -28,7 +28,6 @@ ENGINE_NAMES = ("ddp", "zero")
 
 _LARGEST_SEED = 2**63 - 1  # a signed 64-bit integer: what torch's generators take
 _LARGEST_BATCH = 2**31 - 1  # far above any data set; keeps the search for divisors short
-_REFERENCE_FORM = "package.module:function"
 
 
 def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) -> list[RecipeError]:
@@ -61,17 +60,17 @@ def check(recipe: Recipe, world_size: int, num_samples: int | None = None) -> No
 
 
 def _run(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
-    yield from _require(
+    yield from require(
         0 <= recipe.seed <= _LARGEST_SEED,
         "seed",
         recipe.seed,
         f"a whole number from 0 to {_LARGEST_SEED}",
     )
-    yield from _positive("duration", recipe.duration)
-    yield from _positive("evaluate.every", recipe.evaluate.every)
-    yield from _at_least(1, "evaluate.batch_size", recipe.evaluate.batch_size)
+    yield from positive("duration", recipe.duration)
+    yield from positive("evaluate.every", recipe.evaluate.every)
+    yield from at_least(1, "evaluate.batch_size", recipe.evaluate.batch_size)
     smoothing = recipe.regularization.label_smoothing
-    yield from _require(0 <= smoothing < 1, "regularization.label_smoothing", smoothing, "at least 0 and below 1")
+    yield from require(0 <= smoothing < 1, "regularization.label_smoothing", smoothing, "at least 0 and below 1")
     warmup = recipe.schedule.warmup
     if recipe.duration.count > 0 and _longer(warmup, recipe.duration, recipe.batch.size, num_samples):
         yield RecipeError(
@@ -82,38 +81,38 @@ def _run(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
 
 
 def _model(model: ModelRecipe) -> Iterator[RecipeError]:
-    yield from _one_of("model.name", model.name, MODEL_NAMES)
-    yield from _at_least(2, "model.num_classes", model.num_classes)
+    yield from one_of("model.name", model.name, MODEL_NAMES)
+    yield from at_least(2, "model.num_classes", model.num_classes)
     if not is_reference(model.name):
-        yield from _unused("model.arguments", model.arguments or None, f"a model of your own ({_REFERENCE_FORM})")
+        yield from unused("model.arguments", model.arguments or None, f"a model of your own ({REFERENCE_FORM})")
     elif "num_classes" in model.arguments:
         yield RecipeError("model.arguments", "holds num_classes, which is passed already", "the other arguments")
 
 
 def _data(data: DataRecipe) -> Iterator[RecipeError]:
-    yield from _one_of("data.source", data.source, SOURCE_NAMES)
-    yield from _at_least(8, "data.resolution", data.resolution)
+    yield from one_of("data.source", data.source, SOURCE_NAMES)
+    yield from at_least(8, "data.resolution", data.resolution)
     area, aspect, crop = data.crop_area, data.crop_aspect, data.evaluation_crop
-    yield from _require(
+    yield from require(
         0 < area[0] <= area[1] <= 1, "data.crop_area", list(area), "[low, high] with 0 < low <= high <= 1"
     )
-    yield from _require(
+    yield from require(
         0 < aspect[0] <= aspect[1] < math.inf, "data.crop_aspect", list(aspect), "[low, high] with 0 < low <= high"
     )
-    yield from _require(0 < crop <= 1, "data.evaluation_crop", crop, "above 0 and at most 1")
-    yield from _require(all(map(math.isfinite, data.mean)), "data.mean", list(data.mean), "three finite numbers")
-    yield from _require(
+    yield from require(0 < crop <= 1, "data.evaluation_crop", crop, "above 0 and at most 1")
+    yield from require(all(map(math.isfinite, data.mean)), "data.mean", list(data.mean), "three finite numbers")
+    yield from require(
         all(0 < value < math.inf for value in data.std), "data.std", list(data.std), "three numbers above 0"
     )
-    yield from _at_least(1, "data.prefetch", data.prefetch)
+    yield from at_least(1, "data.prefetch", data.prefetch)
     if data.num_samples is not None:
-        yield from _at_least(1, "data.num_samples", data.num_samples)
+        yield from at_least(1, "data.num_samples", data.num_samples)
 
 
 def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
     size, parts = recipe.batch.size, recipe.batch.parts
-    yield from _require(1 <= size <= _LARGEST_BATCH, "batch.size", size, f"a whole number from 1 to {_LARGEST_BATCH}")
-    yield from _at_least(1, "batch.num_micro_batches", parts)
+    yield from require(1 <= size <= _LARGEST_BATCH, "batch.size", size, f"a whole number from 1 to {_LARGEST_BATCH}")
+    yield from at_least(1, "batch.num_micro_batches", parts)
     micro_batch = _micro_batch(recipe)
     if micro_batch is not None and world_size > micro_batch:
         yield RecipeError(
@@ -129,8 +128,8 @@ def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
 
 def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
     span, momentum, epsilon = recipe.batch_norm.span, recipe.batch_norm.momentum, recipe.batch_norm.epsilon
-    yield from _require(0 < momentum <= 1, "batch_norm.momentum", momentum, "above 0 and at most 1")
-    yield from _require(0 < epsilon < math.inf, "batch_norm.epsilon", epsilon, "a number above 0")
+    yield from require(0 < momentum <= 1, "batch_norm.momentum", momentum, "above 0 and at most 1")
+    yield from require(0 < epsilon < math.inf, "batch_norm.epsilon", epsilon, "a number above 0")
     micro_batch = _micro_batch(recipe)
     if micro_batch is None:
         return  # said already, and nothing can be said about spans
@@ -157,36 +156,36 @@ def _micro_batch(recipe: Recipe) -> int | None:
 
 def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
     name, momentum = optimizer.name, optimizer.momentum
-    yield from _one_of("optimizer.name", name, OPTIMIZER_NAMES)
-    yield from _require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
-    yield from _require(
+    yield from one_of("optimizer.name", name, OPTIMIZER_NAMES)
+    yield from require(0 <= momentum < 1, "optimizer.momentum", momentum, "at least 0 and below 1")
+    yield from require(
         0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "a number from 0 up"
     )
     clipping = optimizer.gradient_clipping
-    yield from _require(
+    yield from require(
         clipping is None or 0 < clipping < math.inf,
         "optimizer.gradient_clipping",
         clipping,
         "a number above 0, or leave it out",
     )
     if optimizer.nesterov and name != "sgd":
-        yield from _unused("optimizer.nesterov", True, "optimizer.name sgd")
+        yield from unused("optimizer.nesterov", True, "optimizer.name sgd")
     elif optimizer.nesterov and momentum == 0:
-        yield from _unused("optimizer.nesterov", True, "optimizer.momentum above 0")
+        yield from unused("optimizer.nesterov", True, "optimizer.momentum above 0")
     trust, epsilon = optimizer.trust_coefficient, optimizer.epsilon
     if name != "lars":
         for key, value in (("trust_coefficient", trust), ("epsilon", epsilon), ("convention", optimizer.convention)):
-            yield from _unused(f"optimizer.{key}", value, "optimizer.name lars")
+            yield from unused(f"optimizer.{key}", value, "optimizer.name lars")
     else:
-        yield from _require(
+        yield from require(
             trust is None or 0 < trust < math.inf, "optimizer.trust_coefficient", trust, "a number above 0"
         )
-        yield from _require(
+        yield from require(
             epsilon is None or 0 <= epsilon < math.inf, "optimizer.epsilon", epsilon, "a number from 0 up"
         )
     if not is_reference(name):
-        yield from _unused(
-            "optimizer.arguments", optimizer.arguments or None, f"an optimizer of your own ({_REFERENCE_FORM})"
+        yield from unused(
+            "optimizer.arguments", optimizer.arguments or None, f"an optimizer of your own ({REFERENCE_FORM})"
         )
     for taken in sorted({"groups", "momentum", "weight_decay"} & set(optimizer.arguments)):
         yield RecipeError("optimizer.arguments", f"holds {taken}, which is passed already", "the other arguments")
@@ -194,20 +193,20 @@ def _optimizer(optimizer: OptimizerRecipe) -> Iterator[RecipeError]:
 
 def _ema(ema: EmaRecipe) -> Iterator[RecipeError]:
     allowed = "above 0 and below 1 (0.9999), or leave it out"
-    yield from _require(ema.decay is None or 0 < ema.decay < 1, "ema.decay", ema.decay, allowed)
-    yield from _at_least(1, "ema.every_steps", ema.every_steps)
+    yield from require(ema.decay is None or 0 < ema.decay < 1, "ema.decay", ema.decay, allowed)
+    yield from at_least(1, "ema.every_steps", ema.every_steps)
     if ema.decay is None and ema.every_steps > 1:
-        yield from _unused("ema.every_steps", ema.every_steps, "an ema.decay")
+        yield from unused("ema.every_steps", ema.every_steps, "an ema.decay")
 
 
 def _engine(recipe: Recipe) -> Iterator[RecipeError]:
     engine, precision = recipe.engine, recipe.precision
-    yield from _one_of("engine.name", engine.name, ENGINE_NAMES)
-    yield from _require(0 < engine.bucket_mb < math.inf, "engine.bucket_mb", engine.bucket_mb, "MiB, above 0")
+    yield from one_of("engine.name", engine.name, ENGINE_NAMES)
+    yield from require(0 < engine.bucket_mb < math.inf, "engine.bucket_mb", engine.bucket_mb, "MiB, above 0")
     if not is_reference(engine.name):
-        yield from _unused("engine.arguments", engine.arguments or None, f"an engine of your own ({_REFERENCE_FORM})")
+        yield from unused("engine.arguments", engine.arguments or None, f"an engine of your own ({REFERENCE_FORM})")
     if engine.name != "zero":
-        yield from _unused("engine.stage", engine.stage, "engine.name zero")
+        yield from unused("engine.stage", engine.stage, "engine.name zero")
     elif engine.stage == 3:
         yield RecipeError(
             "engine.stage",
@@ -228,10 +227,10 @@ def _engine(recipe: Recipe) -> Iterator[RecipeError]:
 def _speed(recipe: Recipe) -> Iterator[RecipeError]:
     speed, optimizer, engine = recipe.speed, recipe.optimizer.name, recipe.engine.name
     if optimizer != "sgd" and speed.optimizer != "auto":
-        yield from _unused("speed.optimizer", speed.optimizer, "optimizer.name sgd")
+        yield from unused("speed.optimizer", speed.optimizer, "optimizer.name sgd")
     if engine != "ddp":
         for key in ("compile", "cuda_graph", "static_graph"):
-            yield from _unused(f"speed.{key}", getattr(speed, key) or None, "engine.name ddp")
+            yield from unused(f"speed.{key}", getattr(speed, key) or None, "engine.name ddp")
     if speed.optimizer == "fused" and recipe.precision == "float16":
         found = (
             "found fused with precision float16: where the loss scaler skips the first step, its momentum is unwritten"
@@ -254,12 +253,12 @@ def _learning_rates(schedule: ScheduleRecipe, batch_size: int) -> Iterator[Recip
             "schedule.peak_lr", found, "exactly one of schedule.peak_lr and schedule.base_lr (for a batch of 256)"
         )
     for key, value in rates.items():
-        yield from _require(0 < value < math.inf, f"schedule.{key}", value, "a number above 0")
+        yield from require(0 < value < math.inf, f"schedule.{key}", value, "a number above 0")
     start, end = schedule.warmup_start_lr, schedule.end_lr
-    yield from _require(0 <= start < math.inf, "schedule.warmup_start_lr", start, "a number from 0 up")
-    yield from _require(0 <= end < math.inf, "schedule.end_lr", end, "a number from 0 up")
+    yield from require(0 <= start < math.inf, "schedule.warmup_start_lr", start, "a number from 0 up")
+    yield from require(0 <= end < math.inf, "schedule.end_lr", end, "a number from 0 up")
     if start > 0 and schedule.warmup.count == 0:
-        yield from _unused("schedule.warmup_start_lr", start, "a schedule.warmup")
+        yield from unused("schedule.warmup_start_lr", start, "a schedule.warmup")
     if len(rates) == 1 and batch_size >= 1:
         [(key, value)] = rates.items()
         peak = value if key == "peak_lr" else value * batch_size / 256  # linear scaling, Goyal et al. 2017
@@ -270,23 +269,23 @@ def _learning_rates(schedule: ScheduleRecipe, batch_size: int) -> Iterator[Recip
 
 def _decay(schedule: ScheduleRecipe) -> Iterator[RecipeError]:
     decay, power, gamma = schedule.decay, schedule.power, schedule.gamma
-    yield from _one_of("schedule.decay", decay, DECAY_NAMES)
+    yield from one_of("schedule.decay", decay, DECAY_NAMES)
     if decay != "polynomial":
-        yield from _unused("schedule.power", power, "schedule.decay polynomial")
+        yield from unused("schedule.power", power, "schedule.decay polynomial")
     else:
-        yield from _require(power is None or 0 < power < math.inf, "schedule.power", power, "a number above 0")
+        yield from require(power is None or 0 < power < math.inf, "schedule.power", power, "a number above 0")
     if decay != "step":
-        yield from _unused("schedule.gamma", gamma, "schedule.decay step")
+        yield from unused("schedule.gamma", gamma, "schedule.decay step")
     else:
-        yield from _require(gamma is None or 0 < gamma < 1, "schedule.gamma", gamma, "above 0 and below 1")
+        yield from require(gamma is None or 0 < gamma < 1, "schedule.gamma", gamma, "above 0 and below 1")
     if decay in ("constant", "step"):
-        yield from _unused("schedule.end_lr", schedule.end_lr or None, "schedule.decay cosine or polynomial")
+        yield from unused("schedule.end_lr", schedule.end_lr or None, "schedule.decay cosine or polynomial")
 
 
 def _milestones(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
     key, milestones, warmup = "schedule.milestones", recipe.schedule.milestones, recipe.schedule.warmup
     if recipe.schedule.decay != "step":
-        yield from _unused(key, [str(milestone) for milestone in milestones] or None, "schedule.decay step")
+        yield from unused(key, [str(milestone) for milestone in milestones] or None, "schedule.decay step")
         return
     if not milestones:
         yield RecipeError(key, "found none", "with schedule.decay step: a list of durations, ascending")
@@ -312,48 +311,6 @@ def _longer(first: Duration, second: Duration, batch_size: int, num_samples: int
         return None
     sizes = {"batch_size": batch_size, "num_samples": num_samples or 1}  # 1: no epochs, so it takes no part
     return first.samples(**sizes) > second.samples(**sizes)
-
-
-def _require(condition: bool, key: str, value: object, allowed: str) -> Iterator[RecipeError]:
-    if not condition:
-        yield RecipeError(key, f"found {value}", allowed)
-
-
-def _at_least(low: int, key: str, value: int) -> Iterator[RecipeError]:
-    yield from _require(value >= low, key, value, f"a whole number from {low} up")
-
-
-def _positive(key: str, duration: Duration) -> Iterator[RecipeError]:
-    yield from _require(duration.count > 0, key, duration, "a duration above 0")
-
-
-def _unused(key: str, value: object, only_with: str) -> Iterator[RecipeError]:
-    """An option that is given (not None) where it would do nothing."""
-    if value is not None:
-        found = str(value).lower() if isinstance(value, bool) else value
-        yield RecipeError(key, f"found {found}, which would do nothing here", f"only with {only_with}; leave it out")
-
-
-def _one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
-    if name in names or is_reference(name):
-        return
-    near = _nearest_name(name, names)
-    hint = f". Did you mean {near}?" if near else ""
-    yield RecipeError(key, f'found "{name}"', f"{', '.join(names)}, or {_REFERENCE_FORM}{hint}")
-
-
-def _nearest_name(name: str, names: Sequence[str]) -> str:
-    """The name that was probably meant, or an empty text: of a family whose members differ in a number, the nearest.
-
-    >>> _nearest_name("resnet21", ["resnet20", "resnet32"]), _nearest_name("resent50", ["resnet50"])
-    ('resnet20', 'resnet50')
-    """
-    stem = name.rstrip("0123456789")
-    numbers = {int(one[len(stem) :]): one for one in names if one.startswith(stem) and one[len(stem) :].isdigit()}
-    if stem and stem != name and numbers:
-        wanted = int(name[len(stem) :])
-        return numbers[min(numbers, key=lambda number: (abs(number - wanted), number))]
-    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 
 def _nearest_divisors(total: int, wanted: int) -> str:

@@ -247,6 +247,14 @@ def test_a_holder_learns_that_it_was_succeeded(folder: Path) -> None:
     assert found.host == "another"
 
 
+def test_an_old_listing_of_a_shared_folder_is_no_loss(folder: Path) -> None:
+    acquire(folder).release()
+    second = acquire(folder, renew_every_s=LONG_S)
+    (folder / f"{second.generation:08d}.json").rename(folder / "hidden")  # as an NFS client's cache may have it
+    os.link(write_holder(folder.parent / "other", host="another"), folder / f"{second.generation - 1:08d}.json")
+    second.claim.check()
+
+
 def test_a_check_sees_what_the_next_renewal_would(folder: Path) -> None:
     first = acquire(folder, renew_every_s=LONG_S)
     os.link(write_holder(folder.parent / "other", host="another"), folder / "00000002.json")

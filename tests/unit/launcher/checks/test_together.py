@@ -128,6 +128,16 @@ def test_a_worker_that_never_comes_is_named() -> None:
         check_together(store, Member(0, 0, "n0", ""), 2, lambda: 0, Limits(come_s=0.1))
 
 
+def test_a_sum_that_hangs_while_another_worker_has_ended_leaves_word_that_it_hangs() -> None:
+    store, never = HashStore(), threading.Event()
+    store.set("member/1", "{}")
+    store.add("come", 1)  # and then it is killed
+    with pytest.raises(CollectiveFault, match="only 1 of 2 workers") as raised:
+        check_together(store, Member(0, 0, "n0", ""), 2, lambda: never.wait() + 0, Limits(come_s=5, reduce_s=0.1))
+    never.set()
+    assert raised.value.gone
+
+
 def test_the_group_that_will_train_adds_up_right_and_a_wrong_addend_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     store, cpu = HashStore(), torch.device("cpu")
     dist.init_process_group("gloo", store=PrefixStore("group", store), rank=0, world_size=1)
