@@ -19,7 +19,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Exchange
 
 from benchmarks.measure import Run, interleave, time_row
 from resnet_dist.models.batch_norm import SpanBatchNorm
-from resnet_dist.models.spans import Spans
+from resnet_dist.models.spans import Spans, Team
 from resnet_dist.shares import BatchLayout
 
 # Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
@@ -77,10 +77,11 @@ def _passes(layer: nn.Module, images: Tensor) -> Run:
 
 
 def _ours(channels: int, batch: int, *, exchanged: bool) -> SpanBatchNorm:
-    spans = Spans(BatchLayout(batch, 1, 1), 0, "global")
+    layout = BatchLayout(batch, 1, 1)
+    spans = Spans(layout, 0, "global")
     if exchanged:
-        spans.group = dist.group.WORLD
-    return SpanBatchNorm(nn.BatchNorm2d(channels), spans, 0.1, 1e-5)
+        spans.join(Team(range(1), range(batch)), dist.group.WORLD, layout, 0)
+    return SpanBatchNorm(nn.BatchNorm2d(channels), spans)
 
 
 class _AlwaysSynchronised(nn.SyncBatchNorm):

@@ -31,7 +31,7 @@ from resnet_dist.evaluate import Evaluation
 from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
-from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, sgd_kernels
 from resnet_dist.pulse import Pulse

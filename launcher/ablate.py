@@ -107,6 +107,7 @@ def alone(recipe: Recipe, world_size: int) -> Recipe:
     """One worker's share as a recipe of its own; spans that others have a part in become the worker's."""
     if world_size == 1:
         return recipe
+    recipe = rules.settled(recipe)  # a span for the whole batch: auto would choose another one for the share
     parts = recipe.batch.parts
     layout = BatchLayout(recipe.batch.size, parts, world_size)
     share = max(len(layout.share(0, rank).own) for rank in range(world_size))

@@ -22,6 +22,7 @@ from launcher.run_directory import RunDirectory
 from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 from resnet_dist.errors import CheckpointError, DivergedError, OutOfMemory
+from resnet_dist.rules import settled
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def policy_of(config: RunConfig) -> Policy:
 
 
 def with_micro_batches(config: RunConfig, count: int | None) -> RunConfig:
-    """The config with `count` micro-batches (None: 1), where it leaves their number to us."""
+    """The config with `count` micro-batches (None: 1), where it leaves their number to us; batch norm's span stays."""
     if config.batch.num_micro_batches != "auto":
         return config
+    config = settled(config)
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, num_micro_batches=count or 1))
 
 

@@ -21,7 +21,7 @@ from launcher.errors import ConfigError, UsageError
 from launcher.run import Run, load_run
 from launcher.run_directory import Attempt, RunDirectory
 from resnet_dist.errors import StorageError
-from resnet_dist.sink import read_metrics
+from resnet_dist.sink import read_metrics, without_non_finite
 
 TOLERANCE = 1e-6  # of float32 runs at their first step; README and docs/reproducibility.md say what to expect later
 
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> int:
         raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 asks for equal bits")
     comparison = compare(given.run_a, given.run_b, given.tolerance)
     if given.json:
-        print(json.dumps(described(comparison), indent=2, default=repr, allow_nan=False))
+        print(json.dumps(without_non_finite(described(comparison)), indent=2, default=repr, allow_nan=False))
     else:
         for line in lines(comparison):
             print(line)

@@ -82,8 +82,23 @@ def from_mapping(
 
 def to_yaml(config: RunConfig) -> str:
     """The config with every default filled in, as YAML that `load` reads back to an equal RunConfig."""
-    plain = _plain(config)
-    return yaml_source.dump({key: plain[key] for key in (*_HEAD, *(key for key in plain if key not in _HEAD))})
+    data = plain(config)
+    return yaml_source.dump({key: data[key] for key in (*_HEAD, *(key for key in data if key not in _HEAD))})
+
+
+def plain(value: Any) -> Any:
+    """A config, a section or a value of one, in YAML's own types."""
+    if isinstance(value, Duration):
+        return str(value)
+    if isinstance(value, Workers):
+        return value.plain()
+    if dataclasses.is_dataclass(value):
+        return {part.name: plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
 
 
 def json_schema() -> dict[str, Any]:
@@ -306,18 +321,3 @@ def _ray_sessions(path: str) -> Iterator[Path]:
             stamped = re.match(r"session_\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}_\d+", folder.name)
             if dated or stamped or (folder.name.startswith("session_") and folder.parent in roots):
                 yield folder
-
-
-def _plain(value: Any) -> Any:
-    """A config's value in YAML's own types."""
-    if isinstance(value, Duration):
-        return str(value)
-    if isinstance(value, Workers):
-        return value.plain()
-    if dataclasses.is_dataclass(value):
-        return {part.name: _plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value

@@ -68,8 +68,7 @@ def lines(found: Sequence[Status]) -> Iterator[str]:
     for status in found:
         step = "" if status.step is None else f"{status.step:,}"
         step += f" of {status.total_steps:,}" if step and status.total_steps else ""
-        loss = "" if status.loss is None else f"{status.loss:.4g}"
-        top1 = "" if status.top1 is None else f"{status.top1:.2%}"
+        loss, top1 = status.text("loss", ".4g"), status.text("top1", ".2%")
         reason = status.reason if len(status.reason) <= 60 else f"{status.reason[:57]}..."
         rows.append((Path(status.run).name, status.state, step, loss, top1, status.job or "", reason))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -65,6 +66,8 @@ def run_local(
     with _process_group(config, rank, world_size), stop as signals:
         begun = _begin(config, run, mode, progress, rank, world_size, skips, num_micro_batches)
         start, attempt = begun.start, begun.attempt
+        # Paths stay those of each process: only batch norm is what rank 0 has found of the run.
+        config = dataclasses.replace(config, batch_norm=start.config.batch_norm)
         if rank == 0:
             on_begin(attempt, start)
         assignment = Assignment(
@@ -135,7 +138,7 @@ def _begin(
     if rank == 0:
         try:
             start = resume.choose(config, run, mode)
-            run.write_config(configs.to_yaml(config))
+            run.write_config(configs.to_yaml(start.config))
             skips = skips or read_skips(run)
             num_micro_batches = num_micro_batches or micro_batches_before(run)
             facts = {"place": "local", "workers": world_size, "from_step": start.step}

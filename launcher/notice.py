@@ -19,8 +19,9 @@ def needed_s(run: RunDirectory) -> float | None:
         return None
     records = read_metrics(run.metrics)
     saves = [record["detail"] for record in records if record.get("event") == "checkpoint"]
-    times: list[float] = [detail["stalled_s"] + detail["write_s"] for detail in saves if "write_s" in detail]
-    steps: list[float] = [record["step_time_s"] for record in records if record["kind"] == "train"]
+    pairs = [(detail.get("stalled_s"), detail.get("write_s")) for detail in saves]
+    times: list[float] = [stalled_s + write_s for stalled_s, write_s in pairs if None not in (stalled_s, write_s)]
+    steps: list[float] = [s for record in records if (s := record.get("step_time_s")) is not None]
     if not times or not steps:
         return None
     return max(times) + BOUNDARIES * max(steps)

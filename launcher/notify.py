@@ -26,6 +26,7 @@ from typing import Any
 
 from launcher.run_config import Notify
 from launcher.run_directory import RunDirectory
+from resnet_dist.sink import without_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +45,14 @@ class Notifier:
             log.warning("notify.webhook_env: %s is not set here: nothing will be posted", notify.webhook_env)
 
     def tell(self, event: str, message: str, **facts: Any) -> None:
-        """Tell of an event. `facts` are plain values that stand beside it."""
+        """Tell of an event. `facts` are plain values that stand beside it; a number that is not finite becomes null."""
         variable = self._notify.webhook_env
         webhook = self._notify.webhook if variable is None else os.environ.get(variable)
         if self._notify.command is None and not webhook:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {"event": event, "run": str(self._run.path), "time": now, "message": message, **facts}
-        body = json.dumps(content).encode()
+        body = json.dumps(without_non_finite(content), allow_nan=False).encode()
         for send, target in ((_run, self._notify.command), (_post, webhook)):
             if target:
                 thread = threading.Thread(target=_safely, args=(send, target, body), daemon=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher import config as configs
 from launcher import heartbeats, notice, scale
@@ -19,7 +19,8 @@ from resnet_dist.durations import Every
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
 from resnet_dist.recipe import EmaRecipe
-from resnet_dist.shares import BatchLayout
+from resnet_dist.rules import settled
+from resnet_dist.shares import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
 
 MAX_NODES = 100_000  # a column each: more is a slip of the finger
 
@@ -195,7 +196,7 @@ def _shares(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     sizes = sorted({len(layout.share(0, rank).own) for rank in range(config.workers.most)})
     each = " or ".join(map(str, sizes))
     yield f"  share         {each} images a worker and micro-batch, {layout.num_micro_batches} micro-batch(es) a step"
-    span = config.batch_norm.span
+    span = settled(config).batch_norm.fixed_span
     if span == "worker":
         yield "  batch norm    each worker's share: the one span whose statistics depend on the number of workers"
         return
@@ -203,6 +204,16 @@ def _shares(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     crossing = config.workers.most > 1 and layout.spans_cross_workers(length)
     exchange = "exchanged among the workers that share one" if crossing else "each on one worker: nothing is exchanged"
     yield f"  batch norm    {batch_spans(layout, length)} spans of {length} images, {exchange}"
+    if config.batch_norm.span == "auto":
+        yield from _automatic_span(span, layout.micro_batch_size)
+
+
+def _automatic_span(span: int | Literal["global"], micro_batch_size: int) -> Iterator[str]:
+    if span == "global":
+        yield f"                WARNING: span global: no divisor of {micro_batch_size:,} lies between {LEAST_SPAN} and"
+        yield f"                {LARGEST_SPAN}; statistics over the whole batch are the slowest choice on a cluster"
+    else:
+        yield f"                span {span}, chosen by auto: the divisor of {micro_batch_size:,} nearest {WANTED_SPAN}"
 
 
 def batch_spans(layout: BatchLayout, length: int) -> int:

@@ -41,8 +41,9 @@ class Progress:
         elif kind == "eval":
             average = ", average of the weights" if record.get("weights") == "ema" else ""
             self.say(
-                f"{self._where(record)}  evaluated{average}: top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}"
-                f"  loss {record['loss']:.4f}  ({record['num_samples']:,} images in {record['time_s']:.1f} s)"
+                f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
+                f"  top-5 {_shown(record, 'top5', '.2%')}  loss {_shown(record, 'loss', '.4f')}"
+                f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
             )
         elif record["event"] == "started":
             detail = record["detail"]
@@ -58,16 +59,41 @@ class Progress:
             self.say(f"{self._where(record)}  stopped on request")
 
     def _train(self, record: Mapping[str, Any]) -> str:
-        minutes, seconds = divmod(round(record["time_left_s"]), 60)
+        left = _shown(record, "time_left_s", ".0f")
+        if left.isdecimal():
+            minutes, seconds = divmod(int(left), 60)
+            left = f"{minutes}:{seconds:02d}"
         return (
-            f"{self._where(record)}  loss {record['loss']:.4f}  LR {record['learning_rate']:.4g}"
-            f"  {record['images_per_s']:,.0f} images/s  left {minutes}:{seconds:02d}"
+            f"{self._where(record)}  loss {_shown(record, 'loss', '.4f')}  LR {_shown(record, 'learning_rate', '.4g')}"
+            f"  {_shown(record, 'images_per_s', ',.0f')} images/s  left {left}"
         )
 
     def _where(self, record: Mapping[str, Any]) -> str:
-        epoch = f"epoch {record['epoch']:6.2f}  " if "epoch" in record else ""
+        epoch = f"epoch {_shown(record, 'epoch', '6.2f')}  " if "epoch" in record else ""
         width = len(str(self._total_steps))
         return f"{epoch}step {record['step']:>{width}}/{self._total_steps}"
+
+
+def _shown(record: Mapping[str, Any], key: str, form: str) -> str:
+    """A number of a record for a person; "not finite" for null or NaN, "n/a" where the record does not have it."""
+    if key not in record:
+        return "n/a"
+    value = record[key]
+    return format(value, form) if value is not None and math.isfinite(value) else "not finite"
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """A line where the last evaluation is not finite."""
+    not_finite = [name for name in ("top1", "top5", "loss") if _shown(summary, name, "") == "not finite"]
+    if not not_finite:
+        return []
+    where = ", ".join(not_finite)
+    if summary.get("num_nonfinite"):
+        where = f"{summary['num_nonfinite']:,} of {_shown(summary, 'num_samples', ',')} samples"
+    return [
+        f"WARNING: the last evaluation is not finite: {where}. Probable cause: the weights or the running statistics "
+        "of a batch norm are not finite"
+    ]
 
 
 def _twice(summary: Mapping[str, Any]) -> Duration:
@@ -86,9 +112,11 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
     return [
         "",
-        f"finished  {summary['step']:,} steps, {summary['time_s']:.0f} s since this start"
-        f" ({summary['images_per_s']:,.0f} images/s while training)",
-        f"  top-1        {summary['top1']:.2%} of {summary['num_samples']:,} val images (top-5 {summary['top5']:.2%})",
+        f"finished  {summary['step']:,} steps, {_shown(summary, 'time_s', '.0f')} s since this start"
+        f" ({_shown(summary, 'images_per_s', ',.0f')} images/s while training)",
+        *_warnings(summary),
+        f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
+        f" (top-5 {_shown(summary, 'top5', '.2%')})",
         f"  checkpoint   {checkpoint}",
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",

@@ -54,6 +54,7 @@ def run_ray(
     run's lease: looked at before each attempt, as this process may have been suspended.
     """
     start = resume.choose(config, run, mode)
+    config = start.config
     run.write_config(configs.to_yaml(config))
     for line in start.notes:
         progress.say(line)

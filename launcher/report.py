@@ -41,17 +41,21 @@ def goodput(run: RunDirectory, now: datetime.datetime | None = None) -> Goodput:
 
 
 def _useful(records: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
-    """(record, seconds) of everything that stayed; a train record speaks for all steps since the one before."""
+    """(record, seconds) of everything that stayed; a train record speaks for all steps since the one before.
+
+    A record without a time is left out.
+    """
     steps = [record for record in records if record["kind"] == "train"]
     starts = {record["step"] for record in records if record.get("event") == "started"}
     before = 0
     for record in steps:
         before = max([before, *(step for step in starts if step < record["step"])])
-        yield record, record["step_time_s"] * (record["step"] - before)
+        if (time_s := record.get("step_time_s")) is not None:
+            yield record, time_s * (record["step"] - before)
         before = record["step"]
     for record in records:
-        if record["kind"] == "eval":
-            yield record, record["time_s"]
+        if record["kind"] == "eval" and (time_s := record.get("time_s")) is not None:
+            yield record, time_s
 
 
 def _of(attempts: Sequence[Attempt], record: dict[str, Any]) -> Attempt | None:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from launcher import recorded
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.run_config import RunConfig, mirror_address
+from launcher.run_config import RunConfig, mirror_address, problems
 from launcher.run_directory import RunDirectory
-from resnet_dist.build import described
 from resnet_dist.checkpoint import format, mirror, restore
+from resnet_dist.rules import settled
 
 ResumeMode = Literal["auto", "never", "must"]
-
-# What a run is: a change would make its later half another experiment.
-FIXED = ("seed", "model", "data", "batch.size", "batch_norm", "optimizer.name", "optimizer.convention", "precision")
-# Where the images lie and how they are read may change, if they are the same images (their fingerprint is compared).
-FREE = ("data.root", "data.decoder", "data.prefetch", "data.num_samples", "model.weights")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where an attempt begins. `notes` are lines for whoever watches."""
+    """Where an attempt begins, and with which config: `config` is what the run goes on with, settled.
 
+    `notes` are lines for whoever watches.
+    """
+
+    config: RunConfig
     checkpoint: Path | None
     step: int
     notes: tuple[str, ...]
@@ -32,6 +31,8 @@ class Start:
 
 def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     """Where the run begins: at the newest complete checkpoint, or at its first step.
+
+    What the config leaves open of batch norm is taken from the checkpoint: a run keeps what it began with.
 
     Raises UsageError where `mode` forbids what is there, ConfigError where the config has changed in what a run cannot
     change, CheckpointError where there are checkpoints and none is good.
@@ -48,34 +49,25 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     if found is None:
         if mode == "must":
             raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
-        return Start(None, 0, (f"run {run.path}: starts at step 0",))
-    changes = list(_changes(found.state["recipe"], described(config.recipe())))
-    refused = [change for change in changes if _is_fixed(change[0])]
-    if refused:
-        raise ConfigError(
-            [
-                Problem(
-                    str(found.path),
-                    key,
-                    f"the run has {before!r}, the config {after!r}",
-                    "the run's value, or another name",
-                )
-                for key, before, after in refused
-            ]
-        )
-    notes = [f"run {run.path}: goes on at step {found.step + 1}, from {found.path.name}{source}"]
-    notes += [f"  changed since: {key} was {before!r}, is {after!r}" for key, before, after in changes]
-    return Start(found.path, found.step, tuple(notes))
+        return Start(settled(config), None, 0, (f"run {run.path}: starts at step 0",))
+    recipe = found.state["recipe"]
+    going_on = recorded.going_on(config, recipe)
+    changes = recorded.changes(str(found.path), recipe, going_on)
+    going_on = settled(going_on)
+    errors = [(error, f"{error.problem}; the run began with it") for error in problems(going_on)]
+    if errors:  # the config is a right one by itself, but not with what the run has
+        raise ConfigError([Problem(str(found.path), error.key, told, error.allowed) for error, told in errors])
+    notes = (
+        f"run {run.path}: goes on at step {found.step + 1}, from {found.path.name}{source}",
+        *_kept(settled(config), going_on),
+        *changes,
+    )
+    return Start(going_on, found.path, found.step, notes)
 
 
-def _is_fixed(key: str) -> bool:
-    return not key.startswith(FREE) and any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
-
-
-def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value before, value after) of everything that differs."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted({*before, *after}):
-            yield from _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)
-    elif before != after:
-        yield key, before, after
+def _kept(alone: RunConfig, going_on: RunConfig) -> list[str]:
+    """What the run keeps, where the config alone stands for something else."""
+    own, kept = alone.batch_norm, going_on.batch_norm
+    names = [name for name in recorded.LEFT_TO_THE_RUN if getattr(own, name) != getattr(kept, name)]
+    told = ", ".join(f"batch_norm.{name} {getattr(kept, name)}" for name in names)
+    return [f"  kept from the run, as the config leaves it open: {told}"] if names else []

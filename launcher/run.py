@@ -36,12 +36,18 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """top1, top5, loss, num_samples, step, time_s of a finished run; None before."""
+        """top1, top5, loss, num_samples, step, time_s of a finished run; None before.
+
+        top1, top5 and loss are None where the last evaluation was not finite.
+        """
         return self._directory.summary()
 
     @property
     def metrics(self) -> pandas.DataFrame:
-        """metrics.jsonl as a table, a row a record: kind, step, epoch, loss, learning_rate, ... (needs pandas)."""
+        """metrics.jsonl as a table, a row a record: kind, step, epoch, loss, learning_rate, ... (needs pandas).
+
+        A null of metrics.jsonl, which stands for a number that is not finite, is NaN.
+        """
         try:
             import pandas
         except ImportError:

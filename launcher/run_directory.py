@@ -27,6 +27,7 @@ from typing import Any
 
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors, sync_folder
 from resnet_dist.errors import StorageError
+from resnet_dist.sink import without_non_finite
 
 _PACKAGES = (
     "resnet-launcher",
@@ -223,7 +224,7 @@ class RunDirectory:
         return [attempts[number] for number in sorted(attempts)]
 
     def mark_finished(self, summary: Mapping[str, Any]) -> None:
-        """Record that the run reached its end."""
+        """Record that the run reached its end. A number that is not finite is written as null."""
         self._write_json(self.finished_file, {**summary, "time": _now()})
 
     def mark_fatal(self, code: int, message: str, *, kind: str = "", submission: str = "", keep: bool = False) -> None:
@@ -246,7 +247,8 @@ class RunDirectory:
 
     def _write_json(self, path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:
         with storage_errors(path):
-            replace_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode(), keep=keep)
+            text = json.dumps(without_non_finite(content), indent=2, allow_nan=False) + "\n"
+            replace_whole(path, text.encode(), keep=keep)
 
     def _read_json(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -263,7 +265,7 @@ class RunDirectory:
         with storage_errors(path), path.open("ab+") as file:
             if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")
-            file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+            file.write((json.dumps(without_non_finite(record), allow_nan=False) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 

@@ -67,7 +67,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How a run is doing, as `status` shows it. What is not known is None."""
+    """How a run is doing, as `status` shows it. What is not known is None, and what is not finite."""
 
     run: str
     state: State
@@ -82,6 +82,12 @@ class Status:
     workers: int | None = None
     exit_code: int | None = None
     job: str | None = None  # the newest submission: "slurm job 4711"
+    not_finite: Sequence[str] = ()  # those of loss, images_per_s and top1 that are recorded as not finite
+
+    def text(self, name: str, form: str) -> str:
+        """The number called `name` for a person: "not finite" where it is recorded so, empty where it is not known."""
+        value = getattr(self, name)
+        return "not finite" if name in self.not_finite else "" if value is None else format(value, form)
 
     def described(self) -> dict[str, Any]:
         """As JSON."""
@@ -227,15 +233,15 @@ def look(run: RunDirectory, word: Word | None, patience_s: float = PATIENCE_S) -
     state, reason, code = judge(seen)
     record = newest_record(run)
     summary = seen.finished or {}
+    sources = {"loss": record, "images_per_s": record, "top1": summary}
     return Status(
         run=str(run.path),
         state=state,
         reason=reason,
         step=summary.get("step", _step(run, attempt, beats, record)),
         total_steps=total_steps(run, record),
-        loss=record.get("loss"),
-        images_per_s=record.get("images_per_s"),
-        top1=summary.get("top1"),
+        **{name: source.get(name) for name, source in sources.items()},
+        not_finite=tuple(name for name, source in sources.items() if name in source and source[name] is None),
         last_beat_s=_last_beat_s(run, attempt),
         attempt=None if attempt is None else attempt.number,
         workers=None if attempt is None else attempt.facts.get("workers"),

@@ -58,12 +58,12 @@ def lines(status: Status) -> Iterator[str]:
         total = status.total_steps
         of = f" of {total:,} ({status.step / total:.0%})" if total else ""
         parts.append(f"step {status.step:,}{of}")
-    if status.loss is not None:
-        parts.append(f"loss {status.loss:.4g}")
-    if status.top1 is not None:
-        parts.append(f"top-1 {status.top1:.2%}")
-    if status.images_per_s is not None and status.state not in _ENDED:
-        parts.append(f"{status.images_per_s:,.0f} images/s")
+    if loss := status.text("loss", ".4g"):
+        parts.append(f"loss {loss}")
+    if top1 := status.text("top1", ".2%"):
+        parts.append(f"top-1 {top1}")
+    if (speed := status.text("images_per_s", ",.0f")) and status.state not in _ENDED:
+        parts.append(f"{speed} images/s")
     if status.last_beat_s is not None:
         parts.append(f"last beat {status.last_beat_s:.0f} s ago")
     yield f"{status.run}: {', '.join(parts)}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import config as configs
-from launcher import fatal, lease, ray_environment, submissions
+from launcher import fatal, lease, ray_environment, recorded, submissions
 from launcher.arguments import Parser, train_arguments
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
@@ -85,8 +85,12 @@ def train(
 
 
 def _ended_already(config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress) -> ExitCode | None:
-    """The exit code of a run with nothing left to do: it is finished, or this very submission has ended for good."""
+    """The exit code of a run with nothing left to do: it is finished, or this very submission has ended for good.
+
+    Raises ConfigError where a finished run is another one than the config describes. Every process looks for itself.
+    """
     if run.is_finished() and mode != "never" and _has_all_steps(config, run):
+        recorded.refuse_changes(config, run)
         if leads():
             progress.say(f"run {run.path}: finished already; start it under another name to train it again")
         return ExitCode.OK
@@ -172,11 +176,12 @@ def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:
 
 
 def _images_per_s(run: RunDirectory) -> float:
-    """Images per second over the steps that metrics.jsonl has, weighted by their time."""
+    """Images per second over the steps that metrics.jsonl has, weighted by their time; without those not measured."""
     records: list[dict[str, Any]] = [record for record in read_metrics(run.metrics) if record["kind"] == "train"]
-    seconds = sum(record["step_time_s"] for record in records)
-    images = sum(record["images_per_s"] * record["step_time_s"] for record in records)
-    return images / seconds if seconds else 0.0
+    laps = [(record.get("images_per_s"), record.get("step_time_s")) for record in records]
+    measured = [(speed, time_s) for speed, time_s in laps if speed is not None and time_s is not None]
+    seconds = sum(time_s for _, time_s in measured)
+    return sum(speed * time_s for speed, time_s in measured) / seconds if seconds else 0.0
 
 
 if __name__ == "__main__":

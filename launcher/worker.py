@@ -164,9 +164,9 @@ def notice_supervisor(
 def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor) -> dict[str, Any]:
     """Train until the end or until asked to stop; returns the outcome as plain data.
 
-    Keys: step, finished, time_s, and where the last step was evaluated top1, top5, loss, num_samples. The attempt's log
-    of this rank gets everything that is logged, and the traceback of what is raised. A fault of the machines is raised
-    as one of our errors.
+    Keys: step, finished, time_s, and where the last step was evaluated top1, top5, loss, num_samples, num_nonfinite.
+    The attempt's log of this rank gets everything that is logged, and the traceback of what is raised. A fault of the
+    machines is raised as one of our errors.
     """
     config = with_micro_batches(config, assignment.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
@@ -254,7 +254,7 @@ def _train(
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
         result |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
-        result["num_samples"] = evaluation.num_samples
+        result |= {"num_samples": evaluation.num_samples, "num_nonfinite": evaluation.num_nonfinite}
     return result
 
 

@@ -16,7 +16,7 @@ from resnet_dist import memory, rules
 from resnet_dist.checkpoint.hand_out import Contents, hand_out
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.data import HostBatch, Index, Stream, decoder_for, evaluation_batches, training_batches
-from resnet_dist.device import ToDevice, set_up_torch
+from resnet_dist.device import ToDevice, seed_generators, set_up_torch
 from resnet_dist.durations import Duration, Every
 from resnet_dist.ema import WeightAverage
 from resnet_dist.engines.factory import autocast_dtype, build_engine
@@ -28,7 +28,8 @@ from resnet_dist.indices import shared_indices
 from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
-from resnet_dist.models.batch_norm import RunningStatistics, use_spans
+from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.profile import StepProfiler
@@ -88,6 +89,7 @@ def build(
     With more than one worker the process group must be up: this is a collective. Raises RecipeError, DataError or
     CheckpointError, the same on every worker where rank 0 finds them.
     """
+    recipe = rules.settled(recipe)
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
     train, val = shared_indices(recipe, worker.rank, worker.world_size, bookkeeping.index)
@@ -95,14 +97,14 @@ def build(
     layout = BatchLayout(recipe.batch.size, recipe.batch.parts, worker.world_size)
 
     pulse = Pulse() if pulse is None else pulse
-    spans = Spans(layout, worker.rank, recipe.batch_norm.span)
+    spans = Spans(layout, worker.rank, recipe.batch_norm.fixed_span)
     model = whole_model(recipe, spans, worker.device)
     pulse.watch(model, worker.device, lambda: spans.waited_s)
     checkpoint = None if resume is None else hand_out(resume, worker.rank, worker.world_size, worker.device)
     if checkpoint is not None:
         _check_data(checkpoint, train)
         model.load_state_dict(checkpoint.model)
-    exchange = StepExchange(RunningStatistics(model), worker.device, recipe.batch.size)
+    exchange = StepExchange(RunningStatistics(model, worker.device), worker.device, recipe.batch.size)
     loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
     optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, worker.device))
     engine = build_engine(recipe, model, optimizer, loss_sum)
@@ -136,6 +138,7 @@ def build(
         checkpoints=RunCheckpoints(plan, engine, facts, worker.rank, sink, average),
         sink=sink,
         supervisor=supervisor,
+        seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
         average=(lambda step: None) if average is None else average.update,
         pulse=pulse,
         profiler=_profiler(bookkeeping, worker),

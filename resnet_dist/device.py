@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_dist.data import HostBatch, normalise
+from resnet_dist.data import HostBatch, normalise, random_bits
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe import Recipe
 
@@ -26,6 +27,19 @@ def set_up_torch(recipe: Recipe, device: torch.device, num_threads: int) -> None
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed torch's generators of this process for a step (0 is the first), by a hash of (seed, step, rank).
+
+    What a user's modules draw in a step (`nn.Dropout`) is then the same in every run on as many workers, whatever was
+    drawn before: by an evaluation, or by the steps of an attempt that is repeated.
+    """
+    states = random_bits.states(seed, np.array([step]), random_bits.Purpose.MODEL)
+    number = int(random_bits.element(states, np.array([rank], dtype=np.uint64))[0])
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def own_cpus(allowed: Sequence[int], local_rank: int, local_world_size: int) -> list[int]:

@@ -61,13 +61,17 @@ class CheckpointError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """The loss, or the gradient, became infinite or not a number; `loss` is that number."""
+    """The loss or the gradient became infinite or not a number, or the loss scale fell too low; `value` is that number.
 
-    def __init__(self, step: int, loss: float, what: str = "loss") -> None:
-        super().__init__(
-            f"training diverged: the {what} of step {step} is {loss}; lower the peak LR or lengthen warm-up"
-        )
-        self.step, self.loss = step, loss
+    >>> str(DivergedError(3, float("nan")))
+    'training diverged: the loss of step 3 is nan. Lower the peak LR or lengthen warm-up'
+    """
+
+    def __init__(
+        self, step: int, value: float, what: str = "loss", advice: str = "Lower the peak LR or lengthen warm-up"
+    ) -> None:
+        super().__init__(f"training diverged: the {what} of step {step} is {value}. {advice}")
+        self.step, self.value = step, value
 
 
 class OutOfMemory(TrainingError):  # noqa: N818 - reads as what happened

@@ -21,8 +21,12 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, label_smoothing: float = 0
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many samples have their largest logit (the first of equals) at their label: int64, 0-d, on the device."""
-    return (logits.argmax(dim=1) == labels).sum()
+    """How many samples have their largest logit (the first of equals) at their label: int64, 0-d, on the device.
+
+    A sample with NaN among its logits is never right.
+    """
+    largest, classes = logits.max(dim=1)  # NaN where any logit of the sample is
+    return ((classes == labels) & ~largest.isnan()).sum()
 
 
 def num_in_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -36,3 +40,8 @@ def num_in_top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     # "Not at most" instead of "greater": it is also true of NaN.
     ahead = ~(logits <= own) | ((logits == own) & (classes < labels.unsqueeze(1)))
     return (ahead.sum(dim=1) < min(k, logits.shape[1])).sum()
+
+
+def num_not_finite(logits: Tensor) -> Tensor:
+    """How many samples have a logit that is infinite or NaN: int64, 0-d, on the device."""
+    return (~logits.isfinite().all(dim=1)).sum()

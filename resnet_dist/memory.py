@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resnet_dist.errors import OutOfMemory
 from resnet_dist.models import build_model
 from resnet_dist.recipe import Recipe
+from resnet_dist.rules import settled
 from resnet_dist.shares import split
 
 # On top of what is saved for the backward pass: gradients of two layers at a time, workspaces, fragments.
@@ -39,7 +40,7 @@ def num_micro_batches_that_fit(
 
 def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
     """The numbers of micro-batches that change no result of `recipe` on `world_size` workers, ascending."""
-    size, span = recipe.batch.size, recipe.batch_norm.span
+    size, span = recipe.batch.size, settled(recipe).batch_norm.fixed_span
     if span == "global":
         return [1]
     if span == "worker":  # its spans are the micro-batches' shares: another number is another recipe

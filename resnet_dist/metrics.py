@@ -1,16 +1,20 @@
-"""What every worker knows after a step: one all-reduce carries the loss, the counts, requests and batch statistics."""
+"""What every worker knows after a step: one all-reduce carries the loss, the counts, requests and batch means.
+
+Where the model has batch norm, a second one follows: its variances, around the means that are known by then.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from resnet_dist.engines.protocol import StepSums
-from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.supervisor import Request
 
 _LOSS, _CORRECT, _GRADIENT, _CHECKSUM, _SAVE, _STOP, _HEADER = range(7)
@@ -27,13 +31,16 @@ class StepTotals:
     checksum: int  # of the samples and their positions, whatever worker had them
     request: Request  # the strongest that any worker was asked for
     own_s: tuple[float, ...] = ()  # what the step took each worker alone, by rank; 0.0 where that is not known
+    skipped: bool = False  # whether a loss scaler left the weights as they were
+    scaling: Mapping[str, float] = field(default_factory=dict)  # as StepSums has it
 
 
 class PendingTotals:
     """Totals on their way to the host: reading them waits for their step, not for what was started since."""
 
-    def __init__(self, header: Tensor, step: int, batch_size: int) -> None:
+    def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums) -> None:
         self._step, self._batch_size = step, batch_size
+        self._skipped, self._scaling = sums.skipped, sums.scaling
         self._ready: torch.cuda.Event | None = None
         if header.is_cuda:
             pinned = torch.empty(len(header), dtype=torch.float64, pin_memory=True)
@@ -57,11 +64,13 @@ class PendingTotals:
             checksum=int(header[_CHECKSUM]),
             request=request,
             own_s=tuple(header[_HEADER:]),
+            skipped=self._skipped,
+            scaling=self._scaling,
         )
 
 
 class StepExchange:
-    """The one exchange of a step beside the gradients: a float64 vector, summed over all workers.
+    """What the workers of a step exchange beside the gradients: a float64 vector, summed over all of them.
 
     It also carries the batch-norm sums of the step, and moves the running statistics with them; and a place for every
     worker, where it alone writes its own time.
@@ -72,9 +81,8 @@ class StepExchange:
         self._batch_size = batch_size
         self._rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._num_header = _HEADER + world_size
-        self._vector = torch.zeros(self._num_header + 3 * statistics.num_channels, dtype=torch.float64, device=device)
-        self._sums = self._vector[self._num_header :].view(3, statistics.num_channels)
-        statistics.collect_into(self._sums)
+        self._vector = torch.zeros(self._num_header + 2 * statistics.num_channels, dtype=torch.float64, device=device)
+        self._sums = self._vector[self._num_header :].view(2, statistics.num_channels)
 
     def finish(
         self, step: int, sums: StepSums, request: Request, own_s: float = 0.0, checksum: int = 0
@@ -90,9 +98,10 @@ class StepExchange:
         self._vector[_HEADER + self._rank].fill_(own_s)
         if request is not Request.CONTINUE:
             self._vector[_STOP if request is Request.STOP else _SAVE] = 1.0
-        if dist.is_initialized():
-            dist.all_reduce(self._vector)
-        self._statistics.update(self._sums)
-        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size)
+        self._sums.copy_(self._statistics.sums())
+        add_up = dist.all_reduce if dist.is_initialized() else lambda tensor: None
+        add_up(self._vector)
+        self._statistics.update(self._sums, add_up)
+        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size, sums)
         self._vector.zero_()
         return pending

@@ -71,11 +71,23 @@ class BatchRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormRecipe:
-    """Over how many samples batch norm computes its statistics."""
+    """Over how many samples batch norm computes its statistics.
 
-    span: int | Literal["global", "worker"] = "global"
-    momentum: float = 0.1  # weight of the newest step in the running statistics (torch's convention)
-    epsilon: float = 1e-5
+    `auto` is the divisor of batch.size / num_micro_batches nearest 64 that lies between 32 and 128, and `global` where
+    there is none; the number of workers takes no part in it. Where momentum or epsilon is not given, each layer keeps
+    its own: the built-in networks have 0.1 and 1e-5. A run goes on with the values that it began with, where the config
+    does not give them.
+    """
+
+    span: int | Literal["auto", "global", "worker"] = "auto"  # samples; global: the whole batch; worker: a share
+    momentum: float | None = None  # weight of the newest step in the running statistics (torch's convention)
+    epsilon: float | None = None
+
+    @property
+    def fixed_span(self) -> int | Literal["global", "worker"]:
+        """The span that is computed with. `resnet_dist.rules.settled` replaces `auto` before that."""
+        assert self.span != "auto"
+        return self.span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +207,13 @@ class Recipe:
     speed: SpeedRecipe = field(default_factory=SpeedRecipe)
     precision: Precision = "float32"
     deterministic: bool = False  # the same bits on a GPU at every run, at a price in speed; a CPU always is
+
+
+# What a recipe that lacks a key meant by it, by dotted key. A checkpoint or a config.yaml of an earlier version lacks
+# the keys that later versions added; such a key takes its present default, unless a line here says otherwise. Whoever
+# adds a key whose default changes what an earlier version did, or changes a default, adds a line.
+MEANT_BY_ABSENCE: Mapping[str, Any] = {
+    "batch_norm.span": "global",  # until 0.1
+    "batch_norm.momentum": 0.1,  # until 0.1, for every layer
+    "batch_norm.epsilon": 1e-5,  # until 0.1, for every layer
+}

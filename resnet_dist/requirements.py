@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
+from resnet_dist.shares import allowed_spans
 
 REFERENCE_FORM = "package.module:function"
 
@@ -42,6 +43,18 @@ def one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
     near = _nearest_name(name, names)
     hint = f". Did you mean {near}?" if near else ""
     yield RecipeError(key, f'found "{name}"', f"{', '.join(names)}, or {REFERENCE_FORM}{hint}")
+
+
+def nearest_divisors(total: int, wanted: int) -> str:
+    """The divisors of `total` on both sides of `wanted`, for a message.
+
+    >>> nearest_divisors(96, 20)
+    '16 or 24'
+    """
+    divisors = allowed_spans(total)
+    below = [divisor for divisor in divisors if divisor < wanted][-1:]
+    above = [divisor for divisor in divisors if divisor > wanted][:1]
+    return " or ".join(map(str, below + above))
 
 
 def _nearest_name(name: str, names: Sequence[str]) -> str:

@@ -6,16 +6,20 @@ milestone after the end. Types are the business of whoever built the recipe; val
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.extension import is_reference
 from resnet_dist.recipe import DataRecipe, EmaRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
-from resnet_dist.requirements import REFERENCE_FORM, at_least, one_of, positive, require, unused
-from resnet_dist.shares import allowed_spans
+from resnet_dist.requirements import REFERENCE_FORM, at_least, nearest_divisors, one_of, positive, require, unused
+from resnet_dist.shares import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, automatic_span
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 MODEL_NAMES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),  # He et al. 2015, table 1: ImageNet
@@ -57,6 +61,21 @@ def check(recipe: Recipe, world_size: int, num_samples: int | None = None) -> No
     """Raise the first of `problems`, a RecipeError, if there is any."""
     for problem in problems(recipe, world_size, num_samples):
         raise problem
+
+
+def settled(recipe: AnyRecipe) -> AnyRecipe:
+    """`recipe` with the number of samples, or `global`, in the place of a batch-norm span `auto`.
+
+    To be called before a number of micro-batches is found for `num_micro_batches: auto`, which the span must outlive.
+    An `auto` that can stand for nothing stays: `problems` says why.
+    """
+    micro_batch = _micro_batch(recipe)
+    if recipe.batch_norm.span != "auto" or micro_batch is None:
+        return recipe
+    span = automatic_span(micro_batch)
+    if span == "global" and recipe.batch.parts != 1:
+        return recipe
+    return dataclasses.replace(recipe, batch_norm=dataclasses.replace(recipe.batch_norm, span=span))
 
 
 def _run(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
@@ -123,16 +142,30 @@ def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
         )
     elif micro_batch is None and 1 <= size <= _LARGEST_BATCH and parts >= 1:
         found = f"found {parts}, which does not divide batch.size {size}"
-        yield RecipeError("batch.num_micro_batches", found, f"nearest: {_nearest_divisors(size, parts)}")
+        yield RecipeError("batch.num_micro_batches", found, f"nearest: {nearest_divisors(size, parts)}")
 
 
 def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
-    span, momentum, epsilon = recipe.batch_norm.span, recipe.batch_norm.momentum, recipe.batch_norm.epsilon
-    yield from require(0 < momentum <= 1, "batch_norm.momentum", momentum, "above 0 and at most 1")
-    yield from require(0 < epsilon < math.inf, "batch_norm.epsilon", epsilon, "a number above 0")
+    span, momentum, epsilon = settled(recipe).batch_norm.span, recipe.batch_norm.momentum, recipe.batch_norm.epsilon
+    yield from require(
+        momentum is None or 0 < momentum <= 1,
+        "batch_norm.momentum",
+        momentum,
+        "above 0 and at most 1, or leave it out",
+    )
+    yield from require(
+        epsilon is None or 0 < epsilon < math.inf, "batch_norm.epsilon", epsilon, "a number above 0, or leave it out"
+    )
     micro_batch = _micro_batch(recipe)
     if micro_batch is None:
         return  # said already, and nothing can be said about spans
+    if span == "auto":
+        yield RecipeError(
+            "batch_norm.span",
+            f"found auto, which looks for a divisor of the {micro_batch} samples of a micro-batch from {LEAST_SPAN} to"
+            f" {LARGEST_SPAN}: there is none, and a span of the whole batch needs num_micro_batches 1",
+            f"nearest: {nearest_divisors(micro_batch, WANTED_SPAN)}; worker; or another number of micro-batches",
+        )
     if span == "global" and recipe.batch.parts != 1:
         parts = recipe.batch.parts
         yield RecipeError(
@@ -144,7 +177,7 @@ def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
         yield RecipeError(
             "batch_norm.span",
             f"found {span}, which does not divide the {micro_batch} samples of a micro-batch",
-            f"nearest: {_nearest_divisors(micro_batch, span)}; global or worker",
+            f"nearest: {nearest_divisors(micro_batch, span)}; global or worker",
         )
 
 
@@ -239,6 +272,19 @@ def _speed(recipe: Recipe) -> Iterator[RecipeError]:
     if speed.cuda_graph and recipe.precision == "float16":
         found = "found true with precision float16, whose loss scaler asks the host at every step"
         yield RecipeError("speed.cuda_graph", found, "precision bfloat16, or cuda_graph false")
+    num_parts = recipe.batch.num_micro_batches
+    if speed.static_graph and num_parts != 1:
+        found = (
+            f"found true with batch.num_micro_batches {num_parts}: torch's DDP ends with an internal error where"
+            " a static graph adds up the gradients of several micro-batches"
+        )
+        yield RecipeError("speed.static_graph", found, "num_micro_batches 1, or static_graph false")
+    if speed.compile and engine == "ddp" and 0 < recipe.engine.bucket_mb < 1:
+        found = (
+            f"found true with engine.bucket_mb {recipe.engine.bucket_mb:g}: torch compiles a model under DDP only with"
+            " buckets of 1 MiB or more"
+        )
+        yield RecipeError("speed.compile", found, "engine.bucket_mb from 1 up, or compile false")
     if speed.cuda_graph and recipe.batch.parts > 1:
         found = f"found true with batch.num_micro_batches {recipe.batch.parts}: a graph sets gradients, it cannot add"
         yield RecipeError("speed.cuda_graph", found, "num_micro_batches 1, or cuda_graph false")
@@ -311,11 +357,3 @@ def _longer(first: Duration, second: Duration, batch_size: int, num_samples: int
         return None
     sizes = {"batch_size": batch_size, "num_samples": num_samples or 1}  # 1: no epochs, so it takes no part
     return first.samples(**sizes) > second.samples(**sizes)
-
-
-def _nearest_divisors(total: int, wanted: int) -> str:
-    """The divisors of `total` on both sides of `wanted`, for a message: `32 or 64`."""
-    divisors = allowed_spans(total)
-    below = [divisor for divisor in divisors if divisor < wanted][-1:]
-    above = [divisor for divisor in divisors if divisor > wanted][:1]
-    return " or ".join(map(str, below + above))

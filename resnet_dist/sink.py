@@ -4,6 +4,7 @@ Lines of metrics.jsonl, one JSON object each, with "kind" and "step" (completed 
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
     "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
+              num_nonfinite (samples with logits that are not finite; with any, top1, top5 and loss are null)
     "event"   event detail; the event "started" is written by every attempt, with the step that it goes on from
 
 JSON has no NaN and no infinity: such a number is written as null.
@@ -74,7 +75,7 @@ class MetricsFile:
         """Append one record; it has left this process when the call returns, unless the disk is full."""
         if record.get("kind") not in KINDS or type(record.get("step")) is not int:
             raise ValueError(f"a record needs a step and a kind ({', '.join(KINDS)}): {dict(record)}")
-        line = json.dumps(_without_non_finite(record), allow_nan=False) + "\n"
+        line = json.dumps(without_non_finite(record), allow_nan=False) + "\n"
         refused_before = bool(self._waiting)
         self._waiting += line.encode()
         try:
@@ -136,13 +137,20 @@ def _summary_writer(folder: Path, first: Mapping[str, Any]) -> Any:
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
-def _without_non_finite(value: Any) -> Any:
+def without_non_finite(value: Any) -> Any:
+    """`value` with None in place of each number that is not finite, inside mappings, lists and tuples too.
+
+    Everything that is written as JSON and may hold a metric goes through here.
+
+    >>> without_non_finite({"top1": float("nan"), "losses": (0.5, float("inf"))})
+    {'top1': None, 'losses': [0.5, None]}
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _without_non_finite(item) for key, item in value.items()}
+        return {key: without_non_finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_non_finite(item) for item in value]
+        return [without_non_finite(item) for item in value]
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -15,6 +16,7 @@ from resnet_dist.clock import StepClock
 from resnet_dist.data import HostBatch
 from resnet_dist.durations import Every
 from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.engines.scaler import LEAST_SCALE
 from resnet_dist.errors import DivergedError
 from resnet_dist.evaluate import Evaluation
 from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
@@ -23,6 +25,8 @@ from resnet_dist.sink import Sink
 from resnet_dist.stragglers import Stragglers
 from resnet_dist.supervisor import Request, Supervisor
 from resnet_dist.verdict import StepTimes, Verdict
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Parts:
     checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
+    seed: Callable[[int], None] = lambda step: None  # torch's generators, before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # takes in the weights after a step, where they are averaged
     pulse: Pulse = field(default_factory=Pulse)
     profiler: Profiler = field(default_factory=Unprofiled)
@@ -171,6 +176,7 @@ class Trainer:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
                 is_last = step == timetable.total_steps
                 # --- one optimizer step
+                parts.seed(step - 1)
                 parts.pulse.enter("step", step)
                 with parts.profiler.step(step), self._clock.running(step):
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
@@ -216,6 +222,7 @@ class Trainer:
             raise DivergedError(totals.step, totals.loss)
         if not math.isfinite(totals.gradient_norm) and not self.parts.engine.skips_overflows:
             raise DivergedError(totals.step, totals.gradient_norm, "gradient's norm")
+        self._check_scaling(totals)
         self._clock.add_own(totals.step, totals.own_s)
         for straggler in self._stragglers.add(totals.own_s):
             self._event(totals.step, "straggler", asdict(straggler))
@@ -237,16 +244,28 @@ class Trainer:
                     "step_time_s": lap.step_s,
                     "data_wait_s": lap.input_s,
                     "time_left_s": (timetable.total_steps - totals.step) * lap.step_s,
-                    **self.parts.engine.scaler_state(),
+                    **totals.scaling,
                 }
             )
         return totals.request
+
+    def _check_scaling(self, totals: StepTotals) -> None:
+        """Raise DivergedError where a loss scaler skips steps at its least scale, or has skipped every step."""
+        if not totals.skipped:
+            return
+        scale, advice = totals.scaling["loss_scale"], "Use precision bfloat16 or float32, or lower the peak LR"
+        what = f"loss scale, with which the float16 gradients of {totals.scaling['num_skipped']} steps have overflowed"
+        if scale <= LEAST_SCALE or totals.scaling["num_skipped"] >= self.timetable.total_steps:
+            raise DivergedError(totals.step, scale, f"{what} (it must stay above {LEAST_SCALE:g}),", advice)
 
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.pulse.enter("evaluate", step)
         started = time.perf_counter()
         evaluation = self.parts.evaluate()
         seconds = time.perf_counter() - started
+        if evaluation.num_nonfinite:
+            text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
+            log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
         record = {"kind": "eval", "step": step, "epoch": self._epoch(step), **asdict(evaluation), "time_s": seconds}
         self._write(record)
         return evaluation

@@ -33,7 +33,8 @@ class Retention:
     The one of a period is the first complete one after its beginning, so there is one whether or not checkpoints are
     written at just these steps, and whether or not that one could be written.
     A metric whose name ends in "loss" or "error" is better when it is lower, any other when it is higher; of equals the
-    later checkpoint is better. A checkpoint without the metric is never among the best.
+    later checkpoint is better. A checkpoint without the metric is never among the best, nor is one where it is not
+    finite.
 
     >>> checkpoints = [Candidate(step, True, top1) for step, top1 in ((10, 0.3), (20, 0.7), (30, 0.6), (40, 0.5))]
     >>> Retention(keep=1, keep_best=1).doomed(checkpoints)
@@ -62,7 +63,9 @@ class Retention:
         if len(complete) < self.keep:
             return []
         sign = -1 if self.lower_is_better else 1
-        ranked = sorted((-sign * c.metric, -c.step) for c in complete if c.metric is not None)
+        ranked = sorted(
+            (-sign * c.metric, -c.step) for c in complete if c.metric is not None and math.isfinite(c.metric)
+        )
         spared = {-negated for _, negated in ranked[: self.keep_best]}
         spared |= self._for_ever(candidate.step for candidate in reversed(complete))
         cut = complete[self.keep - 1].step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from resnet_dist.checkpoint.retention import Retention, delete_old
 from resnet_dist.checkpoint.save import Content, OptimizerState, Pieces, write, write_part
 from resnet_dist.checkpoint.uploads import Uploads
 from resnet_dist.errors import StorageError
+from resnet_dist.sink import without_non_finite
 
 log = logging.getLogger(__name__)
 
@@ -134,15 +134,15 @@ class Saver:
         """Copy the state of `step` completed steps and have it written; with `wait`, until it is on the disk.
 
         Tensors may be on any device and may change as soon as the call returns. `state` is JSON; the step and
-        `metrics` (of an evaluation of this very step, non-finite ones left out) are added to it. `pieces` are those of
+        `metrics` (of an evaluation of this very step; null where not finite) are added to it. `pieces` are those of
         `optimizer` that are cut, with `parts` only. A save that is still being written is waited for first.
 
         Raises ValueError for what no checkpoint can hold, before anything is written; with `wait`, StorageError where
         this save fails.
         """
-        finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
         if self._is_first:
-            state = {**state, "metrics": finite} if finite else state
+            numbers = without_non_finite({name: float(value) for name, value in (metrics or {}).items()})
+            state = {**state, "metrics": numbers} if numbers else state
             content = Content.of(step, model, optimizer, state, ema, pieces)
         else:
             content = Content.of(step, {}, optimizer, {}, pieces=pieces)

@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     ORDER = 0
     CROP = 1
     FLIP = 2
+    MODEL = 3  # torch's generators, which a user's modules draw from
 
 
 def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -83,8 +83,9 @@ class GraphedGradients:
     def _capture(self) -> None:
         assert self._inputs is not None
         images, labels = self._inputs
-        pooled = [layer.pooled for layer in self._module.modules() if isinstance(layer, SpanBatchNorm)]
-        before = [None if sums is None else sums.clone() for sums in pooled]
+        layers = [layer for layer in self._module.modules() if isinstance(layer, SpanBatchNorm)]
+        collected = next((layer.collected for layer in layers if layer.collected is not None), None)  # of all layers
+        before = None if collected is None else collected.clone()
         with self._recorder.warming_up():
             for _ in range(WARM_UPS):
                 self._run(images, labels)
@@ -94,6 +95,5 @@ class GraphedGradients:
             self._outputs = self._run(images, labels)
 
         self._replay = self._recorder.capture(work)
-        for sums, old in zip(pooled, before, strict=True):  # nothing of all this belongs to a step
-            if sums is not None and old is not None:
-                sums.copy_(old)
+        if collected is not None and before is not None:  # nothing of all this belongs to a step
+            collected.copy_(before)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.engines.clipping import clip_scale
 from resnet_dist.engines.cuda_graph import GraphedGradients
+from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.engines.protocol import MicroBatch, OptimizerState, StepSums
 from resnet_dist.engines.scaler import LossScaler
 from resnet_dist.engines.state import load_state_by_name, state_by_name
@@ -78,6 +79,8 @@ class DdpEngine:
         if settings.compile_backend is not None:
             model = torch.compile(module, dynamic=False, backend=settings.compile_backend)  # type: ignore[assignment]
         self._model = _wrap(model, settings) if world_size > 1 else model
+        self._missing = MissingGradients(module)
+        self._joins = world_size > 1 and not settings.static_graph
         self._graph = GraphedGradients(self._forward_backward, module) if settings.cuda_graph else None
 
     @property
@@ -104,8 +107,9 @@ class DdpEngine:
             correct += num_right
         if number != self._num_micro_batches:
             raise ValueError(f"a step has {self._num_micro_batches} micro-batches, got {number}")
-        squared, skipped = self._update()
-        return StepSums(loss, correct, squared, skipped)
+        self._missing.fill()
+        squared, skipped, scaling = self._update()
+        return StepSums(loss, correct, squared, skipped, scaling)
 
     def _forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Add this micro-batch's gradients to those that are there; returns its sum of losses and of right answers."""
@@ -113,30 +117,37 @@ class DdpEngine:
             logits = self._model(images)
         loss_sum = self._loss_sum(logits, labels)
         scaled = loss_sum * self._scale
+        if self._joins:
+            scaled = self._missing.join(scaled)
         (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
         return loss_sum.detach(), num_correct(logits.detach(), labels)
 
-    def _update(self) -> tuple[Tensor, bool]:
-        """The optimizer's part of a step: this worker's part of the gradient's squared norm, and if it was skipped."""
+    def _update(self) -> tuple[Tensor, bool, Mapping[str, float]]:
+        """The optimizer's part of a step.
+
+        Returns this worker's part of the gradient's squared norm, whether the step was skipped, and the loss scaler's
+        part of the step's row.
+        """
         if self._scaler is not None:
             self._scaler.unscale(self._optimizer)
         groups = self._optimizer.param_groups
-        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for group in groups for p in group["params"]]
         none = torch.zeros((), dtype=torch.float64, device=self._device)
         squared = none
-        if gradients and (self._speaks or self._gradient_clipping is not None):
+        if self._speaks or self._gradient_clipping is not None:
             squared = squared_norms(gradients).sum()
-        if gradients and self._gradient_clipping is not None:
+        if self._gradient_clipping is not None:
             torch._foreach_mul_(gradients, clip_scale(squared, self._gradient_clipping).to(gradients[0].dtype))
         skipped = False
+        scaling: Mapping[str, float] = {}
         if self._scaler is None:
             self._optimizer.step()
         else:
-            skipped = self._scaler.step(self._optimizer)
+            skipped, scaling = self._scaler.step(self._optimizer)
         # A graph writes into the gradients that it was captured with: they are overwritten there, not dropped.
         if self._graph is None:
             self._optimizer.zero_grad(set_to_none=True)
-        return squared if self._speaks else none, skipped
+        return squared if self._speaks else none, skipped, scaling
 
     def optimizer_state(self) -> OptimizerState:
         """The optimizer's state by parameter name: the live tensors, on their device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class StepSums:
     # float64: this worker's part of the squared L2 norm of the step's gradient, before clipping; the parts add up to it
     gradient_squared: Tensor
     skipped: bool = False  # the gradient was not finite, and the engine left the weights as they were
+    # with a loss scaler, for the step's row of the metrics: loss_scale (of this step), num_skipped (up to this step)
+    scaling: Mapping[str, float] = field(default_factory=dict)
 
 
 # {parameter name: {state name: tensor of the parameter's shape}}; the same for every engine and world size
@@ -61,7 +63,8 @@ class HoldsPart(Protocol):
 class Engine(Protocol):
     """Turns the micro-batches of a step into an optimizer step: gradient = sum over the global batch / its size.
 
-    `step` raises ValueError where it gets another number of micro-batches than it was made for.
+    `step` raises ValueError where it gets another number of micro-batches than it was made for. A trainable parameter
+    that the loss does not depend on has a gradient of 0.
     `module` is the model itself, whole on every worker, for evaluation and checkpoints. A step calls it, or what wraps
     it, for each micro-batch (not its `forward`): hooks on it collect the statistics of batch norm.
     """

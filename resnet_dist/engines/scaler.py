@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+# Below it a scale makes gradients smaller instead of larger: what overflows then is no matter of scaling. DeepSpeed's
+# `min_loss_scale` has the same default.
+LEAST_SCALE = 1.0
 
 
 class LossScaler:
@@ -17,7 +22,7 @@ class LossScaler:
     def __init__(self, device: torch.device) -> None:
         self._scaler = torch.amp.GradScaler(device.type)
         self._num_skipped = 0
-        self._last_scale = self._scaler.get_scale()
+        self._took_the_step = False
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the scale."""
@@ -27,18 +32,26 @@ class LossScaler:
         """Divide the gradients by the scale, and note whether any of them is not finite."""
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer) -> tuple[bool, dict[str, float]]:
         """One optimizer step, or none where gradients overflowed; then adapt the scale. Waits for the device.
 
-        Returns whether the step was left out.
+        Returns whether the step was left out, and for its row of the metrics `loss_scale` (with which the step was
+        computed) and `num_skipped` (steps left out so far, this one included).
         """
-        self._scaler.step(optimizer)
+        row = {"loss_scale": self._scaler.get_scale()}
+        self._took_the_step = False
+        handle = optimizer.register_step_post_hook(self._on_step)
+        try:
+            self._scaler.step(optimizer)
+        finally:
+            handle.remove()
         self._scaler.update()
-        scale = self._scaler.get_scale()
-        skipped = scale < self._last_scale  # it falls after an overflow, and only then
+        skipped = not self._took_the_step  # the scale does not tell: it stays where it cannot fall any further
         self._num_skipped += skipped
-        self._last_scale = scale
-        return skipped
+        return skipped, {**row, "num_skipped": self._num_skipped}
+
+    def _on_step(self, *_: Any) -> None:
+        self._took_the_step = True
 
     def state(self) -> dict[str, float]:
         """loss_scale, growth_tracker (steps since the scale last changed), num_skipped (steps left out so far)."""
@@ -55,4 +68,3 @@ class LossScaler:
         own |= {"scale": state["loss_scale"], "_growth_tracker": int(state["growth_tracker"])}
         self._scaler.load_state_dict(own)
         self._num_skipped = int(state["num_skipped"])
-        self._last_scale = state["loss_scale"]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resnet_dist.engines.clipping import clip_scale
+from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.engines.partition import (
     Partition,
     PartitionedLars,
@@ -84,6 +85,7 @@ class ZeroEngine:
         self._device = next(module.parameters()).device
         self._optimizer = optimizer if stage == 0 else for_partitions(optimizer, warn=dist.get_rank() == 0)
         self._states_checked = False
+        self._missing = MissingGradients(module)
         parameters = [list(group["params"]) for group in self._optimizer.param_groups]
         for parameter in module.parameters():
             # from channels-last, which DeepSpeed cannot broadcast; contiguous() leaves 1 × 1 kernels as they are
@@ -119,11 +121,16 @@ class ZeroEngine:
             self._engine.set_gradient_accumulation_boundary(number == self._num_micro_batches)
             logits = self._engine(batch.images)
             loss_sum = self._loss_sum(logits, batch.labels)
-            self._engine.backward(loss_sum / self._batch_size, scale_wrt_gas=False)
+            scaled = self._missing.join(loss_sum / self._batch_size)
+            if self._stage == 2 and dist.get_world_size() > 1:
+                self._missing.check_unchanged()
+            self._engine.backward(scaled, scale_wrt_gas=False)
             loss += loss_sum.detach()
             correct += num_correct(logits.detach(), batch.labels)
         if number != self._num_micro_batches:
             raise ValueError(f"a step has {self._num_micro_batches} micro-batches, got {number}")
+        if self._stage == 0:
+            self._missing.fill()  # where activation checkpointing hides which parameters are used
         gradient_squared = self._clip()
         self._engine.step()
         if not self._states_checked:
@@ -171,7 +178,7 @@ class ZeroEngine:
         """Clip the gradient where that is asked for; returns this worker's part of its squared norm before."""
         if self._stage == 0:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters]
         else:  # of this worker's partitions, and zeros where they are padded
             gradients = [part for parts in self._engine.optimizer.averaged_gradients.values() for part in parts]
         own = squared_norms(gradients).sum()

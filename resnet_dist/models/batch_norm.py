@@ -1,16 +1,17 @@
 """Batch norm over spans of the global batch: the same statistics on any number of workers.
 
 A span that lies on one worker goes through torch's own kernel (cuDNN's where there is one). A span that several workers
-share costs one all-reduce forward and one backward, among exactly those workers. torch.nn.SyncBatchNorm refuses CPU
+share costs one exchange forward and one backward, among exactly those workers. torch.nn.SyncBatchNorm refuses CPU
 tensors, takes whatever each worker happens to hold for a span, and synchronises the host at every layer.
 
-Running statistics are pooled over all spans of a step: mean of the variances plus variance of the means, made
-unbiased, with one update a step, whatever the number of micro-batches and workers.
+`resnet_dist.models.running_statistics` moves the running statistics, once a step.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,54 +19,85 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
-from resnet_dist.models.spans import Spans
+from resnet_dist.errors import RecipeError
+from resnet_dist.models.spans import Piece, Spans
 
 log = logging.getLogger(__name__)
+
+# the batch norms that `SpanBatchNorm` can stand in for: a class with a forward pass of its own may do anything there
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_REPEATED = -1  # in place of a call's number: the call belongs to no step
 
 
 class SpanBatchNorm(_BatchNorm):
     """Batch norm over spans, for inputs [share, channels, ...]. Names and shapes of its state are torch's.
 
-    In training, `pooled` (float64 [3, channels]) receives the sums over the spans this worker owns, each weighted by
-    its part of the global batch, of the mean, the squared mean and the variance. Where spans are exchanged the layer
-    adds them itself; else it leaves its spans' means and variances in `latest` ([2, spans, channels]), and
-    `RunningStatistics` adds those of all layers at once: hundreds of small kernels a step less.
+    In each call of a training forward pass (`spans.recording`), `uses` gets the means and variances of the spans that
+    this worker owns, [2, spans, channels], and the number of values that a sample has of each channel. Variances are
+    unbiased where the spans lie on one worker (torch's kernel gives these), else biased and float64.
+
+    Children of the layer that it replaces (timm's BatchNormAct2d has a dropout and an activation) are kept, and called
+    with the normalised input in their order.
     """
 
-    def __init__(self, layer: _BatchNorm, spans: Spans, momentum: float, epsilon: float) -> None:
+    def __init__(
+        self,
+        layer: _BatchNorm,
+        spans: Spans,
+        name: str = "batch norm",
+        momentum: float | None = None,
+        epsilon: float | None = None,
+    ) -> None:
+        """Take the place of `layer`, with its parameters and buffers; `momentum` and `epsilon` replace its own."""
+        epsilon = layer.eps if epsilon is None else epsilon
+        momentum = layer.momentum if momentum is None else momentum
         super().__init__(layer.num_features, epsilon, momentum, affine=False, track_running_stats=False)
-        self.spans = spans
+        self.spans, self.name = spans, name
         self.affine, self.track_running_stats = layer.affine, layer.track_running_stats
         self.weight, self.bias = layer.weight, layer.bias
         self.running_mean, self.running_var = layer.running_mean, layer.running_var
         self.num_batches_tracked = layer.num_batches_tracked
         self.training = layer.training
-        self.pooled: Tensor | None = None
-        self.latest: Tensor | None = None
-        self.num_positions = 1  # height × width of the last input
+        for child_name, child in layer.named_children():
+            self.add_module(child_name, child)
+        self.number = spans.add_layer(name, layer.num_features)
+        self.uses: list[tuple[Tensor, int]] = []  # of the running or the last forward pass
+        self.collected: Tensor | None = None  # what `RunningStatistics` keeps of the step, of all layers
+        self.places: dict[int, Tensor] = {}  # where torch's kernel leaves each use: kept, as compiled code needs
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"batch norm takes [samples, channels, ...], got {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`: this worker's share of a micro-batch in training, anything in evaluation."""
+        """Normalise `input`: this worker's share of a micro-batch in training, anything in evaluation.
+
+        Raises RecipeError in training where a span has one value of each channel, which has no variance.
+        """
         self._check_input_dim(input)
-        if not self.training:
-            mean, variance = self.running_mean, self.running_var
-            return F.batch_norm(input, mean, variance, self.weight, self.bias, mean is None, 0.0, self.eps)
+        output = self._in_training(input) if self.training else self._in_evaluation(input)
+        for child in self.children():
+            output = child(output)
+        return output
+
+    def _in_evaluation(self, input: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, mean is None, 0.0, self.eps)
+
+    def _in_training(self, input: Tensor) -> Tensor:
         if input.shape[0] != self.spans.share_size:
-            raise ValueError(f"this worker's share has {self.spans.share_size} samples, got {input.shape[0]}")
-        self.num_positions = input[0, 0].numel()
-        if self.spans.group is None:
-            return self._by_piece(input)
-        output, means, variances = _ExchangedNorm.apply(input, self.weight, self.bias, self.eps, self.spans)
-        owned = [piece.row for piece in self.spans.pieces if piece.owned]
-        if owned:
-            rows = slice(owned[0], owned[-1] + 1)  # neighbours; a list of rows would be copied to the device
-            self._pool(means[rows], variances[rows])
-        return output  # type: ignore[no-any-return]
+            raise ValueError(f"{self.name}: this worker's share has {self.spans.share_size} samples, got {len(input)}")
+        num_positions = math.prod(input.shape[2:])
+        if self.spans.smallest * num_positions == 1:
+            raise RecipeError(
+                "batch_norm.span",
+                f"a span of 1 sample has one value of each channel at {self.name}, whose input has the shape"
+                f" {list(input.shape)}: one value has no variance",
+                "a span of 2 samples or more, or a larger data.resolution",
+            )
+        return self._by_piece(input) if self.spans.group is None else self._exchanged(input)
 
     def _by_piece(self, input: Tensor) -> Tensor:
         """Each span through torch's kernel; with a momentum of 1 it hands over the span's own mean and variance.
@@ -73,106 +105,106 @@ class SpanBatchNorm(_BatchNorm):
         Spans that are whole on a worker have one size, so all factors are plain numbers: nothing is copied to the
         device, which would wait for it.
         """
-        pieces = self.spans.pieces
-        latest = self.latest_for(torch.promote_types(input.dtype, torch.float32), input.device)
-        if len(pieces) == 1:
-            return F.batch_norm(input, latest[0, 0], latest[1, 0], self.weight, self.bias, True, 1.0, self.eps)
-        means, variances = latest
+        sizes = [piece.size for piece in self.spans.pieces]
+        means: Sequence[Tensor | None] = [None] * len(sizes)
+        variances = means
+        if self.running_mean is not None:
+            # a repeated forward pass must save as many tensors as the first: it has a place, too
+            use = len(self.uses) if self.spans.recording else _REPEATED
+            place = self.place_of(use, torch.promote_types(input.dtype, torch.float32), input.device)
+            means, variances = place[0].unbind(), place[1].unbind()
+            if self.spans.recording:
+                self.uses.append((place, math.prod(input.shape[2:])))
+        if len(sizes) == 1:
+            return F.batch_norm(input, means[0], variances[0], self.weight, self.bias, True, 1.0, self.eps)
         outputs = [
             F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-            for part, mean, variance in zip(input.split([p.size for p in pieces]), means, variances, strict=True)
+            for part, mean, variance in zip(input.split(sizes), means, variances, strict=True)
         ]
         return torch.cat(outputs)
 
-    def latest_for(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`latest`, made anew where the layer has gone to another dtype or device."""
-        if self.latest is None or self.latest.dtype is not dtype or self.latest.device != device:
-            self.latest = torch.zeros((2, len(self.spans.pieces), self.num_features), dtype=dtype, device=device)
-        return self.latest
+    def place_of(self, use: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Where torch's kernel leaves the statistics of the layer's `use`-th call in a forward pass, from 0."""
+        place = self.places.get(use)
+        if place is None or place.dtype is not dtype or place.device != device:
+            place = torch.zeros((2, len(self.spans.pieces), self.num_features), dtype=dtype, device=device)
+            self.places[use] = place
+        return place
 
-    @torch.no_grad()
-    def _pool(self, means: Tensor, variances: Tensor) -> None:
-        """Add whole spans; `means` and biased `variances` are [spans, channels]."""
-        if self.pooled is None:
-            return
-        means, variances = means.double(), variances.double()
-        sums = torch.stack((means.sum(0), means.square().sum(0), variances.sum(0)))
-        self.pooled.add_(sums, alpha=self.spans.span_size / self.spans.batch_size)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _exchanged(self, input: Tensor) -> Tensor:
+        output, moments = _ExchangedNorm.apply(input, self.weight, self.bias, self.eps, self.spans, self.number)
+        owned = [number for number, piece in enumerate(self.spans.pieces) if piece.owned]
+        if self.spans.recording and self.running_mean is not None:
+            # neighbours, or none; a list of numbers would be copied to the device
+            rows = slice(owned[0], owned[-1] + 1) if owned else slice(0)
+            self.uses.append((moments[rows].transpose(0, 1), math.prod(input.shape[2:])))
+        return output  # type: ignore[no-any-return]
 
 
 class _ExchangedNorm(torch.autograd.Function):
     """Normalise by statistics of spans that several workers share.
 
-    Each worker contributes its pieces' sums in float64, where adding up squares cancels nothing that float32 had, so
-    one all-reduce of [spans, 2C + 1] is exact for unequal shares. The gradients of weight and bias stay local: the
-    engine's gradient all-reduce sums them. Formulas: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
+    Each worker contributes the mean and the variance of its pieces, in float64. The gradients of weight and bias stay
+    local: the engine's gradient all-reduce sums them. Formulas: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        channels = input.shape[1]
-        table = input.new_zeros((spans.num_rows, 2 * channels + 1), dtype=torch.float64)
-        for piece, part in _parts(input, spans):
-            variance, mean = torch.var_mean(part, dim=_all_but_channels(part), correction=0)
-            count, mean = part.numel() // channels, mean.double()
-            table[piece.row, :channels] = mean * count
-            table[piece.row, channels:-1] = (variance.double() + mean.square()) * count
-            table[piece.row, -1].fill_(count)  # assigned, it would become a tensor of the host's first
-        spans.all_reduce(table)
-        count_by_row = table[:, -1:]
-        means = table[:, :channels] / count_by_row
-        variances = (table[:, channels:-1] / count_by_row - means.square()).clamp_min_(0)
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        own = input.new_zeros((len(spans.pieces), 2, input.shape[1]), dtype=torch.float64)
+        for number, _, part in _parts(input, spans):
+            own[number, 1], own[number, 0] = torch.var_mean(part, dim=_all_but_channels(part), correction=0)
+        moments = spans.moments(layer, own)
+        means, variances = moments.unbind(1)
         inverse_std = (variances + epsilon).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight.double()
         shift = torch.zeros_like(means) if bias is None else bias.double().expand_as(means)
         output = torch.empty_like(input)
-        for piece, part in _parts(input, spans):
+        for number, piece, part in _parts(input, spans):
             out = output[piece.start : piece.stop]
             # centred before it is scaled: x · scale + (bias - mean · scale) would cancel what x has beyond its spread
-            centred = part - _like(means[piece.row], part)
-            out.copy_(torch.addcmul(_like(shift[piece.row], part), centred, _like(scale[piece.row], part)))
-        ctx.save_for_backward(input, weight, means, inverse_std, count_by_row)
-        ctx.spans = spans
-        ctx.mark_non_differentiable(means, variances)
-        return output, means, variances
+            centred = part - _like(means[number], part)
+            out.copy_(torch.addcmul(_like(shift[number], part), centred, _like(scale[number], part)))
+        ctx.save_for_backward(input, weight, means, inverse_std)
+        ctx.spans, ctx.layer = spans, layer
+        ctx.mark_non_differentiable(moments)
+        return output, moments
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, means, inverse_std, count_by_row = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, means, inverse_std = ctx.saved_tensors
         spans: Spans = ctx.spans
-        channels = input.shape[1]
-        sums = means.new_zeros((spans.num_rows, 2, channels))  # of g and of g × x_hat
-        for piece, part in _parts(input, spans):
+        own = means.new_zeros((len(spans.pieces), 2, input.shape[1]))  # sums of g and of g × x_hat
+        for number, piece, part in _parts(input, spans):
             g = gradient[piece.start : piece.stop].to(part.dtype)
             dims = _all_but_channels(part)
-            sums[piece.row, 0] = g.sum(dims)
-            centred = part - _like(means[piece.row], part)
-            sums[piece.row, 1] = (g * centred).sum(dims).double() * inverse_std[piece.row]
-        own = sums.sum(0)  # before the exchange: this worker's part of the gradients of bias and weight
-        spans.all_reduce(sums)
-        average = sums / count_by_row[:, :, None]
+            own[number, 0] = g.sum(dims)
+            centred = part - _like(means[number], part)
+            own[number, 1] = (g * centred).sum(dims).double() * inverse_std[number]
+        average = spans.sums(ctx.layer, own) / (spans.span_size * math.prod(input.shape[2:]))
         scale = inverse_std if weight is None else inverse_std * weight.double()
         # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · (x − mean) + offset
         slope = -scale * inverse_std * average[:, 1]
         offset = -scale * average[:, 0]
         input_gradient = torch.empty_like(input)
-        for piece, part in _parts(input, spans):
+        for number, piece, part in _parts(input, spans):
             g = gradient[piece.start : piece.stop].to(part.dtype)
-            centred = part - _like(means[piece.row], part)
-            dx = torch.addcmul(_like(offset[piece.row], part), centred, _like(slope[piece.row], part))
-            input_gradient[piece.start : piece.stop] = dx.addcmul_(g, _like(scale[piece.row], part))
-        weight_gradient = None if weight is None else own[1].to(weight.dtype)
-        bias_gradient = None if weight is None else own[0].to(weight.dtype)
-        return input_gradient, weight_gradient, bias_gradient, None, None
+            centred = part - _like(means[number], part)
+            dx = torch.addcmul(_like(offset[number], part), centred, _like(slope[number], part))
+            input_gradient[piece.start : piece.stop] = dx.addcmul_(g, _like(scale[number], part))
+        total = own.sum(0)  # this worker's part of the gradients of bias and weight
+        weight_gradient = None if weight is None else total[1].to(weight.dtype)
+        bias_gradient = None if weight is None else total[0].to(weight.dtype)
+        return input_gradient, weight_gradient, bias_gradient, None, None, None
 
 
-def _parts(input: Tensor, spans: Spans) -> list[tuple[Any, Tensor]]:
+def _parts(input: Tensor, spans: Spans) -> list[tuple[int, Piece, Tensor]]:
     """The pieces with their samples, in float32 or float64: a half-precision sum would lose the variance."""
     dtype = torch.promote_types(input.dtype, torch.float32)
-    return [(piece, input[piece.start : piece.stop].to(dtype)) for piece in spans.pieces]
+    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.pieces)]
 
 
 def _all_but_channels(input: Tensor) -> list[int]:
@@ -184,91 +216,49 @@ def _like(per_channel: Tensor, input: Tensor) -> Tensor:
     return per_channel.to(input.dtype).view(1, -1, *[1] * (input.dim() - 2))
 
 
-def use_spans(model: nn.Module, spans: Spans, *, momentum: float, epsilon: float) -> nn.Module:
+def use_spans(
+    model: nn.Module, spans: Spans, *, momentum: float | None = None, epsilon: float | None = None
+) -> nn.Module:
     """Replace every batch norm of `model` (in place) by one over spans, with the same parameters and buffers.
 
-    Returns the model, or the replacement where the model itself is a batch norm. A layer that was built with another
-    epsilon is logged: the recipe's holds.
+    Each layer keeps its own momentum and epsilon where they are not given. A module that stands at several places is
+    replaced by one. Returns the model, or the replacement where the model itself is a batch norm.
+
+    Raises RecipeError for a batch norm whose class has a forward pass of its own (timm's BatchNormAct2d is known), or
+    whose number of channels is not known yet.
     """
-    if isinstance(model, SpanBatchNorm):
-        return model
-    if isinstance(model, _BatchNorm):
-        if model.eps != epsilon:
-            log.warning("a batch norm was built with epsilon %g; batch_norm.epsilon %g holds", model.eps, epsilon)
-        return SpanBatchNorm(model, spans, momentum, epsilon)
-    for name, child in model.named_children():
-        setattr(model, name, use_spans(child, spans, momentum=momentum, epsilon=epsilon))
-    return model
+    replaced: dict[nn.Module, nn.Module] = {}
+
+    def replacement(module: nn.Module, name: str) -> nn.Module:
+        if module in replaced:
+            return replaced[module]
+        made = module
+        if isinstance(module, _BatchNorm) and not isinstance(module, SpanBatchNorm):
+            made = _made(module, spans, name or "the model", momentum, epsilon)
+        replaced[module] = replaced[made] = made
+        for child_name, child in list(made._modules.items()):  # named_children() leaves out repeated modules
+            if child is not None:
+                setattr(made, child_name, replacement(child, f"{name}.{child_name}" if name else child_name))
+        return made
+
+    return replacement(model, "")
 
 
-class RunningStatistics:
-    """The running means and variances of all batch norms of a model, updated once a step.
-
-    `sums` (float64 [3, total channels], zero at the start of a step) collects what the layers pool; the caller sums it
-    over all workers (it rides on the step's one exchange) and hands it back to `update`.
-    """
-
-    def __init__(self, model: nn.Module, sums: Tensor | None = None) -> None:
-        layers = [m for m in model.modules() if isinstance(m, SpanBatchNorm) and m.running_mean is not None]
-        self.layers = layers
-        self.num_channels = sum(layer.num_features for layer in layers)
-        self._sizes = [layer.num_features for layer in layers]
-        self._momentum = layers[0].momentum or 0.0 if layers else 0.0
-        self._sums: Tensor | None = None
-        self._counts: list[int] = []  # values of a channel that a span has, by layer: what `_biased` was made for
-        self._biased = torch.empty(0)
-        if layers and layers[0].spans.group is None:  # all layers share one `Spans`
-            model.register_forward_hook(self._pool)
-        if sums is not None:
-            self.collect_into(sums)
-
-    def collect_into(self, sums: Tensor) -> None:
-        """Let the layers pool into `sums`, a float64 [3, num_channels] on the model's device."""
-        self._sums = sums
-        for layer, part in zip(self.layers, sums.split(self._sizes, dim=1), strict=True):
-            layer.pooled = part
-            if layer.spans.group is None:  # made now: compiled code would be compiled again for it
-                layer.latest_for(
-                    torch.promote_types(layer.get_buffer("running_mean").dtype, torch.float32), sums.device
-                )
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()
-    def _pool(self, model: nn.Module, *_: Any) -> None:
-        """After the forward pass of a micro-batch: add what its spans have left in the layers."""
-        if not model.training or self._sums is None:
-            return
-        latest = [layer.latest for layer in self.layers if layer.latest is not None]
-        if len(latest) < len(self.layers):
-            return
-        spans = self.layers[0].spans
-        means, variances = torch.cat(latest, dim=2)
-        counts = [spans.span_size * layer.num_positions for layer in self.layers]
-        if counts != self._counts or self._biased.dtype is not means.dtype or self._biased.device != means.device:
-            factors = [means.new_full((size,), (n - 1) / n) for size, n in zip(self._sizes, counts, strict=True)]
-            self._biased, self._counts = torch.cat(factors), counts
-        means, variances = means.double(), (variances * self._biased).double()
-        sums = torch.stack((means.sum(0), means.square().sum(0), variances.sum(0)))
-        self._sums.add_(sums, alpha=spans.span_size / spans.batch_size)
-
-    @torch.no_grad()
-    def update(self, sums: Tensor) -> None:
-        """Move every running statistic by one step; `sums` is over all workers, float64 [3, num_channels]."""
-        if not self.layers:
-            return
-        mean, mean_of_squares, mean_of_variances = sums
-        variance = mean_of_variances + mean_of_squares - mean.square()
-        counts = [layer.spans.batch_size * layer.num_positions for layer in self.layers]
-        unbiased = [part * (n / max(n - 1, 1)) for part, n in zip(variance.split(self._sizes), counts, strict=True)]
-        for name, new in (("running_mean", list(mean.split(self._sizes))), ("running_var", unbiased)):
-            running = self._buffers(name)
-            new = [value.to(old.dtype) for value, old in zip(new, running, strict=True)]
-            torch._foreach_lerp_(running, new, self._momentum)
-        torch._foreach_add_(self._buffers("num_batches_tracked"), 1)
-        latest = [layer.latest for layer in self.layers if layer.latest is not None]
-        if latest:  # torch scales what is there by 0, and 0 × NaN is NaN; not before the backward pass, which has them
-            torch._foreach_zero_(latest)
-
-    def _buffers(self, name: str) -> list[Tensor]:
-        # read anew each step: moving a model to another device or dtype replaces its buffers
-        return [layer.get_buffer(name) for layer in self.layers]
+def _made(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None, epsilon: float | None) -> SpanBatchNorm:
+    kind = type(layer)
+    known = kind.forward in _FORWARDS or kind.__module__.startswith("timm.layers.norm_act")
+    if not known:
+        found = f"{name} is a {kind.__module__}.{kind.__qualname__}, a batch norm with a forward pass of its own"
+        raise RecipeError("model.name", f"{found}, which would be lost", "torch's batch norms, and modules after them")
+    if layer.num_features == 0 or any(map(is_lazy, layer.parameters())):
+        found = f"{name} is a {kind.__qualname__} whose number of channels is not known yet"
+        raise RecipeError("model.name", found, "a model that has seen an input, or a batch norm with num_features")
+    if epsilon is not None and layer.eps != epsilon:
+        log.warning("%s was built with epsilon %g; batch_norm.epsilon %g holds", name, layer.eps, epsilon)
+    if layer.running_mean is None:
+        log.warning(
+            "%s keeps no running statistics (track_running_stats=False): it normalises a batch of the evaluation by"
+            " itself, so that results depend on evaluate.batch_size and on the number of workers",
+            name,
+        )
+    return SpanBatchNorm(layer, spans, name, momentum, epsilon)

@@ -18,7 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_dist.models.batch_norm import RunningStatistics, use_spans
+from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.shares import BatchLayout
 
@@ -36,6 +37,7 @@ class Case:
     affine: bool = True
     channels_last: bool = False
     dtype: torch.dtype = torch.float64
+    offset: float = 0.0  # of all inputs, whose standard deviation is near 1
 
 
 # Boundaries between workers: 7 -> 3 | 2, 4;  20 -> 10 | 6, 13;  8 -> 4 | 2, 5;  12 -> 6 | 4, 8
@@ -52,8 +54,13 @@ CASES = {
     "no weight, no bias": Case(7, "global", affine=False),
     "one worker's share": Case(7, "worker"),
     "float32 far from zero": Case(20, 4, dtype=torch.float32),
+    "1e4 from zero": Case(20, 4, offset=1e4),
+    "1e4 from zero, global, two micro-batches": Case(14, "global", num_micro_batches=2, offset=1e4),
+    "1e6 from zero": Case(20, 4, offset=1e6),
+    "1e8 from zero": Case(20, 4, offset=1e8),
 }
-EXACT = [name for name, case in CASES.items() if case.dtype is torch.float64]
+EXACT = [name for name, case in CASES.items() if case.dtype is torch.float64 and not case.offset]
+FAR = [name for name, case in CASES.items() if case.offset]
 
 
 def data(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,6 +72,7 @@ def data(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     inputs = inputs + torch.arange(case.size, dtype=torch.float64).view(-1, *[1] * (len(shape) - 1)) / 4
     if case.dtype is torch.float32:
         inputs = (inputs + 100).float().double()
+    inputs = inputs + case.offset
     return inputs, coefficients, direction
 
 
@@ -85,8 +93,6 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     spans = Spans(layout, rank, case.span)
     layer = use_spans(layer_of(case), spans, momentum=MOMENTUM, epsilon=EPSILON)
     statistics = RunningStatistics(layer)
-    sums = torch.zeros(3, statistics.num_channels, dtype=torch.float64)
-    statistics.collect_into(sums)
     inputs, coefficients, direction = data(case)
     result: dict[str, Any] = {"ranks": 1 if spans.group is None else dist.get_world_size(spans.group), "parts": []}
     for share in layout.shares(rank):
@@ -98,9 +104,10 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
         output = layer(input)
         output.backward(coefficients[own].to(case.dtype))
         result["parts"].append((share.own, output.detach(), input.grad))
-    if world_size > 1:
-        dist.all_reduce(sums)
-    statistics.update(sums)
+    add_up = dist.all_reduce if world_size > 1 else lambda tensor: None
+    sums = statistics.sums()
+    add_up(sums)
+    statistics.update(sums, add_up)
     result["gradients"] = [parameter.grad for parameter in layer.parameters()]
     result["buffers"] = dict(layer.named_buffers())
     with torch.no_grad():
@@ -220,6 +227,28 @@ def test_running_statistics_are_those_of_the_whole_batch(world: list[dict[str, A
     buffers = world[-1][name]["buffers"]
     close(buffers["running_mean"], layer.running_mean)  # type: ignore[arg-type]
     close(buffers["running_var"], layer.running_var)  # type: ignore[arg-type]
+
+
+def errors_far_from_zero(case: Case, buffers: dict[str, Tensor]) -> tuple[float, float]:
+    """Relative errors of the running mean and variance after one step; the offset is subtracted without rounding."""
+    values = (data(case)[0] - case.offset).transpose(0, 1).flatten(1)
+    mean = MOMENTUM * (values.mean(1) + case.offset)
+    variance = (1 - MOMENTUM) + MOMENTUM * values.var(1)
+    pairs = ((buffers["running_mean"], mean), (buffers["running_var"], variance))
+    first, second = ((found - expected).abs().div(expected).max().item() for found, expected in pairs)
+    return first, second
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_running_statistics_far_from_zero_are_as_exact_as_on_one_worker(world: list[dict[str, Any]], name: str) -> None:
+    case = CASES[name]
+    alone = errors_far_from_zero(case, run_case(case, rank=0, world_size=1)["buffers"])
+    for results in world:
+        together = errors_far_from_zero(case, results[name]["buffers"])
+        print(f"{name}: {together} on {len(world)} workers, {alone} on one")
+        for error, error_alone in zip(together, alone, strict=True):
+            assert error <= max(10 * error_alone, 1e-15)  # sums in another order round differently
+            assert error <= 1e-12 or case.offset > 1e4
 
 
 def test_only_workers_that_share_spans_exchange_them(world: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@
     python tests/distributed/test_one_curve.py --kernels  its third table: the same sums in another order
 
 A world of gloo processes is started once for each number of workers; this file, as a script, is one of its workers.
+One more run is killed in the world of three, goes on in that of two, is killed again, and ends in that of one.
 DDP computes in float64, where a mistake stands out by ten orders of magnitude; ZeRO's weights are float32, so it is
 held against DDP in float32, within the band that float32 itself has when only the number of workers changes.
 """
@@ -16,9 +17,12 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +33,14 @@ import torch.distributed as dist
 
 from launcher.prepare import write_digits
 from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.checkpoint import restore
 from resnet_dist.durations import Duration
 from resnet_dist.ema import WeightAverage
 from resnet_dist.recipe import (
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
+    EmaRecipe,
     EngineRecipe,
     ModelRecipe,
     OptimizerRecipe,
@@ -43,7 +49,7 @@ from resnet_dist.recipe import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.sink import NoSink
+from resnet_dist.sink import MetricsFile, NoSink, read_metrics
 from resnet_dist.supervisor import Request, Unattended
 
 STEPS = 20
@@ -52,6 +58,9 @@ BATCH = 30  # 30, 15 and 10 samples a micro-batch: nothing divides by 4, and onl
 FIRST_STEP = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 2e-4, "float16": 1e-5, "bfloat16 gradients": 1e-6}
 # float32: losses only, since the gradient's norm amplifies rounding a hundred times more; 7.8e-5 was the largest seen
 ALL_STEPS = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 2e-3, "float16": 5e-4, "bfloat16 gradients": 1e-4}
+EMA_DECAY = 0.9
+NUM_VAL = 355  # images of the val split: no multiple of workers x evaluate.batch_size, which is 64
+KILLED_IN, CHECKPOINT_EVERY = 8, 5  # steps, the first since an attempt began
 TIMEOUT_S = 400
 
 
@@ -104,6 +113,8 @@ ROUNDED = [
     Case(3, "zero-2", 1, "sgd", "global", False, "bfloat16 gradients"),
 ]
 
+RESIZED = Case(3, "ddp", 3, "lars", "5", True, "float64")  # of the run that is killed; on 3 workers 3, 3, 4 samples
+
 
 def covering_array() -> list[Case]:
     """A few cases in which every pair of values meets that can meet at all; greedy, the same every time."""
@@ -150,14 +161,17 @@ def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
 def curve(
     case: Case, root: Path, folder: Path, rank: int, speed: SpeedRecipe | None = None, num_threads: int = 1
 ) -> list[dict[str, float]]:
-    """Loss, learning rate, gradient norm and samples of every step; of the last, the weights' moving average too."""
+    """Loss, learning rate, gradient norm and samples of every step; of the last, the weights' moving average too.
+
+    In float64 the last record also has what an evaluation of the model finds.
+    """
     bookkeeping = Bookkeeping(folder / "checkpoints", folder / "index", Duration.parse("1000 steps"), 1, 1)
     worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=num_threads)
     trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, bookkeeping, NoSink(), Unattended())
     parts, records = trainer.parts, []
     with torch.no_grad():
         weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
-    average = WeightAverage(parts.engine.module, decay=0.9)
+    average = WeightAverage(parts.engine.module, EMA_DECAY)
     batches = parts.batches_from(0)
     for step in range(1, STEPS + 1):
         taken = list(itertools.islice(batches, case.micro_batches))
@@ -171,8 +185,52 @@ def curve(
     batches.close()
     parts.checkpoints.close(patient=True)
     records[0]["weights"] = weights
-    records[-1]["average"] = sum(tensor.double().square().sum().item() for tensor in average.state().values())
+    records[-1]["average"] = squares(average.state())
+    if case.precision == "float64":
+        records[-1] |= {f"val {key}": value for key, value in asdict(parts.evaluate()).items() if key != "weights"}
     return records
+
+
+def squares(tensors: Mapping[str, torch.Tensor]) -> float:
+    return sum(tensor.double().square().sum().item() for tensor in tensors.values())
+
+
+# --- a run that is killed, and goes on with fewer workers
+
+
+class Killed(Unattended):
+    """Rank 0 kills every worker in a step that all of them have come to, once a checkpoint is on the disk."""
+
+    def __init__(self, rank: int, pids: list[int], checkpoint: Path) -> None:
+        self._rank, self._pids, self._checkpoint = rank, pids, checkpoint
+        self._num_steps = 0
+
+    def request(self) -> Request:
+        self._num_steps += 1
+        if self._num_steps == KILLED_IN:
+            while self._rank > 0 or not self._checkpoint.exists():
+                time.sleep(0.01)
+            for pid in reversed(self._pids):  # its own comes last
+                os.kill(pid, signal.SIGKILL)
+        return Request.CONTINUE
+
+
+def go_on(run: Path, root: Path, rank: int, workers: int) -> None:
+    """Train from the newest checkpoint of `run` on: one worker to the end, more until they are killed."""
+    saved = restore.newest(run / "checkpoints")
+    supervisor = Unattended()
+    if workers > 1:
+        pids = [0] * workers
+        dist.all_gather_object(pids, os.getpid())
+        next_step = (0 if saved is None else saved.step) + CHECKPOINT_EVERY
+        supervisor = Killed(rank, pids, run / "checkpoints" / f"step-{next_step:08d}")
+    every = Duration.parse(f"{CHECKPOINT_EVERY} steps")
+    bookkeeping = Bookkeeping(run / "checkpoints", run / "index", every, keep=1, log_every=1)
+    averaged = dataclasses.replace(recipe(RESIZED, root, SpeedRecipe()), ema=EmaRecipe(decay=EMA_DECAY))
+    worker = Worker(rank, workers, torch.device("cpu"), num_threads=1)
+    sink = MetricsFile(run / "metrics.jsonl") if rank == 0 else NoSink()
+    build(averaged, worker, bookkeeping, sink, supervisor, None if saved is None else saved.path).fit()
+    sink.close()
 
 
 # --- a worker: `python test_one_curve.py RANK FOLDER`; FOLDER/cases.json says what to run
@@ -184,21 +242,24 @@ def work(rank: int, folder: Path) -> None:
     cases = [Case(**case) for case in job["cases"]]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=cases[0].workers)
     curves = {case.name: curve(case, Path(job["root"]), folder, rank) for case in cases}
-    dist.destroy_process_group()
     if rank == 0:
         (folder / "curves.json").write_text(json.dumps(curves))
+    if job["resized"]:
+        go_on(folder.parent / "resized", Path(job["root"]), rank, cases[0].workers)
+    dist.destroy_process_group()
 
 
-def run_worlds(cases: list[Case], folder: Path) -> dict[str, list[dict[str, float]]]:
-    """The curves of `cases` and of their baselines, by the case's name."""
+def run_worlds(cases: list[Case], folder: Path, *, resized: bool = False) -> dict[str, list[dict[str, float]]]:
+    """The curves of `cases` and of their baselines, by the case's name; `resized`: with the run that is killed."""
     root = write_digits(folder / "digits")
     wanted = sorted({*cases, *(case.baseline for case in cases)}, key=lambda case: case.name)
     curves: dict[str, list[dict[str, float]]] = {}
-    for workers in sorted({case.workers for case in wanted}):
+    for workers in sorted({case.workers for case in wanted}, reverse=True):
         world = folder / f"world-{workers}"
         world.mkdir()
         own = [asdict(case) for case in wanted if case.workers == workers]
-        (world / "cases.json").write_text(json.dumps({"root": str(root), "cases": own}))
+        goes_on = resized and workers <= RESIZED.workers
+        (world / "cases.json").write_text(json.dumps({"root": str(root), "cases": own, "resized": goes_on}))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, __file__]
         processes = [
@@ -210,7 +271,8 @@ def run_worlds(cases: list[Case], folder: Path) -> dict[str, list[dict[str, floa
         finally:
             for process in processes:
                 process.kill()
-        assert [process.returncode for process in processes] == [0] * workers, "\n".join(errors)
+        code = -signal.SIGKILL if goes_on and workers > 1 else 0
+        assert [process.returncode for process in processes] == [code] * workers, "\n".join(errors)
         curves |= json.loads((world / "curves.json").read_text())
     return curves
 
@@ -231,9 +293,14 @@ CASES = covering_array() + ROUNDED
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture(scope="module")
+def curves(worlds: Path) -> dict[str, list[dict[str, float]]]:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    return run_worlds(CASES, tmp_path_factory.mktemp("worlds"))
+    return run_worlds([*CASES, RESIZED], worlds, resized=True)
 
 
 def test_every_pair_of_values_meets() -> None:
@@ -254,6 +321,37 @@ def test_a_case_has_the_curve_of_its_baseline(curves: dict[str, list[dict[str, f
     assert first < FIRST_STEP[case.precision]
     assert all_steps < ALL_STEPS[case.precision]
     assert own[-1]["average"] == pytest.approx(baseline[-1]["average"], rel=ALL_STEPS[case.precision])
+
+
+def test_an_evaluation_counts_every_image_once_on_any_number_of_workers(
+    curves: dict[str, list[dict[str, float]]],
+) -> None:
+    cases = [case for case in CASES if case.precision == "float64" and case.workers > 1]
+    assert {case.workers for case in cases} == {2, 3, 4}
+    for case in cases:
+        own, baseline = curves[case.name][-1], curves[case.baseline.name][-1]
+        assert own["val num_samples"] == NUM_VAL
+        for key in ("val num_samples", "val num_nonfinite", "val top1", "val top5"):
+            assert own[key] == baseline[key], (case.name, key)
+        assert own["val loss"] == pytest.approx(baseline["val loss"], rel=ALL_STEPS["float64"])
+
+
+def test_a_run_that_is_killed_goes_on_with_fewer_workers_in_the_middle_of_an_epoch(
+    curves: dict[str, list[dict[str, float]]], worlds: Path
+) -> None:
+    records = read_metrics(worlds / "resized" / "metrics.jsonl")
+    assert [record["step"] for record in records if record.get("event") == "started"] == [0, 5, 10]
+    keys = {"loss": "loss", "lr": "learning_rate", "norm": "gradient_norm", "ids": "sample_ids"}
+    own = [{key: record[name] for key, name in keys.items()} for record in records if record["kind"] == "train"]
+    baseline = curves[RESIZED.baseline.name]
+    for key in ("ids", "lr"):
+        assert [record[key] for record in own] == [record[key] for record in baseline]
+    assert differences(own, baseline, "float64")[1] < ALL_STEPS["float64"]
+    saved = restore.newest(worlds / "resized" / "checkpoints")
+    assert saved is not None
+    average = saved.ema()
+    assert average is not None
+    assert squares(average) == pytest.approx(baseline[-1]["average"], rel=ALL_STEPS["float64"])
 
 
 def test_different_recipes_have_different_curves(curves: dict[str, list[dict[str, float]]]) -> None:

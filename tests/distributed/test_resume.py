@@ -106,3 +106,14 @@ def test_divergence_exits_79_and_saves_nothing_of_it(config_file: Path, train: C
     assert "training diverged" in output
     run = config_file.parent / "runs" / "tiny"
     assert json.loads((run / "FATAL").read_text())["exit_code"] == 79
+
+
+def test_a_finished_run_that_is_started_as_another_one_is_refused(config_file: Path, train: Callable[..., str]) -> None:
+    short = ("duration=2 steps", "schedule.warmup=0 steps")
+    train(*short)
+    output = train(*short, "seed=1", code=78)
+    assert "seed: the run has 0, the config 1" in output
+    output = train(*short, "batch_norm.span=1", "workers=2", processes=2, code=1)  # torchrun's own code
+    assert "batch_norm.span: the run has 37, the config 1" in output
+    assert "exitcode  : 78" in output
+    assert "finished already" in train(*short, "workers=2", processes=2)

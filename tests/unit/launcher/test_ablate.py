@@ -54,6 +54,8 @@ def config(tmp_path: Path, root: Path | None = None, workers: int = 2, **changes
         (8192, 1, 64, 256, 128, "worker"),
         (37, 1, 3, "global", 13, "worker"),
         (37, 1, 1, "global", 37, "global"),
+        (8192, 1, 128, "auto", 64, 64),
+        (8192, 1, 256, "auto", 32, "worker"),  # the batch's span is 64: a share of 32 would choose 32
     ],
 )
 def test_one_workers_share_is_a_recipe_of_its_own(

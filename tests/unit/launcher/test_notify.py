@@ -55,6 +55,16 @@ def test_a_command_gets_the_event_on_its_standard_input(run: RunDirectory, tmp_p
     assert told["run"] == str(run.path)
 
 
+def test_a_number_that_is_not_finite_is_posted_as_null(
+    run: RunDirectory, posted: tuple[str, list[dict[str, Any]]]
+) -> None:
+    address, bodies = posted
+    notifier = Notifier(Notify(webhook=address), run)
+    notifier.tell("finished", "all steps done", top1=float("nan"), losses=[float("inf"), 0.5])
+    notifier.close()
+    assert [(body["top1"], body["losses"]) for body in bodies] == [(None, [None, 0.5])]
+
+
 def test_a_webhook_gets_the_event_posted(run: RunDirectory, posted: tuple[str, list[dict[str, Any]]]) -> None:
     address, bodies = posted
     notifier = Notifier(Notify(webhook=address), run)

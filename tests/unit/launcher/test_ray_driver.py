@@ -87,7 +87,7 @@ def test_a_cluster_that_is_gone_after_a_stop_leaves_the_end_in_the_record(
 
 def test_a_cluster_that_is_gone_before_the_workers_start_is_told_as_such(driver: _Driver) -> None:
     with pytest.raises(ClusterGone):
-        driver.run(resume.Start(None, 0, ()))
+        driver.run(resume.Start(driver._config, None, 0, ()))
 
 
 def test_a_run_whose_head_goes_away_ends_saved_though_other_nodes_are_left(
@@ -188,7 +188,7 @@ def test_a_node_at_fault_under_an_earlier_driver_is_left_out_unless_too_few_are_
         return ExitCode.OK, {"step": 9, "finished": True}
 
     driver._one = one  # type: ignore[assignment]
-    driver.run(resume.Start(None, 0, ()))
+    driver.run(resume.Start(driver._config, None, 0, ()))
     notifier.close()
     assert counted == [1 if excluded else 2]
     assert driver._recovery.history.excluded == excluded
@@ -207,7 +207,7 @@ def test_a_driver_that_has_lost_the_lease_starts_no_attempt(
     driver._held = held
     (small_run.lease / "00000002.json").write_bytes((small_run.lease / "00000001.json").read_bytes())
     with pytest.raises(LeaseLost):
-        driver._begin(resume.Start(None, 0, ()), 1, StopSignals())
+        driver._begin(resume.Start(driver._config, None, 0, ()), 1, StopSignals())
     held.release()
     assert small_run.attempts() == []
 

@@ -90,6 +90,20 @@ def test_a_finished_run_says_so_and_keeps_its_summary(run: RunDirectory) -> None
     assert summary == {"step": 100, "top1": 0.76}
 
 
+def test_a_number_that_is_not_finite_is_recorded_as_null(run: RunDirectory) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    run.end_attempt(run.begin_attempt({"top1": float("nan")}), 0, "finished", 100, {"loss": -float("inf")})
+    [attempt] = run.attempts()
+    assert (attempt.facts, attempt.end_facts) == ({"top1": None}, {"loss": None})
+    run.mark_finished({"top1": float("nan"), "loss": float("inf"), "step": 100})
+    finished = json.loads(run.finished_file.read_text(), parse_constant=refuse)
+    assert (finished["top1"], finished["loss"], finished["step"]) == (None, None, 100)
+    for line in run.attempts_file.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+
+
 def test_a_fatal_end_keeps_its_code_and_message(run: RunDirectory) -> None:
     assert run.fatal() is None
     run.mark_fatal(79, "training diverged")

@@ -126,3 +126,11 @@ def test_an_end_that_comes_while_the_predecessor_is_waited_for_is_seen(
     monkeypatch.setattr("launcher.lease.time.sleep", nap)
     assert train(config, progress=Progress())[0] == 65
     assert started == []
+
+
+def test_a_finished_run_that_must_not_be_resumed_is_not_compared(
+    config: RunConfig, started: Started, small_run: RunDirectory
+) -> None:
+    small_run.mark_finished({"duration": "100 steps"})
+    assert train(config, "never")[0] == 75
+    assert len(started) == 1

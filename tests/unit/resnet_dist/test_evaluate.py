@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,10 +79,61 @@ def test_top5_of_fewer_than_five_classes_is_always_right() -> None:
     assert (found.top1, found.top5) == (0.5, 1.0)
 
 
-def test_a_network_that_knows_nothing_is_not_counted_right() -> None:
-    batch = MicroBatch(torch.full((4, 10), float("nan")), torch.arange(4))
-    found = evaluate(Lookup(), [batch], 4, CPU)
-    assert found.top5 == 0.0
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_with_one_logit_that_is_not_finite_the_evaluation_is_not_a_number(value: float) -> None:
+    spoilt = batches(5)
+    spoilt[1].images[3, 2] = value
+    spoilt[4].images[0, :2] = value
+    found = evaluate(Lookup(), spoilt, NUM, CPU)
+    assert [math.isnan(number) for number in (found.top1, found.top5, found.loss)] == [True, True, True]
+    assert (found.num_nonfinite, found.num_samples) == (2, NUM)
+
+
+def test_an_evaluation_of_finite_logits_has_none_that_is_not() -> None:
+    assert evaluate(Lookup(), batches(5), NUM, CPU).num_nonfinite == 0
+
+
+def test_samples_that_are_not_finite_are_counted_over_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other worker has as many samples of each kind: a sum over both is twice this one's."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.mul_(2))
+    spoilt = batches(23)
+    spoilt[0].images[:3] = math.nan
+    found = evaluate(Lookup(), spoilt, 2 * NUM, CPU)
+    assert (found.num_nonfinite, found.num_samples, math.isnan(found.top1)) == (6, 2 * NUM, True)
+
+
+def broken_after_one() -> Iterator[MicroBatch]:
+    yield batches(5)[0]
+    raise OSError("a broken image")
+
+
+def test_a_frozen_batch_norm_stays_frozen() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(CLASSES), nn.Linear(CLASSES, CLASSES), nn.BatchNorm1d(CLASSES)).double()
+    model[0].eval()
+    evaluate(model, batches(5), NUM, CPU)
+    assert [module.training for module in (model, *model)] == [True, False, True, True]
+
+
+def test_each_module_is_in_its_own_mode_after_an_evaluation_that_fails() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(CLASSES), nn.Linear(CLASSES, CLASSES)).double()
+    model[0].eval()
+    with pytest.raises(OSError, match="a broken image"):
+        evaluate(model, broken_after_one(), NUM, CPU)
+    assert [module.training for module in (model, *model)] == [True, False, True]
+
+
+def test_a_train_method_of_the_users_is_called_afterwards() -> None:
+    class Merged(Lookup):
+        merged = False
+
+        def train(self, mode: bool = True) -> Merged:
+            self.merged = not mode
+            return super().train(mode)
+
+    model = Merged()
+    evaluate(model, batches(23), NUM, CPU)
+    assert (model.training, model.merged) == (True, False)
 
 
 def test_the_forward_pass_runs_under_autocast() -> None:

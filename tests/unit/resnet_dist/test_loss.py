@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnet_dist.loss import cross_entropy_sum, num_correct, num_in_top_k
+from resnet_dist.loss import cross_entropy_sum, num_correct, num_in_top_k, num_not_finite
 
 
 def _logits(batch: int = 9, classes: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,3 +101,18 @@ def test_a_network_that_answers_the_same_for_every_class_is_right_once_in_c() ->
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_nan_is_never_right(k: int) -> None:
     assert num_in_top_k(torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 0]), k).item() == 0
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_sample_with_nan_is_not_a_right_answer(place: int) -> None:
+    logits = LOGITS.clone()
+    logits[0, place] = torch.nan  # a right answer until then
+    assert num_correct(logits, LABELS).item() == 1
+    assert num_correct(torch.full((3, 3), torch.nan), torch.arange(3)).item() == 0
+
+
+def test_samples_with_a_logit_that_is_not_finite_are_counted_once_each() -> None:
+    logits = LOGITS.clone()
+    logits[0, 1], logits[1, :], logits[3, 2] = torch.nan, torch.inf, -torch.inf
+    assert num_not_finite(logits).item() == 3
+    assert num_not_finite(LOGITS).item() == 0

@@ -24,6 +24,8 @@ def test_only_numbers_that_change_no_result_are_allowed() -> None:
     assert memory.allowed_micro_batches(RECIPE, world_size=16) == [1, 2, 3, 4, 6]  # 12 leaves 8 samples for 16 workers
     whole = replace(RECIPE, batch_norm=BatchNormRecipe(span="global"))
     assert memory.allowed_micro_batches(whole, world_size=2) == [1]
+    automatic = replace(RECIPE, batch_norm=BatchNormRecipe(span="auto"))  # 48
+    assert memory.allowed_micro_batches(automatic, world_size=2) == [1, 2]
     own = replace(RECIPE, batch_norm=BatchNormRecipe(span="worker"), batch=BatchRecipe(size=96, num_micro_batches=3))
     assert memory.allowed_micro_batches(own, world_size=2) == [3]
 

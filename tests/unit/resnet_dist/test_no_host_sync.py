@@ -25,8 +25,8 @@ from resnet_dist.ema import WeightAverage
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
-from resnet_dist.models.batch_norm import RunningStatistics
-from resnet_dist.models.spans import Spans
+from resnet_dist.models.running_statistics import RunningStatistics
+from resnet_dist.models.spans import Spans, Team
 from resnet_dist.optim import build_optimizer, sgd_kernels
 from resnet_dist.recipe import (
     BatchNormRecipe,
@@ -170,8 +170,11 @@ def test_no_step_waits_under_autocast(optimizer: Literal["sgd", "lars"]) -> None
 def test_no_step_waits_where_spans_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(recipe_of("sgd"))
     spans = next(layer.spans for layer in run.engine.module.modules() if hasattr(layer, "spans"))
-    monkeypatch.setattr(spans, "group", object())  # a worker that shares its span, with the others silent
-    monkeypatch.setattr(spans, "all_reduce", lambda table: None)
+    spans.span_size = 2 * BATCH  # shared with a second worker, which has the same numbers
+    spans.join(Team(range(2), range(2 * BATCH)), object(), BatchLayout(2 * BATCH, world_size=2), 0)
+    monkeypatch.setattr(spans, "_checked", False)  # as on a GPU after the first forward pass
+    both = lambda parts, message, group: [part.copy_(message) for part in parts]  # noqa: E731
+    monkeypatch.setattr("resnet_dist.models.spans.dist.all_gather", both)
     found, _ = waits_of(run)
     assert found == {}
 

@@ -17,7 +17,7 @@ from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.models import MODELS
 from resnet_dist.recipe import BatchRecipe, DataRecipe, Recipe, ScheduleRecipe
-from resnet_dist.shares import BatchLayout
+from resnet_dist.shares import BatchLayout, automatic_span
 
 parse = Duration.parse
 
@@ -48,6 +48,12 @@ MINE = "my_package.my_module:build"
         {},
         {"batch__num_micro_batches": 4, "batch_norm__span": 24},
         {"batch_norm__span": "worker", "batch__num_micro_batches": 3},
+        {"batch_norm__span": "auto", "batch__num_micro_batches": 2},
+        {"batch_norm__span": "auto", "batch__size": 2 * 131},
+        {"batch_norm__momentum": None, "batch_norm__epsilon": None},
+        {"batch_norm__momentum": 0.01, "batch_norm__epsilon": 1e-3},
+        {"speed__static_graph": True},
+        {"speed__compile": True, "engine__bucket_mb": 1.0},
         {"optimizer__nesterov": True},
         {"ema__decay": 0.9999, "ema__every_steps": 32},
         {"optimizer__name": "lars", "optimizer__trust_coefficient": 0.001, "optimizer__convention": "lr_outside"},
@@ -87,6 +93,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"engine__name": "zero", "speed__compile": True}, "speed.compile", "only with engine.name ddp"),
     ({"engine__name": "zero", "speed__static_graph": True}, "speed.static_graph", "only with engine.name ddp"),
     ({"optimizer__name": "lars", "speed__optimizer": "fused"}, "speed.optimizer", "only with optimizer.name sgd"),
+    ({"speed__static_graph": True, "batch__num_micro_batches": 2}, "speed.static_graph", "DDP ends with an internal"),
+    ({"speed__static_graph": True, "batch__num_micro_batches": "auto"}, "speed.static_graph", "num_micro_batches 1"),
+    ({"speed__compile": True, "engine__bucket_mb": 0.5}, "speed.compile", "engine.bucket_mb from 1 up"),
     ({"precision": "float16", "speed__cuda_graph": True}, "speed.cuda_graph", "asks the host"),
     ({"precision": "float16", "speed__optimizer": "fused"}, "speed.optimizer", "unwritten"),
     ({"optimizer__gradient_clipping": 0.0}, "optimizer.gradient_clipping", "above 0"),
@@ -117,6 +126,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"batch_norm__span": 20}, "batch_norm.span", "nearest: 16 or 24;"),
     ({"batch_norm__span": 96, "batch__num_micro_batches": 2}, "batch_norm.span", "nearest: 48;"),
     ({"batch_norm__span": "global", "batch__num_micro_batches": 2}, "batch_norm.span", "num_micro_batches 1"),
+    ({"batch_norm__span": "auto", "batch__size": 262, "batch__num_micro_batches": 2}, "batch_norm.span", "from 32 to"),
+    ({"batch_norm__span": "auto", "batch__size": 458, "batch__num_micro_batches": 2}, "batch_norm.span", ": 1 or 229;"),
     ({"batch_norm__momentum": 0.0}, "batch_norm.momentum", "above 0"),
     ({"batch_norm__epsilon": 0.0}, "batch_norm.epsilon", "above 0"),
     ({"optimizer__name": "sdg"}, "optimizer.name", "Did you mean sgd?"),
@@ -201,6 +212,29 @@ def test_durations_of_different_units_are_compared_only_where_the_data_sets_size
     assert [problem.key for problem in rules.problems(in_samples, world_size=1)] == ["schedule.warmup"]
 
 
+@pytest.mark.parametrize(
+    ("size", "parts", "span"),
+    [(8192, 1, 64), (96, 1, 48), (37, 1, 37), (262, 1, "global"), (192, 2, 48), (192, "auto", 64)],
+)
+def test_auto_is_settled_as_a_number_or_global(size: int, parts: Any, span: Any) -> None:
+    recipe = rules.settled(changed(GOOD, batch__size=size, batch__num_micro_batches=parts))
+    assert recipe.batch_norm.fixed_span == span
+    assert recipe == changed(GOOD, batch__size=size, batch__num_micro_batches=parts, batch_norm__span=span)
+
+
+@pytest.mark.parametrize("span", [24, "global", "worker"])
+def test_a_span_that_is_given_stays(span: Any) -> None:
+    recipe = changed(GOOD, batch_norm__span=span)
+    assert rules.settled(recipe) is recipe
+
+
+@pytest.mark.parametrize(("size", "parts"), [(0, 1), (96, 5), (262, 2)])
+def test_where_auto_stands_for_nothing_it_stays_for_the_rules_to_refuse(size: int, parts: int) -> None:
+    recipe = rules.settled(changed(GOOD, batch__size=size, batch__num_micro_batches=parts))
+    assert recipe.batch_norm.span == "auto"
+    assert rules.problems(recipe, world_size=1) != []
+
+
 def test_the_models_that_are_allowed_are_those_that_exist() -> None:
     assert sorted(rules.MODEL_NAMES) == sorted(MODELS)
 
@@ -214,7 +248,7 @@ def test_the_rules_need_no_torch() -> None:
     size=st.integers(-2, 120),
     parts=st.integers(-1, 8),
     world_size=st.integers(1, 130),
-    span=st.one_of(st.integers(-1, 130), st.sampled_from(["global", "worker"])),
+    span=st.one_of(st.integers(-1, 130), st.sampled_from(["auto", "global", "worker"])),
 )
 @settings(deadline=None)
 def test_a_batch_without_problems_can_be_laid_out_and_one_with_problems_cannot(
@@ -225,5 +259,6 @@ def test_a_batch_without_problems_can_be_laid_out_and_one_with_problems_cannot(
     works = size >= 1 and parts >= 1 and size % parts == 0 and size // parts >= world_size
     if works:
         BatchLayout(size, parts, world_size)
+        span = automatic_span(size // parts) if span == "auto" else span
         works = parts == 1 if span == "global" else span == "worker" or (span >= 1 and size // parts % span == 0)
     assert (rules.problems(recipe, world_size) == []) == works

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.shares import BatchLayout, allowed_spans, split
+from resnet_dist.shares import BatchLayout, allowed_spans, automatic_span, split
 
 layouts = st.builds(
     lambda num_micro_batches, world_size, extra: BatchLayout(
@@ -68,6 +68,22 @@ def test_a_span_crosses_workers_exactly_when_two_workers_hold_samples_of_it(
 @settings(deadline=None)
 def test_allowed_spans_are_all_divisors_ascending(micro_batch_size: int) -> None:
     assert allowed_spans(micro_batch_size) == [n for n in range(1, micro_batch_size + 1) if micro_batch_size % n == 0]
+
+
+@given(micro_batch_size=st.integers(1, 10_000))
+def test_the_automatic_span_is_the_allowed_one_nearest_64_or_global(micro_batch_size: int) -> None:
+    allowed = [span for span in allowed_spans(micro_batch_size) if 32 <= span <= 128]
+    found = automatic_span(micro_batch_size)
+    if found == "global":
+        assert allowed == []
+    else:
+        assert found in allowed
+        assert all(abs(found - 64) <= abs(span - 64) for span in allowed)
+
+
+@pytest.mark.parametrize(("micro_batch_size", "span"), [(988, 52), (1020, 60)])
+def test_of_two_spans_as_near_as_each_other_the_smaller_one_is_chosen(micro_batch_size: int, span: object) -> None:
+    assert automatic_span(micro_batch_size) == span
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

@@ -22,7 +22,7 @@ from resnet_dist.engines.protocol import MicroBatch, StepSums
 from resnet_dist.errors import DivergedError, OutOfMemory
 from resnet_dist.evaluate import Evaluation
 from resnet_dist.metrics import StepExchange
-from resnet_dist.models.batch_norm import RunningStatistics
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.supervisor import Request
 from resnet_dist.trainer import Outcome, Parts, Timetable, Trainer
 from resnet_dist.verdict import StepTimes
@@ -40,6 +40,7 @@ class World:
     losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
     gradients: Mapping[int, float] = field(default_factory=dict)  # squared norms; 4.0 in all other steps
     scales_loss: bool = False
+    scale: float = 1024.0  # of the loss
     skipped: tuple[int, ...] = ()  # steps that the engine leaves out
     averaged: list[int] = field(default_factory=list)
     writes: bool = True  # this worker writes checkpoints
@@ -68,7 +69,11 @@ class World:
             torch.tensor(3.0, dtype=torch.float64),
             torch.tensor(self.gradients.get(self.step_number, 4.0), dtype=torch.float64),
             self.step_number in self.skipped,
+            {"loss_scale": self.scale, "num_skipped": self.num_skipped()} if self.scales_loss else {},
         )
+
+    def num_skipped(self) -> int:
+        return sum(step <= self.step_number for step in self.skipped)
 
     def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
         return {}
@@ -80,7 +85,7 @@ class World:
         return self.scales_loss
 
     def scaler_state(self) -> dict[str, float]:
-        return {"loss_scale": 1024.0} if self.scales_loss else {}
+        return {"loss_scale": self.scale / 2} if self.scales_loss else {}  # of the step that comes
 
     def load_scaler_state(self, state: object) -> None: ...
 
@@ -298,6 +303,34 @@ def test_an_engine_that_leaves_out_steps_that_overflow_goes_on() -> None:
     assert {record["loss_scale"] for record in world.of("train")} == {1024.0}
 
 
+def test_a_row_counts_the_steps_that_were_skipped_up_to_its_own() -> None:
+    world = World(scales_loss=True, skipped=(2, 3))
+    trainer(world, steps=4).fit()
+    assert [record["num_skipped"] for record in world.of("train")] == [0, 1, 2, 2]
+
+
+def test_a_step_that_is_skipped_at_the_least_loss_scale_ends_the_run() -> None:
+    world = World(scales_loss=True, skipped=(1, 2), scale=1.0)
+    with pytest.raises(DivergedError, match=r"the loss scale, .* of step 1 is 1\.0\. Use precision bfloat16"):
+        trainer(world, steps=4).fit()
+    assert trainer(World(scales_loss=True, scale=1.0), steps=4).fit().finished
+
+
+def test_a_run_that_has_skipped_all_of_its_steps_is_not_finished() -> None:
+    world = World(scales_loss=True, skipped=(1, 2, 3))
+    with pytest.raises(DivergedError, match="of 3 steps have overflowed"):
+        trainer(world, steps=3).fit()
+
+
+def test_generators_are_seeded_before_each_step() -> None:
+    world = World()
+    runner = trainer(world, steps=4, first_step=1)
+    runner.parts = replace(runner.parts, seed=lambda step: world.did.append(f"seed {step}"))
+    runner.fit()
+    steps = [what for what in world.did if what.startswith(("seed", "step"))]
+    assert steps == ["seed 1", "step 2", "seed 2", "step 3", "seed 3", "step 4"]
+
+
 def test_an_error_that_is_explained_is_raised_as_what_it_means() -> None:
     world = World()
     runner = trainer(world, steps=4)
@@ -371,7 +404,21 @@ def test_an_eval_record_has_the_evaluation() -> None:
         "loss": 0.25,
         "num_samples": 2,
         "weights": "model",
+        "num_nonfinite": 0,
     }
+
+
+def test_an_evaluation_that_is_not_finite_is_warned_of_and_the_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    monkeypatch.setattr(world, "evaluate", lambda: Evaluation(math.nan, math.nan, math.nan, 2, num_nonfinite=1))
+    monkeypatch.setattr(world, "save", lambda *_, **__: None)
+    assert trainer(world, steps=4, evaluate_every=2).fit().finished
+    assert [record.getMessage() for record in caplog.records if record.name == "resnet_dist.trainer"] == [
+        f"the evaluation after step {step} is not finite: 1 of 2 samples have logits that are not finite"
+        for step in (2, 4)
+    ]
 
 
 def test_only_the_worker_that_wrote_a_checkpoint_tells_its_supervisor() -> None:

@@ -49,6 +49,13 @@ def test_one_that_was_not_evaluated_is_never_among_the_best() -> None:
     assert stays(Retention(keep=1, keep_best=2), {10: None, 20: 0.1, 30: None, 40: None}) == [20, 40]
 
 
+@pytest.mark.parametrize("metric", ["top1", "loss"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_whose_metric_is_not_finite_is_never_among_the_best(metric: str, value: float) -> None:
+    metrics = {10: 0.1, 20: value, 30: 0.1, 40: value, 50: value}
+    assert stays(Retention(keep=1, keep_best=2, metric=metric), metrics) == [10, 30, 50]
+
+
 def test_some_stay_for_ever() -> None:
     every = Every(Fraction(2000), batch_size=100)  # after steps 20, 40, 60 ...
     assert stays(Retention(keep=1, keep_every=every), dict.fromkeys(range(10, 80, 10))) == [20, 40, 60, 70]

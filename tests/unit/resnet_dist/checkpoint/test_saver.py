@@ -181,6 +181,23 @@ def test_old_ones_are_deleted_and_the_best_by_the_metrics_given_stays(tmp_path: 
     assert load(tmp_path / "step-00000002").state == {"samples": 16, "metrics": {"top1": 0.7}, "step": 2}
 
 
+def test_the_best_of_an_earlier_attempt_stays_and_is_ranked_with_those_of_the_next(tmp_path: Path) -> None:
+    kept = []
+    for top1_of in ({1: 0.6, 2: 0.9, 3: 0.1, 4: 0.2}, {5: 0.1, 6: 0.7, 7: 0.1}):
+        saver = Saver(tmp_path, Retention(keep=1, keep_best=2), on_event=lambda *event: None)
+        for step, top1 in top1_of.items():
+            save(saver, step, metrics={"top1": top1})
+        saver.close()
+        kept.append({int(path.name[-8:]): load(path).state["metrics"]["top1"] for path in sorted(tmp_path.iterdir())})
+    assert kept == [{1: 0.6, 2: 0.9, 4: 0.2}, {2: 0.9, 6: 0.7, 7: 0.1}]
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_checkpoint(tmp_path: Path, saver: Saver) -> None:
+    save(saver, 3, metrics={"top1": float("nan"), "loss": float("inf"), "top5": 0.5})
+    saver.close()
+    assert load(tmp_path / "step-00000003").state["metrics"] == {"top1": None, "loss": None, "top5": 0.5}
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_a_save_that_fails_is_told_of_and_the_next_one_may_succeed(
     tmp_path: Path, saver: Saver, storage: Storage, events: Events, number: int

@@ -109,6 +109,15 @@ class TestFloat16:
         assert not trained.step([MicroBatch(images, labels)], 0.1).skipped
         assert not all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
+    def test_a_step_tells_its_own_scale_and_every_skip_is_counted(self) -> None:
+        trained = engine(model(torch.float32), autocast_dtype=torch.float16)
+        trained.load_scaler_state({"loss_scale": 2.0**-148, "growth_tracker": 0, "num_skipped": 5})
+        images, labels = batch(dtype=torch.float32)
+        rows = [trained.step([MicroBatch(images * factor, labels)], 0.1).scaling for factor in (1e6, 1e6, 1e6, 1e6)]
+        assert [row["loss_scale"] for row in rows] == [2.0**-148, 2.0**-149, 0.0, 0.0]  # it cannot fall any further
+        assert [row["num_skipped"] for row in rows] == [6, 7, 8, 9]
+        assert engine(model(torch.float32)).step([MicroBatch(images, labels)], 0.1).scaling == {}
+
     def test_the_scaler_goes_on_where_it_was(self) -> None:
         first = engine(model(torch.float32), autocast_dtype=torch.float16)
         images, labels = batch(dtype=torch.float32)
@@ -132,3 +141,28 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights() -> None:
     engine(net, autocast_dtype=torch.bfloat16).step([MicroBatch(*batch(dtype=torch.float32))], 0.1)
     assert seen == [torch.bfloat16]
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+
+
+class PartlyUsed(nn.Module):
+    """Its `unused` has no part in the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = model(), nn.Linear(2, 2).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.used(images)
+        return output
+
+
+def test_a_parameter_without_a_gradient_has_a_gradient_of_zero(caplog: pytest.LogCaptureFixture) -> None:
+    net = PartlyUsed()
+    before = net.unused.weight.detach().clone()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=0.9, weight_decay=0.1)
+    trained = DdpEngine(net, optimizer, cross_entropy_sum, batch_size=6, num_micro_batches=1)
+    for _ in range(2):
+        trained.step([MicroBatch(*batch())], 0.5)
+    # momentum d, weights w: d = 0.1 w, w -= 0.5 d; then d = 0.9 d + 0.1 w, w -= 0.5 d
+    torch.testing.assert_close(net.unused.weight, before * (0.95 - 0.5 * (0.09 + 0.095)), rtol=1e-12, atol=0)
+    assert [message for message in caplog.messages if "trainable parameters (unused.weight, unused.bias)" in message]
+    assert len(caplog.messages) == 1

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from resnet_dist.models.batch_norm import RunningStatistics, SpanBatchNorm, use_spans
+from resnet_dist.errors import RecipeError
+from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
+from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.shares import BatchLayout
 
@@ -39,10 +43,8 @@ def with_spans(model: nn.Module, size: int, span: SpanSize, num_micro_batches: i
 
 def one_step(model: nn.Module, batch: Tensor, num_micro_batches: int = 1) -> Tensor:
     statistics = RunningStatistics(model)
-    sums = torch.zeros(3, statistics.num_channels, dtype=torch.float64)
-    statistics.collect_into(sums)
     output = torch.cat([model(part) for part in batch.chunk(num_micro_batches)])
-    statistics.update(sums)
+    statistics.update(statistics.sums())
     return output
 
 
@@ -124,11 +126,9 @@ def test_running_statistics_of_several_layers_are_kept_apart() -> None:
 def test_running_statistics_follow_a_model_that_is_moved_after_they_were_made() -> None:
     model = with_spans(nn.BatchNorm2d(CHANNELS), 8, "global")
     statistics = RunningStatistics(model)
-    sums = torch.zeros(3, CHANNELS, dtype=torch.float64)
-    statistics.collect_into(sums)
     model.double()
     model(images(8))
-    statistics.update(sums)
+    statistics.update(statistics.sums())
     reference = nn.BatchNorm2d(CHANNELS).double()
     reference(images(8))
     close(model.running_mean, reference.running_mean)  # type: ignore[arg-type]
@@ -136,22 +136,19 @@ def test_running_statistics_follow_a_model_that_is_moved_after_they_were_made() 
 
 def test_a_step_with_infinite_activations_spoils_its_own_statistics_only() -> None:
     layer = with_spans(torch_layer(), 8, "global")
-    statistics, sums = RunningStatistics(layer), torch.zeros(3, CHANNELS, dtype=torch.float64)
-    statistics.collect_into(sums)
+    statistics = RunningStatistics(layer)
     layer(images(8) * torch.inf)
-    assert not sums.isfinite().any()
-    statistics.update(sums)
-    sums.zero_()
+    assert not statistics.sums()[1].isfinite().any()
+    statistics.update(statistics.sums())
     layer(images(8))
-    close(sums[0], images(8).mean((0, 2, 3)))
+    close(statistics.sums()[1], images(8).sum((0, 2, 3)))
 
 
 def test_evaluation_uses_the_running_statistics_and_any_number_of_samples() -> None:
     layer, reference = with_spans(torch_layer(), 8, 2).eval(), torch_layer().eval()
-    statistics, sums = RunningStatistics(layer), torch.zeros(3, CHANNELS, dtype=torch.float64)
-    statistics.collect_into(sums)
+    statistics = RunningStatistics(layer)
     assert torch.equal(layer(images(5)), reference(images(5)))
-    assert not sums.any()
+    assert not statistics.sums().any()
 
 
 def test_without_running_statistics_evaluation_takes_those_of_its_input() -> None:
@@ -189,7 +186,65 @@ def test_a_layer_of_another_epsilon_takes_the_recipes_and_says_so(caplog: pytest
     with caplog.at_level(logging.WARNING, "resnet_dist.models.batch_norm"):
         layer = with_spans(nn.BatchNorm2d(3, eps=1e-3), 8, 2)
     assert layer.eps == EPSILON
-    assert caplog.messages == ["a batch norm was built with epsilon 0.001; batch_norm.epsilon 1e-05 holds"]
+    assert caplog.messages == ["the model was built with epsilon 0.001; batch_norm.epsilon 1e-05 holds"]
+
+
+def test_a_layer_keeps_its_own_epsilon_and_momentum() -> None:
+    layer = use_spans(nn.BatchNorm2d(3, eps=1e-3, momentum=0.01), Spans(BatchLayout(8), 0, 2))
+    assert (layer.eps, layer.momentum) == (1e-3, 0.01)
+
+
+def test_a_module_that_stands_at_several_places_is_replaced_by_one() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Sequential(norm), norm, nn.ReLU(), norm)
+    with_spans(model, 8, 2)
+    assert isinstance(model[1], SpanBatchNorm)
+    assert model[0][0] is model[1] is model[3]
+
+
+def test_timms_batch_norm_with_an_activation_keeps_it() -> None:
+    original = BatchNormAct2d(CHANNELS, act_layer=nn.SiLU).double()
+    layer, names = with_spans(copy.deepcopy(original), 8, "global"), list(original.state_dict())
+    close(one_step(layer, images(8)), original(images(8)))
+    close(layer.running_var, original.running_var)  # type: ignore[arg-type]
+    close(layer.eval()(images(5)), original.eval()(images(5)))
+    assert list(layer.state_dict()) == names
+
+
+def test_a_batch_norm_with_a_forward_pass_of_its_own_is_refused() -> None:
+    class Doubled(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    with pytest.raises(RecipeError, match=r"1 is a .*Doubled, a batch norm with a forward pass of its own"):
+        with_spans(nn.Sequential(nn.ReLU(), Doubled(3)), 8, 2)
+
+
+def test_a_batch_norm_without_a_number_of_channels_is_refused() -> None:
+    with pytest.raises(RecipeError, match="0 is a LazyBatchNorm2d whose number of channels is not known yet"):
+        with_spans(nn.Sequential(nn.LazyBatchNorm2d()), 8, 2)
+
+
+def test_torchs_synchronised_batch_norm_is_replaced_like_any_other() -> None:
+    assert isinstance(with_spans(nn.SyncBatchNorm(3), 8, 2), SpanBatchNorm)
+
+
+def test_a_layer_without_running_statistics_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with_spans(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), 8, 2)
+    assert [message for message in caplog.messages if message.startswith("0 keeps no running statistics")]
+
+
+@pytest.mark.parametrize("span", [1, 2])
+def test_one_value_a_channel_is_refused_in_training(span: int) -> None:
+    layer = with_spans(nn.Sequential(nn.BatchNorm2d(3)), 4, span)
+    one_value = torch.zeros(4, 3, 1, 1)
+    if span == 1:
+        with pytest.raises(RecipeError, match=r"at 0, whose input has the shape \[4, 3, 1, 1\]: one value has no"):
+            layer(one_value)
+    else:
+        layer(one_value)
+    layer(torch.zeros(4, 3, 1, 2))
+    layer.eval()(one_value)
 
 
 def test_a_share_of_another_size_is_refused_in_training() -> None:

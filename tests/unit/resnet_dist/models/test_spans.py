@@ -62,14 +62,14 @@ def test_pieces_of_a_share_inside_one_span_are_the_share() -> None:
 def test_spans_on_one_worker_need_no_group() -> None:
     spans = Spans(BatchLayout(12, num_micro_batches=2), rank=0, span=3)
     assert spans.group is None
-    assert (spans.batch_size, spans.share_size, spans.span_size, spans.num_rows) == (12, 6, 3, 2)
+    assert (spans.share_size, spans.span_size, spans.smallest) == (6, 3, 3)
     assert spans.pieces == (Piece(0, 0, 3, owned=True), Piece(1, 3, 6, owned=True))
 
 
 def test_aligned_spans_on_several_workers_need_no_group() -> None:
     spans = Spans(BatchLayout(12, world_size=3), rank=1, span=2)  # positions 4 to 7
     assert spans.group is None
-    assert (spans.share_size, spans.num_rows) == (4, 2)
+    assert (spans.share_size, spans.smallest) == (4, 2)
     assert spans.pieces == (Piece(0, 0, 2, owned=True), Piece(1, 2, 4, owned=True))
 
 

@@ -1,11 +1,4 @@
-"""Conformance suites: what a part of your own must do to take the place of one of ours.
-
-    from resnet_dist.testing import check_engine
-    def test_my_engine_conforms():
-        check_engine(my_package.engine)
-
-Each raises AssertionError that names the promise which is broken.
-"""
+"""What an engine must do to take the place of one of ours."""
 
 from __future__ import annotations
 
@@ -15,7 +8,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.data import Decoder, Request
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.loss import cross_entropy_sum
 
@@ -41,27 +33,6 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
             _check_step(engine, step, num_micro_batches, model, losses, dtype)
     _check_refusals(make, dtype)
     _check_state(make, expected, dtype)
-
-
-def check_decoder(decoder: Decoder, requests: list[Request], resolution: int) -> None:
-    """Check that a decoder gives what was asked for, in order, and the same for a sample whatever its neighbours.
-
-    `requests` are at least two, of images that can be decoded.
-    """
-    together = list(decoder.decode(iter(requests), resolution))
-    assert len(together) == len(requests), f"{len(requests)} requests gave {len(together)} tensors"
-    for request, images in zip(requests, together, strict=True):
-        shape = (len(request), 3, resolution, resolution)
-        assert images.dtype is torch.uint8, f"images must be uint8, got {images.dtype}"
-        assert tuple(images.shape) == shape, f"expected {shape}, got {tuple(images.shape)}"
-        channels_last = images.is_contiguous(memory_format=torch.channels_last)
-        assert channels_last, "images must be in channels-last memory"
-    for request, images in zip(requests, together, strict=True):
-        for number in range(len(request)):
-            row = slice(number, number + 1)
-            alone = Request(request.sample_ids[row], request.paths[row], request.windows[row], request.flips[row])
-            (image,) = decoder.decode(iter([alone]), resolution)
-            assert torch.equal(image[0], images[number]), f"{alone.paths[0]}: another image without its neighbours"
 
 
 # --- the reference

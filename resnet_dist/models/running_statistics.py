@@ -1,0 +1,176 @@
+"""The running means and variances of batch norm: one update a step, by what the layers normalised in that step.
+
+A layer's statistics move by exactly the samples that it normalised in training mode in the step, as if they were one
+batch: over all spans, micro-batches, workers and calls. A layer that normalised none (frozen, or not called) keeps its
+own bits. Parts are combined around their mean, as in Chan, Golub and LeVeque 1983 ("Algorithms for computing the sample
+variance"): sums of squares cancel where the mean is large.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resnet_dist.models.batch_norm import SpanBatchNorm
+from resnet_dist.models.spans import Spans
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Some of the layers, with the size of their spans."""
+
+    layers: tuple[int, ...]
+    counts: tuple[int, ...]  # values of each channel in a span, by layer
+    index: Tensor | None  # int64: the columns of these layers' channels; None: all columns, in order
+    values: Tensor  # float64: `counts` by channel
+
+
+class RunningStatistics:
+    """The running statistics of all batch norms of a model, updated once a step.
+
+    During the step it collects what this worker's layers normalise: `count`, `mean` and `squares` (the sum of squared
+    deviations from the mean), each float64 [num_channels], all layers' channels one after another.
+
+        statistics.sums()                  what to add up over all workers
+        statistics.update(sums, add_up)    moves the buffers, and begins the next step
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        """Follow the forward passes of `model`, by hooks on it; `device` is the model's, the CPU if not given."""
+        self.layers = [m for m in model.modules() if isinstance(m, SpanBatchNorm) and m.running_mean is not None]
+        self.num_channels = sum(layer.num_features for layer in self.layers)
+        self._sizes = [layer.num_features for layer in self.layers]
+        self._device = torch.device("cpu") if device is None else device
+        self._layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self._sizes, dtype=torch.int64))
+        self._layer_of = self._layer_of.to(self._device)  # of each channel
+        self._collected = torch.zeros((3, self.num_channels), dtype=torch.float64, device=self._device)
+        self._columns: list[_Columns] = []  # of the first calls of the layers, the second ones, ...: the newest
+        # None, torch's cumulative average, is NaN here
+        momenta = [math.nan if layer.momentum is None else layer.momentum for layer in self.layers]
+        self._momenta = torch.tensor(momenta, dtype=torch.float64, device=self._device)
+        spans = next((m.spans for m in model.modules() if isinstance(m, SpanBatchNorm)), None)
+        if spans is None:
+            return
+        self._spans: Spans = spans  # all layers share one
+        for layer in self.layers:
+            layer.collected = self._collected
+        model.register_forward_pre_hook(self._begin)
+        model.register_forward_hook(self._end)
+        if spans.group is None:
+            for layer in self.layers:  # made now: compiled code would be compiled again for it
+                dtype = torch.promote_types(layer.get_buffer("running_mean").dtype, torch.float32)
+                layer.place_of(0, dtype, self._device)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, *_: Any) -> None:
+        for layer in self.layers:
+            layer.uses = []
+        self._spans.recording = torch.is_grad_enabled()  # an evaluation is no part of a step
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _end(self, *_: Any) -> None:
+        """After a forward pass: add what its layers have left."""
+        if not self._spans.recording:
+            return
+        self._spans.recording = False
+        self._spans.end_forward(self._device)
+        for use in range(max((len(layer.uses) for layer in self.layers), default=0)):
+            self._add(use, [number for number, layer in enumerate(self.layers) if len(layer.uses) > use])
+
+    def _add(self, use: int, numbers: Sequence[int]) -> None:
+        """Add the `use`-th call of some layers to what is collected."""
+        means, variances = torch.cat([self.layers[number].uses[use][0] for number in numbers], dim=2).double()
+        num_spans = len(means)
+        if num_spans == 0:
+            return  # of the spans that its workers share, others own each
+        columns = self._columns_of(use, numbers)
+        values = columns.values  # of each channel in one span
+        if self._spans.group is None:
+            variances = variances * ((values - 1) / values)  # torch's kernel gives unbiased ones
+        mean = means.mean(0)
+        squares = values * (variances + (means - mean).square()).sum(0)
+        count = values * num_spans
+        before = self._collected if columns.index is None else self._collected[:, columns.index]
+        total = before[0] + count
+        distance = mean - before[1]
+        after = torch.stack(
+            (
+                total,
+                before[1] + distance * (count / total),
+                before[2] + squares + distance.square() * (before[0] * count / total),
+            )
+        )
+        if columns.index is None:
+            self._collected.copy_(after)
+        else:
+            self._collected[:, columns.index] = after
+
+    def _columns_of(self, use: int, numbers: Sequence[int]) -> _Columns:
+        layers = tuple(numbers)
+        counts = tuple(self._spans.span_size * self.layers[number].uses[use][1] for number in layers)
+        newest = self._columns[use] if use < len(self._columns) else None
+        if newest is not None and (newest.layers, newest.counts) == (layers, counts):
+            return newest
+        # made on the device: a copy from the host's memory would wait for it
+        made = [self._collected.new_full((self._sizes[n],), count) for n, count in zip(layers, counts, strict=True)]
+        index = None
+        if len(layers) < len(self.layers):
+            starts = [0, *itertools.accumulate(self._sizes)]
+            index = torch.cat([torch.arange(starts[n], starts[n + 1], device=self._device) for n in layers])
+        self._columns[use : use + 1] = [_Columns(layers, counts, index, torch.cat(made))]
+        return self._columns[use]
+
+    def sums(self) -> Tensor:
+        """This worker's counts and sums of values in the step so far: float64 [2, num_channels]."""
+        count, mean, _ = self._collected
+        return torch.stack((count, count * mean))
+
+    @torch.no_grad()
+    def update(self, sums: Tensor, add_up: Callable[[Tensor], object] = lambda tensor: None) -> None:
+        """Move the running statistics by one step, and begin the next one.
+
+        `sums` is what `sums()` gave, added up over all workers. `add_up` adds a float64 [num_channels] up over all
+        workers, in place: squared deviations from the mean, which is known only now.
+        """
+        if not self.layers:
+            return
+        count, total = sums
+        mean = total / count.clamp_min(1)
+        own_count, own_mean, own_squares = self._collected
+        squares = own_squares + own_count * (own_mean - mean).square()
+        add_up(squares)
+        variance = squares / (count - 1).clamp_min(1)  # unbiased, as torch's
+        moved = count > 0
+        trackers = self._buffers("num_batches_tracked")
+        by_layer = torch.zeros_like(self._momenta).index_copy_(0, self._layer_of, moved.double())
+        torch._foreach_add_(trackers, list(by_layer.to(trackers[0].dtype).unbind()))
+        momenta = torch.where(self._momenta.isnan(), 1 / torch.stack(trackers).clamp_min(1).double(), self._momenta)
+        weight = momenta[self._layer_of]
+        for name, new in (("running_mean", mean), ("running_var", variance)):
+            running = self._buffers(name)
+            before = torch.cat(running)
+            after = torch.lerp(before, new.to(before.dtype), weight.to(before.dtype))
+            after = torch.where(moved, after, before)  # a layer that normalised nothing keeps its bits
+            torch._foreach_copy_(running, list(after.split(self._sizes)))
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was collected since the last update.
+
+        What torch's kernel has left goes too: it multiplies it by 0, and 0 × NaN is NaN. The backward pass needs it.
+        """
+        self._collected.zero_()
+        places = [place for layer in self.layers for place in layer.places.values()]
+        if places:
+            torch._foreach_zero_(places)
+
+    def _buffers(self, name: str) -> list[Tensor]:
+        # read anew each step: moving a model to another device or dtype replaces its buffers
+        return [layer.get_buffer(name) for layer in self.layers]

@@ -1,0 +1,225 @@
+"""A few training steps of a model on images that are made here: what `check_model` compares."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from resnet_dist.device import seed_generators
+from resnet_dist.engines.ddp import DdpEngine, DdpSettings
+from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.evaluate import evaluate
+from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.metrics import StepExchange
+from resnet_dist.models import build_model
+from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.running_statistics import RunningStatistics
+from resnet_dist.models.spans import Spans
+from resnet_dist.optim import build_optimizer
+from resnet_dist.recipe import ModelRecipe, OptimizerRecipe
+from resnet_dist.shares import BatchLayout
+from resnet_dist.supervisor import Request
+
+CPU = torch.device("cpu")
+PEAK_LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-3
+SEED = 1
+TIMEOUT_S = 300.0
+AFTER_A_FAILURE_S = 10.0  # for the other workers to end
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is trained, and how."""
+
+    model: str  # package.module:function
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int = 10
+    resolution: int = 32
+    batch_size: int = 10
+    span: int | None = None  # samples; None: the whole micro-batch
+    num_steps: int = 4
+    workers: int = 1
+    num_micro_batches: int = 1
+    engine: str = "ddp"  # or zero-0, zero-1, zero-2, whose weights are float32
+    compile_backend: str | None = None  # of torch.compile; None: not compiled
+    evaluates: bool = False  # after every step
+    resumes_after: int | None = None  # steps; the rest is done by a new model with the saved state
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a trial, on one worker."""
+
+    losses: list[float]
+    state: dict[str, Tensor]  # of the model, at the end
+    evaluation: float  # loss on other images, at the end
+
+
+def batch(trial: Trial, step: int, positions: range) -> MicroBatch:
+    """Images and labels at `positions` of a step's batch: functions of the step and the position."""
+    dtype = torch.float64 if trial.engine == "ddp" else torch.float32
+    generator = torch.Generator().manual_seed(1000 + step)
+    shape = (trial.batch_size, 3, trial.resolution, trial.resolution)
+    images = torch.randn(shape, generator=generator, dtype=torch.float64)
+    # means and deviations differ by position, so that statistics of the wrong samples would show
+    spread = torch.linspace(0.5, 1.5, trial.batch_size, dtype=torch.float64).view(-1, 1, 1, 1)
+    images = images * spread + spread
+    labels = torch.randint(trial.num_classes, (trial.batch_size,), generator=generator)
+    own = slice(positions.start, positions.stop)
+    return MicroBatch(images[own].to(dtype), labels[own])
+
+
+class Trainee:
+    """A model with what trains it, on one worker."""
+
+    def __init__(self, trial: Trial, rank: int) -> None:
+        self.trial, self.rank = trial, rank
+        self.layout = BatchLayout(trial.batch_size, trial.num_micro_batches, trial.workers)
+        spans = Spans(self.layout, rank, "global" if trial.span is None else trial.span)
+        recipe = ModelRecipe(name=trial.model, num_classes=trial.num_classes, arguments=trial.arguments)
+        self.model = use_spans(build_model(recipe, SEED), spans)
+        self.model.to(torch.float64 if trial.engine == "ddp" else torch.float32)
+        self.exchange = StepExchange(RunningStatistics(self.model), CPU, trial.batch_size)
+        self.engine: Engine | None = None
+
+    def load(self, model: Mapping[str, Tensor], optimizer: Any) -> None:
+        """Go on from a saved state."""
+        self.model.load_state_dict(model)
+        self._engine().load_optimizer_state(optimizer)
+
+    def step(self, step: int) -> float:
+        """Step number `step`, 0 the first; returns its loss."""
+        seed_generators(SEED, step, self.rank, CPU)
+        micro_batches = (batch(self.trial, step, share.own) for share in self.layout.shares(self.rank))
+        sums = self._engine().step(micro_batches, PEAK_LR)
+        return self.exchange.finish(step + 1, sums, Request.CONTINUE).read().loss
+
+    def evaluate(self) -> float:
+        """The loss on other images, of which each worker has some."""
+        layout = BatchLayout(self.trial.batch_size, 1, self.trial.workers)
+        batches = [batch(self.trial, -1, layout.share(0, self.rank).own)]
+        return evaluate(self.model, batches, self.trial.batch_size, CPU).loss
+
+    def _engine(self) -> Engine:
+        if self.engine is None:
+            trial = self.trial
+            recipe = OptimizerRecipe(name="sgd", momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+            optimizer = build_optimizer(recipe, self.model)
+            make: Callable[..., Engine]
+            make = partial(DdpEngine, settings=DdpSettings(compile_backend=trial.compile_backend))
+            if trial.engine != "ddp":
+                from resnet_dist.engines.zero import ZeroEngine
+
+                make = partial(ZeroEngine, stage=int(trial.engine.removeprefix("zero-")))
+            self.engine = make(
+                self.model,
+                optimizer,
+                cross_entropy_sum,
+                batch_size=trial.batch_size,
+                num_micro_batches=trial.num_micro_batches,
+            )
+        return self.engine
+
+
+def train(trial: Trial, rank: int = 0) -> Result:
+    """Run `trial` on this worker; a collective of its workers, whose process group is up."""
+    trainee = Trainee(trial, rank)
+    losses = []
+    for step in range(trial.num_steps):
+        if step == trial.resumes_after:
+            before, trainee = trainee, Trainee(trial, rank)
+            assert before.engine is not None
+            saved = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
+            state = before.engine.optimizer_state()
+            trainee.load(saved, {name: {key: t.clone() for key, t in own.items()} for name, own in state.items()})
+        losses.append(trainee.step(step))
+        if trial.evaluates:
+            trainee.evaluate()
+    evaluation = trainee.evaluate()
+    end = {name: tensor.detach().clone() for name, tensor in trainee.model.state_dict().items()}
+    return Result(losses, end, evaluation)
+
+
+def run(trials: Sequence[Trial]) -> list[list[Result] | str]:
+    """The results of each trial, by rank; in place of them, where a trial failed, what its workers said.
+
+    Trials on one worker run here. Others run in processes of their own, all trials of a world size in one after
+    another; what they import must be importable there, from the same `sys.path`.
+    """
+    results: list[list[Result] | str] = [""] * len(trials)
+    for workers in sorted({trial.workers for trial in trials}):
+        numbers = [number for number, trial in enumerate(trials) if trial.workers == workers]
+        if workers == 1 and all(trials[number].engine == "ddp" for number in numbers):
+            for number in numbers:
+                results[number] = [train(trials[number])]
+        else:
+            for number, result in zip(numbers, _in_processes([trials[n] for n in numbers], workers), strict=True):
+                results[number] = result
+    return results
+
+
+def _in_processes(trials: Sequence[Trial], workers: int) -> Iterator[list[Result] | str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", "from resnet_dist.testing.trial import worker; worker()", str(folder)]
+        processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(workers)]
+        try:
+            hung = _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        for number in range(len(trials)):
+            files = [folder / f"{number}-{rank}.pt" for rank in range(workers)]
+            errors = [file for rank in range(workers) if (file := folder / f"{number}-{rank}.error").exists()]
+            if all(file.exists() for file in files):
+                yield [Result(**torch.load(file, weights_only=True)) for file in files]
+            else:
+                yield "; ".join(dict.fromkeys(file.read_text() for file in errors)) or hung
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> str:
+    """Until all have ended, or some time after one has failed: the others may wait for it. Returns what was seen."""
+    began, failed = time.monotonic(), None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if failed is None and any(process.poll() for process in processes):
+            failed = now
+        if now - began > TIMEOUT_S or (failed is not None and now - failed > AFTER_A_FAILURE_S):
+            return "the workers wait for each other without end"
+        time.sleep(0.05)
+    return "not run, since a trial before it failed"
+
+
+def worker() -> None:
+    """One worker, given FOLDER and RANK: the trials one after another, up to the first that fails."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    trials = [Trial(**content) for content in json.loads((folder / "trials.json").read_text())]
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=trials[0].workers)
+    for number, trial in enumerate(trials):
+        try:
+            result = train(trial, rank)
+        except Exception as error:
+            (folder / f"{number}-{rank}.error").write_text(f"{type(error).__name__}: {error}")
+            os._exit(1)  # the end of a group would wait for workers that are still at work in it
+        unfinished = folder / f"{number}-{rank}.unfinished"
+        torch.save(asdict(result), unfinished)
+        unfinished.rename(folder / f"{number}-{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,21 @@
+"""What is made of an attempt for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher import config as configs
+from launcher.attempts import with_micro_batches
+
+
+def test_the_span_that_auto_chose_outlives_another_number_of_micro_batches(write_config: Callable[..., Path]) -> None:
+    overrides = ["batch.size=192", "batch.num_micro_batches=auto"]
+    config = with_micro_batches(configs.load(write_config(), overrides), 2)
+    assert config.batch.num_micro_batches == 2
+    assert config.batch_norm.span == 64  # of 192; for the 96 of a micro-batch, auto would be 48
+
+
+def test_a_number_of_micro_batches_that_is_given_stays(write_config: Callable[..., Path]) -> None:
+    config = configs.load(write_config(), ["batch.size=192", "batch.num_micro_batches=2"])
+    assert with_micro_batches(config, 3) is config
