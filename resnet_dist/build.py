@@ -35,7 +35,7 @@ from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.profile import StepProfiler
 from resnet_dist.pulse import Pulse
 from resnet_dist.recipe import Recipe
-from resnet_dist.saving import RunCheckpoints, SavingPlan, described, facts_of
+from resnet_dist.saving import RunCheckpoints, SavingPlan, facts_of
 from resnet_dist.shares import BatchLayout, stream_step
 from resnet_dist.sink import Sink
 from resnet_dist.supervisor import Supervisor
@@ -275,4 +275,4 @@ def _check_data(checkpoint: Contents, train: Index) -> None:
         )
 
 
-__all__ = ["Bookkeeping", "Worker", "build", "described", "timetable_of", "whole_model"]
+__all__ = ["Bookkeeping", "Worker", "build", "timetable_of", "whole_model"]

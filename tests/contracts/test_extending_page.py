@@ -45,7 +45,7 @@ def test_the_example_trains(folder: Path) -> None:
     assert json.loads((folder / "runs" / "own" / "FINISHED").read_text())["step"] == 5
 
 
-def test_the_examples_engine_conforms(folder: Path) -> None:
+def test_the_examples_engine_and_model_conform(folder: Path) -> None:
     done = run(folder, "check.py")
     assert done.returncode == 0, done.stderr
 
