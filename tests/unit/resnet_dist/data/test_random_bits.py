@@ -41,7 +41,7 @@ def test_numbers_never_change() -> None:
 
 
 def test_purposes_never_change() -> None:
-    assert {purpose.name: purpose.value for purpose in Purpose} == {"ORDER": 0, "CROP": 1, "FLIP": 2}
+    assert {purpose.name: purpose.value for purpose in Purpose} == {"ORDER": 0, "CROP": 1, "FLIP": 2, "MODEL": 3}
 
 
 def test_numbers_are_a_function_of_the_position_alone() -> None:
