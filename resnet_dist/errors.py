@@ -68,9 +68,9 @@ class DivergedError(TrainingError):
     """
 
     def __init__(
-        self, step: int, value: float, what: str = "loss", advice: str = "Lower the peak LR or lengthen warm-up"
+        self, step: int, value: float, problem: str = "", advice: str = "Lower the peak LR or lengthen warm-up"
     ) -> None:
-        super().__init__(f"training diverged: the {what} of step {step} is {value}. {advice}")
+        super().__init__(f"training diverged: {problem or f'the loss of step {step} is {value}'}. {advice}")
         self.step, self.value = step, value
 
 

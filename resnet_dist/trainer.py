@@ -221,7 +221,8 @@ class Trainer:
         if not math.isfinite(totals.loss):
             raise DivergedError(totals.step, totals.loss)
         if not math.isfinite(totals.gradient_norm) and not self.parts.engine.skips_overflows:
-            raise DivergedError(totals.step, totals.gradient_norm, "gradient's norm")
+            problem = f"the gradient's norm of step {totals.step} is {totals.gradient_norm}"
+            raise DivergedError(totals.step, totals.gradient_norm, problem)
         self._check_scaling(totals)
         self._clock.add_own(totals.step, totals.own_s)
         for straggler in self._stragglers.add(totals.own_s):
@@ -253,10 +254,14 @@ class Trainer:
         """Raise DivergedError where a loss scaler skips steps at its least scale, or has skipped every step."""
         if not totals.skipped:
             return
-        scale, advice = totals.scaling["loss_scale"], "Use precision bfloat16 or float32, or lower the peak LR"
-        what = f"loss scale, with which the float16 gradients of {totals.scaling['num_skipped']} steps have overflowed"
-        if scale <= LEAST_SCALE or totals.scaling["num_skipped"] >= self.timetable.total_steps:
-            raise DivergedError(totals.step, scale, f"{what} (it must stay above {LEAST_SCALE:g}),", advice)
+        scale, num_skipped = totals.scaling["loss_scale"], totals.scaling["num_skipped"]
+        if scale <= LEAST_SCALE:
+            problem = f"float16 gradients of step {totals.step} overflow with a loss scale of {scale:g}, the smallest"
+        elif num_skipped >= self.timetable.total_steps:
+            problem = f"all {num_skipped} steps were skipped: float16 gradients overflow with a loss scale of {scale:g}"
+        else:
+            return
+        raise DivergedError(totals.step, scale, problem, "Use precision bfloat16 or float32, or lower the peak LR")
 
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.pulse.enter("evaluate", step)

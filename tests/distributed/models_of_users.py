@@ -167,6 +167,17 @@ def instance_norm(*, num_classes: int) -> nn.Module:
     return Net(num_classes, nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
 
 
+class LargeLogits(Net):
+    """Logits whose gradients exceed what float16 can hold, whatever the loss scale is; the loss itself is finite."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).float() * 1e9
+
+
+def large_logits(*, num_classes: int) -> nn.Module:
+    return LargeLogits(num_classes)
+
+
 def timm_recomputed(*, num_classes: int) -> nn.Module:
     model: nn.Module = timm.create_model("resnet18", num_classes=num_classes)
     model.set_grad_checkpointing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import launcher
 from launcher.train import main
@@ -223,13 +225,38 @@ def test_a_model_with_dropout_repeats_its_bits_in_a_second_run_and_after_a_resum
 
 
 def test_one_value_a_channel_is_refused_by_name(config: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
-    file = tmp_path / "span-1.yaml"
-    import yaml
-
     model = {"name": "resnet18", "num_classes": 10}
     data = {**config["data"], "resolution": 32}
-    file.write_text(yaml.safe_dump({**config, "model": model, "data": data, "batch_norm": {"span": 1}}))
-    assert main([str(file), "faults.max_failures=0"]) == 78
+    file = written({**config, "model": model, "data": data, "batch_norm": {"span": 1}}, tmp_path)
+    assert main([file, "faults.max_failures=0"]) == 78
     error = capsys.readouterr().err
     assert "batch_norm.span: a span of 1 sample has one value of each channel at layer4.0." in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("steps", "last", "problem"),
+    [
+        (5, 5, "all 5 steps were skipped: float16 gradients overflow with a loss scale of 4096."),
+        (30, 17, "float16 gradients of step 17 overflow with a loss scale of 1, the smallest."),
+    ],
+)
+def test_float16_that_skips_every_step_ends_with_79_and_names_the_scale(
+    config: dict[str, Any], tmp_path: Path, capsys: Any, steps: int, last: int, problem: str
+) -> None:
+    model = {"name": "models_of_users:large_logits", "num_classes": 10}
+    file = written({**config, "model": model, "precision": "float16", "duration": f"{steps} steps"}, tmp_path)
+    assert main([file, "faults.max_failures=0"]) == 79
+    error = capsys.readouterr().err
+    assert f"training diverged: {problem} Use precision bfloat16 or float32" in error
+    records = [json.loads(line) for line in (tmp_path / "runs" / "first" / "metrics.jsonl").read_text().splitlines()]
+    rows = [record for record in records if record["kind"] == "train"]
+    assert [row["num_skipped"] for row in rows] == [row["step"] for row in rows]
+    assert [row["loss_scale"] for row in rows] == [65536 / 2 ** (row["step"] - 1) for row in rows]
+    assert len(rows) == last - 1  # the row of the step that ends the run is not written
+
+
+def written(config: dict[str, Any], folder: Path) -> str:
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return str(file)
