@@ -524,9 +524,12 @@ def test_a_stopped_rank_is_named_with_the_stacks_of_the_others_and_replaced(stru
     run.end(timeout_s=240)
     facts = json.loads((run.directory.incident(1) / "incident.json").read_text())
     assert (facts["class"], facts["rank"]) == ("WorkerHung", 1)
-    assert "all_reduce" in (run.directory.incident(1) / "stacks/rank-0.txt").read_text()
+    # rank 0 waits in the exchange of a batch norm, of gradients or of a step's totals
+    stacks = (run.directory.incident(1) / "stacks/rank-0.txt").read_text()
     flight = json.loads((run.directory.incident(1) / "flight/rank-0.json").read_text())
-    assert flight["entries"][-1]["profiling_name"] == "gloo:all_reduce"
+    kind = flight["entries"][-1]["profiling_name"].removeprefix("gloo:")
+    assert kind in ("all_reduce", "all_gather")
+    assert kind in stacks
     assert_same_losses(run, untouched)
 
 
