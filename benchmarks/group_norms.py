@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as Exchange
 
 from benchmarks.measure import Run, interleave, time_row
-from resnet_dist.models.batch_norm import SpanBatchNorm
+from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.spans import Spans, Team
 from resnet_dist.shares import BatchLayout
 
@@ -76,12 +76,12 @@ def _passes(layer: nn.Module, images: Tensor) -> Run:
     return run
 
 
-def _ours(channels: int, batch: int, *, exchanged: bool) -> SpanBatchNorm:
+def _ours(channels: int, batch: int, *, exchanged: bool) -> nn.Module:
     layout = BatchLayout(batch, 1, 1)
     spans = Spans(layout, 0, "global")
     if exchanged:
         spans.join(Team(range(1), range(batch)), dist.group.WORLD, layout, 0)
-    return SpanBatchNorm(nn.BatchNorm2d(channels), spans)
+    return use_spans(nn.BatchNorm2d(channels), spans)
 
 
 class _AlwaysSynchronised(nn.SyncBatchNorm):

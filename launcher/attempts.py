@@ -150,7 +150,7 @@ def failure_of(error: BaseException, attempt: int, loss: Loss, node: str | None)
         first_step=loss.first_step,
         saved_step=loss.saved_step,
         node=node if rule.blames_node else None,
-        bad_step=error.step if isinstance(error, DivergedError) else None,
+        bad_step=error.step if isinstance(error, DivergedError) and error.by_samples else None,
         num_micro_batches_that_fit=error.num_micro_batches if isinstance(error, OutOfMemory) else None,
     )
 

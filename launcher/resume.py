@@ -54,9 +54,11 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     going_on = recorded.going_on(config, recipe)
     changes = recorded.changes(str(found.path), recipe, going_on)
     going_on = settled(going_on)
-    errors = [(error, f"{error.problem}; the run began with it") for error in problems(going_on)]
+    errors = problems(going_on)
     if errors:  # the config is a right one by itself, but not with what the run has
-        raise ConfigError([Problem(str(found.path), error.key, told, error.allowed) for error, told in errors])
+        allowed = "values that go with those of the run, or another name"
+        wrong = [(error.key, f"{error.problem}; the run began with it") for error in errors]
+        raise ConfigError([Problem(str(found.path), key, problem, allowed) for key, problem in wrong])
     notes = (
         f"run {run.path}: goes on at step {found.step + 1}, from {found.path.name}{source}",
         *_kept(settled(config), going_on),

@@ -63,15 +63,22 @@ class CheckpointError(TrainingError):
 class DivergedError(TrainingError):
     """The loss or the gradient became infinite or not a number, or the loss scale fell too low; `value` is that number.
 
+    `by_samples`: whether other samples may help, so that `faults.on_nonfinite: skip` may pass over these.
+
     >>> str(DivergedError(3, float("nan")))
     'training diverged: the loss of step 3 is nan. Lower the peak LR or lengthen warm-up'
     """
 
     def __init__(
-        self, step: int, value: float, problem: str = "", advice: str = "Lower the peak LR or lengthen warm-up"
+        self,
+        step: int,
+        value: float,
+        problem: str = "",
+        advice: str = "Lower the peak LR or lengthen warm-up",
+        by_samples: bool = True,
     ) -> None:
         super().__init__(f"training diverged: {problem or f'the loss of step {step} is {value}'}. {advice}")
-        self.step, self.value = step, value
+        self.step, self.value, self.by_samples = step, value, by_samples
 
 
 class OutOfMemory(TrainingError):  # noqa: N818 - reads as what happened

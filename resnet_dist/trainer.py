@@ -257,11 +257,12 @@ class Trainer:
         scale, num_skipped = totals.scaling["loss_scale"], totals.scaling["num_skipped"]
         if scale <= LEAST_SCALE:
             problem = f"float16 gradients of step {totals.step} overflow with a loss scale of {scale:g}, the smallest"
-        elif num_skipped >= self.timetable.total_steps:
+        elif totals.step == self.timetable.total_steps and num_skipped >= totals.step:
             problem = f"all {num_skipped} steps were skipped: float16 gradients overflow with a loss scale of {scale:g}"
         else:
             return
-        raise DivergedError(totals.step, scale, problem, "Use precision bfloat16 or float32, or lower the peak LR")
+        advice = "Use precision bfloat16 or float32, or lower the peak LR"
+        raise DivergedError(totals.step, scale, problem, advice, by_samples=False)
 
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.pulse.enter("evaluate", step)

@@ -117,7 +117,7 @@ class DdpEngine:
             logits = self._model(images)
         loss_sum = self._loss_sum(logits, labels)
         scaled = loss_sum * self._scale
-        if self._joins:
+        if self._joins or scaled.grad_fn is None:
             scaled = self._missing.join(scaled)
         (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
         return loss_sum.detach(), num_correct(logits.detach(), labels)

@@ -27,7 +27,8 @@ class MissingGradients:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._named = False
+        self._named: set[str] = set()
+        self._hidden = False  # from the last `join`
         self._joined: list[str] = []  # by the last `join`
         self._always: list[str] | None = None  # by the first one, on every worker
 
@@ -36,7 +37,9 @@ class MissingGradients:
 
         A graph that hides which parameters it reaches (reentrant activation checkpointing) is left as it is.
         """
-        missing = unreached(self._module, loss)
+        found = _reached(loss)
+        self._hidden = found is None
+        missing = [] if found is None else _others(self._module, found)
         self._joined = missing
         if not missing:
             return loss
@@ -64,24 +67,35 @@ class MissingGradients:
             )
 
     def fill(self) -> None:
-        """After the backward pass: zeros for parameters that have no gradient."""
+        """After the backward pass: zeros for parameters that have no gradient.
+
+        Raises RecipeError where `join` could not see that, and other workers wait for these gradients.
+        """
         missing = [name for name, parameter in self._parameters.items() if parameter.grad is None]
+        if missing and self._hidden:
+            raise RecipeError(
+                "model.name",
+                f"the loss does not depend on {missing[0]}, which reentrant activation checkpointing hides: several"
+                " workers wait for its gradient",
+                "checkpoint(..., use_reentrant=False), or parameters that are all used",
+            )
         for name in missing:
             self._parameters[name].grad = torch.zeros_like(self._parameters[name])
         if missing:
             self._name(missing)
 
     def _name(self, missing: list[str]) -> None:
-        if not self._named:
+        new = [name for name in missing if name not in self._named]
+        if new:
             log.warning(
                 "the loss does not depend on %d of %d trainable parameters (%s%s): their gradient is 0. Weight decay"
                 " still moves them; remove what the model does not use, or set requires_grad to False",
-                len(missing),
+                len(new),
                 len(self._parameters),
-                ", ".join(missing[:3]),
-                ", ..." if len(missing) > 3 else "",
+                ", ".join(new[:3]),
+                ", ..." if len(new) > 3 else "",
             )
-        self._named = True
+        self._named.update(new)
 
 
 class _WithZeros(torch.autograd.Function):
@@ -100,16 +114,18 @@ class _WithZeros(torch.autograd.Function):
 def unreached(module: nn.Module, loss: Tensor) -> list[str]:
     """The trainable parameters that get no gradient from `loss`; none where its graph does not show them all."""
     found = _reached(loss)
-    if found is None:
-        return []
+    return [] if found is None else _others(module, found)
+
+
+def _others(module: nn.Module, found: set[int]) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in found]
 
 
 def _reached(loss: Tensor) -> set[int] | None:
     """The ids of the tensors that get a gradient from `loss`; None where its graph does not show all of them."""
-    if loss.grad_fn is None:
-        return None
     reached: set[int] = set()
+    if loss.grad_fn is None:
+        return reached
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]
     while waiting:
         for node, _ in waiting.pop().next_functions:

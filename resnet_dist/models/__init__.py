@@ -78,4 +78,18 @@ def _create(recipe: ModelRecipe) -> nn.Module:
     if not isinstance(made, nn.Module):
         problem = f"{recipe.name!r} returned an object of type {type(made).__name__}"
         raise RecipeError("model.name", problem, "a function that returns a torch.nn.Module")
+    _obey_own_train(made)
     return made
+
+
+def _obey_own_train(model: nn.Module) -> None:
+    """Call each `train` that a class of the user's defines, as a loop that begins with `model.train()` does.
+
+    It is the usual place to freeze layers. What the user put into evaluation mode before stays in it.
+    """
+    frozen = [module for module in model.modules() if not module.training]
+    for module in model.modules():
+        if type(module).train is not nn.Module.train:
+            module.train(module.training)
+    for module in frozen:
+        module.training = False

@@ -26,46 +26,30 @@ from resnet_dist.models.spans import Piece, Spans
 
 log = logging.getLogger(__name__)
 
-# the batch norms that `SpanBatchNorm` can stand in for: a class with a forward pass of its own may do anything there
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+# The forward passes that `SpanBatchNorm` can stand in for: any other may do more than to normalise.
+_TORCHS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_TIMMS = "timm.layers.norm_act"  # a batch norm, then its children `drop` and `act`
 _REPEATED = -1  # in place of a call's number: the call belongs to no step
 
 
 class SpanBatchNorm(_BatchNorm):
-    """Batch norm over spans, for inputs [share, channels, ...]. Names and shapes of its state are torch's.
+    """Batch norm over spans, for inputs [share, channels, ...].
+
+    `use_spans` makes such layers out of the batch norms of a model. They stay the same objects, with their parameters,
+    buffers, hooks and mode, and instances of their own class.
 
     In each call of a training forward pass (`spans.recording`), `uses` gets the means and variances of the spans that
     this worker owns, [2, spans, channels], and the number of values that a sample has of each channel. Variances are
     unbiased where the spans lie on one worker (torch's kernel gives these), else biased and float64.
-
-    Children of the layer that it replaces (timm's BatchNormAct2d has a dropout and an activation) are kept, and called
-    with the normalised input in their order.
     """
 
-    def __init__(
-        self,
-        layer: _BatchNorm,
-        spans: Spans,
-        name: str = "batch norm",
-        momentum: float | None = None,
-        epsilon: float | None = None,
-    ) -> None:
-        """Take the place of `layer`, with its parameters and buffers; `momentum` and `epsilon` replace its own."""
-        epsilon = layer.eps if epsilon is None else epsilon
-        momentum = layer.momentum if momentum is None else momentum
-        super().__init__(layer.num_features, epsilon, momentum, affine=False, track_running_stats=False)
-        self.spans, self.name = spans, name
-        self.affine, self.track_running_stats = layer.affine, layer.track_running_stats
-        self.weight, self.bias = layer.weight, layer.bias
-        self.running_mean, self.running_var = layer.running_mean, layer.running_var
-        self.num_batches_tracked = layer.num_batches_tracked
-        self.training = layer.training
-        for child_name, child in layer.named_children():
-            self.add_module(child_name, child)
-        self.number = spans.add_layer(name, layer.num_features)
-        self.uses: list[tuple[Tensor, int]] = []  # of the running or the last forward pass
-        self.collected: Tensor | None = None  # what `RunningStatistics` keeps of the step, of all layers
-        self.places: dict[int, Tensor] = {}  # where torch's kernel leaves each use: kept, as compiled code needs
+    spans: Spans
+    name: str  # in the model
+    number: int  # among the layers that share `spans`
+    after: tuple[str, ...]  # children that are called with the normalised input
+    uses: list[tuple[Tensor, int]]  # of the running or the last forward pass
+    places: dict[int, Tensor]  # where torch's kernel leaves each use: kept, as compiled code needs
+    collected: Tensor | None  # what `RunningStatistics` keeps of the step, of all layers
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
@@ -74,12 +58,13 @@ class SpanBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input`: this worker's share of a micro-batch in training, anything in evaluation.
 
-        Raises RecipeError in training where a span has one value of each channel, which has no variance.
+        Raises RecipeError in training for another number of rows than the worker has samples, and where a span has one
+        value of each channel, which has no variance.
         """
         self._check_input_dim(input)
         output = self._in_training(input) if self.training else self._in_evaluation(input)
-        for child in self.children():
-            output = child(output)
+        for child in self.after:
+            output = self.get_submodule(child)(output)
         return output
 
     def _in_evaluation(self, input: Tensor) -> Tensor:
@@ -88,7 +73,12 @@ class SpanBatchNorm(_BatchNorm):
 
     def _in_training(self, input: Tensor) -> Tensor:
         if input.shape[0] != self.spans.share_size:
-            raise ValueError(f"{self.name}: this worker's share has {self.spans.share_size} samples, got {len(input)}")
+            raise RecipeError(
+                "model.name",
+                f"{self.name} gets {len(input)} rows for {self.spans.share_size} samples: which sample a row belongs to"
+                " is not known, and spans are made of samples",
+                "batch norm of inputs [samples, channels, ...]",
+            )
         num_positions = math.prod(input.shape[2:])
         if self.spans.smallest * num_positions == 1:
             raise RecipeError(
@@ -219,35 +209,21 @@ def _like(per_channel: Tensor, input: Tensor) -> Tensor:
 def use_spans(
     model: nn.Module, spans: Spans, *, momentum: float | None = None, epsilon: float | None = None
 ) -> nn.Module:
-    """Replace every batch norm of `model` (in place) by one over spans, with the same parameters and buffers.
+    """Make every batch norm of `model` one over spans, in place; returns the model.
 
-    Each layer keeps its own momentum and epsilon where they are not given. A module that stands at several places is
-    replaced by one. Returns the model, or the replacement where the model itself is a batch norm.
-
-    Raises RecipeError for a batch norm whose class has a forward pass of its own (timm's BatchNormAct2d is known), or
-    whose number of channels is not known yet.
+    Each layer keeps its own momentum and epsilon where they are not given. Raises RecipeError for a batch norm whose
+    class has a forward pass of its own (timm's BatchNormAct2d is known), or whose number of channels is not known yet.
     """
-    replaced: dict[nn.Module, nn.Module] = {}
-
-    def replacement(module: nn.Module, name: str) -> nn.Module:
-        if module in replaced:
-            return replaced[module]
-        made = module
+    for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, SpanBatchNorm):
-            made = _made(module, spans, name or "the model", momentum, epsilon)
-        replaced[module] = replaced[made] = made
-        for child_name, child in list(made._modules.items()):  # named_children() leaves out repeated modules
-            if child is not None:
-                setattr(made, child_name, replacement(child, f"{name}.{child_name}" if name else child_name))
-        return made
-
-    return replacement(model, "")
+            _convert(module, spans, name or "the model", momentum, epsilon)
+    return model
 
 
-def _made(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None, epsilon: float | None) -> SpanBatchNorm:
+def _convert(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None, epsilon: float | None) -> None:
     kind = type(layer)
-    known = kind.forward in _FORWARDS or kind.__module__.startswith("timm.layers.norm_act")
-    if not known:
+    is_timms = kind.forward.__module__ == _TIMMS
+    if kind.forward not in _TORCHS and not is_timms:
         found = f"{name} is a {kind.__module__}.{kind.__qualname__}, a batch norm with a forward pass of its own"
         raise RecipeError("model.name", f"{found}, which would be lost", "torch's batch norms, and modules after them")
     if layer.num_features == 0 or any(map(is_lazy, layer.parameters())):
@@ -261,4 +237,10 @@ def _made(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None, ep
             " itself, so that results depend on evaluate.batch_size and on the number of workers",
             name,
         )
-    return SpanBatchNorm(layer, spans, name, momentum, epsilon)
+    layer.__class__ = type(kind.__name__, (SpanBatchNorm, kind), {})
+    assert isinstance(layer, SpanBatchNorm)
+    layer.eps = layer.eps if epsilon is None else epsilon
+    layer.momentum = layer.momentum if momentum is None else momentum
+    layer.spans, layer.name, layer.number = spans, name, spans.add_layer(name, layer.num_features)
+    layer.after = ("drop", "act") if is_timms else ()
+    layer.uses, layer.places, layer.collected = [], {}, None

@@ -9,7 +9,6 @@ variance"): sums of squares cancel where the mean is large.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +50,9 @@ class RunningStatistics:
         self._layer_of = self._layer_of.to(self._device)  # of each channel
         self._collected = torch.zeros((3, self.num_channels), dtype=torch.float64, device=self._device)
         self._columns: list[_Columns] = []  # of the first calls of the layers, the second ones, ...: the newest
-        # None, torch's cumulative average, is NaN here
-        momenta = [math.nan if layer.momentum is None else layer.momentum for layer in self.layers]
-        self._momenta = torch.tensor(momenta, dtype=torch.float64, device=self._device)
+        self._momenta_of: list[float] = []
+        self._momenta = torch.empty(0)
+        self._depth = 0  # of running calls of the model: it may call itself
         spans = next((m.spans for m in model.modules() if isinstance(m, SpanBatchNorm)), None)
         if spans is None:
             return
@@ -61,7 +60,7 @@ class RunningStatistics:
         for layer in self.layers:
             layer.collected = self._collected
         model.register_forward_pre_hook(self._begin)
-        model.register_forward_hook(self._end)
+        model.register_forward_hook(self._end, always_call=True)
         if spans.group is None:
             for layer in self.layers:  # made now: compiled code would be compiled again for it
                 dtype = torch.promote_types(layer.get_buffer("running_mean").dtype, torch.float32)
@@ -69,17 +68,24 @@ class RunningStatistics:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin(self, *_: Any) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
         for layer in self.layers:
             layer.uses = []
         self._spans.recording = torch.is_grad_enabled()  # an evaluation is no part of a step
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def _end(self, *_: Any) -> None:
-        """After a forward pass: add what its layers have left."""
-        if not self._spans.recording:
+    def _end(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """After a forward pass: add what its layers have left. `output` is None where an exception has ended it."""
+        self._depth -= 1
+        if self._depth > 0 or not self._spans.recording:
             return
         self._spans.recording = False
+        if output is None:
+            self.clear()
+            return
         self._spans.end_forward(self._device)
         for use in range(max((len(layer.uses) for layer in self.layers), default=0)):
             self._add(use, [number for number, layer in enumerate(self.layers) if len(layer.uses) > use])
@@ -149,9 +155,10 @@ class RunningStatistics:
         variance = squares / (count - 1).clamp_min(1)  # unbiased, as torch's
         moved = count > 0
         trackers = self._buffers("num_batches_tracked")
-        by_layer = torch.zeros_like(self._momenta).index_copy_(0, self._layer_of, moved.double())
+        momenta = self._momenta_now()
+        by_layer = torch.zeros_like(momenta).index_copy_(0, self._layer_of, moved.double())
         torch._foreach_add_(trackers, list(by_layer.to(trackers[0].dtype).unbind()))
-        momenta = torch.where(self._momenta.isnan(), 1 / torch.stack(trackers).clamp_min(1).double(), self._momenta)
+        momenta = torch.where(momenta < 0, 1 / torch.stack(trackers).clamp_min(1).double(), momenta)
         weight = momenta[self._layer_of]
         for name, new in (("running_mean", mean), ("running_var", variance)):
             running = self._buffers(name)
@@ -160,6 +167,14 @@ class RunningStatistics:
             after = torch.where(moved, after, before)  # a layer that normalised nothing keeps its bits
             torch._foreach_copy_(running, list(after.split(self._sizes)))
         self.clear()
+
+    def _momenta_now(self) -> Tensor:
+        """The momentum of each layer, float64 [layers]; below 0 for None, torch's cumulative average."""
+        momenta = [-1.0 if layer.momentum is None else layer.momentum for layer in self.layers]
+        if momenta != self._momenta_of:
+            made = [torch.full((1,), value, dtype=torch.float64, device=self._device) for value in momenta]
+            self._momenta, self._momenta_of = torch.cat(made), momenta
+        return self._momenta
 
     def clear(self) -> None:
         """Forget what was collected since the last update.

@@ -42,13 +42,22 @@ def check_model(
     another number of workers or micro-batches: say `draws_random_numbers` where that is meant.
 
     Raises AssertionError with a line for each promise that does not hold, and a line for each cause that was found;
-    ValueError for a function that another process could not import.
+    ValueError for a function that another process could not import, and for sizes that are too small.
     """
+    if num_steps < 2 or batch_size < 4 or batch_size % 2:
+        found = f"num_steps {num_steps}, batch_size {batch_size}"
+        raise ValueError(f"{found}: give 2 steps or more, and an even batch of 4 or more")
     trial = Trial(
         _reference(model), dict(arguments or {}), num_classes, resolution, batch_size, batch_size // 2, num_steps
     )
     lines = list(_broken_promises(trial, same_everywhere=not draws_random_numbers))
-    causes = list(_causes(trial, draws_random_numbers))
+    try:
+        causes = list(_causes(trial, draws_random_numbers))
+    except Exception as error:
+        if not lines:
+            raise
+        lines.append(f"no cause was looked for: the model raises {type(error).__name__} in its first forward pass")
+        causes = []
     if lines or causes:
         raise AssertionError("\n".join([f"{trial.model} does not conform:", *(f"- {line}" for line in lines + causes)]))
 
@@ -200,13 +209,16 @@ def _first_calls(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module,
 
 @torch.no_grad()
 def _again(module: nn.Module, images: Tensor, state: Tensor | None) -> Tensor:
-    """The module's output, with torch's generator in `state`, or in another one."""
+    """The module's output, with torch's generator in `state`, or in another one; its buffers are left as they were."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         if state is None:
             torch.default_generator.manual_seed(0)
         else:
             torch.set_rng_state(state)
         output = module(images.clone())
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
     return output if isinstance(output, Tensor) else torch.zeros(0)
 
 

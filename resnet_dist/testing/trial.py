@@ -141,7 +141,7 @@ def train(trial: Trial, rank: int = 0) -> Result:
     for step in range(trial.num_steps):
         if step == trial.resumes_after:
             before, trainee = trainee, Trainee(trial, rank)
-            assert before.engine is not None
+            assert before.engine is not None  # there was a step
             saved = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
             state = before.engine.optimizer_state()
             trainee.load(saved, {name: {key: t.clone() for key, t in own.items()} for name, own in state.items()})
@@ -164,11 +164,22 @@ def run(trials: Sequence[Trial]) -> list[list[Result] | str]:
         numbers = [number for number, trial in enumerate(trials) if trial.workers == workers]
         if workers == 1 and all(trials[number].engine == "ddp" for number in numbers):
             for number in numbers:
-                results[number] = [train(trials[number])]
+                results[number] = _in_this_process(trials[number])
         else:
             for number, result in zip(numbers, _in_processes([trials[n] for n in numbers], workers), strict=True):
                 results[number] = result
     return results
+
+
+def _in_this_process(trial: Trial) -> list[Result] | str:
+    try:
+        return [train(trial)]
+    except Exception as error:
+        return _line(error)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _in_processes(trials: Sequence[Trial], workers: int) -> Iterator[list[Result] | str]:
@@ -217,7 +228,7 @@ def worker() -> None:
         try:
             result = train(trial, rank)
         except Exception as error:
-            (folder / f"{number}-{rank}.error").write_text(f"{type(error).__name__}: {error}")
+            (folder / f"{number}-{rank}.error").write_text(_line(error))
             os._exit(1)  # the end of a group would wait for workers that are still at work in it
         unfinished = folder / f"{number}-{rank}.unfinished"
         torch.save(asdict(result), unfinished)

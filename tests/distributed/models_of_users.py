@@ -149,6 +149,39 @@ def dropout(*, num_classes: int) -> nn.Module:
     return Net(num_classes, nn.Dropout(0.3))
 
 
+class TrainOverride(Net):
+    """Freezes a layer in `train`, as torchvision's segmentation models and many others do."""
+
+    def train(self, mode: bool = True) -> TrainOverride:
+        super().train(mode)
+        for module in self.second.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+def frozen_by_train(*, num_classes: int) -> nn.Module:
+    return TrainOverride(num_classes)
+
+
+class HiddenAndUnused(RecomputedReentrantly):
+    """A parameter without a gradient in a graph that does not show it."""
+
+
+def hidden_and_unused(*, num_classes: int) -> nn.Module:
+    return HiddenAndUnused(num_classes, NeverUsed())
+
+
+def reshaped(*, num_classes: int) -> nn.Module:
+    return Net(num_classes, nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (-1, 4))))
+
+
+def spectral_norm(*, num_classes: int) -> nn.Module:
+    net = Net(num_classes)
+    nn.utils.parametrizations.spectral_norm(net.second[0])
+    return net
+
+
 class MixesSamples(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images - images.mean(0, keepdim=True) / 8

@@ -18,7 +18,10 @@ from launcher.train import main
 from resnet_dist.testing import check_model
 from resnet_dist.testing.trial import Result, Trial, run
 
-MODELS = ("plain", "recomputed", "recomputed_reentrantly", "frozen", "uncalled", "twice", "never_used")
+MODELS = (
+    *("plain", "recomputed", "recomputed_reentrantly", "frozen", "frozen_by_train"),
+    *("uncalled", "twice", "never_used"),
+)
 # workers, micro-batches, engine; with spans of 5 of 10 samples some lie on one worker, others on several
 WAYS = [(1, 1, "ddp"), (1, 2, "ddp"), (2, 1, "ddp"), (2, 2, "ddp"), (3, 1, "ddp"), (3, 2, "ddp")]
 WAYS += [(1, 1, "zero-0"), (2, 2, "zero-1"), (2, 1, "zero-2")]
@@ -94,6 +97,14 @@ def test_compiled_models_have_one_curve_where_workers_share_spans(runs: Runs) ->
             close(result, expected, "ddp")
 
 
+def test_a_parameter_without_a_gradient_is_refused_where_the_graph_hides_it_from_several_workers() -> None:
+    (error,) = run([trial("hidden_and_unused", (2, 1, "ddp"))])
+    assert isinstance(error, str)
+    assert error.startswith("RecipeError: model.name: the loss does not depend on between.never, which reentrant")
+    (alone,) = run([trial("hidden_and_unused")])
+    assert not isinstance(alone, str)
+
+
 def test_a_parameter_that_some_workers_use_is_refused_where_gradients_are_exchanged_as_they_come() -> None:
     (error,) = run([trial("sometimes_used", (2, 1, "zero-2"))])
     assert isinstance(error, str)
@@ -110,7 +121,9 @@ def test_recomputation_changes_nothing(runs: Runs, model: str, way: Way) -> None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize(("model", "layer"), [("frozen", "second.1"), ("uncalled", "between.norm")])
+@pytest.mark.parametrize(
+    ("model", "layer"), [("frozen", "second.1"), ("frozen_by_train", "second.1"), ("uncalled", "between.norm")]
+)
 def test_a_layer_that_normalises_nothing_in_training_keeps_its_bits(
     runs: Runs, model: str, layer: str, way: Way
 ) -> None:
@@ -149,6 +162,7 @@ class TestCheckModel:
         ("model", "more"),
         [
             ("models_of_users:twice", {}),
+            ("models_of_users:spectral_norm", {}),
             ("models_of_users:dropout", {"draws_random_numbers": True}),
             ("timm:create_model", {"arguments": {"model_name": "resnet10t"}}),
             ("models_of_users:timm_recomputed", {}),
@@ -172,6 +186,7 @@ class TestCheckModel:
                     "between.2.never has no part in the loss",
                 ],
             ),
+            ("reshaped", ["a second run fails: RecipeError: model.name: between.1 gets 40 rows for 10 samples"]),
             ("instance_norm", ["a run on 2 workers leaves worker 1 with another between.running_mean than worker 0"]),
             (
                 "on_some_workers",
@@ -186,6 +201,11 @@ class TestCheckModel:
         assert first == f"models_of_users:{model} does not conform:"
         for line in lines:
             assert [found for found in said if found.startswith(f"- {line}")], said
+
+    @pytest.mark.parametrize("sizes", [{"num_steps": 1}, {"batch_size": 9}, {"batch_size": 2}])
+    def test_sizes_that_are_too_small_are_refused(self, sizes: dict[str, int]) -> None:
+        with pytest.raises(ValueError, match="give 2 steps or more, and an even batch of 4 or more"):
+            check_model("models_of_users:plain", **sizes)
 
     def test_a_function_that_workers_cannot_import_is_refused(self) -> None:
         with pytest.raises(ValueError, match="workers cannot import it"):

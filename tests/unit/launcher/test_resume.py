@@ -111,11 +111,10 @@ def test_what_the_run_keeps_must_go_with_the_config(old_run: RunDirectory) -> No
         lambda recipe: recipe["model"].pop("arguments"),
         lambda recipe: recipe["data"].pop("crop_area"),
         lambda recipe: recipe.pop("ema"),
-        lambda recipe: recipe.pop("batch_norm"),
         lambda recipe: recipe.pop("seed"),
         lambda recipe: recipe.pop("evaluate"),
     ],
-    ids=["key", "section of arguments", "list", "section", "batch_norm", "seed", "durations"],
+    ids=["key", "section of arguments", "list", "section", "seed", "durations"],
 )
 def test_a_key_that_the_run_lacks_had_its_default(
     old_run: RunDirectory, say: Say, forget: Callable[[dict[str, Any]], object]

@@ -143,6 +143,22 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights() -> None:
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
 
 
+def test_a_loss_that_depends_on_no_parameter_has_gradients_of_zero() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model()
+
+        def forward(self, images: Tensor) -> Tensor:
+            output: Tensor = self.inner(images).detach()
+            return output
+
+    net = Detached()
+    before = copy.deepcopy(net.state_dict())
+    assert engine(net).step([MicroBatch(*batch())], 0.1).gradient_squared == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
 class PartlyUsed(nn.Module):
     """Its `unused` has no part in the loss."""
 

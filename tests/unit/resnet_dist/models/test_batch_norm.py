@@ -175,7 +175,7 @@ def test_use_spans_replaces_every_batch_norm_once() -> None:
     model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), nn.GroupNorm(1, 3), nn.BatchNorm1d(4))
     model[0].eval()
     assert with_spans(model, 8, 2) is model
-    assert [type(m) for m in (model[0][0], model[1], model[2])] == [SpanBatchNorm, nn.GroupNorm, SpanBatchNorm]
+    assert [isinstance(m, SpanBatchNorm) for m in (model[0][0], model[1], model[2])] == [True, False, True]
     assert (model[0][0].training, model[2].training) == (False, True)
     first = model[0][0]
     with_spans(model, 8, 2)
@@ -194,12 +194,29 @@ def test_a_layer_keeps_its_own_epsilon_and_momentum() -> None:
     assert (layer.eps, layer.momentum) == (1e-3, 0.01)
 
 
-def test_a_module_that_stands_at_several_places_is_replaced_by_one() -> None:
-    norm = nn.BatchNorm2d(3)
+def test_a_layer_stays_the_same_object_with_its_class_and_hooks() -> None:
+    norm = nn.BatchNorm2d(CHANNELS).double()
+    norm.register_forward_hook(lambda module, inputs, output: 2 * output)
+    before = norm(images(8)).detach()
     model = nn.Sequential(nn.Sequential(norm), norm, nn.ReLU(), norm)
-    with_spans(model, 8, 2)
-    assert isinstance(model[1], SpanBatchNorm)
-    assert model[0][0] is model[1] is model[3]
+    with_spans(model, 8, "global")
+    assert model[0][0] is model[1] is model[3] is norm
+    assert isinstance(norm, SpanBatchNorm)
+    assert isinstance(norm, nn.BatchNorm2d)
+    close(norm(images(8)), before)
+
+
+def test_a_parametrised_layer_is_converted() -> None:
+    layer, reference = nn.BatchNorm2d(CHANNELS).double(), nn.BatchNorm2d(CHANNELS).double()
+    for norm in (layer, reference):
+        nn.utils.parametrize.register_parametrization(norm, "weight", nn.Softplus())
+    with_spans(layer, 8, "global")
+    close(layer(images(8)), reference(images(8)))
+
+
+def test_rows_that_are_no_samples_are_refused() -> None:
+    with pytest.raises(RecipeError, match="1 gets 16 rows for 8 samples"):
+        with_spans(nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(4)), 8, 2)(torch.zeros(8, 2, 4))
 
 
 def test_timms_batch_norm_with_an_activation_keeps_it() -> None:
@@ -223,6 +240,14 @@ def test_a_batch_norm_with_a_forward_pass_of_its_own_is_refused() -> None:
 def test_a_batch_norm_without_a_number_of_channels_is_refused() -> None:
     with pytest.raises(RecipeError, match="0 is a LazyBatchNorm2d whose number of channels is not known yet"):
         with_spans(nn.Sequential(nn.LazyBatchNorm2d()), 8, 2)
+
+
+def test_a_subclass_of_timms_batch_norm_is_converted() -> None:
+    class Named(BatchNormAct2d):
+        """No forward pass of its own."""
+
+    layer, reference = Named(CHANNELS).double(), BatchNormAct2d(CHANNELS).double()
+    close(one_step(with_spans(layer, 8, "global"), images(8)), reference(images(8)))
 
 
 def test_torchs_synchronised_batch_norm_is_replaced_like_any_other() -> None:
@@ -249,7 +274,7 @@ def test_one_value_a_channel_is_refused_in_training(span: int) -> None:
 
 def test_a_share_of_another_size_is_refused_in_training() -> None:
     layer = with_spans(torch_layer(), 8, 2, num_micro_batches=2)
-    with pytest.raises(ValueError, match="this worker's share has 4 samples, got 8"):
+    with pytest.raises(RecipeError, match="gets 8 rows for 4 samples"):
         layer(images(8))
 
 

@@ -112,6 +112,56 @@ def test_each_layer_keeps_its_own_momentum(momentum: float | None) -> None:
     close(model[1], reference[1])  # type: ignore[arg-type]
 
 
+def test_a_model_that_calls_itself_is_one_forward_pass() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.inside = layer(), False
+
+        def forward(self, batch: Tensor) -> Tensor:
+            output: Tensor = self.norm(batch)
+            if not self.inside:
+                self.inside = True
+                output = output + self(batch + 1)
+                self.inside = False
+            return output
+
+    model, reference = Nested(), layer()
+    trained(model, images())
+    reference(torch.cat([images().flatten(2), images().flatten(2) + 1], dim=2).unsqueeze(-1))
+    close(model.norm, reference)
+
+
+def test_a_forward_pass_that_fails_leaves_the_next_one_whole() -> None:
+    class Fails(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            if batch.isnan().any():
+                raise ValueError("no numbers")
+            return batch
+
+    model, reference = nn.Sequential(layer(), Fails()), layer()
+    use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+    statistics = RunningStatistics(model)
+    with pytest.raises(ValueError, match="no numbers"):
+        model(images() * torch.nan)
+    model(images())
+    statistics.update(statistics.sums())
+    reference(images())
+    close(model[0], reference)
+
+
+def test_a_momentum_that_changes_holds_from_the_next_step_on() -> None:
+    model, reference = nn.Sequential(layer()), layer()
+    use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+    statistics = RunningStatistics(model)
+    for seed, momentum in enumerate((0.1, 0.3)):
+        model[0].momentum = reference.momentum = momentum
+        model(images(seed))
+        statistics.update(statistics.sums())
+        reference(images(seed))
+    close(model[0], reference)
+
+
 def test_an_evaluation_with_a_layer_in_training_mode_moves_nothing() -> None:
     model = nn.Sequential(layer())
     use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
