@@ -97,6 +97,7 @@ def test_compiled_models_have_one_curve_where_workers_share_spans(runs: Runs) ->
             close(result, expected, "ddp")
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # reentrant checkpointing in an evaluation
 def test_a_parameter_without_a_gradient_is_refused_where_the_graph_hides_it_from_several_workers() -> None:
     (error,) = run([trial("hidden_and_unused", (2, 1, "ddp"))])
     assert isinstance(error, str)
@@ -162,7 +163,6 @@ class TestCheckModel:
         ("model", "more"),
         [
             ("models_of_users:twice", {}),
-            ("models_of_users:spectral_norm", {}),
             ("models_of_users:dropout", {"draws_random_numbers": True}),
             ("timm:create_model", {"arguments": {"model_name": "resnet10t"}}),
             ("models_of_users:timm_recomputed", {}),
@@ -187,6 +187,7 @@ class TestCheckModel:
                 ],
             ),
             ("reshaped", ["a second run fails: RecipeError: model.name: between.1 gets 40 rows for 10 samples"]),
+            ("spectral_norm", ["a run with 2 micro-batches has the same losses, but ends with another second.0.param"]),
             ("instance_norm", ["a run on 2 workers leaves worker 1 with another between.running_mean than worker 0"]),
             (
                 "on_some_workers",
@@ -201,6 +202,8 @@ class TestCheckModel:
         assert first == f"models_of_users:{model} does not conform:"
         for line in lines:
             assert [found for found in said if found.startswith(f"- {line}")], said
+        accused = [found for found in said if "draws random numbers" in found]
+        assert accused == [] or model in ("dropout", "careless")
 
     @pytest.mark.parametrize("sizes", [{"num_steps": 1}, {"batch_size": 9}, {"batch_size": 2}])
     def test_sizes_that_are_too_small_are_refused(self, sizes: dict[str, int]) -> None:
