@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import config as configs
-from launcher.attempts import with_micro_batches
+from launcher.attempts import Loss, failure_of, with_micro_batches
+from resnet_dist.errors import DivergedError
 
 
 def test_the_span_that_auto_chose_outlives_another_number_of_micro_batches(write_config: Callable[..., Path]) -> None:
@@ -19,3 +20,9 @@ def test_the_span_that_auto_chose_outlives_another_number_of_micro_batches(write
 def test_a_number_of_micro_batches_that_is_given_stays(write_config: Callable[..., Path]) -> None:
     config = configs.load(write_config(), ["batch.size=192", "batch.num_micro_batches=2"])
     assert with_micro_batches(config, 3) is config
+
+
+def test_only_a_divergence_that_other_samples_may_help_has_a_step_to_pass_over() -> None:
+    loss = Loss(first_step=0, last_step=7, saved_step=5, seconds=1.0)
+    assert failure_of(DivergedError(7, float("nan")), 1, loss, None).bad_step == 7
+    assert failure_of(DivergedError(7, 1.0, "the loss scale", by_samples=False), 1, loss, None).bad_step is None
