@@ -107,6 +107,8 @@ class DdpEngine:
             correct += num_right
         if number != self._num_micro_batches:
             raise ValueError(f"a step has {self._num_micro_batches} micro-batches, got {number}")
+        if self._joins:
+            self._missing.check_none_hidden()
         self._missing.fill()
         squared, skipped, scaling = self._update()
         return StepSums(loss, correct, squared, skipped, scaling)

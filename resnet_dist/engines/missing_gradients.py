@@ -66,12 +66,12 @@ class MissingGradients:
                 "0 or 1; or engine ddp",
             )
 
-    def fill(self) -> None:
-        """After the backward pass: zeros for parameters that have no gradient.
+    def check_none_hidden(self) -> None:
+        """For DDP on several workers, after the backward pass: it has waited in vain for gradients that do not come.
 
-        Raises RecipeError where `join` could not see that, and other workers wait for these gradients.
+        Raises RecipeError where `join` could not see that a parameter would get none.
         """
-        missing = [name for name, parameter in self._parameters.items() if parameter.grad is None]
+        missing = self._without_gradient()
         if missing and self._hidden:
             raise RecipeError(
                 "model.name",
@@ -79,10 +79,17 @@ class MissingGradients:
                 " workers wait for its gradient",
                 "checkpoint(..., use_reentrant=False), or parameters that are all used",
             )
+
+    def fill(self) -> None:
+        """After the backward pass: zeros for parameters that have no gradient."""
+        missing = self._without_gradient()
         for name in missing:
             self._parameters[name].grad = torch.zeros_like(self._parameters[name])
         if missing:
             self._name(missing)
+
+    def _without_gradient(self) -> list[str]:
+        return [name for name, parameter in self._parameters.items() if parameter.grad is None]
 
     def _name(self, missing: list[str]) -> None:
         new = [name for name in missing if name not in self._named]

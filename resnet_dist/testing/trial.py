@@ -156,8 +156,9 @@ def train(trial: Trial, rank: int = 0) -> Result:
 def run(trials: Sequence[Trial]) -> list[list[Result] | str]:
     """The results of each trial, by rank; in place of them, where a trial failed, what its workers said.
 
-    Trials on one worker run here. Others run in processes of their own, all trials of a world size in one after
-    another; what they import must be importable there, from the same `sys.path`.
+    Trials on one worker run here, unless one of them is under ZeRO, which needs a process group. Others run in
+    processes: those of as many workers one after another in the same ones, which must be able to import the models from
+    the same `sys.path`.
     """
     results: list[list[Result] | str] = [""] * len(trials)
     for workers in sorted({trial.workers for trial in trials}):

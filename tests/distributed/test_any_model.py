@@ -102,8 +102,21 @@ def test_a_parameter_without_a_gradient_is_refused_where_the_graph_hides_it_from
     (error,) = run([trial("hidden_and_unused", (2, 1, "ddp"))])
     assert isinstance(error, str)
     assert error.startswith("RecipeError: model.name: the loss does not depend on between.never, which reentrant")
-    (alone,) = run([trial("hidden_and_unused")])
-    assert not isinstance(alone, str)
+    ways = [
+        (1, 1, "ddp"),
+        (1, 1, "zero-0"),
+        (2, 1, "zero-0"),
+        (2, 1, "zero-1"),
+        (2, 1, "zero-2"),
+    ]  # these need no order
+    keys = [(model, way) for way in ways for model in ("hidden_and_unused", "never_used")]
+    results = dict(zip(keys, run([trial(*key) for key in keys]), strict=True))
+    for way in ways:
+        found, expected = results["hidden_and_unused", way], results["never_used", way]
+        assert not isinstance(found, str), found
+        assert not isinstance(expected, str), expected
+        assert found[0].losses == expected[0].losses
+        assert torch.equal(found[0].state["between.never"], expected[0].state["between.never"])
 
 
 def test_a_parameter_that_some_workers_use_is_refused_where_gradients_are_exchanged_as_they_come() -> None:
