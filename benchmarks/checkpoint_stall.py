@@ -29,7 +29,7 @@ from resnet_dist.checkpoint.restore import load
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import Saved, Saver
 from resnet_dist.models import build_model
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe.schema import ModelRecipe
 
 RESULTS = Path(__file__).parent / "results" / "checkpoint_stall.json"
 GOAL = 0.2

@@ -20,7 +20,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Exchange
 from benchmarks.measure import Run, interleave, time_row
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.spans import Spans, Team
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 # Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
 SHAPES = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))

@@ -24,18 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.build import whole_model
 from resnet_dist.data import HostBatch, normalise
-from resnet_dist.device import ToDevice
-from resnet_dist.durations import Duration, Every
 from resnet_dist.engines.factory import autocast_dtype, build_engine
-from resnet_dist.evaluate import Evaluation
-from resnet_dist.loss import cross_entropy_sum
-from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, sgd_kernels
-from resnet_dist.pulse import Pulse
-from resnet_dist.recipe import (
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.durations import Duration, Every
+from resnet_dist.recipe.schema import (
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
@@ -47,10 +44,13 @@ from resnet_dist.recipe import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.shares import BatchLayout
-from resnet_dist.sink import NoSink
-from resnet_dist.supervisor import Request
-from resnet_dist.trainer import Parts, Timetable, Trainer
+from resnet_dist.stop_request import Request
+from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.telemetry.metrics_file import NoSink
+from resnet_dist.telemetry.step_totals import StepExchange
+from resnet_dist.training.device import ToDevice
+from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.trainer import Parts, Timetable, Trainer
 
 LEARNING_RATE = 1e-3  # small: random labels must not let the loss run away while a step is timed
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
@@ -123,7 +123,7 @@ def synthetic(setting: Setting, number: int = 2, *, on_device: bool = True, rank
 
 
 class OurTrainer:
-    """`resnet_dist.trainer.Trainer` with all that a run has but files: exchange, clock, pulse, verdicts, requests."""
+    """The real Trainer with all that a run has except files: exchange, timer, liveness, classification, requests."""
 
     def __init__(self, recipe: Recipe, device: torch.device, batches: list[HostBatch]) -> None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -28,9 +28,9 @@ from typing import Any
 
 import yaml
 
-from launcher import heartbeats
-from launcher.prepare import write_digits
-from launcher.run_directory import RunDirectory
+from launcher.commands.prepare import write_digits
+from launcher.run import heartbeats
+from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import restore
 
 HERE = Path(__file__).parent

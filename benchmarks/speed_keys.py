@@ -21,8 +21,8 @@ import torch.distributed as dist
 from benchmarks.measure import Run, interleave, ratio, table, write
 from benchmarks.peers import OurTrainer, Setting, synthetic
 from benchmarks.workers import on_workers
-from resnet_dist.device import pin_to_cpus
-from resnet_dist.recipe import Recipe, SpeedRecipe
+from resnet_dist.recipe.schema import Recipe, SpeedRecipe
+from resnet_dist.training.device import pin_to_cpus
 
 CPU = torch.device("cpu")
 DEFAULTS = "defaults"

@@ -30,7 +30,7 @@ from benchmarks.peers import (
     with_engine,
 )
 from benchmarks.workers import on_workers
-from resnet_dist.recipe import BatchNormRecipe
+from resnet_dist.recipe.schema import BatchNormRecipe
 
 CPU = torch.device("cpu")
 

@@ -32,8 +32,8 @@ from benchmarks.kernels import profiled
 from benchmarks.measure import RESULTS, machine, write
 from benchmarks.peers import Setting, synthetic
 from benchmarks.variants import GRAPH_UP_TO, our_trainer, peers_of, timed, waiting_for
-from resnet_dist.flops import flops_per_image, peak_flops
-from resnet_dist.recipe import Precision, SpeedRecipe
+from resnet_dist.recipe.schema import Precision, SpeedRecipe
+from resnet_dist.telemetry.flops import flops_per_image, peak_flops
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from benchmarks.measure import Run, interleave
 from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic, why_not_timm
 from resnet_dist.data import HostBatch
-from resnet_dist.device import set_up_torch
-from resnet_dist.memory import is_out_of_memory
-from resnet_dist.recipe import Recipe, SpeedRecipe
+from resnet_dist.recipe.schema import Recipe, SpeedRecipe
+from resnet_dist.telemetry.memory import is_out_of_memory
+from resnet_dist.training.device import set_up_torch
 
 Make = Callable[[], Run]
 GRAPH_UP_TO = 128  # images: above, launches are hidden behind kernels, and a graph's memory is a second step's

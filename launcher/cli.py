@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import cancel, compare, doctor, list_runs, logs, plan, render, status, submit, train
-from launcher import config as configs
-from launcher import report as reports
+from launcher import train
 from launcher.arguments import Parser, config_arguments
+from launcher.commands import cancel, compare, doctor, list_runs, logs, plan, render, status, submit
+from launcher.commands import report as reports
+from launcher.config import load as configs
 from launcher.train import report
 
 HOME = Path("~/resnet_data")
@@ -65,13 +66,13 @@ def _parser() -> Parser:
 
 
 def _demo(given: argparse.Namespace) -> int:
-    from launcher.demo import run_demo
+    from launcher.commands.demo import run_demo
 
     return run_demo(given.folder.expanduser().absolute(), given.overrides)
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    from launcher.prepare import classical_baselines, write_digits
+    from launcher.commands.prepare import classical_baselines, write_digits
 
     folder = (given.folder or HOME / given.dataset).expanduser().absolute()
     print(f"images in {write_digits(folder)}")

@@ -11,7 +11,7 @@
     ├── HostFault            76   the workers' check before training blames a host
     └── UserCodeError         1   a model, data source or optimizer of the user's own raised
 
-The data plane's errors are in `resnet_dist.errors`; `launcher.faults` decides which of either are tried again.
+The data plane's errors are in `resnet_dist.errors`; `launcher.recovery.faults` decides which of either are tried again.
 """
 
 from __future__ import annotations

@@ -10,22 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import config as configs
-from launcher import fatal, lease, ray_environment, recorded, submissions
 from launcher.arguments import Parser, train_arguments
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig, leads, place_of, under_torchrun
+from launcher.console import Progress, profile_lines, summary_lines
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
-from launcher.faults import rule_for
-from launcher.notify import Notifier
-from launcher.place import leads, place_of, under_torchrun
-from launcher.progress import Progress, profile_lines, summary_lines
-from launcher.run_config import RunConfig
-from launcher.run_directory import RunDirectory
+from launcher.ray_backend import environment as ray_environment
+from launcher.recovery import root_cause as fatal
+from launcher.recovery.faults import rule_for
+from launcher.recovery.notify import Notifier
+from launcher.run import lease, recorded, submissions
+from launcher.run.directory import RunDirectory
 from resnet_dist.errors import TrainingError
-from resnet_dist.sink import read_metrics
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 if TYPE_CHECKING:
-    from launcher.resume import ResumeMode
+    from launcher.recovery.resume import ResumeMode
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train") -> int:
@@ -116,14 +117,14 @@ def _carried_out(
     try:
         if place_of(config) == "ray":
             ray_environment.set_up()
-            from launcher.ray_driver import run_ray
+            from launcher.ray_backend.driver import run_ray
 
             return run_ray(config, run, mode, progress, notifier, attended=attended, held=held)
         if attended and config.faults.max_failures > 0 and not under_torchrun():
-            from launcher.local_supervisor import run_supervised
+            from launcher.local.supervisor import run_supervised
 
             return run_supervised(config, run, mode, progress, notifier, held)
-        from launcher.local import run_local
+        from launcher.local.run import run_local
 
         return run_local(config, run, mode, progress, watched=attended, claim=None if held is None else held.claim)
     except Exception as error:

@@ -12,35 +12,36 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resnet_dist import memory, rules
 from resnet_dist.checkpoint.hand_out import Contents, hand_out
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.data import HostBatch, Index, Stream, decoder_for, evaluation_batches, training_batches
-from resnet_dist.device import ToDevice, seed_generators, set_up_torch
-from resnet_dist.durations import Duration, Every
-from resnet_dist.ema import WeightAverage
+from resnet_dist.data.shared_index import shared_indices
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine
 from resnet_dist.errors import DataError
-from resnet_dist.evaluate import Evaluation, evaluate
-from resnet_dist.flops import flops_per_image, peak_flops
-from resnet_dist.indices import shared_indices
-from resnet_dist.loss import cross_entropy_sum
-from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
-from resnet_dist.profile import StepProfiler
-from resnet_dist.pulse import Pulse
-from resnet_dist.recipe import Recipe
-from resnet_dist.saving import RunCheckpoints, SavingPlan, facts_of
-from resnet_dist.shares import BatchLayout, stream_step
-from resnet_dist.sink import Sink
-from resnet_dist.supervisor import Supervisor
-from resnet_dist.trainer import Parts, Timetable, Trainer, Unprofiled
-from resnet_dist.verdict import StepTimes, Verdict, judge
+from resnet_dist.recipe import rules
+from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
+from resnet_dist.recipe.durations import Duration, Every
+from resnet_dist.recipe.schema import Recipe
+from resnet_dist.stop_request import Supervisor
+from resnet_dist.telemetry import memory
+from resnet_dist.telemetry.bottleneck import StepTimes, Verdict, judge
+from resnet_dist.telemetry.flops import flops_per_image, peak_flops
+from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.telemetry.metrics_file import Sink
+from resnet_dist.telemetry.profiler import StepProfiler
+from resnet_dist.telemetry.step_totals import StepExchange
+from resnet_dist.training.checkpointing import RunCheckpoints, SavingPlan, facts_of
+from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
+from resnet_dist.training.ema import WeightAverage
+from resnet_dist.training.evaluate import Evaluation, evaluate
+from resnet_dist.training.trainer import Parts, Timetable, Trainer, Unprofiled
 
 log = logging.getLogger(__name__)
 

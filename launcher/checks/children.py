@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import launcher
-
 _POLL_S = 0.05
 _LAST = 300  # characters of what a failed child wrote
 
@@ -51,7 +49,7 @@ def run_children(children: Sequence[Child], seconds: float) -> list[dict[str, An
 
 def _start(child: Child, out: Path, err: Path) -> subprocess.Popen[bytes]:
     # Where this package was found without being installed, the child finds it too.
-    home = str(Path(launcher.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, **child.variables}
     command = [sys.executable, "-m", child.module, json.dumps(child.argument)]

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from launcher import config as configs
 from launcher.checks.bisection import Pair, PairOk, Verdict, find_bad_hosts
 from launcher.checks.finding import Finding, failed, in_bytes, number, passed, skipped, warned
 from launcher.checks.report import compare_reports, named
-from launcher.run_config import RunConfig
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
 
 Call = tuple[str, Mapping[str, Any]]  # a task of `launcher.checks.tasks`, and its arguments
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from launcher.checks.finding import Check, Finding, failed, passed, skipped, warned
-from launcher.run_config import RunConfig
-from launcher.run_directory import RunDirectory
+from launcher.config.schema import RunConfig
+from launcher.run.directory import RunDirectory
 from resnet_dist.data import Index, Request, check_labels, check_same_classes, decoder_for, is_current
 from resnet_dist.data.image_headers import image_size
 from resnet_dist.errors import DataError, RecipeError

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.place import place_of
-from launcher.run_config import RunConfig
-from launcher.run_directory import RunDirectory
+from launcher.config.schema import RunConfig, place_of
+from launcher.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from launcher.checks.finding import Check, Finding, failed, passed
 from launcher.checks.needs import Needs
-from launcher.run_config import RunConfig
+from launcher.config.schema import RunConfig
 
 LEAST = {"torch": (2, 11), "torchvision": (0, 26)}  # pyproject.toml's
 _PYTHONS = ((3, 11), (3, 13))  # oldest and newest

@@ -15,12 +15,9 @@ from typing import Any
 
 import torch
 
-import cluster
-import launcher
-import resnet_dist
 from launcher.checks.accelerator import driver_cuda
 from launcher.checks.finding import Finding, failed, passed, warned
-from launcher.run_directory import environment
+from launcher.run.environment import environment
 
 Report = Mapping[str, Any]
 
@@ -54,8 +51,8 @@ def node_report() -> dict[str, Any]:
 def code_fingerprint() -> str:
     """sha256 of this project's own source files, installed or not: the first 16 digits."""
     digest = hashlib.sha256()
-    for package in (cluster, launcher, resnet_dist):
-        folder = Path(str(package.__file__)).parent
+    for package in ("cluster", "launcher", "resnet_dist"):
+        folder = Path(__file__).parents[2] / package
         for file in sorted(folder.rglob("*.py")):
             digest.update(str(file.relative_to(folder.parent)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 
 from launcher.checks import accelerator, access, dataset, network, packages, storage, system, variables
-from launcher.checks.finding import Check
-from launcher.checks.needs import Needs
-from launcher.run_config import RunConfig
+from launcher.checks.finding import Check, Finding, run_checks
+from launcher.checks.needs import Needs, needs_of
+from launcher.config.schema import RunConfig
 
 
 def host_checks(
@@ -25,3 +25,13 @@ def host_checks(
         *dataset.checks(config),
         *accelerator.checks(needs),
     ]
+
+
+def preflight(
+    config: RunConfig | None, seconds: float, *, quick: bool = False, profile: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Check this host for `config` within `seconds`. `profile`: variables that the site's profile sets.
+
+    `launcher.checks.finding.require` raises ClusterUnavailable (exit code 69) where a finding fails.
+    """
+    return run_checks(host_checks(config, needs_of(config), profile or {}), seconds, quick)

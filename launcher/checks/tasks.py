@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import config as configs
-from launcher import yaml_source
 from launcher.checks.collective import reduce_here
 from launcher.checks.finding import run_checks
 from launcher.checks.needs import needs_of
@@ -18,7 +16,9 @@ from launcher.checks.network import unused_port
 from launcher.checks.report import node_report
 from launcher.checks.storage import existing
 from launcher.checks.suite import host_checks
-from launcher.run_config import RunConfig
+from launcher.config import load as configs
+from launcher.config import yaml_source
+from launcher.config.schema import RunConfig
 
 _SEE_POLL_S = 0.1
 
@@ -33,7 +33,7 @@ def perform(task: str, arguments: Mapping[str, Any]) -> Answer:
 def _findings(
     config: str, workers: int, gpus: int, cpus: int, seconds: float, quick: bool, profile: Mapping[str, str]
 ) -> Answer:
-    """All checks of one host; `config` is YAML as `launcher.config.to_yaml` writes it, or empty."""
+    """All checks of one host; `config` is YAML as `launcher.config.load.to_yaml` writes it, or empty."""
     run = parsed(config)
     needs = needs_of(run).on_host(workers, gpus, cpus)
     return {"findings": [one.described() for one in run_checks(host_checks(run, needs, profile), seconds, quick)]}

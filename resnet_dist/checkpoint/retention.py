@@ -11,8 +11,8 @@ from typing import Any
 
 from resnet_dist.checkpoint import folders, format
 from resnet_dist.checkpoint.disk import reason
-from resnet_dist.durations import Every
 from resnet_dist.errors import CheckpointError
+from resnet_dist.recipe.durations import Every
 
 log = logging.getLogger(__name__)
 

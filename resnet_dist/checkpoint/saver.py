@@ -20,7 +20,7 @@ from resnet_dist.checkpoint.retention import Retention, delete_old
 from resnet_dist.checkpoint.save import Content, OptimizerState, Pieces, write, write_part
 from resnet_dist.checkpoint.uploads import Uploads
 from resnet_dist.errors import StorageError
-from resnet_dist.sink import without_non_finite
+from resnet_dist.telemetry.json_lines import without_non_finite
 
 log = logging.getLogger(__name__)
 

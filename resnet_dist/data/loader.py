@@ -19,8 +19,8 @@ from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Stream
 from resnet_dist.data.requests import Decoder, Request
-from resnet_dist.recipe import DataRecipe
-from resnet_dist.shares import BatchLayout, split
+from resnet_dist.recipe.batch_layout import BatchLayout, split
+from resnet_dist.recipe.schema import DataRecipe
 
 _log = logging.getLogger(__name__)
 

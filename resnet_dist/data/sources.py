@@ -7,7 +7,7 @@ import importlib
 from resnet_dist.data.image_folder import Split, index_image_folder
 from resnet_dist.data.index import Index
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe import DataRecipe
+from resnet_dist.recipe.schema import DataRecipe
 
 _ALLOWED = "imagefolder, or package.module:function that returns a resnet_dist.data.Index"
 

@@ -16,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from resnet_dist.engines.clipping import clip_scale
 from resnet_dist.engines.cuda_graph import GraphedGradients
 from resnet_dist.engines.missing_gradients import MissingGradients
-from resnet_dist.engines.protocol import MicroBatch, OptimizerState, StepSums
+from resnet_dist.engines.protocol import MicroBatch, OptimizerState
 from resnet_dist.engines.scaler import LossScaler
 from resnet_dist.engines.state import load_state_by_name, state_by_name
-from resnet_dist.loss import num_correct
+from resnet_dist.models.loss import num_correct
 from resnet_dist.optim.lars import squared_norms
+from resnet_dist.telemetry.step_totals import StepSums
 
 # logits [share, classes], labels [share] -> 0-d sum over the samples
 LossSum = Callable[[Tensor, Tensor], Tensor]

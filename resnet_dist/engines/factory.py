@@ -8,8 +8,8 @@ from torch import nn
 from resnet_dist.engines.ddp import DdpEngine, DdpSettings, LossSum
 from resnet_dist.engines.protocol import Engine
 from resnet_dist.errors import RecipeError
-from resnet_dist.extension import call_function
-from resnet_dist.recipe import Recipe
+from resnet_dist.recipe.references import call_function
+from resnet_dist.recipe.schema import Recipe
 
 DEFAULT_STAGE = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from resnet_dist.telemetry.step_totals import StepSums
 
 
 @dataclass(frozen=True)
@@ -19,19 +21,6 @@ class MicroBatch:
 
     images: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """This worker's sums of one step, 0-d on the device: not yet added up over workers, not yet fetched."""
-
-    loss: Tensor  # float64
-    num_correct: Tensor  # float64: right top-1 answers
-    # float64: this worker's part of the squared L2 norm of the step's gradient, before clipping; the parts add up to it
-    gradient_squared: Tensor
-    skipped: bool = False  # the gradient was not finite, and the engine left the weights as they were
-    # with a loss scaler, for the step's row of the metrics: loss_scale (of this step), num_skipped (up to this step)
-    scaling: Mapping[str, float] = field(default_factory=dict)
 
 
 # {parameter name: {state name: tensor of the parameter's shape}}; the same for every engine and world size

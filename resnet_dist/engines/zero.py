@@ -28,11 +28,12 @@ from resnet_dist.engines.partition import (
     partition_table,
 )
 from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, own_part, scatter_state
-from resnet_dist.engines.protocol import MicroBatch, OptimizerPart, OptimizerState, StepSums
+from resnet_dist.engines.protocol import MicroBatch, OptimizerPart, OptimizerState
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.errors import MissingPackage, RecipeError
-from resnet_dist.loss import num_correct
+from resnet_dist.models.loss import num_correct
 from resnet_dist.optim.lars import squared_norms
+from resnet_dist.telemetry.step_totals import StepSums
 
 STAGES = (0, 1, 2)
 BUCKET_SIZE_BYTES = 25 * 2**20  # as torch's DistributedDataParallel

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.extension import call_function, is_reference
 from resnet_dist.models.initialisation import initialise, zero_last_gammas
 from resnet_dist.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, SmallResNet
 from resnet_dist.models.weights import load_weights
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe.references import call_function, is_reference
+from resnet_dist.recipe.schema import ModelRecipe
 
 __all__ = [
     "MODELS",

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 _END = -1  # in place of a layer: the forward pass has ended
 

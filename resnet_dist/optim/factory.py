@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.extension import call_function, is_reference
 from resnet_dist.optim.groups import decay_groups
 from resnet_dist.optim.lars import Lars
-from resnet_dist.recipe import OptimizerRecipe, Recipe
+from resnet_dist.recipe.references import call_function, is_reference
+from resnet_dist.recipe.schema import OptimizerRecipe, Recipe
 
 Kernels = Literal["foreach", "fused", "loop"]
 

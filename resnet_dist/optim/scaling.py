@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe import ScheduleRecipe
+from resnet_dist.recipe.schema import ScheduleRecipe
 
 # The batch that a base LR belongs to: 8 GPUs of 32 images in Goyal et al. 2017, arXiv 1706.02677, section 2.1.
 REFERENCE_BATCH = 256

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.extension import is_reference, load_function
 from resnet_dist.optim.scaling import peak_learning_rate
-from resnet_dist.recipe import ScheduleRecipe
+from resnet_dist.recipe.references import is_reference, load_function
+from resnet_dist.recipe.schema import ScheduleRecipe
 
 # After warm-up: progress in [0, 1] -> factor in [0, 1], which is the LR's place between the end (0) and the peak (1).
 Decay = Callable[[float], float]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.engines.protocol import Engine, MicroBatch
-from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.models.loss import cross_entropy_sum
 
 # function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...) -> Engine: as `engine.name` calls it
 MakeEngine = Callable[..., Engine]

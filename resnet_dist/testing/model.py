@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.engines.missing_gradients import unreached
-from resnet_dist.extension import is_reference
-from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.models.batch_norm import SpanBatchNorm
+from resnet_dist.models.loss import cross_entropy_sum
+from resnet_dist.recipe.references import is_reference
 from resnet_dist.testing.trial import Result, Trainee, Trial, batch, run
 
 # Relative differences in float64: of the first step's loss, and of all losses, weights and buffers. Small spans and

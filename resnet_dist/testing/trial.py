@@ -18,20 +18,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resnet_dist.device import seed_generators
 from resnet_dist.engines.ddp import DdpEngine, DdpSettings
 from resnet_dist.engines.protocol import Engine, MicroBatch
-from resnet_dist.evaluate import evaluate
-from resnet_dist.loss import cross_entropy_sum
-from resnet_dist.metrics import StepExchange
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer
-from resnet_dist.recipe import ModelRecipe, OptimizerRecipe
-from resnet_dist.shares import BatchLayout
-from resnet_dist.supervisor import Request
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.schema import ModelRecipe, OptimizerRecipe
+from resnet_dist.stop_request import Request
+from resnet_dist.telemetry.step_totals import StepExchange
+from resnet_dist.training.device import seed_generators
+from resnet_dist.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 PEAK_LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import config
+from launcher.config import load as config
 from launcher.errors import ConfigError, LauncherError, UsageError
 
 GOOD = """\

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import report, training_gpu
 from benchmarks.measure import RESULTS
-from resnet_dist.recipe import SpeedRecipe
+from resnet_dist.recipe.schema import SpeedRecipe
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import config
-from launcher.run_config import Workers, problems
-from resnet_dist.durations import Duration
+from launcher.config import load as config
+from launcher.config.rules import problems
+from launcher.config.schema import Workers
+from resnet_dist.recipe.durations import Duration
 
 FOLDER = Path(__file__).parents[2] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

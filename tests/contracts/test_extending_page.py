@@ -51,7 +51,7 @@ def test_the_examples_engine_and_model_conform(folder: Path) -> None:
 
 
 def test_every_key_that_takes_a_function_is_in_the_table() -> None:
-    from launcher.config_reference import page
+    from launcher.config.reference import page
 
     keys = set(re.findall(r"^\| ([a-z.]+) \| `function\(", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     assert keys == {"model.name", "optimizer.name", "schedule.decay", "data.source", "engine.name"}

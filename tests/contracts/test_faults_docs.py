@@ -1,4 +1,4 @@
-"""The tables of docs/faults.md and docs/errors.md are those of launcher/faults.py."""
+"""The tables of docs/faults.md and docs/errors.md are those of launcher/recovery/faults.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from launcher.exit_codes import ExitCode
-from launcher.faults import RULES
+from launcher.recovery.faults import RULES
 
 DOCS = Path(__file__).parents[2] / "docs"
 

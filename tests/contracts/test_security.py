@@ -89,7 +89,7 @@ def test_a_run_directory_has_no_secret(secrets: None, small: dict[str, Any], tmp
 def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
     secrets: None, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    from launcher import yaml_source
+    from launcher.config import yaml_source
 
     (tmp_path / "broken_model_xyz.py").write_text("def build(**_):\n    raise RuntimeError('it is broken')\n")
     small["model"]["name"] = "broken_model_xyz:build"
@@ -107,7 +107,7 @@ def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
     with process.stdout as output:
         printed = output.read()
     assert process.returncode == 1
-    assert any("launcher.local_child" in line for line in shown)  # its processes were seen
+    assert any("launcher.local.child" in line for line in shown)  # its processes were seen
     assert [line for line in shown if SECRET in line] == []
     files = written(tmp_path / "runs") | {"output": printed}
     assert {"small/incidents/attempt-1/summary.txt", "small/FATAL", "small/logs/attempt-2/rank-0.log"} <= files.keys()
@@ -129,7 +129,7 @@ def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
 def test_what_is_rendered_and_submitted_has_no_secret(
     secrets: None, small: dict[str, Any], tmp_path: Path, command: list[str]
 ) -> None:
-    from launcher import yaml_source
+    from launcher.config import yaml_source
 
     file = tmp_path / "small.yaml"
     file.write_text(yaml_source.dump(small))
@@ -179,10 +179,16 @@ def test_nothing_from_storage_is_unpickled() -> None:
         if (first in modules and last in last_parts | {"open"}) or last in ("Unpickler", "read_pickle", "recv"):
             found.add((file, name_of(call)))
     assert found == {
-        ("launcher/ablation_worker.py", "pickle.loads"),  # from the temporary folder that its parent has just made
-        ("launcher/ray_handover.py", "cloudpickle.loads"),  # between this run's driver and workers, through Ray itself
-        ("launcher/local_child.py", "pickle.load"),  # from the standard input that the parent holds
-        ("launcher/local_supervisor.py", "self._answers.recv"),  # from the pipe that it gave to its child
+        (
+            "launcher/commands/ablate_worker.py",
+            "pickle.loads",
+        ),  # from the temporary folder that its parent has just made
+        (
+            "launcher/ray_backend/handover.py",
+            "cloudpickle.loads",
+        ),  # between this run's driver and workers, through Ray itself
+        ("launcher/local/child.py", "pickle.load"),  # from the standard input that the parent holds
+        ("launcher/local/supervisor.py", "self._answers.recv"),  # from the pipe that it gave to its child
     }
 
 
@@ -202,7 +208,7 @@ def test_no_other_reader_of_files_runs_code() -> None:
 def test_the_loader_of_configs_is_a_safe_one() -> None:
     import yaml
 
-    from launcher import yaml_source
+    from launcher.config import yaml_source
 
     assert issubclass(yaml_source._Loader, yaml.SafeLoader)
 
@@ -228,7 +234,7 @@ def test_a_token_is_a_file_that_its_owner_alone_can_read(tmp_path: Path, was_the
         token.write_text("0" * 64)
         token.parent.chmod(0o755)
         token.chmod(0o644)
-    code = "import os; os.umask(0); from launcher import ray_environment; ray_environment.set_up()"
+    code = "import os; os.umask(0); from launcher.ray_backend import environment; environment.set_up()"
     names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**environment, "HOME": str(tmp_path)})

@@ -12,7 +12,7 @@ import pytest
 import launcher
 from launcher import cli
 from launcher.exit_codes import ExitCode
-from launcher.faults import RULES
+from launcher.recovery.faults import RULES
 from resnet_dist import errors
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from launcher.prepare import write_digits
+from launcher.commands.prepare import write_digits
 
 # 37 samples on 2 and 3 workers: shares that are not equal
 CONFIG: dict[str, Any] = {
@@ -85,7 +85,7 @@ def train(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., str]:
 
 def losses(run: Path) -> dict[int, float]:
     """{step: loss} of a run, every step once."""
-    from resnet_dist.sink import read_metrics
+    from resnet_dist.telemetry.metrics_file import read_metrics
 
     return {r["step"]: r["loss"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"}
 

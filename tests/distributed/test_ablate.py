@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launcher import ablate
-from launcher.ablate import Measurement
-from launcher.config import load
+from launcher.commands import ablate
+from launcher.commands.ablate import Measurement
+from launcher.config.load import load
 
 
 def test_two_workers_measure_and_a_failure_is_told(config_file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 MOMENTUM, EPSILON, CHANNELS = 0.1, 1e-5, 3
 PERTURBATION = 1e-5  # of central differences in float64: an error of about its square

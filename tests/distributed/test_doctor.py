@@ -16,7 +16,7 @@ from launcher.checks.network import unused_port
 MAIN = """
 import sys
 from launcher.arguments import Parser
-from launcher.doctor import add_parser
+from launcher.commands.doctor import add_parser
 parser = Parser()
 add_parser(parser.add_subparsers(parser_class=Parser))
 given = parser.parse_args(["doctor", "--json", *sys.argv[1:]])
@@ -25,11 +25,11 @@ sys.exit(given.run(given))
 
 RAY = """
 import json, sys
-from launcher import ray_environment
+from launcher.ray_backend import environment as ray_environment
 ray_environment.set_up()
 import ray
 from ray.cluster_utils import Cluster
-from launcher.ray_doctor import node_reports, ray_findings
+from launcher.ray_backend.doctor import node_reports, ray_findings
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")

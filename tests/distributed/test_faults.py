@@ -23,12 +23,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from launcher import heartbeats
-from launcher.run_directory import RunDirectory
+from launcher.run import heartbeats
+from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import restore
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Stream
-from resnet_dist.sink import read_metrics
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 PACED = Path(__file__).parents[2] / "benchmarks"  # where the model paced:build is
 STEPS = 60
@@ -429,7 +429,7 @@ def test_a_file_that_vanishes_under_rank_1_is_the_cause_though_rank_0_ends_with_
     assert victim.name in fatal.message
     [attempt] = run.directory.attempts()  # rank 0 keeps the record
     assert (attempt.exit_code, attempt.cause) == (65, fatal.message)
-    assert "Connection closed" in run.directory.log(1, 0).read_text()  # all that it has seen of it
+    assert "Connection closed" in run.directory.logs(1).log(0).read_text()  # all that it has seen of it
 
 
 def _cut(file: Path) -> None:

@@ -31,12 +31,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.prepare import write_digits
+from launcher.commands.prepare import write_digits
 from resnet_dist.build import Bookkeeping, Worker, build
 from resnet_dist.checkpoint import restore
-from resnet_dist.durations import Duration
-from resnet_dist.ema import WeightAverage
-from resnet_dist.recipe import (
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import (
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
@@ -49,8 +48,9 @@ from resnet_dist.recipe import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.sink import MetricsFile, NoSink, read_metrics
-from resnet_dist.supervisor import Request, Unattended
+from resnet_dist.stop_request import Request, Unattended
+from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
+from resnet_dist.training.ema import WeightAverage
 
 STEPS = 20
 BATCH = 30  # 30, 15 and 10 samples a micro-batch: nothing divides by 4, and only 30 by 2

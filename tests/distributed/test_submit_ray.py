@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from launcher import submissions
-from launcher.attempts import last_recorded
-from launcher.run_directory import RunDirectory
+from launcher.run import submissions
+from launcher.run.directory import RunDirectory
+from launcher.run.progress import last_recorded
 
 pytestmark = pytest.mark.ray
 

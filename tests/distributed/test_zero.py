@@ -30,13 +30,13 @@ from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.zero import ZeroEngine
 from resnet_dist.errors import CheckpointError
-from resnet_dist.loss import cross_entropy_sum
 from resnet_dist.models.batch_norm import use_spans
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import Lars, decay_groups
-from resnet_dist.saving import RunCheckpoints, SavingPlan
-from resnet_dist.shares import BatchLayout
-from resnet_dist.sink import NoSink
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.telemetry.metrics_file import NoSink
+from resnet_dist.training.checkpointing import RunCheckpoints, SavingPlan
 
 # 22 samples: shares of 11, 11 and 7, 7, 8; in two micro-batches of 11: 5, 6 and 3, 4, 4
 BATCH_SIZE, SPAN, CLASSES, STEPS, LEARNING_RATE, TIMEOUT_S = 22, 11, 7, 10, 0.05, 300

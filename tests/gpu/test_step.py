@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.peers import OurTrainer, Setting, synthetic
 from resnet_dist.data import HostBatch
-from resnet_dist.device import ToDevice, set_up_torch
-from resnet_dist.recipe import OptimizerRecipe, Precision, Recipe, SpeedRecipe
+from resnet_dist.recipe.schema import OptimizerRecipe, Precision, Recipe, SpeedRecipe
+from resnet_dist.training.device import ToDevice, set_up_torch
 
 pytestmark = [
     pytest.mark.gpu,

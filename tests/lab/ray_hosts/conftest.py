@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.prepare import write_digits
-from resnet_dist.sink import read_metrics
+from launcher.commands.prepare import write_digits
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 BIN = Path(sys.executable).parent
 PACED = Path(__file__).parents[3] / "benchmarks"  # where the model paced:build is

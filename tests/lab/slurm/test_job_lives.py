@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.profile import Container, SlurmProfile
-from cluster.slurm import Launcher, render
+from cluster.slurm.script import Launcher, render
 from cluster.spec import RunSpec, Variant
 
 pytestmark = pytest.mark.lab

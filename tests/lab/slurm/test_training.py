@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from cluster.profile import SlurmProfile
-from cluster.slurm import Launcher, render
+from cluster.slurm.script import Launcher, render
 from cluster.spec import RunSpec
-from launcher import config as configs
-from launcher.prepare import write_digits
-from resnet_dist.sink import read_metrics
+from launcher.commands.prepare import write_digits
+from launcher.config import load as configs
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 pytestmark = pytest.mark.lab
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from launcher import cli, slurm_jobs, submissions
-from launcher.client_programs import Answer
-from launcher.run_directory import RunDirectory
+from launcher import cli
+from launcher.places import slurm as slurm_jobs
+from launcher.places.programs import Answer
+from launcher.run import submissions
+from launcher.run.directory import RunDirectory
 
 pytestmark = pytest.mark.lab
 

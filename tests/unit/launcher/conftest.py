@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from launcher import config as configs
-from launcher.run_directory import RunDirectory
+from launcher.config import load as configs
+from launcher.run.directory import RunDirectory
 
 # What SLURM 22.05 refuses, and how it says so. JOBS holds a file a job: its line of squeue; none: forgotten.
 SBATCH = """#!/bin/bash

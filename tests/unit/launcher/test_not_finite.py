@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from launcher import cli
-from launcher.notice import needed_s
-from launcher.progress import Progress, summary_lines
-from launcher.report import goodput
-from launcher.run import load_run
-from launcher.run_directory import RunDirectory
+from launcher.api import load_run
+from launcher.commands.notice import needed_s
+from launcher.commands.report import goodput
+from launcher.console import Progress, summary_lines
+from launcher.run.directory import RunDirectory
 from launcher.train import _images_per_s
-from resnet_dist.sink import read_metrics
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 Capture = pytest.CaptureFixture[str]
 Record = dict[str, Any]
@@ -53,7 +53,7 @@ def refuse(constant: str) -> None:
 
 def written(run: RunDirectory, change: Change) -> RunDirectory:
     number = run.begin_attempt({"workers": 1})
-    run.log(number, 0).write_text("rank 0 of 1\n")
+    run.logs(number).log(0).write_text("rank 0 of 1\n")
     run.metrics.write_text("".join(f"{json.dumps(record)}\n" for record in records(change)))
     run.end_attempt(number, 0, "finished", 2)
     run.mark_finished({**PLAIN, **change(SUMMARY)})
@@ -242,7 +242,7 @@ def test_a_run_whose_evaluations_are_not_finite_ends_as_any_other(
     assert evaluations == [(1, None, None), (2, None, None), (3, None, None)]
     state = json.loads((run.checkpoints / "step-00000003" / "state.json").read_text(), parse_constant=refuse)
     assert state["metrics"] == {"top1": None, "top5": None, "loss": None}
-    warned = [line for line in run.log(1, 0).read_text().splitlines() if "8 of 8 samples have logits" in line]
+    warned = [line for line in run.logs(1).log(0).read_text().splitlines() if "8 of 8 samples have logits" in line]
     assert ["after step 3 " in line for line in warned] == [False, False, True]
 
     assert cli.main(command) == 0

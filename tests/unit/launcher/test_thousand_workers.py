@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from launcher.retry_policy import Failure, History, Policy, Retry, decide, workers_for
+from launcher.recovery.policy import Failure, History, Policy, Retry, decide, workers_for
 from resnet_dist.data.order import Stream
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 NUM_NODES, WORKERS_PER_NODE = 128, 8
 BATCH_SIZE, NUM_MICRO_BATCHES = 4096, 2

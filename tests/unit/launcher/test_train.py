@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from launcher import config as configs
-from launcher import fatal
 from launcher import train as module
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+from launcher.console import Progress
 from launcher.errors import ClusterUnavailable, WorkerLost
-from launcher.lease import acquire
-from launcher.progress import Progress
-from launcher.run_config import RunConfig
-from launcher.run_directory import RunDirectory
+from launcher.recovery import root_cause as fatal
+from launcher.run.directory import RunDirectory
+from launcher.run.lease import acquire
 from launcher.train import train
 from resnet_dist.errors import DataError
 
@@ -123,7 +123,7 @@ def test_an_end_that_comes_while_the_predecessor_is_waited_for_is_seen(
         ended(DataError("a.jpg", "broken"), "try-1")
         predecessor.release()
 
-    monkeypatch.setattr("launcher.lease.time.sleep", nap)
+    monkeypatch.setattr("launcher.run.lease.time.sleep", nap)
     assert train(config, progress=Progress())[0] == 65
     assert started == []
 

@@ -19,16 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_dist.build import whole_model
 from resnet_dist.data import HostBatch
-from resnet_dist.device import ToDevice
-from resnet_dist.durations import Duration
-from resnet_dist.ema import WeightAverage
 from resnet_dist.engines.factory import build_engine
-from resnet_dist.loss import cross_entropy_sum
-from resnet_dist.metrics import PendingTotals, StepExchange, StepTotals
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans, Team
 from resnet_dist.optim import build_optimizer, sgd_kernels
-from resnet_dist.recipe import (
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import (
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
@@ -39,8 +37,10 @@ from resnet_dist.recipe import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.shares import BatchLayout
-from resnet_dist.supervisor import Request
+from resnet_dist.stop_request import Request
+from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
+from resnet_dist.training.device import ToDevice
+from resnet_dist.training.ema import WeightAverage
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 16, 10

@@ -13,7 +13,8 @@ from torch import nn
 from resnet_dist.data import Request, crops, index_image_folder
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.engines.ddp import DdpEngine, LossSum
-from resnet_dist.engines.protocol import MicroBatch, StepSums
+from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.telemetry.step_totals import StepSums
 from resnet_dist.testing import check_decoder, check_engine
 
 

@@ -16,8 +16,8 @@ import torchvision
 from torch import Tensor, nn
 
 from resnet_dist.build import Bookkeeping, Worker, build
-from resnet_dist.durations import Duration
-from resnet_dist.recipe import (
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import (
     BatchRecipe,
     DataRecipe,
     ModelRecipe,
@@ -26,8 +26,8 @@ from resnet_dist.recipe import (
     RegularizationRecipe,
     ScheduleRecipe,
 )
-from resnet_dist.sink import NoSink
-from resnet_dist.supervisor import Request, Unattended
+from resnet_dist.stop_request import Request, Unattended
+from resnet_dist.telemetry.metrics_file import NoSink
 
 STEPS, RATE, WEIGHT_DECAY, SMOOTHING, CLASSES = 12, 5e-4, 1e-3, 0.1, 2  # a rate at which training is stable
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

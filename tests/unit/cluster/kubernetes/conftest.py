@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.kuberay import manifests
+from cluster.kubernetes.manifests import manifests
 from cluster.profile import KubernetesProfile, Network, SecretVariable, Toleration, Volume
 from cluster.spec import RunSpec
 

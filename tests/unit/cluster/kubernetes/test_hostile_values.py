@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.kuberay import manifests, reader_job, to_yaml
+from cluster.kubernetes.manifests import manifests, reader_job, to_yaml
 from cluster.profile import KubernetesProfile, Volume
 from cluster.spec import RunSpec
 

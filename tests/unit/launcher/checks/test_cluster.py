@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from launcher import config as configs
 from launcher.checks.cluster import Call, cluster_findings, folded, reduce_over
 from launcher.checks.finding import Finding, failed, passed, warned
-from launcher.checks.store_hosts import StoreHosts, serve
+from launcher.checks.store_hosts import StoreHosts, introduce, met, serve
 from launcher.checks.tasks import perform
-from launcher.group_doctor import introduce, met
-from launcher.run_config import RunConfig
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
 
 Answer = dict[str, Any] | str
 Fault = Callable[[str, str, Mapping[str, Any]], Answer | None]  # host, task, arguments -> another answer, or None

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launcher import config as configs
 from launcher.checks import dataset
 from launcher.checks.finding import Finding
-from launcher.run_config import RunConfig
-from launcher.run_directory import RunDirectory
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+from launcher.run.directory import RunDirectory
 from resnet_dist.data import index_image_folder
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import config as configs
 from launcher.checks import packages
 from launcher.checks.needs import Needs
-from launcher.run_config import RunConfig
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
 
 
 def config(tmp_path: Path, **values: object) -> RunConfig:

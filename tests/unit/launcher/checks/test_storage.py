@@ -13,7 +13,7 @@ import torch
 
 from launcher.checks import storage
 from launcher.checks.needs import Needs
-from launcher.run_directory import RunDirectory
+from launcher.run.directory import RunDirectory
 from resnet_dist.models import MODELS
 
 

@@ -23,8 +23,8 @@ from resnet_dist.checkpoint.mirror import Mirror, complete_steps, fetch, fetch_n
 from resnet_dist.checkpoint.restore import load
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.save import save
-from resnet_dist.durations import Every
 from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError
+from resnet_dist.recipe.durations import Every
 
 SaveStep = Callable[..., Path]
 _numbers = itertools.count()

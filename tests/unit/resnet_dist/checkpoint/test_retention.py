@@ -14,7 +14,7 @@ from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
 from resnet_dist.checkpoint.save import save
-from resnet_dist.durations import Every
+from resnet_dist.recipe.durations import Every
 
 TOP1 = {10: 0.2, 20: 0.6, 30: 0.9, 40: 0.9, 50: 0.5, 60: 0.4}
 

@@ -23,8 +23,8 @@ from resnet_dist.data import (
     training_batches,
 )
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
-from resnet_dist.recipe import DataRecipe
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.schema import DataRecipe
 
 RECIPE = DataRecipe(root="/unused", resolution=16)
 DECODER = TorchvisionDecoder(num_threads=2, prefetch=2)

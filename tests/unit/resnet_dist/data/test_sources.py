@@ -9,7 +9,7 @@ import pytest
 from resnet_dist.data.index import Index
 from resnet_dist.data.sources import index_of
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe import DataRecipe
+from resnet_dist.recipe.schema import DataRecipe
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from resnet_dist.engines.cuda_graph import WARM_UPS, GraphedGradients
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 
 class Replayed:

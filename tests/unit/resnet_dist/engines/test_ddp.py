@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resnet_dist.engines.ddp import DdpEngine, DdpSettings
 from resnet_dist.engines.protocol import MicroBatch
-from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.models.loss import cross_entropy_sum
 
 BATCH = 6
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.engines.scaler import LossScaler
-from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.optim import Lars, decay_groups
 
 BATCH, LEARNING_RATE = 6, 0.5

@@ -20,7 +20,7 @@ from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.engines.zero import ZeroEngine
 from resnet_dist.errors import MissingPackage, RecipeError
-from resnet_dist.loss import cross_entropy_sum
+from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.optim import Lars, decay_groups
 
 CLASSES, BATCH_SIZE = 3, 6

@@ -16,7 +16,7 @@ from resnet_dist.errors import RecipeError
 from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 MOMENTUM, EPSILON, CHANNELS = 0.1, 1e-5, 3
 SpanSize = int | Literal["global", "worker"]

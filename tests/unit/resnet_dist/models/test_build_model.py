@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist import rules
 from resnet_dist.errors import RecipeError
 from resnet_dist.models import MODELS, build_model
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe import rules
+from resnet_dist.recipe.schema import ModelRecipe
 
 SMALL = ModelRecipe(name="resnet20", num_classes=10)
 

@@ -9,7 +9,7 @@ from torch import nn
 from resnet_dist.errors import RecipeError
 from resnet_dist.models import BasicBlock, Bottleneck, build_model
 from resnet_dist.models.initialisation import initialise, zero_last_gammas
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe.schema import ModelRecipe
 
 
 def test_convolutions_have_the_variance_of_he() -> None:

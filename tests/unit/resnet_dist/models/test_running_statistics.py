@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
-from resnet_dist.shares import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout
 
 BATCH, CHANNELS = 8, 3
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.models.spans import Piece, Spans, pieces, teams
-from resnet_dist.shares import BatchLayout, allowed_spans
+from resnet_dist.recipe.batch_layout import BatchLayout, allowed_spans
 
 
 @st.composite

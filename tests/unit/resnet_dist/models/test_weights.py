@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resnet_dist.errors import MissingPackage, RecipeError
 from resnet_dist.models import build_model, load_weights
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe.schema import ModelRecipe
 
 
 def _model(num_classes: int = 10, seed: int = 0) -> nn.Module:

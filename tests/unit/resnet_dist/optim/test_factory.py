@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist import rules
-from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.optim import Lars, build_optimizer, sgd_kernels
-from resnet_dist.recipe import (
+from resnet_dist.recipe import rules
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import (
     BatchRecipe,
     DataRecipe,
     ModelRecipe,

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.optim import peak_learning_rate
-from resnet_dist.recipe import ScheduleRecipe
+from resnet_dist.recipe.schema import ScheduleRecipe
 
 
 @pytest.mark.parametrize(("batch_size", "peak"), [(256, 0.1), (8192, 3.2), (64, 0.025)])

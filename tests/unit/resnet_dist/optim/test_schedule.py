@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist import rules
-from resnet_dist.durations import Duration
 from resnet_dist.errors import RecipeError
 from resnet_dist.optim import Schedule, build_schedule
 from resnet_dist.optim.schedule import cosine, polynomial
-from resnet_dist.recipe import ScheduleRecipe
+from resnet_dist.recipe import rules
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import ScheduleRecipe
 
 
 def _steps(count: int) -> Duration:

@@ -1,0 +1,245 @@
+"""A run on Kubernetes: a RayJob of KubeRay 1.7 and what stands beside it, as data.
+
+    PersistentVolumeClaim   the run's storage, unless the profile names a claim
+    ConfigMap               the resolved config
+    ServiceAccount          without a token: nothing in a run asks the API server
+    NetworkPolicy           who may reach the cluster: itself, and on the dashboard's port the operator and submitter
+    PodDisruptionBudget     draining a node waits for the run's end
+    RayJob                  one RayCluster an attempt, and the driver's command
+
+The driver's command holds no value of the user's: KubeRay pastes it into a shell. Config, paths and variables travel as
+data. `docs/kubernetes.md` says what each part is for and where its rules were read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from cluster.errors import PlaceError
+from cluster.kubernetes import pods
+from cluster.kubernetes.lint import lint
+from cluster.kubernetes.names import num_bytes, quantity, run_name
+from cluster.kubernetes.pods import DASHBOARD_PORT, RAY_ROLES, ROLE_LABEL, RUN_LABEL
+from cluster.kubernetes.rules import problems
+from cluster.kubernetes.yaml import Manifest, to_yaml
+from cluster.profile import KubernetesProfile
+from cluster.spec import RunSpec
+
+__all__ = ["manifests", "reader_job", "submission_of", "to_yaml"]
+
+TTL_S = 60  # the cluster stays for the submitter to print the driver's last lines, and then goes
+READER_TTL_S = 600  # a reader's log can be fetched for as long
+READER_DEADLINE_S = 600  # assumption: an image pull and a minute of reading
+SUBMITTER_RETRIES = 10  # the log stream may break as often; a submitter that comes back attaches to the same driver
+
+
+def manifests(
+    spec: RunSpec,
+    profile: KubernetesProfile,
+    *,
+    working_dir: str | None = None,
+    submission: str | None = None,
+    places: Mapping[str, str] | None = None,
+) -> list[Manifest]:
+    """Everything that `kubectl apply` needs for a run, in the order in which it is to be made.
+
+    `working_dir` is the address of a .zip with the user's code (https, s3, gs, or file on the storage volume).
+    `submission` tells KubeRay's own retries, which must not repeat a fatal end, from a submission that a person made;
+    `submission_of` gives its default. `places` has FILE:LINE of the profile's keys, for messages.
+    Raises PlaceError with everything that is wrong, and ValueError where overrides are not folded into the config yet.
+    """
+    if spec.overrides or spec.variants:
+        raise ValueError("Kubernetes takes one resolved config a RayJob: fold overrides in, render each variant alone")
+    found = problems(spec, profile, working_dir=working_dir, places=places)
+    if found:
+        raise PlaceError(found)
+    submission = submission or submission_of(spec, profile, working_dir)
+    made: list[Manifest] = []
+    if profile.storage.claim is None:
+        made.append(_claim(spec, profile))
+    made.append(_config_map(spec, profile))
+    if profile.service_account is None:
+        made.append(_service_account(spec, profile))
+    if profile.network_policy:
+        made.append(_network_policy(spec, profile))
+    if profile.disruption_budget:
+        made.append(_disruption_budget(spec, profile))
+    made.append(_ray_job(spec, profile, working_dir, submission))
+    wrong = lint(made)
+    assert not wrong, "\n".join(map(str, wrong))  # the rules above let through what must not be
+    return made
+
+
+def submission_of(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None = None) -> str:
+    """A word for what is submitted: the same config, image and code give the same one."""
+    content = json.dumps([spec.config, profile.image, working_dir])
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def reader_job(
+    spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], *, writes: bool = False
+) -> Manifest:
+    """A Job that runs `launcher ARGUMENTS` where the run's volume is mounted, read-only unless it `writes`.
+
+    What it prints is its pod's log: status, logs and report are read through the API server, and nobody needs the
+    right to `exec`. It has no fixed name: `kubectl create -f - -o name` makes it and says which it got.
+    """
+    name = run_name(spec.name)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "generateName": f"{name}-read-",
+            "namespace": profile.namespace,
+            "labels": pods.labels(spec, profile, "reader"),
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": READER_DEADLINE_S,
+            "ttlSecondsAfterFinished": READER_TTL_S,
+            "template": pods.reader(spec, profile, arguments, writes),
+        },
+    }
+
+
+def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None, submission: str) -> Manifest:
+    assert spec.walltime_s is not None  # `problems` asks for it
+    replicas = pods.num_pods(spec, profile)
+    start = {"object-store-memory": str(pods.OBJECT_STORE_BYTES)}
+    cluster: Manifest = {
+        "rayVersion": profile.ray_version,
+        "authOptions": {"mode": "token"},  # KubeRay makes a new token for each attempt, in a Secret
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **start},  # no worker is placed beside the driver
+            "template": pods.head(spec, profile, submission),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": replicas,  # Kueue counts this one as it is written
+                "minReplicas": replicas,
+                "maxReplicas": replicas,
+                "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node), **start},
+                "template": pods.worker(spec, profile),
+            }
+        ],
+    }
+    job: Manifest = {
+        "submissionMode": profile.submission_mode,
+        "entrypoint": _entrypoint(spec, profile),
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": TTL_S,
+        "backoffLimit": spec.max_requeues,
+        "preRunningDeadlineSeconds": profile.start_timeout_s,
+        "activeDeadlineSeconds": profile.start_timeout_s + spec.walltime_s + pods.grace_s(spec, profile),
+    }
+    if working_dir is not None:
+        job["runtimeEnvYAML"] = f"working_dir: {json.dumps(working_dir)}\n"
+    if profile.submission_mode == "K8sJobMode":
+        job["submitterConfig"] = {"backoffLimit": SUBMITTER_RETRIES}
+        job["submitterPodTemplate"] = pods.submitter(spec, profile)
+    job["rayClusterSpec"] = cluster
+    metadata = _metadata(spec, profile, run_name(spec.name), "Trains the run; deleting it stops the run")
+    metadata["labels"] |= _queue_labels(profile)
+    metadata["annotations"]["resnet-launcher/run-directory"] = f"{spec.storage.rstrip('/')}/{spec.name}"
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": job}
+
+
+def _entrypoint(spec: RunSpec, profile: KubernetesProfile) -> str:
+    """The driver, told to save at the walltime: KubeRay's own deadline ends a run unsaved and for good."""
+    limit = f"timeout --foreground --preserve-status --signal=USR2 --kill-after={pods.drain_s(spec, profile)}"
+    return f"{limit} {spec.walltime_s} python -m launcher.train {pods.CONFIG_FILE}"
+
+
+def _queue_labels(profile: KubernetesProfile) -> dict[str, str]:
+    labels = {
+        "kueue.x-k8s.io/queue-name": profile.queue,
+        "kueue.x-k8s.io/priority-class": profile.workload_priority_class,
+    }
+    return {label: value for label, value in labels.items() if value is not None}
+
+
+def _claim(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
+    claim: Manifest = {
+        "accessModes": [profile.storage.access_mode],
+        "resources": {"requests": {"storage": quantity(num_bytes(profile.storage.size))}},
+    }
+    if profile.storage.storage_class is not None:
+        claim["storageClassName"] = profile.storage.storage_class
+    purpose = "The run directory: checkpoints, metrics, logs. Deleting it deletes them"
+    metadata = _metadata(spec, profile, pods.storage_claim(spec, profile), purpose)
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}
+
+
+def _config_map(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
+    metadata = _metadata(spec, profile, pods.config_name(spec), "The resolved config; its name changes with it")
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata,
+        "immutable": True,
+        "data": {"config.yaml": spec.config},
+    }
+
+
+def _service_account(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
+    metadata = _metadata(spec, profile, pods.service_account(spec, profile), "Has no rights, and its pods no token")
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": metadata,
+        "automountServiceAccountToken": False,
+    }
+
+
+def _network_policy(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
+    run = {RUN_LABEL: run_name(spec.name)}
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": profile.operator_namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+    }
+    submitter = {"podSelector": {"matchLabels": {**run, ROLE_LABEL: "submitter"}}}
+    rules: list[Manifest] = [
+        {"from": [{"podSelector": _ray_pods(spec)}]},  # all ports: Ray, gloo and NCCL choose theirs at random
+        {"from": [operator, submitter], "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}]},
+    ]
+    purpose = "Lets in the run's own cluster, and the operator and the submitter on the dashboard's port"
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(spec, profile, run_name(spec.name), purpose),
+        "spec": {"podSelector": {"matchLabels": run}, "policyTypes": ["Ingress"], "ingress": rules},
+    }
+
+
+def _disruption_budget(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(spec, profile, run_name(spec.name), "Draining a node waits for the run's end"),
+        "spec": {
+            # A number: KubeRay's RayCluster has no scale subresource, which percentages and maxUnavailable need.
+            "minAvailable": 1 + pods.num_pods(spec, profile),
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a pod that never got ready holds up nobody
+            "selector": _ray_pods(spec),
+        },
+    }
+
+
+def _ray_pods(spec: RunSpec) -> Manifest:
+    """A label selector of head and workers."""
+    return {
+        "matchLabels": {RUN_LABEL: run_name(spec.name)},
+        "matchExpressions": [{"key": ROLE_LABEL, "operator": "In", "values": list(RAY_ROLES)}],
+    }
+
+
+def _metadata(spec: RunSpec, profile: KubernetesProfile, name: str, purpose: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": profile.namespace,
+        "labels": pods.labels(spec, profile),
+        "annotations": {"kubernetes.io/description": purpose},
+    }

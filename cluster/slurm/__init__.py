@@ -1,0 +1,1 @@
+"""From a run's needs to an sbatch script."""

@@ -1,0 +1,204 @@
+"""From what a run needs and a site's profile to one bash script for sbatch.
+
+The script has three parts: #SBATCH lines, the run's values (each through `cluster.slurm.quoting.quote`), and code from
+`templates/` that is the same for every run. Nothing of a run or profile ever stands in the code itself.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+from cluster.errors import Mismatch, PlaceError
+from cluster.profile import Container, SlurmProfile
+from cluster.slurm.quoting import array, assignment, quote
+from cluster.spec import RunSpec
+
+Launcher = Literal["ray", "torchrun"]
+
+OBJECT_STORE_BYTES = 200_000_000  # Ray's shared memory: a run sends nothing through it but its own few kilobytes
+MAX_CONFIG_BYTES = 100_000  # of the config; a whole script may have 4 MB (slurm.conf's max_script_size)
+MAX_VARIANTS = 1000  # SLURM's MaxArraySize is 1001 where the site has not changed it
+
+# What may stand in an #SBATCH line: names, node sets and features, but no space, quote, or newline.
+_OPTION = re.compile(r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:;%@/+=\[\]()&|*!-]+)?")
+
+
+def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> str:
+    """The script, ready for `sbatch FILE`; the config is in it.
+
+    `launcher` is `ray` (survives the loss of a node, uses spares) or `torchrun` (no Ray to start). Raises PlaceError
+    with all that cannot be done together.
+    """
+    mismatches = list(_mismatches(spec, profile, launcher))
+    if mismatches:
+        raise PlaceError(mismatches)
+    parts = [
+        "#!/usr/bin/env bash",
+        *(f"#SBATCH {option}" for option in _options(spec, profile, launcher)),
+        *_introduction(spec, profile, launcher),
+        "set -uo pipefail # no -e: exit codes are looked at one by one",
+        "",
+        f"# ---- this run {'-' * 104}",
+        "",
+        *_values(spec, profile, launcher),
+        "",
+        _template("slurm_common.sh"),
+        _template(f"slurm_{launcher}.sh").rstrip("\n"),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
+    """The options of sbatch, with values that are safe in a line of their own."""
+    one_of_many = "%A_%a" if spec.variants else "%j"
+    options = [
+        f"--job-name={spec.name}",
+        f"--output=slurm-%x-{one_of_many}.out",
+        "--open-mode=append",  # one file for all lives of the job
+        f"--nodes={spec.nodes + profile.spare_nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={spec.cpus_per_node}",
+    ]
+    named = ("partition", "account", "qos", "constraint")
+    options += [f"--{name}={value}" for name in named if (value := getattr(profile, name)) is not None]
+    if spec.gpus_per_node:
+        options.append(profile.gpus.replace("{count}", str(spec.gpus_per_node)))
+    if profile.memory is not None:
+        options.append(f"--mem={profile.memory}")
+    if spec.walltime_s is not None:
+        options.append(f"--time={_time(spec.walltime_s)}")
+    options.append(f"--signal=B:USR2@{_notice_s(spec, profile)}")
+    options.append("--requeue" if spec.max_requeues else "--no-requeue")
+    if launcher == "ray":
+        options.append("--no-kill")  # a lost node does not end the job
+    if profile.exclusive:
+        options.append("--exclusive")
+    if spec.variants:
+        options.append(f"--array=0-{len(spec.variants) - 1}")
+    return [*options, *profile.sbatch]
+
+
+def _mismatches(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[Mismatch]:
+    for option in _options(spec, profile, launcher):
+        if _OPTION.fullmatch(option) is None:
+            yield Mismatch("", "sbatch", f"found {option!r}", "letters, digits and _.,:;%@/+=[]()&|*!- in its value")
+    notice_s = _notice_s(spec, profile)
+    if spec.walltime_s is not None and spec.walltime_s <= 2 * notice_s:
+        found = f"{spec.walltime_s} s, of which the last {notice_s} s are the notice"
+        yield Mismatch("", "cluster.walltime", found, f"more than twice the notice: above {2 * notice_s} s")
+    if launcher == "torchrun" and profile.spare_nodes:
+        found = f"{profile.spare_nodes}, which torchrun cannot use"
+        yield Mismatch("", "spare_nodes", found, "0 with --launcher torchrun, or --launcher ray")
+    if launcher == "torchrun" and spec.is_elastic:
+        found = f"{spec.least_workers}..{spec.most_workers}, which torchrun cannot do"
+        yield Mismatch("", "workers", found, "one number with --launcher torchrun, or --launcher ray")
+    if len(spec.config.encode("utf-8", "replace")) > MAX_CONFIG_BYTES:
+        yield Mismatch("", "", f"a config of more than {MAX_CONFIG_BYTES} bytes", "one that fits into a script")
+    if len(spec.variants) > MAX_VARIANTS:
+        yield Mismatch("", "", f"{len(spec.variants)} variants", f"at most {MAX_VARIANTS} in a job array")
+    named = [(f"variant {variant.name}", text) for variant in spec.variants for text in variant.overrides]
+    named += [("overrides", text) for text in spec.overrides]
+    named += [("config", spec.config), ("storage", spec.storage), ("data.root", spec.data_root or "")]
+    for key, text in named:
+        try:
+            quote(text)
+        except ValueError as error:
+            yield Mismatch("", key, f"cannot stand in a script: {error}", "text")
+    for key, path in (("storage", spec.storage), ("data.root", spec.data_root)):
+        if profile.container is not None and path is not None and re.search("[:,]", path):
+            yield Mismatch("", key, f'found "{path}"', "a path without : and , which separate a container's mounts")
+
+
+def _introduction(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
+    workers = f"{spec.least_workers} to {spec.most_workers}" if spec.is_elastic else str(spec.most_workers)
+    spares = f" and {profile.spare_nodes} to spare" if profile.spare_nodes else ""
+    many = f", {len(spec.variants)} times: a job array" if spec.variants else ""
+    return [
+        "#",
+        f"# {spec.name}: {workers} workers on {spec.nodes} nodes{spares}, through {launcher}{many}",
+        "#",
+        "#   sbatch --test-only FILE     would SLURM take it?",
+        "#   sbatch FILE                 submit it; then: squeue --me, and tail -f slurm-*.out in this folder",
+        "#   scancel JOB                 save and stop; it is not started again by itself",
+        "#",
+        "# Its exit code is that of `python -m launcher.train`. 75 (stopped, saved) and 76 (hardware) are requeued.",
+        "# bash 4.4 or newer.",
+        "#",
+        "# shellcheck disable=SC2016,SC2317,SC2329 # values stay as they are; traps and other nodes call functions",
+    ]
+
+
+def _values(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[str]:
+    notice_s = _notice_s(spec, profile)
+    yield assignment("RUN_NAME", spec.name)
+    yield assignment("MAX_REQUEUES", spec.max_requeues)
+    # A third of the notice, 30 s at most, is left to end what is late and to requeue.
+    yield assignment("SAVE_S", notice_s - min(30, notice_s // 3))
+    yield assignment("SCRATCH", profile.scratch)
+    if launcher == "ray":
+        yield assignment("START_S", spec.start_timeout_s)
+        yield assignment("CPUS_PER_NODE", spec.cpus_per_node)
+        yield assignment("GPUS_PER_NODE", spec.gpus_per_node)
+        yield assignment("OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
+    else:
+        yield assignment("NUM_NODES", spec.nodes)
+        yield assignment("WORKERS_PER_NODE", spec.workers_per_node)
+        yield assignment("CPUS_PER_WORKER", spec.cpus_per_worker)
+    yield f"readonly CONFIG={quote(spec.config)}"
+    yield array("OVERRIDES", spec.overrides)
+    if spec.variants:
+        yield "case $SLURM_ARRAY_TASK_ID in"
+        for number, variant in enumerate(spec.variants):
+            yield f"    {number}) OVERRIDES+=({' '.join(map(quote, variant.overrides))}) ;;"
+        yield "esac"
+    yield from _site(profile)
+    yield from _container(spec, profile.container, profile.scratch)
+
+
+def _site(profile: SlurmProfile) -> Iterator[str]:
+    if profile.modules:
+        yield "# shellcheck disable=SC1091 # the site's own file, which defines `module`"
+        yield "command -v module > /dev/null || . /etc/profile.d/modules.sh"
+        yield f"module load {' '.join(map(quote, profile.modules))}"
+    for folder, variable in ((profile.venv, "VIRTUAL_ENV"), (profile.conda, "CONDA_PREFIX")):
+        if folder is not None:
+            yield f"export {variable}={quote(folder)} PATH={quote(f'{folder}/bin')}:$PATH"
+    interface = profile.network.interface
+    named = {} if interface is None else dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), interface)
+    for name, value in (named | profile.network.environment | profile.environment).items():
+        yield f"export {name}={quote(value)}"
+
+
+def _container(spec: RunSpec, container: Container | None, scratch: str) -> Iterator[str]:
+    """INSIDE stands before what runs in the image; CONTAINER are options of srun that put a whole task there."""
+    inside: list[str] = []
+    options: list[str] = []
+    if container is not None:
+        folders = dict.fromkeys(folder for folder in (spec.storage, spec.data_root, scratch) if folder is not None)
+        mounts = [*(f"{folder}:{folder}" for folder in folders), *container.mounts]
+        if container.runtime == "apptainer":
+            inside = ["apptainer", "exec", *(["--nv"] if spec.gpus_per_worker else [])]
+            inside += [part for mount in mounts for part in ("--bind", mount)] + [container.image]
+        else:
+            options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
+    yield array("INSIDE", inside)
+    yield array("CONTAINER", options)
+
+
+def _notice_s(spec: RunSpec, profile: SlurmProfile) -> int:
+    return max(spec.notice_s, profile.notice_s)
+
+
+def _time(seconds: int) -> str:
+    """As sbatch reads it: [days-]hours:minutes:seconds."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _template(name: str) -> str:
+    return (importlib.resources.files("cluster") / "templates" / name).read_text(encoding="utf-8")

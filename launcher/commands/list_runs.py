@@ -1,0 +1,101 @@
+"""`launcher list [STORAGE]`: every run under a folder, a line each. Without one, of the usual ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.commands import schedulers
+from launcher.commands.target import USUAL_STORAGES
+from launcher.errors import UsageError
+from launcher.run import status as run_state
+from launcher.run import submissions
+from launcher.run.directory import RunDirectory
+from launcher.run.status import Status
+from launcher.run.submissions import JobStatus
+from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.errors import StorageError
+
+_USUAL = "this folder, " + ", ".join(map(str, USUAL_STORAGES))
+
+
+def add_parser(verbs: Any) -> None:
+    """[STORAGE] [--json]"""
+    verb = verbs.add_parser("list", help="the runs under a folder, and how each is doing")
+    verb.add_argument(
+        "storage",
+        metavar="STORAGE",
+        nargs="?",
+        type=Path,
+        help=f"a folder of runs, `storage` of a config (default: the first with runs of {_USUAL})",
+    )
+    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.set_defaults(run=_list)
+
+
+def statuses(storage: Path) -> Iterator[Status]:
+    """How every run in a folder is doing, by name. A place is asked only for a run that may still be live."""
+    with storage_errors(storage):
+        folders = sorted(path for path in storage.iterdir() if path.is_dir())
+    silent: dict[str, JobStatus] = {}  # places that did not answer are not asked again
+    for folder in folders:
+        run = RunDirectory(storage, folder.name)
+        try:
+            if not run_state.exists(run):
+                continue
+            submission = submissions.newest(run)
+            word = None
+            if submission is not None and not _is_over(run, submission):
+                word = silent.get(submission.place) or schedulers.ask(submission)
+                if word.state == "unreachable":
+                    silent[submission.place] = word
+            yield run_state.look(run, word, patience_s=0.0)
+        except StorageError as error:
+            yield Status(run=str(folder), state="unknown", reason=str(error))
+
+
+def _is_over(run: RunDirectory, submission: submissions.Submission) -> bool:
+    """Whether the run has ended for good after its newest submission."""
+    summary, fatal = run.summary(), run.fatal()
+    ended = summary.get("time", "") if summary is not None else "" if fatal is None else fatal.time
+    return bool(ended) and ended > submission.time  # both ISO 8601 in UTC
+
+
+def lines(found: Sequence[Status]) -> Iterator[str]:
+    """The table."""
+    rows = [("RUN", "STATE", "STEP", "LOSS", "TOP-1", "JOB", "")]
+    for status in found:
+        step = "" if status.step is None else f"{status.step:,}"
+        step += f" of {status.total_steps:,}" if step and status.total_steps else ""
+        loss, top1 = status.text("loss", ".4g"), status.text("top1", ".2%")
+        reason = status.reason if len(status.reason) <= 60 else f"{status.reason[:57]}..."
+        rows.append((Path(status.run).name, status.state, step, loss, top1, status.job or "", reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _list(given: argparse.Namespace) -> int:
+    asked = [Path(), *USUAL_STORAGES] if given.storage is None else [given.storage]
+    folders = [folder.expanduser().absolute() for folder in asked]
+    if given.storage is not None and not folders[0].is_dir():
+        raise UsageError(f"{folders[0]}: there is no such folder. Allowed: a `storage` of a config, which holds runs")
+    found: list[Status] = []
+    storage = folders[0]
+    for storage in (folder for folder in folders if folder.is_dir()):
+        if found := list(statuses(storage)):
+            break
+    if given.json:
+        print(json.dumps([status.described() for status in found], indent=2))
+    elif not found:
+        more = "" if given.storage else ". Give the `storage` of your config: launcher list STORAGE"
+        print(f"no runs in {' and '.join(map(str, folders))}{more}")
+    else:
+        if given.storage is None:
+            print(f"runs in {storage}")
+        for line in lines(found):
+            print(line)
+    return 0

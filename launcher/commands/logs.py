@@ -1,0 +1,159 @@
+"""`launcher logs RUN|CONFIG [--rank K] [--attempt N] [--follow]`: what a worker has logged.
+
+`--follow` goes on with the next attempt when one begins, and ends when the run does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.commands import target
+from launcher.commands.target import Target
+from launcher.errors import UsageError
+from launcher.run import status as run_state
+from launcher.run.directory import RunDirectory
+from launcher.run.status import LIVE
+
+POLL_S = 0.5
+ASK_EVERY_S = 30.0  # between two questions to a place: squeue on a busy controller is not free
+
+
+def add_parser(verbs: Any) -> None:
+    """RUN|CONFIG [key=value ...] [--rank K] [--attempt N] [--follow]"""
+    verb = verbs.add_parser("logs", help="what a worker has logged")
+    target.add_arguments(verb)
+    verb.add_argument("--rank", metavar="K", type=int, default=0, help="which worker (%(default)s)")
+    verb.add_argument("--attempt", metavar="N", type=int, help="which attempt (default: the newest)")
+    verb.add_argument("--follow", action="store_true", help="go on as it grows, until the run ends")
+    verb.set_defaults(run=_logs)
+
+
+def follow(
+    run: RunDirectory,
+    rank: int,
+    attempt: int | None,
+    is_live: Callable[[], bool],
+    write: Callable[[str], object],
+    poll_s: float = POLL_S,
+) -> None:
+    """Write a worker's log as it grows; without `attempt`, of every attempt from the newest on. Ends with the run."""
+    number = attempt if attempt is not None else _newest(run)
+    offset, last_look = 0, False
+    while True:
+        if number:
+            offset = _copy(run.logs(number).log(rank), offset, write, to_end=last_look)
+        newest = _newest(run)
+        if attempt is None and newest > number:
+            if number:
+                _copy(run.logs(number).log(rank), offset, write, to_end=True)
+                write(f"--- attempt {newest}\n")
+            number, offset, last_look = newest, 0, False
+            continue
+        if last_look:
+            return
+        if not is_live():
+            last_look = True  # what came between the last look and the end
+            continue
+        time.sleep(poll_s)
+
+
+def _logs(given: argparse.Namespace) -> int:
+    found = target.find(given)
+    if not found.is_here:
+        return _from_elsewhere(given, found)
+    run, rank = found.run, given.rank
+    number = given.attempt or _newest(run)
+    if given.follow:
+        _say_why_nothing(run, found, number)
+        follow(run, rank, given.attempt, _Watch(found), _write)
+        return 0
+    if not number:
+        _say_why_nothing(run, found, number)
+        return 0
+    _check(run, rank, number)
+    _copy(run.logs(number).log(rank), 0, _write, to_end=True)
+    return 0
+
+
+class _Watch:
+    """Whether a run is live, asked of its place from time to time only."""
+
+    def __init__(self, found: Target) -> None:
+        self._found, self._asked, self._word = found, float("-inf"), found.word()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked > ASK_EVERY_S:
+            self._word, self._asked = self._found.word(), now
+        status = run_state.look(self._found.run, self._word, patience_s=0.0)
+        return status.state in LIVE
+
+
+def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
+    """The log of a run whose storage is not mounted here."""
+    arguments = ["logs", str(found.run.path), "--rank", str(given.rank)]
+    arguments += ["--attempt", str(given.attempt)] if given.attempt else []
+    if found.profile is not None:
+        found.read([*arguments, *(["--follow"] if given.follow else [])], live=True)
+        return 0
+    from launcher.ray_backend import jobs as ray_jobs
+
+    assert found.submission is not None  # of Ray: there is no other way to be here
+    print("the run directory is not on this machine: this is what the driver has printed", file=sys.stderr)
+    print(ray_jobs.driver_log(found.submission.id, found.submission.details.get("address")), end="")
+    return 0
+
+
+def _say_why_nothing(run: RunDirectory, found: Target, number: int) -> None:
+    """Where there is no attempt yet: why, and what its job has printed."""
+    if number:
+        return
+    status = run_state.look(run, found.word())
+    print(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}", file=sys.stderr)
+    printed = sorted((run.path / "logs").glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
+    if printed:
+        _copy(printed[-1], 0, _write, to_end=True)
+
+
+def _check(run: RunDirectory, rank: int, number: int) -> None:
+    if run.logs(number).log(rank).exists():
+        return
+    ranks = sorted(int(path.stem.partition("-")[2]) for path in run.logs(number).logs())
+    if ranks:
+        raise UsageError(f"attempt {number} has no log of rank {rank}. Allowed: {_ranges(ranks)}")
+    numbers = [attempt.number for attempt in run.attempts()]
+    if number not in numbers:
+        raise UsageError(f"there is no attempt {number}. Allowed: {_ranges(numbers)}")
+    raise UsageError(f"attempt {number} has no logs: its workers never began. See: launcher status {run.path}")
+
+
+def _ranges(numbers: list[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+
+
+def _newest(run: RunDirectory) -> int:
+    return max((attempt.number for attempt in run.attempts()), default=0)
+
+
+def _copy(path: Path, offset: int, write: Callable[[str], object], *, to_end: bool = False) -> int:
+    """Write the lines that a file has from `offset` on; the new offset. A line without its end waits, or `to_end`."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return offset
+    whole = content if to_end else content[: content.rfind(b"\n") + 1]
+    if whole:
+        write(whole.decode(errors="replace"))
+    return offset + len(whole)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

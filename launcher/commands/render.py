@@ -1,0 +1,218 @@
+"""`launcher render slurm|kubernetes CONFIG`: what a scheduler would be given, printed and sent nowhere.
+
+A RunConfig becomes a `cluster.spec.RunSpec` here; `cluster` makes text of it. What a place cannot take is reported with
+the line of the user's own config or profile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import Mismatch, PlaceError
+from cluster.kubernetes import access as kubernetes_access
+from cluster.kubernetes import manifests as kuberay
+from cluster.kubernetes.yaml import Manifest
+from cluster.profile import KubernetesProfile, SlurmProfile
+from cluster.slurm import script as slurm_text
+from cluster.slurm.script import Launcher
+from cluster.spec import RunSpec, Variant
+from launcher.arguments import Parser, config_arguments
+from launcher.config import load as configs
+from launcher.config.profiles import load_profile, profile_places, shipped
+from launcher.config.schema import RunConfig
+from launcher.config.yaml_source import Document
+from launcher.errors import ConfigError, Problem, UsageError
+from launcher.places.spec import spec_of
+
+_PROFILE = "profile"  # how `cluster` calls a profile whose lines it does not know
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """A run as sbatch takes it."""
+
+    config: RunConfig
+    spec: RunSpec
+    profile: SlurmProfile
+    script: str
+
+
+@dataclass(frozen=True)
+class KubernetesJob:
+    """A run as kubectl takes it."""
+
+    config: RunConfig
+    spec: RunSpec
+    profile: KubernetesProfile
+    manifests: tuple[Manifest, ...]
+
+
+def slurm(
+    path: str, overrides: Sequence[str], profile: str = "slurm", launcher: Launcher = "ray", sweep: Sequence[str] = ()
+) -> SlurmJob:
+    """The sbatch script of the config at `path`. Raises UsageError and ConfigError."""
+    document, config = configs.read(path, overrides), configs.load(path, overrides)
+    other = {"ray": "local", "torchrun": "ray"}[launcher]
+    if config.place == other:
+        allowed = f"auto with --launcher {launcher}, or --launcher {'torchrun' if other == 'local' else 'ray'}"
+        raise ConfigError([Problem(document.place("place"), "place", f"found {other}", allowed)])
+    spec = spec_of(config, variants(path, overrides, config, sweep))
+    try:
+        site = load_profile(profile, "slurm")
+        return SlurmJob(config, spec, site, slurm_text.render(spec, site, launcher))
+    except PlaceError as error:
+        raise in_users_lines(error, document, profile) from None
+
+
+def kubernetes(
+    path: str,
+    overrides: Sequence[str],
+    profile: str,
+    working_dir: str | None = None,
+    submission: str | None = None,
+) -> KubernetesJob:
+    """The manifests of the config at `path`; see `manifests.manifests`. Raises UsageError and ConfigError."""
+    document, config = configs.read(path, overrides), configs.load(path, overrides)
+    spec = spec_of(config)
+    try:
+        site = load_profile(profile, "kubernetes")
+        places = profile_places(profile)
+        made = kuberay.manifests(spec, site, working_dir=working_dir, submission=submission, places=places)
+    except PlaceError as error:
+        raise in_users_lines(error, document, profile) from None
+    return KubernetesJob(config, spec, site, tuple(made))
+
+
+def in_users_lines(error: PlaceError, document: Document, profile: str) -> ConfigError:
+    """What a place cannot take, with the lines that the user can change: the config's, or else the profile's."""
+    own = {part.name for part in dataclasses.fields(RunConfig)}
+    file = os.fspath(shipped().get(profile, profile))
+
+    def place_of(mismatch: Mismatch) -> str:
+        if mismatch.place not in ("", _PROFILE):
+            return mismatch.place
+        if mismatch.key.startswith("--"):
+            return "command line"
+        first = mismatch.key.partition(".")[0]
+        if mismatch.place == "" and (not first or first in own):
+            return document.place(mismatch.key)
+        key, known = mismatch.key, profile_places(profile)
+        while key and key not in known:
+            key = key.rpartition(".")[0]
+        return known.get(key, file)
+
+    return ConfigError(
+        [Problem(place_of(one), one.key, one.found, one.allowed, one.suggestion) for one in error.mismatches]
+    )
+
+
+def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequence[str]) -> list[Variant]:
+    """All combinations of `key=first,second,...`, each a run of its own name; every one is checked as a config.
+
+    Raises UsageError for a sweep that cannot be read or whose names clash, ConfigError for a value that is wrong.
+    """
+    axes: list[list[tuple[str, str]]] = []
+    for text in sweep:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not all(value.strip() for value in values.split(",")):
+            raise UsageError(f"--sweep {text}: this is no sweep. Allowed: key=first,second, for example seed=0,1,2")
+        if key == "name":
+            raise UsageError("--sweep name=...: each run gets a name of its own. Allowed: any other key")
+        axes.append([(key, value.strip()) for value in values.split(",")])
+    made: list[Variant] = []
+    for combination in itertools.product(*axes) if axes else ():
+        parts = [f"{key.rpartition('.')[2]}-{re.sub(r'[^A-Za-z0-9.]+', '_', value)}" for key, value in combination]
+        name = "-".join([config.name, *parts])
+        given = (*(f"{key}={value}" for key, value in combination), f"name={name}")
+        configs.load(path, [*overrides, *given])
+        if any(variant.name == name for variant in made):
+            raise UsageError(f"--sweep: two runs would be called {name}. Allowed: values that differ in their letters")
+        made.append(Variant(name=name, overrides=given))
+    return made
+
+
+def add_parser(verbs: Any) -> None:
+    """slurm|kubernetes CONFIG [key=value ...] [--profile FILE|NAME] ..."""
+    verb = verbs.add_parser("render", help="print the sbatch script or the Kubernetes manifests of a run")
+    places = verb.add_subparsers(title="place", metavar="slurm|kubernetes", required=True, parser_class=Parser)
+    place = places.add_parser("slurm", help="an sbatch script")
+    config_arguments(place)
+    slurm_arguments(place)
+    place.set_defaults(run=_slurm)
+    place = places.add_parser("kubernetes", help="a RayJob of KubeRay and what stands beside it")
+    place.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; not needed with --rbac")
+    place.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. batch.size=256")
+    kubernetes_arguments(place)
+    place.add_argument("--rbac", action="store_true", help="print the rights that each verb needs, and nothing else")
+    place.set_defaults(run=_kubernetes)
+
+
+def slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    """[--profile FILE|NAME] [--launcher ray|torchrun] [--sweep key=A,B]"""
+    names = ", ".join(name for name in shipped() if name.startswith("slurm"))
+    parser.add_argument(
+        "--profile", metavar="FILE|NAME", default="slurm", help=f"the site's: a YAML file, or {names} (%(default)s)"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("ray", "torchrun"),
+        default="ray",
+        help="ray: survives the loss of a node, uses spares; torchrun: starts sooner (%(default)s)",
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="key=A,B",
+        action="append",
+        default=[],
+        help="a job array with a run for each value, e.g. seed=0,1,2; given several times: for each combination",
+    )
+
+
+def kubernetes_arguments(parser: argparse.ArgumentParser) -> None:
+    """[--profile FILE|NAME] [--working-dir ADDRESS]"""
+    names = ", ".join(name for name in shipped() if name.startswith("kubernetes"))
+    parser.add_argument("--profile", metavar="FILE|NAME", help=f"the cluster's: a YAML file, or {names}")
+    parser.add_argument("--working-dir", metavar="ADDRESS", help="of a .zip with your own code: https, s3, gs, file")
+
+
+def needed_profile(given: argparse.Namespace) -> str:
+    """The profile that was given; UsageError where there is none."""
+    if given.profile is None:
+        names = ", ".join(name for name in shipped() if name.startswith("kubernetes"))
+        raise UsageError(
+            "--profile is missing: the image stands in it, and there is no default. Allowed: a YAML file of your own, "
+            f"made from one of those that are shipped: {names}"
+        )
+    return str(given.profile)
+
+
+def _slurm(given: argparse.Namespace) -> int:
+    job = slurm(given.config, given.overrides, given.profile, given.launcher, given.sweep)
+    print(job.script, end="")
+    return 0
+
+
+def _kubernetes(given: argparse.Namespace) -> int:
+    if given.rbac:
+        name = given.profile or "kubernetes-cpu"
+        try:
+            print(kuberay.to_yaml(kubernetes_access.roles(load_profile(name, "kubernetes"))), end="")
+        except PlaceError as error:
+            raise ConfigError(
+                [Problem(one.place, one.key, one.found, one.allowed) for one in error.mismatches]
+            ) from None
+        return 0
+    if given.config is None:
+        raise UsageError("CONFIG is missing. Allowed: a YAML file, for example configs/rn50_8node.yaml; or --rbac")
+    job = kubernetes(given.config, given.overrides, needed_profile(given), given.working_dir)
+    command = ["launcher render kubernetes", given.config, *given.overrides, "--profile", given.profile]
+    command += ["--working-dir", given.working_dir] if given.working_dir else []
+    print(kuberay.to_yaml(job.manifests, heading=[" ".join(command)]), end="")
+    return 0

@@ -1,0 +1,115 @@
+"""Which run a verb means, by its directory or its config; and whom to ask where its storage is not mounted here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import PlaceError
+from cluster.kubernetes.names import run_name
+from cluster.profile import KubernetesProfile
+from launcher.commands import schedulers
+from launcher.config import load as configs
+from launcher.config.profiles import load_profile
+from launcher.config.schema import RunConfig
+from launcher.errors import UsageError
+from launcher.places import kubernetes as kubernetes_jobs
+from launcher.places.spec import spec_of
+from launcher.run import submissions
+from launcher.run.directory import RunDirectory
+from launcher.run.status import exists
+from launcher.run.submissions import JobStatus, Submission
+
+USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of configs/digits_cpu.yaml, of `launcher demo`
+
+
+@dataclass(frozen=True)
+class Target:
+    """A run that was asked for."""
+
+    run: RunDirectory
+    is_here: bool  # whether its run directory can be read on this machine
+    submission: Submission | None
+    config: RunConfig | None = None  # where a config was given
+    profile: KubernetesProfile | None = None
+    context: str | None = None
+
+    def word(self) -> JobStatus | None:
+        """What its place says; None where it has none."""
+        return None if self.submission is None else schedulers.ask(self.submission)
+
+    def read(self, arguments: list[str], *, live: bool = False) -> str | None:
+        """What `launcher ARGUMENTS` prints where the volume is; None where nobody can be sent there."""
+        if self.profile is None or self.config is None:
+            return None
+        return kubernetes_jobs.read(spec_of(self.config), self.profile, arguments, self.context, live=live)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]"""
+    parser.add_argument("target", metavar="RUN|CONFIG", help="a run directory, STORAGE/NAME, or the run's config")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config: as it was submitted with")
+    parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, where the volume is not mounted here")
+    parser.add_argument("--context", metavar="NAME", help="kubectl's, with --profile")
+    parser.add_argument("--address", metavar="URL", help="of a Ray cluster whose storage is not mounted here")
+
+
+def find(given: argparse.Namespace) -> Target:
+    """The run that the command line means. Raises UsageError where there is none, ConfigError for a wrong config."""
+    path = _named(given.target)
+    config: RunConfig | None = None
+    if path.is_dir():
+        if given.overrides:
+            raise UsageError(f"{given.target}: overrides change a config, and this is a run directory: leave them out")
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+        run = RunDirectory(absolute.parent, absolute.name)
+    else:
+        config = configs.load(given.target, given.overrides)
+        run = RunDirectory(Path(config.storage), config.name)
+    is_here = exists(run)
+    submission = submissions.newest(run) if is_here else None
+    if is_here:
+        return Target(run, is_here, submission, config)
+    if given.profile is not None and config is not None:
+        try:
+            profile = load_profile(given.profile, "kubernetes")
+        except PlaceError as error:
+            raise UsageError(str(error)) from None
+        details = {"namespace": profile.namespace} | ({} if given.context is None else {"context": given.context})
+        submission = submissions.now("kubernetes", run_name(config.name), details)
+        return Target(run, False, submission, config, profile, given.context)
+    if given.address is not None and config is not None:
+        from launcher.ray_backend import jobs as ray_jobs
+
+        address = ray_jobs.resolved(given.address)
+        job = ray_jobs.find(run.path, address)
+        if job is None:
+            raise UsageError(f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to")
+        return Target(run, False, submissions.now("ray", job, {"address": address}), config)
+    if path.is_dir():
+        inside = sorted(one.name for one in path.iterdir() if exists(RunDirectory(path, one.name)))
+        if inside:
+            raise UsageError(
+                f"{run.path}: holds runs, and is none itself. Allowed: {', '.join(f'{path}/{name}' for name in inside)}"
+            )
+    raise UsageError(
+        f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "
+        "where its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
+    )
+
+
+def _named(text: str) -> Path:
+    """The folder or file that is meant: a path, or a run's name in this folder or in the usual one."""
+    path = Path(text).expanduser()
+    if path.exists() or path.name != text or path.suffix in (".yaml", ".yml"):
+        return path
+    usual = [storage.expanduser() for storage in USUAL_STORAGES]
+    for storage in usual:
+        if (storage / text).is_dir():
+            return storage / text
+    raise UsageError(
+        f"{text}: there is no such file, and no run of this name in {', '.join(map(str, [Path.cwd(), *usual]))}. "
+        f"Allowed: a run directory, STORAGE/{text}, or the run's config (launcher list STORAGE shows runs)"
+    )

@@ -1,0 +1,127 @@
+"""What a person sees of a run: a line every few steps, and a summary at the end."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.durations import Duration
+
+
+class _Nowhere(io.StringIO):
+    """Takes lines that nobody reads."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Progress:
+    """Prints records of metrics.jsonl, one line each, as they come."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._total_steps = 0
+
+    def say(self, text: str) -> None:
+        """Print a line of its own."""
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # whoever read has gone (`| head`); the run has not
+            self._stream = _Nowhere()
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Print a record, if it is one that a person wants to see."""
+        kind = record["kind"]
+        if kind == "train":
+            self.say(self._train(record))
+        elif kind == "eval":
+            average = ", average of the weights" if record.get("weights") == "ema" else ""
+            self.say(
+                f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
+                f"  top-5 {_shown(record, 'top5', '.2%')}  loss {_shown(record, 'loss', '.4f')}"
+                f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
+            )
+        elif record["event"] == "started":
+            detail = record["detail"]
+            self._total_steps = detail["total_steps"]
+            if detail.get("batch_size", 0) > detail.get("num_samples", math.inf):
+                self.say(
+                    f"batch.size {detail['batch_size']:,} is more than the {detail['num_samples']:,} training images: "
+                    "a step sees images more than once, and an epoch has less than one step"
+                )
+        elif record["event"] == "verdict":
+            self.say(record["detail"]["text"])
+        elif record["event"] == "stopped":
+            self.say(f"{self._where(record)}  stopped on request")
+
+    def _train(self, record: Mapping[str, Any]) -> str:
+        left = _shown(record, "time_left_s", ".0f")
+        if left.isdecimal():
+            minutes, seconds = divmod(int(left), 60)
+            left = f"{minutes}:{seconds:02d}"
+        return (
+            f"{self._where(record)}  loss {_shown(record, 'loss', '.4f')}  LR {_shown(record, 'learning_rate', '.4g')}"
+            f"  {_shown(record, 'images_per_s', ',.0f')} images/s  left {left}"
+        )
+
+    def _where(self, record: Mapping[str, Any]) -> str:
+        epoch = f"epoch {_shown(record, 'epoch', '6.2f')}  " if "epoch" in record else ""
+        width = len(str(self._total_steps))
+        return f"{epoch}step {record['step']:>{width}}/{self._total_steps}"
+
+
+def _shown(record: Mapping[str, Any], key: str, form: str) -> str:
+    """A number of a record for a person; "not finite" for null or NaN, "n/a" where the record does not have it."""
+    if key not in record:
+        return "n/a"
+    value = record[key]
+    return format(value, form) if value is not None and math.isfinite(value) else "not finite"
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """A line where the last evaluation is not finite."""
+    not_finite = [name for name in ("top1", "top5", "loss") if _shown(summary, name, "") == "not finite"]
+    if not not_finite:
+        return []
+    where = ", ".join(not_finite)
+    if summary.get("num_nonfinite"):
+        where = f"{summary['num_nonfinite']:,} of {_shown(summary, 'num_samples', ',')} samples"
+    return [
+        f"WARNING: the last evaluation is not finite: {where}. Probable cause: the weights or the running statistics "
+        "of a batch norm are not finite"
+    ]
+
+
+def _twice(summary: Mapping[str, Any]) -> Duration:
+    duration = Duration.parse(summary["duration"])
+    return Duration(2 * duration.count, duration.unit)
+
+
+def profile_lines(run: RunDirectory) -> list[str]:
+    """Where the newest profile is, if there is any."""
+    traces = sorted(run.profiles.glob("*/rank-0.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    return [f"  profile      {traces[-1]} (for ui.perfetto.dev; rank-0.txt beside it)"] if traces else []
+
+
+def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
+    """The end of a finished run: the result, and where everything is."""
+    checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
+    return [
+        "",
+        f"finished  {summary['step']:,} steps, {_shown(summary, 'time_s', '.0f')} s since this start"
+        f" ({_shown(summary, 'images_per_s', ',.0f')} images/s while training)",
+        *_warnings(summary),
+        f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
+        f" (top-5 {_shown(summary, 'top5', '.2%')})",
+        f"  checkpoint   {checkpoint}",
+        f"  metrics      {run.metrics}",
+        f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
+        f"  logs         {run.path / 'logs'}",
+        *profile_lines(run),
+        f"  train longer python -m launcher.train {run.config} duration='{_twice(summary)}'",
+        f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",
+    ]

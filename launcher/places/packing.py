@@ -1,0 +1,116 @@
+"""What a Ray cluster needs of this machine, and no more: the config, and the user's own modules that it names.
+
+It is copied into a folder of its own, so that no data set, checkpoint, `.env` or key that lies beside it is ever sent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import site
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config import load as configs
+from launcher.config import yaml_source
+from launcher.config.schema import RunConfig
+from launcher.errors import UsageError
+from resnet_dist.recipe.references import is_reference
+
+MAX_BYTES = 100 * 2**20  # Ray 2.60's default for a working directory (GCS_STORAGE_MAX_SIZE in packaging.py)
+CONFIG = "config.yaml"
+_LEFT_OUT = ("__pycache__", "node_modules")
+_SHOWN = 5  # files that a message names
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A folder that is ready to be sent."""
+
+    folder: Path
+    files: tuple[Path, ...]  # relative to it
+    size_bytes: int
+    installed: tuple[str, ...]  # modules that the config names and the cluster must have: they are installed here
+
+
+def pack(config: RunConfig, folder: Path) -> Pack:
+    """Fill the empty `folder`. Raises UsageError for a module that is not there, a link that leads out, or too much."""
+    (folder / CONFIG).write_text(configs.to_yaml(config))
+    installed = []
+    for name in sorted(own_modules(config)):
+        source = _source_of(name)
+        if source is None:
+            installed.append(name)
+        elif source.is_dir():
+            _copy(source, folder / name)
+        else:
+            shutil.copyfile(_inside(source, source.parent), folder / source.name)
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    sizes = {file: (folder / file).stat().st_size for file in files}
+    size_bytes = sum(sizes.values())
+    if size_bytes > MAX_BYTES:
+        largest = sorted(sizes, key=lambda file: -sizes[file])[:_SHOWN]
+        named = ", ".join(f"{file} ({sizes[file] / 2**20:,.0f} MiB)" for file in largest)
+        raise UsageError(
+            f"the working directory would have {size_bytes / 2**20:,.0f} MiB: {named}. Allowed: {MAX_BYTES // 2**20} "
+            "MiB. Move data out of the package, onto storage that the cluster sees"
+        )
+    return Pack(folder, tuple(files), size_bytes, tuple(installed))
+
+
+def own_modules(config: RunConfig) -> set[str]:
+    """The top-level names of the modules that the config names as `package.module:function`."""
+    plain = yaml_source.parse(configs.to_yaml(config), CONFIG).data
+    return {text.partition(":")[0].partition(".")[0] for text in _texts(plain) if is_reference(text)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _source_of(name: str) -> Path | None:
+    """The folder or file of a module; None for one that is installed. Raises UsageError where there is none."""
+    found = importlib.util.find_spec(name)
+    if found is None:
+        raise UsageError(
+            f"the config names the module {name}, which is not found here. Allowed: a module in the current folder, on "
+            "PYTHONPATH, or installed"
+        )
+    locations = list(found.submodule_search_locations or [])
+    if not locations and not found.has_location:
+        return None  # built in
+    source = Path(locations[0] if locations else str(found.origin)).absolute()
+    roots = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    roots += [*site.getsitepackages(), site.getusersitepackages()]
+    return None if any(source.is_relative_to(root) for root in roots) else source
+
+
+def _copy(package: Path, target: Path) -> None:
+    """Copy a package; hidden files and caches stay. No file from outside of it comes along through a link."""
+    for folder, names, files in os.walk(package):
+        names[:] = sorted(name for name in names if not name.startswith(".") and name not in _LEFT_OUT)
+        here = Path(folder)
+        for name in names:
+            if (here / name).is_symlink():
+                raise UsageError(f"{here / name}: a link to a folder. Allowed: a package without such links")
+        (target / here.relative_to(package)).mkdir()
+        for name in sorted(files):
+            if not name.startswith(".") and not name.endswith(".pyc"):
+                shutil.copyfile(_inside(here / name, package), target / here.relative_to(package) / name)
+
+
+def _inside(file: Path, package: Path) -> Path:
+    if not file.resolve().is_relative_to(package.resolve()) or not file.is_file():
+        raise UsageError(f"{file}: a link that leads out of {package}. Allowed: files of the package itself")
+    return file

@@ -1,0 +1,45 @@
+"""What a run config asks of a scheduler, as a `cluster.spec.RunSpec`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cluster.spec import RunSpec, Variant
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+
+DEFAULT_NOTICE_S = 60  # assumption: what a save and an orderly end need, where neither config nor profile say more
+
+
+def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
+    """What `config` needs of a place."""
+    notice_s = config.preemption.notice_s
+    return RunSpec(
+        name=config.name,
+        config=configs.to_yaml(config),
+        storage=config.storage,
+        data_root=config.data.root,
+        variants=tuple(variants),
+        least_workers=config.workers.least,
+        most_workers=config.workers.most,
+        nodes=config.cluster.nodes,
+        gpus_per_worker=config.resources.gpus_per_worker,
+        cpus_per_worker=config.resources.cpus_per_worker,
+        walltime_s=seconds_of(config.cluster.walltime),
+        max_failures=config.faults.max_failures,
+        start_timeout_s=math.ceil(config.faults.start_timeout_s),
+        notice_s=DEFAULT_NOTICE_S if notice_s is None else math.ceil(notice_s),
+    )
+
+
+def seconds_of(walltime: str | None) -> int | None:
+    """HH:MM:SS in seconds.
+
+    >>> seconds_of("04:00:30")
+    14430
+    """
+    if walltime is None:
+        return None
+    hours, minutes, seconds = map(int, walltime.split(":"))
+    return 3600 * hours + 60 * minutes + seconds

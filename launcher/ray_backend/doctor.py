@@ -1,0 +1,85 @@
+"""The doctor on a Ray cluster: one task on every node that is alive, pinned there by the node's id."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from launcher.checks.cluster import Call, cluster_findings
+from launcher.checks.finding import Finding, failed
+from launcher.checks.tasks import perform
+from launcher.config.schema import RunConfig
+from launcher.ray_backend import environment as ray_environment
+
+
+def ray_findings(
+    config: RunConfig | None, seconds: float, *, quick: bool = False, profile: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """The findings on all nodes of the Ray cluster that this process is connected to, or that RAY_ADDRESS names."""
+    joined = not ray.is_initialized()
+    if joined:
+        ray_environment.set_up()
+        try:
+            ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError) as error:
+            said = f"{os.environ['RAY_ADDRESS']}: {error}"
+            return [failed("Ray cluster", said, "start it (ray start), and give this host its token and address")]
+    try:
+        return cluster_findings(RayHosts(config), config, seconds, quick=quick, profile=profile)
+    finally:
+        if joined:
+            ray.shutdown()
+
+
+def node_reports(seconds: float) -> dict[str, dict[str, Any] | str]:
+    """`launcher.checks.report.node_report` of every node that is alive, or in words why there is none."""
+    hosts = RayHosts(None)
+    return hosts.run({host: ("report", {}) for host in hosts.names}, seconds)
+
+
+class RayHosts:
+    """`Hosts` that are the live nodes of a Ray cluster. A task takes no CPU, so that a busy node answers too."""
+
+    def __init__(self, config: RunConfig | None) -> None:
+        nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
+        taken = [node["NodeManagerHostname"] for node in nodes]
+        names = [
+            name if taken.count(name) == 1 else f"{name} ({node['NodeID'][:8]})"
+            for name, node in zip(taken, nodes, strict=True)
+        ]
+        by_name = dict(zip(names, nodes, strict=True))
+        each = 1 if config is None else config.resources.cpus_per_worker
+        self.names: Sequence[str] = names
+        self._ids = {name: node["NodeID"] for name, node in by_name.items()}
+        self.addresses: Mapping[str, str] = {name: node["NodeManagerAddress"] for name, node in by_name.items()}
+        self.gpus: Mapping[str, int] = {name: int(node["Resources"].get("GPU", 0)) for name, node in by_name.items()}
+        cpus = {name: int(node["Resources"].get("CPU", 0)) for name, node in by_name.items()}
+        self.cpus: Mapping[str, int] = cpus
+        self.workers: Mapping[str, int] = {name: cpus[name] // each for name in names}
+
+    def run(self, calls: Mapping[str, Call], seconds: float) -> dict[str, dict[str, Any] | str]:
+        """See `Hosts.run`."""
+        deadline = time.monotonic() + seconds
+        asked = {}
+        for host, (task, arguments) in calls.items():
+            pinned = NodeAffinitySchedulingStrategy(self._ids[host], soft=False)
+            asked[host] = _perform.options(scheduling_strategy=pinned).remote(task, dict(arguments))
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+        answers: dict[str, dict[str, Any] | str] = {}
+        for host, reference in asked.items():
+            try:
+                answers[host] = ray.get(reference, timeout=max(0.0, min(1.0, deadline - time.monotonic())))
+            except ray.exceptions.GetTimeoutError:
+                ray.cancel(reference, force=True)
+                answers[host] = f"no answer within {seconds:.3g} s"
+            except ray.exceptions.RayError as error:
+                answers[host] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+        return answers
+
+
+_perform: Any = ray.remote(num_cpus=0, max_retries=0)(perform)

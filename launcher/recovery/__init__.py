@@ -1,0 +1,1 @@
+"""What kind of failure ended an attempt, whether there is another, and what is recorded."""

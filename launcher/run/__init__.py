@@ -1,0 +1,1 @@
+"""Everything on disk of a run: paths, lease, heartbeats, attempts, status."""

@@ -1,0 +1,81 @@
+"""What a run is judged by beside its config: versions, host, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from typing import Any
+
+from launcher.run.directory import utc_now
+
+_PACKAGES = (
+    "resnet-launcher",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "ray",
+    "deepspeed",
+    "nvidia-dali-cuda130",
+)
+
+
+_VARIABLES = ("NCCL_", "GLOO_", "OMP_")  # what changes the speed or the numerics of a run
+
+
+_SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
+
+
+_GIT_TIMEOUT_S = 10  # assumption: a repository on a slow shared file system answers in this time, or goes unrecorded
+
+
+def environment() -> dict[str, Any]:
+    """What a run should be judged by beside its config: versions, host, commit. Never a secret.
+
+    Versions are read from the installed packages' metadata, so nothing is imported.
+    """
+    versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
+    return {
+        "time": utc_now(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "system": platform.platform(),
+        "host": socket.gethostname(),
+        "num_cpus": os.cpu_count(),
+        "num_cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "git": _git(),
+        "variables": {name: value for name, value in sorted(os.environ.items()) if _is_recorded(name)},
+    }
+
+
+def _is_recorded(variable: str) -> bool:
+    return variable.startswith(_VARIABLES) and not any(word in variable.upper() for word in _SECRET_WORDS)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the repository that the current folder is in, and whether tracked files differ from it."""
+    commit = _git_output("rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _git_output("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if changes is None else changes != ""}
+
+
+def _git_output(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""What is trained: the recipe, its rules and its units. Imports no torch."""

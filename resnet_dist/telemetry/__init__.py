@@ -1,0 +1,1 @@
+"""What is measured of a run: step totals, times, memory, liveness, metrics files."""

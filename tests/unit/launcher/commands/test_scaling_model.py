@@ -1,0 +1,128 @@
+"""What a run asks of a cluster of any size: formulas against closed forms and simulation."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from launcher import cli
+from launcher.commands.scaling_model import (
+    Assumptions,
+    Needs,
+    best_interval_s,
+    goodput,
+    lines,
+    load_on,
+    rendezvous_requests,
+)
+
+CONFIGS = Path(__file__).parents[4] / "configs"
+RN50 = Needs(
+    workers_per_node=8,
+    batch_size=8192,
+    micro_batch_size=8192,
+    num_samples=1_281_167,
+    checkpoint_bytes=204_000_000,
+    checkpoint_every_samples=1_281_167,
+    heartbeat_s=10.0,
+    uses_gpus=True,
+)
+
+
+def test_a_short_save_is_youngs_square_root() -> None:
+    save_s, mtbf_s = 0.01, 1e6
+    assert best_interval_s(save_s, mtbf_s) == pytest.approx(math.sqrt(2 * save_s * mtbf_s), rel=1e-3)
+
+
+def test_the_best_interval_keeps_more_than_its_neighbours() -> None:
+    for save_s, mtbf_s in ((5.0, 86_400.0), (60.0, 7_200.0), (0.03, 44_000.0)):
+        best = best_interval_s(save_s, mtbf_s)
+        kept = [goodput(best * factor, save_s, 120.0, mtbf_s) for factor in (0.8, 1.0, 1.25)]
+        assert kept[1] == max(kept)
+
+
+def test_a_save_longer_than_two_failures_has_no_better_interval_than_their_mean() -> None:
+    assert best_interval_s(save_s=300.0, mtbf_s=100.0) == 100.0
+
+
+def test_goodput_agrees_with_a_run_whose_failures_are_drawn() -> None:
+    interval_s, save_s, restart_s, mtbf_s = 600.0, 20.0, 90.0, 5_000.0
+    chance = random.Random(0)
+    kept = spent = 0.0
+    while kept < 20_000 * interval_s:
+        # Failures have no memory, so each stretch of work, each save and each restart may be looked at alone.
+        until_failure = chance.expovariate(1 / mtbf_s)
+        if until_failure >= interval_s + save_s:
+            kept, spent = kept + interval_s, spent + interval_s + save_s
+            continue
+        spent += until_failure
+        while (until_failure := chance.expovariate(1 / mtbf_s)) < restart_s:
+            spent += until_failure
+        spent += restart_s
+    assert goodput(interval_s, save_s, restart_s, mtbf_s) == pytest.approx(kept / spent, rel=0.01)
+
+
+def test_no_progress_is_no_goodput_and_no_overflow() -> None:
+    assert goodput(interval_s=1e6, save_s=0.0, restart_s=1.0, mtbf_s=1.0) == 0.0
+    assert goodput(interval_s=1.0, save_s=0.0, restart_s=1e6, mtbf_s=1.0) == 0.0
+
+
+def test_failures_grow_with_the_nodes_and_the_global_batch_does_not() -> None:
+    small, large = load_on(8, RN50, Assumptions()), load_on(64, RN50, Assumptions())
+    assert small is not None
+    assert large is not None
+    assert large.failures_per_day == pytest.approx(8 * small.failures_per_day)
+    assert small.failures_per_day == pytest.approx(8 * 24 * 419 / (54 * 24 * 2048))
+    assert (small.share, large.share) == (128, 16)
+    assert large.control_per_s == pytest.approx(8 * small.control_per_s)
+    assert large.restart_bytes == 64 * 204_000_000
+
+
+def test_a_step_never_takes_less_than_its_kernels_take_to_be_launched() -> None:
+    load = load_on(512, RN50, Assumptions())
+    assert load is not None
+    assert load.step_s == 0.005
+
+
+def test_more_workers_than_images_are_no_plan() -> None:
+    assert load_on(2_048, RN50, Assumptions()) is None
+    table = list(lines([(8, load_on(8, RN50, Assumptions())), (2_048, None)], Assumptions()))
+    assert "    2,048 nodes: more workers than a micro-batch has images" in table
+
+
+def test_gloos_rendezvous_grows_with_the_square_of_the_workers() -> None:
+    counted = {2: 10, 4: 36, 8: 136, 16: 528}  # set, wait and get on a counting store, torch 2.14.1
+    assert {workers: rendezvous_requests(workers, uses_gpus=False) for workers in counted} == counted
+
+
+def test_the_verb_prints_a_column_for_each_number_of_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(CONFIGS / "rn50_8node.yaml"), "--nodes", "1,8,64,512", "--mtbf-hours", "1000"]
+    assert cli.main(command) == 0
+    rows = {line[:30].strip(): line[30:].split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["nodes"] == ["1", "8", "64", "512"]
+    assert rows["workers"] == ["8", "64", "512", "4,096"]
+    assert rows["failures a day"] == ["0.024", "0.192", "1.54", "12.3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nodes", "eight"], "numbers with commas"),
+        (["--nodes", "0"], "numbers from 1"),
+        (["--nodes", "8", "--mtbf-hours", "-1"], "--mtbf-hours -1: Allowed: a number above 0"),
+        (["--mtbf-hours", "100"], "--nodes is missing"),
+    ],
+)
+def test_what_cannot_be_planned_is_told(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(CONFIGS / "rn50_8node.yaml"), *options]) == 64
+    assert message in capsys.readouterr().err
+
+
+def test_on_cpus_the_speed_of_a_worker_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(CONFIGS / "digits_cpu.yaml"), "data.num_samples=1442", "--nodes", "1"]
+    assert cli.main(command) == 64
+    assert "--images-per-s is missing" in capsys.readouterr().err
+    assert cli.main([*command, "--images-per-s", "130"]) == 0

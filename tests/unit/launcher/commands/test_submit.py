@@ -1,0 +1,193 @@
+"""launcher submit: checked first, recorded, and never twice by mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launcher import cli
+from launcher.run import lease, submissions
+from launcher.run.directory import RunDirectory
+
+Write = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "runs", "small")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A Kubernetes cluster's profile."""
+    file = tmp_path / "site.yaml"
+    file.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\nnamespace: training\n")
+    return file
+
+
+def test_slurm_is_asked_first_and_what_it_took_is_recorded(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    assert cli.main(["submit", "slurm", str(write_config())]) == 0
+    assert places.calls() == [
+        "sbatch --test-only",
+        f"sbatch --parsable --output={run.path}/logs/slurm-%j.out",
+    ]
+    [submission] = submissions.read(run)
+    assert (submission.place, submission.id, submission.details) == ("slurm", "4711", {})
+    out = capsys.readouterr().out
+    assert out.startswith("slurm job 4711\n")
+    for verb in ("status", "logs  ", "cancel"):
+        assert f"launcher {verb} {run.path}" in out
+    assert (run.path / "logs").is_dir()  # SLURM makes no folders for what a job prints
+
+
+def test_a_dry_run_asks_and_leaves_nothing(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    assert cli.main(["submit", "slurm", str(write_config()), "--dry-run"]) == 0
+    assert places.calls() == ["sbatch --test-only"]
+    assert "4068" not in capsys.readouterr().out  # SLURM's start time can be nonsense, and is no promise
+    assert not run.path.exists()
+
+
+def test_what_sbatch_refuses_is_told_with_the_users_line_and_nothing_is_submitted(
+    places: Any, write_config: Write, tmp_path: Path, run: RunDirectory, capsys: Capture
+) -> None:
+    site = tmp_path / "slurm.yaml"
+    site.write_text("kind: slurm\npartition: nowhere\n")
+    assert cli.main(["submit", "slurm", str(write_config()), "--profile", str(site)]) == 78
+    assert f"error: {site}:2: partition: sbatch --test-only refuses it" in capsys.readouterr().err
+    assert not run.path.exists()
+
+
+def test_too_many_nodes_are_told_with_the_line_of_the_config(places: Any, write_config: Write, capsys: Capture) -> None:
+    file = write_config("workers: 99", "batch_norm: {span: 1}", "cluster: {nodes: 99}")
+    assert cli.main(["submit", "slurm", str(file), "batch.size=99"]) == 78
+    assert f"{file}:11: cluster.nodes: sbatch --test-only refuses it" in capsys.readouterr().err
+
+
+def test_a_waiting_run_is_not_submitted_again_unless_that_is_meant(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    command = ["submit", "slurm", str(write_config())]
+    assert cli.main(command) == 0
+    assert cli.main(command) == 64
+    message = capsys.readouterr().err
+    assert "submitted already, and pending (the nodes that it needs are in use (Resources)): slurm job 4711" in message
+    assert cli.main([*command, "--again"]) == 0
+    assert len(submissions.read(run)) == 2
+
+
+def test_a_job_that_is_gone_stands_in_nobodys_way(places: Any, write_config: Write, run: RunDirectory) -> None:
+    command = ["submit", "slurm", str(write_config())]
+    assert cli.main(command) == 0
+    (places.folder / "jobs" / "4711").unlink()
+    assert cli.main(command) == 0
+
+
+def test_a_place_that_cannot_be_asked_counts_as_live(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    submissions.record(run, submissions.now("kubernetes", "small", {"namespace": "training"}))
+    (places.folder / "bin" / "kubectl").write_text("#!/bin/bash\nexit 1\n")
+    assert cli.main(["submit", "slurm", str(write_config())]) == 64
+    assert "Whether it still is there cannot be asked" in capsys.readouterr().err
+
+
+def test_a_run_at_work_is_not_submitted(places: Any, write_config: Write, run: RunDirectory, capsys: Capture) -> None:
+    with lease.acquire(run.lease):
+        assert cli.main(["submit", "slurm", str(write_config())]) == 64
+    assert "is at work in this run" in capsys.readouterr().err
+    assert places.calls() == []
+
+
+def test_a_finished_run_is_not_submitted(places: Any, write_config: Write, run: RunDirectory, capsys: Capture) -> None:
+    run.create()
+    run.mark_finished({"step": 100, "duration": "100 steps"})
+    assert cli.main(["submit", "slurm", str(write_config())]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert places.calls() == []
+    assert cli.main(["submit", "slurm", str(write_config()), "duration=200 steps"]) == 0  # a longer one goes on
+    assert len(places.calls()) == 2
+
+
+def test_a_sweep_is_one_job_and_every_run_knows_its_task(places: Any, write_config: Write, tmp_path: Path) -> None:
+    assert cli.main(["submit", "slurm", str(write_config()), "--sweep", "seed=0,1"]) == 0
+    runs = [RunDirectory(tmp_path / "runs", f"small-seed-{seed}") for seed in (0, 1)]
+    assert [submissions.read(run)[0].id for run in runs] == ["4711_0", "4711_1"]
+    assert cli.main(["submit", "slurm", str(write_config()), "--sweep", "seed=1,2"]) == 64  # seed 1 is waiting
+
+
+def test_kubernetes_is_asked_first_and_its_record_says_where(
+    places: Any, write_config: Write, run: RunDirectory, site: Path, capsys: Capture
+) -> None:
+    run.storage.mkdir()
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site), "--context", "lab"]) == 0
+    verbs = [call.split(" --namespace=training ")[1] for call in places.calls()]
+    assert [verb.split()[0] for verb in verbs] == ["get", "apply", "get", "apply"]
+    assert "--dry-run=server" in verbs[1]
+    kinds = [manifest["kind"] for manifest in yaml.safe_load_all(places.read("applied"))]
+    assert kinds[-1] == "RayJob"
+    [submission] = submissions.read(run)
+    assert (submission.id, submission.details) == ("small", {"namespace": "training", "context": "lab"})
+    assert "RayJob small in namespace training" in capsys.readouterr().out
+
+
+def test_each_submission_to_kubernetes_is_told_from_the_one_before(
+    places: Any, write_config: Write, run: RunDirectory, site: Path
+) -> None:
+    run.storage.mkdir()
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    command = ["submit", "kubernetes", str(file), "--profile", str(site)]
+    assert cli.main(command) == 0
+    first = places.read("applied")
+    places.says("rayjob", {"status": {"jobDeploymentStatus": "Failed"}})
+    assert cli.main(command) == 0
+    assert first != places.read("applied")
+
+
+def test_without_the_volume_nothing_is_made_here_and_the_config_is_what_is_asked_for(
+    places: Any, write_config: Write, run: RunDirectory, site: Path, capsys: Capture
+) -> None:
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site)]) == 0
+    assert not run.storage.exists()
+    out = capsys.readouterr().out
+    assert f"launcher status {file} --profile {site}" in out
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site)]) == 64  # the RayJob itself is noticed
+    assert "another name=" in capsys.readouterr().err
+
+
+def test_kubernetes_cannot_be_done_without_kubectl(
+    write_config: Write, site: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site), "--dry-run"]) == 69
+    assert "kubectl is not on this machine's PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["slurm", "kubernetes"])
+def test_variables_that_are_others_than_the_profiles_are_named(
+    place: str, places: Any, write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    profile = tmp_path / "own.yaml"
+    image = "image: registry.example.com/launcher:1\n" if place == "kubernetes" else ""
+    network = "network: {interface: ib0, environment: {NCCL_IB_HCA: mlx5}}\n"
+    profile.write_text(f"kind: {place}\n{image}{network}")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    monkeypatch.setenv("NCCL_IB_HCA", "mlx5")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", place, str(file), "--profile", str(profile)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "in your environment" in line]
+    assert told == [
+        "  NCCL_SOCKET_IFNAME is 'eth0' in your environment and 'ib0' in the profile; a job gets the profile's: "
+        "unset NCCL_SOCKET_IFNAME, or change the profile if yours is right"
+    ]

@@ -1,0 +1,389 @@
+"""A config file becomes a RunConfig with its defaults filled in and its paths absolute."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.config import load as config
+from launcher.config import rules
+from launcher.config.schema import RunConfig, Workers
+from launcher.errors import (
+    ClusterUnavailable,
+    ConfigError,
+    LauncherError,
+    Problem,
+    UsageError,
+    UserCodeError,
+    WorkerLost,
+)
+from launcher.exit_codes import ExitCode
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import Recipe
+
+MINIMAL = """\
+schema: 1
+name: small
+storage: runs
+data: {root: images}
+batch: {size: 64}
+duration: 3 epochs
+schedule: {base_lr: 0.1}
+"""
+MINIMAL_DATA: dict[str, Any] = {
+    "schema": 1,
+    "name": "small",
+    "storage": "runs",
+    "data": {"root": "images"},
+    "batch": {"size": 64},
+    "duration": "3 epochs",
+    "schedule": {"base_lr": 0.1},
+}
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_config(text: str) -> Path:
+        path = tmp_path / "x.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_config
+
+
+def problems_of(load: Callable[[], RunConfig]) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load()
+    return list(caught.value.problems)
+
+
+def test_what_is_not_given_has_the_documented_defaults(write: Write) -> None:
+    run = config.load(write(MINIMAL))
+    assert (run.place, run.workers, run.cluster.nodes, run.cluster.walltime) == ("auto", Workers(1, 1), 1, None)
+    assert (run.resources.gpus_per_worker, run.resources.cpus_per_worker) == (0, 1)
+    assert (run.checkpoint.every, run.checkpoint.keep) == (Duration.parse("1 epoch"), 3)
+    assert (run.faults.max_failures, run.log.every_steps, run.log.tensorboard) == (3, 10, True)
+    assert (run.model.name, run.optimizer.name, run.precision) == ("resnet50", "sgd", "float32")
+
+
+def test_a_whole_number_is_a_number_and_a_list_is_a_tuple(write: Write) -> None:
+    overrides = ["schedule.decay=step", "schedule.milestones=[1 epoch, 2 epochs]", "data.crop_area=[1, 1]"]
+    run = config.load(write(MINIMAL), [*overrides, "schedule.base_lr=1"])
+    assert run.schedule.milestones == (Duration.parse("1 epoch"), Duration.parse("2 epochs"))
+    assert repr((run.data.crop_area, run.schedule.base_lr)) == "((1.0, 1.0), 1.0)"
+
+
+def test_a_name_stands_for_a_section(write: Write) -> None:
+    run = config.load(write(MINIMAL + "optimizer: lars\nmodel: my_models.wide:build\nengine: ddp\n"))
+    assert (run.optimizer.name, run.model.name, run.engine.name) == ("lars", "my_models.wide:build", "ddp")
+
+
+def test_the_recipe_of_a_run_is_the_recipes_fields_alone(write: Write) -> None:
+    run = config.load(write(MINIMAL))
+    recipe = run.recipe()
+    assert type(recipe) is Recipe
+    for part in dataclasses.fields(Recipe):
+        assert getattr(recipe, part.name) == getattr(run, part.name)
+
+
+def test_relative_paths_are_relative_to_the_configs_folder(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(MINIMAL + "model: {weights: ../w.pt}\n")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("HOME", "/home/ada")
+    run = config.load(f"{tmp_path.name}/x.yaml", ["data.root=~/images"])
+    assert run.storage == str(tmp_path / "runs")
+    assert run.data.root == "/home/ada/images"
+    assert run.model.weights == str(tmp_path.parent / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("storage", "said"),
+    [
+        ("s3://bucket/runs", "a folder that every node sees"),
+        ("$SCRATCH/runs", "on the command line"),
+        ("~nobody-of-this-name/runs", "an absolute path"),
+        ("' '", "the path of a file or folder"),
+    ],
+)
+def test_a_path_that_would_be_taken_literally_is_refused(write: Write, storage: str, said: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL.replace("runs", storage))))
+    assert problem.key == "storage"
+    assert said in problem.allowed
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "/tmp/ray/session_2026-01-02_03-04-05_678901_42/runs",
+        "/tmp/ray/session_latest/runs",
+        "/scratch/ray/session_2026-01-02_03-04-05_678901_42",
+        "/elsewhere/session_2026-01-02_03-04-05_678901_42/runtime_resources/working_dir_files/x/runs",
+        "/mytmp/ray/session_7/runs",
+        "/mytmp/session_7/runs",
+    ],
+)
+def test_storage_in_a_session_folder_of_ray_is_refused(
+    write: Write, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/mytmp")
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [f"storage={storage}"]))
+    assert problem.key == "storage"
+    assert "absolute path" in problem.allowed
+
+
+def test_storage_beside_a_session_folder_is_taken(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/mytmp")
+    for storage in ("/mytmp/runs", "/data/ray/runs", "/data/session_3/runs"):
+        assert config.load(write(MINIMAL), [f"storage={storage}"]).storage == storage
+
+
+def test_relative_storage_of_a_config_that_ray_unpacked_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "ray" / "session_2026-01-02_03-04-05_678901_42" / "working_dir_files"
+    folder.mkdir(parents=True)
+    (folder / "x.yaml").write_text(MINIMAL, encoding="utf-8")
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder / "x.yaml", tmp_path / "link" / "x.yaml"):
+        assert [problem.key for problem in problems_of(lambda path=path: config.load(path))] == ["storage"]
+
+
+LAUNCHER_RULES = [
+    ("name=a b", "name"),
+    ("name=../a", "name"),
+    ("name=-a", "name"),
+    ("workers=0", "workers"),
+    ("cluster.nodes=0", "cluster.nodes"),
+    ("resources.gpus_per_worker=2", "resources.gpus_per_worker"),
+    ("resources.cpus_per_worker=0", "resources.cpus_per_worker"),
+    ("checkpoint.keep=0", "checkpoint.keep"),
+    ("checkpoint.every=0 steps", "checkpoint.every"),
+    ("faults.max_failures=-1", "faults.max_failures"),
+    ("faults.max_skips=0", "faults.max_skips"),
+    ("faults.node_strikes=0", "faults.node_strikes"),
+    ("faults.hang_timeout_s=0.5", "faults.hang_timeout_s"),
+    ("faults.start_timeout_s=.inf", "faults.start_timeout_s"),
+    ("faults.on_nonfinite=ignore", "faults.on_nonfinite"),
+    ("checkpoint.keep_best=-1", "checkpoint.keep_best"),
+    ("checkpoint.keep_every=0 epochs", "checkpoint.keep_every"),
+    ("checkpoint.max_failures=-1", "checkpoint.max_failures"),
+    ("checkpoint.mirror=/copies", "checkpoint.mirror"),
+    ('notify.command="page \'me"', "notify.command"),
+    ("notify.webhook=example.org", "notify.webhook"),
+    ("notify.webhook=https://example.org/hook?token=1", "notify.webhook"),
+    ("notify.webhook_env=PAGER-URL", "notify.webhook_env"),
+    ("notify.command='curl https://me:word@example.org/'", "notify.command"),
+    ("notify.no_progress_minutes=5", "notify.no_progress_minutes"),
+    ("preemption.notice_s=0", "preemption.notice_s"),
+    ("log.every_steps=0", "log.every_steps"),
+    ("cluster.walltime='4:60:00'", "cluster.walltime"),
+    ("cluster.walltime=1-00:00:00", "cluster.walltime"),
+    ("cluster.walltime='00:00:00'", "cluster.walltime"),
+    ("precision=tf32", "precision"),
+]
+
+
+@pytest.mark.parametrize(("override", "key"), LAUNCHER_RULES)
+def test_the_launchers_own_rules_hold(write: Write, override: str, key: str) -> None:
+    problems = problems_of(lambda: config.load(write(MINIMAL), [override]))
+    assert [(problem.place, problem.key) for problem in problems] == [(f"command line: {override}", key)]
+
+
+def test_every_node_has_the_same_number_of_workers(write: Write) -> None:
+    assert config.load(write(MINIMAL), ["workers=6", "cluster.nodes=3"]).workers == Workers(6, 6)
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=7", "cluster.nodes=3"]))
+    assert (problem.key, problem.allowed) == ("workers", "the same number of workers on every node: nearest 6 or 9")
+
+
+def test_a_range_of_workers_is_one_value(write: Write) -> None:
+    run = config.load(write(MINIMAL), ["workers=2..4", "cluster.nodes=2"])
+    assert (run.workers.least, run.workers.most, run.workers.elastic) == (2, 4, True)
+    assert "workers: 2..4" in config.to_yaml(run)
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=2..65"]))
+    assert problem.found.startswith("found 65")
+
+
+def test_a_rule_that_both_ends_of_a_range_break_is_reported_once(write: Write) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=2..4", "schedule.warmup=9 epochs"]))
+    assert problem.key == "schedule.warmup"
+
+
+def test_a_duration_may_be_left_out_or_given(write: Write) -> None:
+    assert config.load(write(MINIMAL)).checkpoint.keep_every is None
+    run = config.load(write(MINIMAL), ["checkpoint.keep_every=10 epochs"])
+    assert run.checkpoint.keep_every == Duration.parse("10 epochs")
+
+
+def test_the_data_sets_size_reaches_the_recipes_rules(write: Write) -> None:
+    run = config.load(write(MINIMAL), ["schedule.warmup=100 steps"])
+    assert rules.problems(run) == []
+    assert [problem.key for problem in rules.problems(run, num_samples=640)] == ["schedule.warmup"]
+
+
+def test_all_mistakes_are_reported_together(write: Write) -> None:
+    text = MINIMAL.replace("size: 64", "sise: 64").replace("0.1", "high").replace("3 epochs", "3 parsecs") + "x: 1\n"
+    problems = problems_of(lambda: config.load(write(text)))
+    assert sorted(problem.key for problem in problems) == sorted(
+        ["x", "batch.sise", "batch.size", "duration", "schedule.base_lr"]
+    )
+
+
+def test_a_message_shows_ten_mistakes_and_counts_the_rest(write: Write) -> None:
+    text = MINIMAL + "".join(f"unknown_{number}: 1\n" for number in range(13))
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(text))
+    assert len(caught.value.problems) == 13
+    assert str(caught.value).splitlines()[9:] == [str(caught.value.problems[9]), "... and 3 more"]
+
+
+@pytest.mark.parametrize(
+    ("override", "suggestion"),
+    [
+        ("optimizer.momentun=0.9", "momentum"),
+        ("num_micro_batches=2", "batch.num_micro_batches"),
+        ("momentum=0.9", "batch_norm.momentum or optimizer.momentum"),
+        ("data.seed=1", "seed"),
+        ("batch.size=064", "64"),
+        ("batch.size=1e2", "100"),
+        ("schedule.base_lr='0.5'", "0.5"),
+        ("precision=fp32", "float32"),
+        ("precision=bf16", "bfloat16"),
+        ("precision=flaot64", "float64"),
+        ("deterministic=yes", "true"),
+        ("data.flip=0", "false"),
+        ("name=2026", '"2026"'),
+        ("qqqq=1", ""),
+    ],
+)
+def test_a_message_names_what_was_probably_meant(write: Write, override: str, suggestion: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [override]))
+    assert problem.suggestion == suggestion
+
+
+def test_a_mapping_makes_the_same_run_as_its_file(write: Write, tmp_path: Path) -> None:
+    assert config.from_mapping(MINIMAL_DATA, tmp_path) == config.load(write(MINIMAL))
+    objects = {**MINIMAL_DATA, "duration": Duration.parse("3 epochs"), "storage": Path("runs")}
+    assert config.from_mapping(objects, tmp_path) == config.load(write(MINIMAL))
+
+
+def test_a_mapping_takes_overrides_as_text_or_as_values(tmp_path: Path) -> None:
+    as_text = config.from_mapping(MINIMAL_DATA, tmp_path, ["workers=2", "batch.size=8"])
+    as_values = config.from_mapping(MINIMAL_DATA, tmp_path, {"workers": 2, "batch": {"size": 8}})
+    assert as_text == as_values
+    assert (as_text.workers, as_text.batch.size) == (Workers(2, 2), 8)
+    assert MINIMAL_DATA["batch"] == {"size": 64}
+
+
+def test_a_mistake_in_a_mapping_is_named_by_its_key(tmp_path: Path) -> None:
+    [problem] = problems_of(lambda: config.from_mapping({**MINIMAL_DATA, "workers": "2"}, tmp_path))
+    assert (
+        str(problem)
+        == 'config: workers: found "2" (a string). Allowed: a whole number, or a range such as 2..4. Did you mean 2?'
+    )
+
+
+@given(
+    workers=st.integers(1, 8) | st.sampled_from(["2..4", "1..64"]),
+    epochs=st.integers(1, 10**9).map(lambda thousandths: Duration.parse(f"{thousandths / 1000!r} epochs")),
+    momentum=st.floats(0, 1, exclude_max=True),
+    span=st.sampled_from(["global", "worker", 1, 16, 64]),
+    arguments=st.dictionaries(st.text("abc", min_size=1), st.sampled_from(["yes", "1e-4", 1, 1.5, None, "010", [1]])),
+    walltime=st.sampled_from([None, "00:30:00", "12:00:00", "100:00:00"]),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_resolved_config_reads_back_as_the_same_run(
+    tmp_path_factory: pytest.TempPathFactory, workers: int | str, epochs: Duration, momentum: float, span: Any,
+    arguments: dict[str, Any], walltime: str | None,
+) -> None:  # fmt: skip
+    data = {
+        **MINIMAL_DATA,
+        "workers": workers,
+        "duration": epochs,
+        "optimizer": {"name": "my.optimizers:adam", "momentum": momentum, "arguments": arguments},
+        "batch_norm": {"span": span},
+        "cluster": {"walltime": walltime},
+    }
+    folder = tmp_path_factory.getbasetemp()
+    run = config.from_mapping(data, folder)
+    path = folder / "resolved.yaml"
+    path.write_text(config.to_yaml(run), encoding="utf-8")
+    assert config.load(path) == run
+
+
+def test_a_resolved_config_begins_with_what_the_run_is_called(write: Write) -> None:
+    lines = config.to_yaml(config.load(write(MINIMAL))).splitlines()
+    assert [line.partition(":")[0] for line in lines[:5]] == ["schema", "name", "storage", "place", "workers"]
+
+
+def test_the_json_schema_knows_the_keys_and_refuses_others() -> None:
+    schema = config.json_schema()
+    assert set(schema["properties"]) == {part.name for part in dataclasses.fields(RunConfig)}
+    assert set(schema["required"]) == {"schema", "name", "storage", "data", "batch", "duration", "schedule"}
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["BatchRecipe"]["additionalProperties"] is False
+    assert schema["$defs"]["OptimizerRecipe"]["anyOf"][0] == {"type": "string"}
+    assert schema["properties"]["duration"] == {"$ref": "#/$defs/Duration"}
+
+
+@given(st.from_regex(config.DURATION_PATTERN) | st.text("0123456789.eE+- epochstamlgr", max_size=14))
+@settings(deadline=None)
+def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> None:
+    if re.search(r"[eE][+-]?[0-9]{3}", text):
+        return  # refused by `load` for their size
+    try:
+        Duration.parse(text)
+        readable = True
+    except ValueError:
+        readable = False
+    assert (re.search(config.DURATION_PATTERN, text) is not None) == readable
+
+
+def test_the_config_needs_neither_torch_nor_ray() -> None:
+    script = "import launcher.config.load, sys; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("no such file"), 64),
+        (ConfigError([Problem("x.yaml:1", "a", "found 1", "2")]), 78),
+        (ClusterUnavailable("no head node after 600 s"), 69),
+        (WorkerLost("node-3", 7, "killed by signal 9"), 76),
+        (UserCodeError("my.models:build", "KeyError: 'x'"), 1),
+        (LauncherError("a mistake of ours"), 70),
+    ],
+)
+def test_an_error_keeps_its_message_and_attributes_between_processes(error: LauncherError, code: int) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.__dict__) == (str(error), error.__dict__)
+    assert copy.exit_code == code
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    assert {code.name: code.value for code in ExitCode} == {
+        "OK": 0,
+        "USER_CODE": 1,
+        "USAGE": 64,
+        "DATA": 65,
+        "UNAVAILABLE": 69,
+        "INTERNAL": 70,
+        "STOPPED": 75,
+        "HARDWARE": 76,
+        "CONFIG": 78,
+        "DIVERGED": 79,
+        "INTERRUPTED": 130,
+    }

@@ -1,0 +1,168 @@
+"""Where a run goes on, and with which config: held against a run that version 0.1 has left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+from launcher.errors import ConfigError
+from launcher.recovery.resume import choose
+from launcher.run import recorded
+from launcher.run.directory import RunDirectory
+
+OLD_RUN = Path(__file__).parents[3] / "fixtures" / "run-0.1"
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> RunDirectory:
+    """The run that was killed after step 4: span global, momentum 0.1, epsilon 1e-5."""
+    shutil.copytree(OLD_RUN / "storage" / "stopped", tmp_path / "storage" / "stopped")
+    return RunDirectory(tmp_path / "storage", "stopped")
+
+
+def load(run: RunDirectory, *overrides: str) -> RunConfig:
+    """The config that the run was started with, as it is read today: none of its keys is of batch norm."""
+    return configs.load(OLD_RUN / "run.yaml", [f"storage={run.storage}", "data.root=/tmp/fix/images", *overrides])
+
+
+def write_anew(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let a checkpoint say something else of its recipe."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    change(state["recipe"])
+    content = json.dumps(state).encode()
+    (checkpoint / "state.json").write_bytes(content)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def say(old_run: RunDirectory) -> Callable[[Callable[[dict[str, Any]], object]], None]:
+    """Change what the old run's checkpoint says of its recipe."""
+    return lambda change: write_anew(old_run.checkpoints / "step-00000004", change)
+
+
+Say = Callable[[Callable[[dict[str, Any]], object]], None]
+
+
+def test_a_run_that_begins_has_the_span_as_a_number_and_leaves_the_rest_to_the_layers(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "stopped")
+    start = choose(load(run), run, "auto")
+    norm = start.config.batch_norm
+    assert (start.checkpoint, norm.span, norm.momentum, norm.epsilon) == (None, 64, None, None)
+
+
+def test_an_old_run_keeps_what_it_began_with(old_run: RunDirectory) -> None:
+    start = choose(load(old_run), old_run, "auto")
+    norm = start.config.batch_norm
+    assert (start.step, norm.span, norm.momentum, norm.epsilon) == (4, "global", 0.1, 1e-5)
+    kept = "batch_norm.span global, batch_norm.momentum 0.1, batch_norm.epsilon 1e-05"
+    assert start.notes[1:] == (f"  kept from the run, as the config leaves it open: {kept}",)
+
+
+def test_an_old_run_keeps_it_when_its_checkpoint_comes_from_the_mirror(old_run: RunDirectory, tmp_path: Path) -> None:
+    shutil.move(old_run.checkpoints, tmp_path / "mirror" / "stopped" / "checkpoints")
+    start = choose(load(old_run, f"checkpoint.mirror=file://{tmp_path}/mirror"), old_run, "auto")
+    assert (start.step, start.config.batch_norm.span) == (4, "global")
+
+
+def test_a_new_run_keeps_its_number_silently(old_run: RunDirectory, say: Say) -> None:
+    say(lambda recipe: recipe.update(batch_norm={"span": 64, "momentum": None, "epsilon": None}))
+    start = choose(load(old_run), old_run, "auto")
+    norm = start.config.batch_norm
+    assert (norm.span, norm.momentum, norm.epsilon) == (64, None, None)
+    assert len(start.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("batch_norm.span=64", "batch_norm.span: the run has 'global', the config 64"),
+        ("batch_norm.momentum=0.2", "batch_norm.momentum: the run has 0.1, the config 0.2"),
+        ("batch_norm.epsilon=0.001", "batch_norm.epsilon: the run has 1e-05, the config 0.001"),
+    ],
+)
+def test_a_value_that_the_config_gives_is_compared(old_run: RunDirectory, override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        choose(load(old_run, override), old_run, "auto")
+    assert choose(load(old_run, "batch_norm={span: global, momentum: 0.1}"), old_run, "auto").step == 4
+
+
+def test_what_the_run_keeps_must_go_with_the_config(old_run: RunDirectory) -> None:
+    with pytest.raises(ConfigError, match=r"batch_norm\.span: found global with .*; the run began with it\. Allowed"):
+        choose(load(old_run, "batch.num_micro_batches=2"), old_run, "auto")
+
+
+# --- recipes of other versions
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda recipe: recipe["model"].pop("zero_gamma"),
+        lambda recipe: recipe["model"].pop("arguments"),
+        lambda recipe: recipe["data"].pop("crop_area"),
+        lambda recipe: recipe.pop("ema"),
+        lambda recipe: recipe.pop("seed"),
+        lambda recipe: recipe.pop("evaluate"),
+    ],
+    ids=["key", "section of arguments", "list", "section", "seed", "durations"],
+)
+def test_a_key_that_the_run_lacks_had_its_default(
+    old_run: RunDirectory, say: Say, forget: Callable[[dict[str, Any]], object]
+) -> None:
+    say(forget)
+    start = choose(load(old_run, "evaluate.every=1 epoch"), old_run, "auto")
+    assert start.config.batch_norm.span == "global"
+    assert [line for line in start.notes if "changed since" in line and "evaluate.every" not in line] == []
+
+
+def test_a_key_that_the_run_lacks_is_compared_with_its_default(old_run: RunDirectory, say: Say) -> None:
+    say(lambda recipe: recipe["model"].pop("zero_gamma"))
+    with pytest.raises(ConfigError, match=r"model\.zero_gamma: the run has False, the config True"):
+        choose(load(old_run, "model.zero_gamma=true"), old_run, "auto")
+
+
+def test_a_key_whose_absence_meant_something_else_is_compared_with_that(
+    old_run: RunDirectory, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(lambda recipe: recipe["data"].pop("flip"))
+    monkeypatch.setattr(recorded, "MEANT_BY_ABSENCE", {"data.flip": False})
+    with pytest.raises(ConfigError, match=r"data\.flip: the run has False, the config True"):
+        choose(load(old_run), old_run, "auto")
+    assert choose(load(old_run, "data.flip=false"), old_run, "auto").step == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.depth_scale", 2), ("data.root_of_labels", None), ("batch_norm.groups", {"of": 4})]
+)
+def test_a_key_that_is_not_known_here_is_refused_where_it_may_change_the_run(
+    old_run: RunDirectory, say: Say, key: str, value: object
+) -> None:
+    section, _, name = key.partition(".")
+    say(lambda recipe: recipe[section].update({name: value}))
+    with pytest.raises(ConfigError, match=rf"{key}.*this version has no such key: a newer version wrote it, or it was"):
+        choose(load(old_run), old_run, "auto")
+
+
+@pytest.mark.parametrize("key", ["speed.telepathy", "evaluate.twice", "tracking.server"])
+def test_elsewhere_it_is_noted(old_run: RunDirectory, say: Say, key: str) -> None:
+    section, _, name = key.partition(".")
+    say(lambda recipe: recipe.setdefault(section, {}).update({name: True}))
+    start = choose(load(old_run), old_run, "auto")
+    assert f"  not known to this version: {key}, which the run has as True; the run goes on without it" in start.notes
+
+
+def test_the_arguments_of_a_users_function_are_no_keys_of_ours(old_run: RunDirectory, say: Say) -> None:
+    say(lambda recipe: recipe["model"].update(arguments={"width": 4}))
+    with pytest.raises(ConfigError, match=r"model\.arguments\.width: the run has 4, the config None"):
+        choose(load(old_run), old_run, "auto")
+    assert choose(load(old_run, "model.arguments={width: 4}"), old_run, "auto").step == 4

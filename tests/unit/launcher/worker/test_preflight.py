@@ -1,0 +1,63 @@
+"""What a GPU and a host must show before they train; the all-reduce is in checks/test_together.py."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launcher.errors import DeviceFault
+from launcher.recovery.faults import rule_for
+from launcher.worker import preflight
+from launcher.worker.assignment import Assignment
+
+SOUND = {"name": "H100", "wrong_products": 0, "num_bytes": 2**30, "changed_words": 0}
+
+
+def assignment(local_world_size: int = 2, node_id: str | None = None) -> Assignment:
+    return Assignment(5, 8, 1, 1, Path(), node_id=node_id, local_world_size=local_world_size)
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, **found: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(preflight, "examine_gpu", lambda index, most_bytes: {**SOUND, **found})
+
+
+def test_a_sound_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, 2)
+    preflight.check_device(torch.device("cuda", 1), assignment(), "n3")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [({"wrong_products": 2}, "2 elements of products wrong"), ({"changed_words": 1}, "1 word of")]
+)
+def test_a_gpu_that_computes_or_remembers_wrong_counts_against_its_node(
+    found: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpus(monkeypatch, 2, **found)
+    with pytest.raises(DeviceFault, match=said) as caught:
+        preflight.check_device(torch.device("cuda", 1), assignment(node_id="abc"), "n3")
+    error = caught.value
+    assert (error.host, error.rank, error.node_id) == ("n3", 5, "abc")
+    assert rule_for(error).blames_node
+
+
+def test_a_gpu_that_does_not_answer_fails_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    with_gpus(monkeypatch, 2)
+    monkeypatch.setattr(preflight, "examine_gpu", lambda index, most_bytes: over.wait(60))
+    try:
+        with pytest.raises(DeviceFault, match="no answer within"):
+            preflight.check_device(torch.device("cuda", 1), assignment(), "n3", seconds=0.2)
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "status"), [(8, 8, "pass"), (1, 8, "pass"), (7, 8, "fail"), (0, 1, "fail"), (1, 1, "pass")]
+)
+def test_a_gpu_that_has_gone_is_missed(seen: int, asked: int, status: str) -> None:
+    assert preflight.enough(seen, asked).status == status  # one: bound to the worker by the scheduler

@@ -1,0 +1,88 @@
+"""Durations are exact, and events fire where the definition says."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_dist.recipe.durations import Duration, Every
+
+sizes = st.integers(1, 10**7)
+units = st.sampled_from(["epochs", "steps", "samples"])
+# Up to 15 digits: what `str` writes of a fraction, a float's repr, names exactly.
+counts = st.one_of(
+    st.integers(0, 10**15).map(Fraction),
+    st.builds(lambda digits, places: Fraction(digits, 10**places), st.integers(0, 10**15 - 1), st.integers(0, 9)),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "unit"),
+    [
+        ("44 epochs", Fraction(44), "epochs"),
+        ("1 epoch", Fraction(1), "epochs"),
+        ("0.1 epochs", Fraction(1, 10), "epochs"),
+        ("500 steps", Fraction(500), "steps"),
+        ("1e6 samples", Fraction(1_000_000), "samples"),
+        ("  2.5E-1   step ", Fraction(1, 4), "steps"),
+        ("3. epochs", Fraction(3), "epochs"),
+    ],
+)
+def test_a_duration_is_a_number_and_a_unit(text: str, count: Fraction, unit: str) -> None:
+    assert Duration.parse(text) == Duration(count, unit)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "epochs", "5epochs", "five epochs", "-1 epoch", "5 parsecs", "5 epochs 3", "1/3 epochs", "5 Epochs"],
+)
+def test_anything_else_is_refused_with_the_forms_that_are_allowed(text: str) -> None:
+    with pytest.raises(ValueError, match="epochs, steps or samples"):
+        Duration.parse(text)
+
+
+@given(counts, units)
+@settings(deadline=None)
+def test_a_duration_written_out_reads_back_as_itself(count: Fraction, unit: str) -> None:
+    duration = Duration(count, unit)  # type: ignore[arg-type]
+    assert Duration.parse(str(duration)) == duration
+
+
+def test_one_is_singular() -> None:
+    assert [str(Duration.parse(text)) for text in ("1 epochs", "2 epoch", "0.5 epoch")] == [
+        "1 epoch",
+        "2 epochs",
+        "0.5 epochs",
+    ]
+
+
+@given(counts, units, sizes, sizes)
+@settings(deadline=None)
+def test_steps_are_the_fewest_whose_samples_reach_the_duration(
+    count: Fraction, unit: str, batch_size: int, num_samples: int
+) -> None:
+    duration = Duration(count, unit)  # type: ignore[arg-type]
+    samples = duration.samples(batch_size=batch_size, num_samples=num_samples)
+    steps = duration.steps(batch_size=batch_size, num_samples=num_samples)
+    assert samples == count * {"epochs": num_samples, "steps": batch_size, "samples": 1}[unit]
+    assert steps * batch_size >= samples > (steps - 1) * batch_size
+
+
+def test_a_tenth_of_an_epoch_is_not_rounded() -> None:
+    tenth = Duration.parse("0.1 epochs")
+    assert tenth.samples(batch_size=256, num_samples=1_281_167) == Fraction(1_281_167, 10)
+
+
+@given(st.fractions(Fraction(1, 4), 200, max_denominator=50), st.integers(1, 30), st.integers(1, 30))
+@settings(deadline=None)
+def test_an_event_fires_after_the_first_step_that_reaches_each_multiple(
+    period: Fraction, batch_size: int, num_steps: int
+) -> None:
+    every = Every(period, batch_size)
+    num_multiples = math.floor(num_steps * batch_size / period)
+    expected = {math.ceil(multiple * period / batch_size) for multiple in range(1, num_multiples + 1)}
+    assert {step for step in range(1, num_steps + 1) if every.fires_after(step)} == expected

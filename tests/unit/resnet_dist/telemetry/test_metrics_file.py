@@ -1,0 +1,216 @@
+"""metrics.jsonl: valid whatever happens, and read as one uninterrupted run would have written it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_dist.errors import StorageError
+from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
+
+Record = dict[str, Any]
+
+
+def train(step: int, loss: float = 1.0) -> Record:
+    return {"kind": "train", "step": step, "epoch": step / 10, "loss": loss}
+
+
+def evaluation(step: int, top1: float = 0.5) -> Record:
+    return {"kind": "eval", "step": step, "top1": top1, "num_samples": 100}
+
+
+def event(step: int, name: str, **detail: Any) -> Record:
+    return {"kind": "event", "step": step, "event": name, "detail": detail}
+
+
+def written(path: Path, *records: Record) -> Path:
+    sink = MetricsFile(path)
+    for record in records:
+        sink.write(record)
+    sink.close()
+    return path
+
+
+def drawn(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows: (step, value) by tag."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, round(e.value, 6)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    records = [event(0, "started"), train(1), evaluation(1), train(2), event(2, "finished", seconds=1.5)]
+    assert read_metrics(written(tmp_path / "new" / "metrics.jsonl", *records)) == records
+
+
+def test_a_record_is_in_the_file_as_soon_as_it_was_written(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m")
+    sink.write(train(1))
+    assert read_metrics(tmp_path / "m") == [train(1)]
+    sink.close()
+
+
+def test_a_later_attempt_appends(tmp_path: Path) -> None:
+    written(tmp_path / "m", train(1))
+    written(tmp_path / "m", train(2))
+    assert read_metrics(tmp_path / "m") == [train(1), train(2)]
+
+
+def test_a_number_that_is_not_finite_becomes_null(tmp_path: Path) -> None:
+    record = {**train(1, float("nan")), "more": {"low": -float("inf"), "list": [float("inf"), 2.5]}}
+    written(tmp_path / "m", record)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    line = json.loads((tmp_path / "m").read_text(), parse_constant=refuse)
+    assert line == {"kind": "train", "step": 1, "epoch": 0.1, "loss": None, "more": {"low": None, "list": [None, 2.5]}}
+
+
+@pytest.mark.parametrize("size", range(1, len(json.dumps(train(2)))))
+def test_a_torn_last_line_spoils_neither_reading_nor_the_next_attempt(tmp_path: Path, size: int) -> None:
+    written(tmp_path / "m", train(1))
+    with (tmp_path / "m").open("ab") as file:
+        file.write(json.dumps(train(2)).encode()[:size])
+    assert read_metrics(tmp_path / "m") == [train(1)]
+    written(tmp_path / "m", event(1, "started"), train(2))
+    assert read_metrics(tmp_path / "m") == [train(1), event(1, "started"), train(2)]
+
+
+def test_a_whole_last_line_without_its_newline_counts(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(json.dumps(train(1)))
+    written(tmp_path / "m", train(2))
+    assert read_metrics(tmp_path / "m") == [train(1), train(2)]
+
+
+def test_lines_that_are_no_records_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = [b"\0\0\0\0", b"\xff\xfe", b"[1]", b'{"kind": "train"}', b'{"kind": "other", "step": 1}']
+    (tmp_path / "m").write_bytes(b"\n".join(broken) + b"\n" + json.dumps(train(3)).encode() + b"\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_metrics(tmp_path / "m") == [train(3)]
+    assert caplog.messages == [
+        f"{tmp_path / 'm'}: 3 lines are not JSON objects and were ignored",
+        f"{tmp_path / 'm'}: 2 records without a kind or a step were ignored",
+    ]
+
+
+def test_steps_that_a_resumed_attempt_does_again_count_once(tmp_path: Path) -> None:
+    first = [event(0, "started"), train(1), train(2), evaluation(2), train(3), train(4), evaluation(4)]
+    second = [event(2, "started"), train(3, loss=0.5), train(4, loss=0.25)]
+    assert read_metrics(written(tmp_path / "m", *first, *second)) == [*first[:4], *second]
+
+
+def test_steps_that_the_resumed_attempt_has_not_reached_yet_are_gone(tmp_path: Path) -> None:
+    records = [event(0, "started"), train(1), train(50), event(50, "saved"), event(1, "started")]
+    assert read_metrics(written(tmp_path / "m", *records)) == [*records[:2], event(1, "started")]
+
+
+def test_an_attempt_that_starts_over_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    records = [train(1), evaluation(2), event(0, "started"), train(1, loss=9.0)]
+    assert read_metrics(written(tmp_path / "m", *records)) == records[2:]
+
+
+def test_of_the_same_kind_and_step_the_last_counts_but_events_all_stay(tmp_path: Path) -> None:
+    records = [train(1), evaluation(1, 0.1), event(1, "saved"), event(1, "slow"), train(1, 2.0), evaluation(1, 0.2)]
+    assert read_metrics(written(tmp_path / "m", *records)) == records[2:]
+
+
+@pytest.mark.parametrize("record", [{"step": 1}, {"kind": "train"}, {"kind": "other", "step": 1}])
+def test_a_record_without_kind_or_step_is_refused(tmp_path: Path, record: Record) -> None:
+    sink = MetricsFile(tmp_path / "m")
+    with pytest.raises(ValueError, match="a record needs a step and a kind"):
+        sink.write(record)
+    sink.close()
+    assert (tmp_path / "m").read_bytes() == b""
+
+
+def test_tensorboard_shows_the_numbers_of_train_and_eval(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    text_and_truth = {"note": "x", "overflow": True}
+    for record in (
+        event(0, "started", n=1),
+        {**train(1, 3.0), **text_and_truth},
+        evaluation(1),
+        train(2, float("nan")),
+    ):
+        sink.write(record)
+    sink.close()
+    assert drawn(tmp_path / "tensorboard") == {
+        "train/loss": [(1, 3.0)],
+        "eval/top1": [(1, 0.5)],
+        "eval/num_samples": [(1, 100.0)],
+    }
+
+
+def test_tensorboard_hides_the_steps_that_a_resumed_attempt_does_again(tmp_path: Path) -> None:
+    for start, losses in ((0, [1.0, 2.0, 3.0]), (1, [20.0])):
+        sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+        sink.write(event(start, "started"))
+        for step, loss in enumerate(losses, start + 1):
+            sink.write(train(step, loss))
+        sink.close()
+    assert drawn(tmp_path / "tensorboard") == {"train/loss": [(1, 1.0), (2, 20.0)]}
+
+
+def test_without_tensorboard_training_goes_on_and_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it is an ImportError
+    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    sink.write(train(1))
+    sink.write(train(2))
+    sink.close()
+    assert caplog.messages == [
+        "TensorBoard is not installed: metrics go to metrics.jsonl only (pip install tensorboard)"
+    ]
+    assert read_metrics(tmp_path / "m") == [train(1), train(2)]
+
+
+def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    sink = MetricsFile(Path("/dev/full"))  # the kernel's device on which every write finds the disk full
+    sink.write(train(1))
+    sink.write(train(2))
+    assert [record.message for record in caplog.records] == [
+        "/dev/full: No space left on device; its lines wait in memory"
+    ]
+    sink.close()
+    assert "2 lines could not be written" in caplog.text
+
+
+def test_lines_that_waited_are_written_when_there_is_space_again(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m")
+    sink.write(train(1))
+    with Path("/dev/full").open("ab", buffering=0) as full:
+        file, sink._file = sink._file, full  # type: ignore[assignment]
+        sink.write(train(2))
+        sink._file = file
+    sink.write(train(3))
+    sink.close()
+    assert read_metrics(tmp_path / "m") == [train(1), train(2), train(3)]
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="file"):
+        MetricsFile(tmp_path / "file" / "metrics.jsonl")
+
+
+def test_closing_twice_is_fine(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    sink.write(train(1))
+    sink.close()
+    sink.close()
+
+
+def test_the_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sink = NoSink()
+    sink.write(train(1))
+    sink.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,434 @@
+"""A trainer with tiny parts: what it does, in which order, and what it never does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_dist.checkpoint.saver import Failed, Saved
+from resnet_dist.data import HostBatch
+from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.errors import DivergedError, OutOfMemory
+from resnet_dist.models.running_statistics import RunningStatistics
+from resnet_dist.recipe.durations import Every
+from resnet_dist.stop_request import Request
+from resnet_dist.telemetry.bottleneck import StepTimes
+from resnet_dist.telemetry.step_totals import StepExchange, StepSums
+from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.trainer import Outcome, Parts, Timetable, Trainer
+
+BATCH_SIZE, NUM_SAMPLES = 4, 8
+EVALUATION = Evaluation(top1=0.5, top5=1.0, loss=0.25, num_samples=2)
+NEVER = 10**6
+
+
+@dataclass
+class World:
+    """All of the trainer's parts in one; `did` is the order of events, `records` what was written."""
+
+    requests: Mapping[int, Request] = field(default_factory=dict)  # step in which a worker is asked
+    losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
+    gradients: Mapping[int, float] = field(default_factory=dict)  # squared norms; 4.0 in all other steps
+    scales_loss: bool = False
+    scale: float = 1024.0  # of the loss
+    skipped: tuple[int, ...] = ()  # steps that the engine leaves out
+    averaged: list[int] = field(default_factory=list)
+    writes: bool = True  # this worker writes checkpoints
+    saved: list[Saved | Failed] = field(default_factory=list)
+    laps: list[StepTimes] = field(default_factory=list)
+    now_s: float = 0.0
+    did: list[str] = field(default_factory=list)
+    records: list[dict[str, Any]] = field(default_factory=list)
+    told: list[tuple[str, int]] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    positions: list[list[int]] = field(default_factory=list)  # of the micro-batches of each step
+    step_number: int = 0
+    closed: bool = False
+    module: nn.Module = field(default_factory=nn.Identity)
+
+    # --- engine
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        self.positions.append([int(batch.labels[0]) for batch in micro_batches])
+        self.step_number += 1
+        self.now_s += 2.0
+        self.learning_rates.append(learning_rate)
+        self.did.append(f"step {self.step_number}")
+        loss = self.losses.get(self.step_number, 8.0)
+        return StepSums(
+            torch.tensor(loss, dtype=torch.float64),
+            torch.tensor(3.0, dtype=torch.float64),
+            torch.tensor(self.gradients.get(self.step_number, 4.0), dtype=torch.float64),
+            self.step_number in self.skipped,
+            {"loss_scale": self.scale, "num_skipped": self.num_skipped()} if self.scales_loss else {},
+        )
+
+    def num_skipped(self) -> int:
+        return sum(step <= self.step_number for step in self.skipped)
+
+    def optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {}
+
+    def load_optimizer_state(self, state: object) -> None: ...
+
+    @property
+    def skips_overflows(self) -> bool:
+        return self.scales_loss
+
+    def scaler_state(self) -> dict[str, float]:
+        return {"loss_scale": self.scale / 2} if self.scales_loss else {}  # of the step that comes
+
+    def load_scaler_state(self, state: object) -> None: ...
+
+    # --- data
+    def batches_from(self, first_step: int) -> Generator[HostBatch, None, None]:
+        self.did.append(f"batches from {first_step}")
+        self.step_number = first_step
+        position = torch.tensor([first_step * 2])
+        try:
+            while True:
+                self.now_s += 0.25
+                checksum = int(position)
+                yield HostBatch(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), position, position, checksum)
+                position = position + 1
+        finally:
+            self.closed = True
+
+    # --- supervisor
+    def request(self) -> Request:
+        return self.requests.get(self.step_number, Request.CONTINUE)
+
+    def checkpoint(self, path: str, step: int) -> None:
+        self.told.append((path, step))
+
+    def metrics(self, record: Mapping[str, Any]) -> None: ...
+
+    # --- sink
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def close(self, *, patient: bool = True) -> None: ...
+
+    # --- the rest
+    def evaluate(self) -> Evaluation:
+        self.did.append("evaluate")
+        self.now_s += 100.0
+        return EVALUATION
+
+    def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
+        assert metrics in ({}, {"top1": 0.5, "top5": 1.0, "loss": 0.25})
+        self.did.append(f"save {step}" + " and wait" * wait + " with metrics" * bool(metrics))
+        self.now_s += 100.0
+        if self.writes:
+            self.saved.append(Saved(step, Path(f"checkpoints/step-{step}"), 1, 0.0, 0.0, 0.0))
+
+    def poll(self) -> list[Saved | Failed]:
+        saved, self.saved = self.saved, []
+        return saved
+
+    def judge(self, laps: list[StepTimes]) -> None:
+        self.laps = laps
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [record for record in self.records if record["kind"] == kind]
+
+    def events(self) -> list[tuple[int, str]]:
+        return [(record["step"], record["event"]) for record in self.of("event")]
+
+
+def trainer(
+    world: World,
+    *,
+    steps: int,
+    evaluate_every: int = NEVER,
+    checkpoint_every: int = NEVER,
+    log_every: int = 1,
+    first_step: int = 0,
+    evaluation_is_owed: bool = False,
+) -> Trainer:
+    """`..._every` in steps."""
+    parts = Parts(
+        engine=world,
+        learning_rate=lambda step: 0.1 * step,
+        batches_from=world.batches_from,
+        to_device=lambda batch: MicroBatch(batch.images.float(), batch.labels),
+        evaluate=world.evaluate,
+        exchange=StepExchange(RunningStatistics(world.module), torch.device("cpu"), BATCH_SIZE),
+        checkpoints=world,
+        average=world.averaged.append,
+        judge=world.judge,
+        sink=world,
+        supervisor=world,
+    )
+    timetable = Timetable(
+        total_steps=steps,
+        batch_size=BATCH_SIZE,
+        num_samples=NUM_SAMPLES,
+        evaluate=Every(Fraction(evaluate_every * BATCH_SIZE), BATCH_SIZE),
+        checkpoint=Every(Fraction(checkpoint_every * BATCH_SIZE), BATCH_SIZE),
+        log_every=log_every,
+    )
+    return Trainer(parts, timetable, num_micro_batches=2, first_step=first_step, evaluation_is_owed=evaluation_is_owed)
+
+
+def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() -> None:
+    world = World()
+    outcome = trainer(world, steps=6, evaluate_every=2, checkpoint_every=3).fit()
+    assert world.did == [
+        "batches from 0",
+        *("step 1", "step 2", "evaluate", "step 3", "save 3", "step 4", "evaluate", "step 5"),
+        *("step 6", "evaluate", "save 6 and wait with metrics"),
+    ]
+    assert outcome == Outcome(6, finished=True, evaluation=EVALUATION)
+    assert world.told == [("checkpoints/step-3", 3), ("checkpoints/step-6", 6)]
+    assert world.events() == [(0, "started"), (6, "finished")]
+    assert world.of("event")[0]["detail"] == {"total_steps": 6, "batch_size": 4, "num_samples": 8}
+
+
+def test_the_end_of_a_run_is_evaluated_and_saved_even_if_neither_is_due() -> None:
+    world = World()
+    outcome = trainer(world, steps=3).fit()
+    assert world.did[-2:] == ["evaluate", "save 3 and wait with metrics"]
+    assert world.did.count("evaluate") == 1
+    assert outcome.evaluation == EVALUATION
+
+
+def test_each_step_takes_its_own_micro_batches_and_learning_rate() -> None:
+    world = World()
+    trainer(world, steps=3).fit()
+    assert world.positions == [[0, 1], [2, 3], [4, 5]]
+    assert world.learning_rates == [0.1 * completed for completed in (0, 1, 2)]
+
+
+def test_a_resumed_run_continues_at_the_next_step() -> None:
+    world = World()
+    trainer(world, steps=7, evaluate_every=3, first_step=5).fit()
+    assert world.did == ["batches from 5", "step 6", "evaluate", "step 7", "evaluate", "save 7 and wait with metrics"]
+    assert world.positions == [[10, 11], [12, 13]]
+    assert world.learning_rates == [0.5, 0.1 * 6]
+    assert [record["step"] for record in world.of("train")] == [6, 7]
+    assert world.events()[0] == (5, "started")
+
+
+def test_a_run_that_is_resumed_after_its_last_step_only_evaluates() -> None:
+    world = World()
+    outcome = trainer(world, steps=4, first_step=4).fit()
+    assert world.did == ["evaluate"]
+    assert outcome == Outcome(4, finished=True, evaluation=EVALUATION)
+    assert world.events() == [(4, "started"), (4, "finished")]
+
+
+def test_a_request_to_save_is_obeyed_one_step_late_and_training_goes_on() -> None:
+    world = World(requests={2: Request.SAVE})
+    outcome = trainer(world, steps=9).fit()
+    assert [entry for entry in world.did if "save" in entry] == ["save 3", "save 9 and wait with metrics"]
+    assert outcome.finished
+
+
+def test_a_request_to_stop_is_obeyed_one_step_late_with_a_checkpoint() -> None:
+    world = World(requests={2: Request.STOP})
+    outcome = trainer(world, steps=5).fit()
+    assert world.did == ["batches from 0", "step 1", "step 2", "step 3", "save 3 and wait"]
+    assert outcome == Outcome(3, finished=False, evaluation=None)
+    assert world.events() == [(0, "started"), (3, "stopped")]
+    assert world.told == [("checkpoints/step-3", 3)]
+    assert [record["step"] for record in world.of("train")] == [1, 2, 3]
+
+
+def test_a_request_in_a_step_that_has_an_event_anyway_is_obeyed_at_once_and_the_evaluation_is_left_to_the_next() -> (
+    None
+):
+    world = World(requests={2: Request.STOP})
+    outcome = trainer(world, steps=5, evaluate_every=2).fit()
+    assert world.did == ["batches from 0", "step 1", "step 2", "save 2 and wait"]
+    assert outcome == Outcome(2, finished=False, evaluation=None)
+
+
+def test_an_owed_evaluation_comes_first() -> None:
+    world = World()
+    trainer(world, steps=5, evaluate_every=2, first_step=2, evaluation_is_owed=True).fit()
+    assert world.did[:3] == ["evaluate", "batches from 2", "step 3"]
+    assert [record["step"] for record in world.of("eval")] == [2, 4, 5]
+
+
+def test_the_stronger_of_two_requests_wins() -> None:
+    world = World(requests={2: Request.SAVE, 3: Request.STOP})
+    assert trainer(world, steps=9).fit().step == 3
+    assert [entry for entry in world.did if "save" in entry] == ["save 3 and wait"]
+
+
+@pytest.mark.parametrize("asked", [4, 5])
+def test_a_request_to_stop_that_comes_with_the_last_step_finishes_the_run(asked: int) -> None:
+    world = World(requests={asked: Request.STOP})
+    outcome = trainer(world, steps=5).fit()
+    assert outcome == Outcome(5, finished=True, evaluation=EVALUATION)
+    assert [entry for entry in world.did if "save" in entry] == ["save 5 and wait with metrics"]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("diverges", "noticed"),
+    [(2, 3), (3, 4), (4, 4), (6, 6)],  # steps 4 and 6 have a checkpoint, so their own loss is read first
+)
+def test_a_step_whose_loss_is_not_a_number_is_never_saved(diverges: int, noticed: int, loss: float) -> None:
+    world = World(losses={diverges: loss})
+    with pytest.raises(DivergedError, match=f"the loss of step {diverges} is {loss}") as caught:
+        trainer(world, steps=6, checkpoint_every=4, evaluate_every=4).fit()
+    assert caught.value.step == diverges
+    assert world.did[-1] == f"step {noticed}"
+    assert [path for path, step in world.told if step >= diverges] == []
+    assert world.closed
+
+
+def test_a_step_whose_gradient_is_not_a_number_is_never_saved() -> None:
+    world = World(gradients={2: math.nan})
+    with pytest.raises(DivergedError, match="the gradient's norm of step 2 is nan"):
+        trainer(world, steps=4, checkpoint_every=1).fit()
+    assert [step for _, step in world.told] == [1]
+
+
+def test_an_engine_that_leaves_out_steps_that_overflow_goes_on() -> None:
+    world = World(gradients={2: math.inf}, scales_loss=True)
+    assert trainer(world, steps=4).fit().finished
+    assert [record["gradient_norm"] for record in world.of("train")] == [2.0, None, 2.0, 2.0]
+    assert {record["loss_scale"] for record in world.of("train")} == {1024.0}
+
+
+def test_a_row_counts_the_steps_that_were_skipped_up_to_its_own() -> None:
+    world = World(scales_loss=True, skipped=(2, 3))
+    trainer(world, steps=4).fit()
+    assert [record["num_skipped"] for record in world.of("train")] == [0, 1, 2, 2]
+
+
+def test_a_step_that_is_skipped_at_the_least_loss_scale_ends_the_run() -> None:
+    world = World(scales_loss=True, skipped=(1, 2), scale=1.0)
+    with pytest.raises(DivergedError, match=r"gradients of step 1 overflow with a loss scale of 1, the smallest\. Use"):
+        trainer(world, steps=4).fit()
+    assert trainer(World(scales_loss=True, scale=1.0), steps=4).fit().finished
+
+
+def test_a_run_that_has_skipped_all_of_its_steps_is_not_finished() -> None:
+    world = World(scales_loss=True, skipped=(1, 2, 3))
+    with pytest.raises(DivergedError, match="all 3 steps were skipped"):
+        trainer(world, steps=3).fit()
+
+
+def test_generators_are_seeded_before_each_step() -> None:
+    world = World()
+    runner = trainer(world, steps=4, first_step=1)
+    runner.parts = replace(runner.parts, seed=lambda step: world.did.append(f"seed {step}"))
+    runner.fit()
+    steps = [what for what in world.did if what.startswith(("seed", "step"))]
+    assert steps == ["seed 1", "step 2", "seed 2", "step 3", "seed 3", "step 4"]
+
+
+def test_an_error_that_is_explained_is_raised_as_what_it_means() -> None:
+    world = World()
+    runner = trainer(world, steps=4)
+    meant = OutOfMemory(1, 2, "no memory")
+    runner.parts = replace(runner.parts, explain=lambda error: meant if isinstance(error, MemoryError) else None)
+    world.step = Mock(side_effect=MemoryError)  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemory, match="num_micro_batches=2 would fit"):
+        runner.fit()
+    world.step = Mock(side_effect=KeyError("else"))  # type: ignore[method-assign]
+    with pytest.raises(KeyError):
+        runner.fit()
+
+
+def test_the_first_lap_is_not_judged() -> None:
+    world = World()
+    trainer(world, steps=6, log_every=2).fit()
+    assert [lap.num_steps for lap in world.laps] == [2, 2]
+
+
+@pytest.mark.parametrize("requests", [{}, {2: Request.STOP}])
+def test_the_data_is_closed_however_the_run_ends(requests: dict[int, Request]) -> None:
+    world = World(requests=requests)
+    trainer(world, steps=4).fit()
+    assert world.closed
+
+
+@pytest.mark.parametrize("log_every", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("checkpoint_every", [1, 2, 5])
+def test_train_records_come_at_their_steps_and_at_the_end(log_every: int, checkpoint_every: int) -> None:
+    world = World()
+    trainer(world, steps=11, log_every=log_every, checkpoint_every=checkpoint_every).fit()
+    due = [step for step in range(1, 12) if step % log_every == 0 or step == 11]
+    assert [record["step"] for record in world.of("train")] == due
+
+
+def test_a_train_record_has_means_over_the_global_batch() -> None:
+    world = World(losses={2: 6.0})
+    trainer(world, steps=3).fit()
+    second = world.of("train")[1]
+    assert (second["loss"], second["top1"], second["epoch"]) == (1.5, 0.75, 1.0)
+    assert second["learning_rate"] == 0.1
+    assert (second["gradient_norm"], second["sample_ids"]) == (2.0, 2 + 3)  # the checksums of two micro-batches
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3, NEVER])
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch, checkpoint_every: int, log_every: int) -> None:
+    world = World()
+    for module in ("training.trainer", "telemetry.step_timer"):
+        monkeypatch.setattr(f"resnet_dist.{module}.time", SimpleNamespace(perf_counter=lambda: world.now_s))
+    trainer(world, steps=4, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=2).fit()
+    for record in world.of("train"):
+        assert record["data_wait_s"] == 0.5  # two micro-batches of 0.25 s
+        assert record["step_time_s"] == 2.5
+        assert record["images_per_s"] == BATCH_SIZE / 2.5
+        assert record["time_left_s"] == (4 - record["step"]) * 2.5
+    assert [record["time_s"] for record in world.of("eval")] == [100.0, 100.0]
+
+
+def test_an_eval_record_has_the_evaluation() -> None:
+    world = World()
+    trainer(world, steps=3).fit()
+    (record,) = world.of("eval")
+    assert {**record, "time_s": None} == {
+        "kind": "eval",
+        "step": 3,
+        "epoch": 1.5,
+        "time_s": None,
+        "top1": 0.5,
+        "top5": 1.0,
+        "loss": 0.25,
+        "num_samples": 2,
+        "weights": "model",
+        "num_nonfinite": 0,
+    }
+
+
+def test_an_evaluation_that_is_not_finite_is_warned_of_and_the_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    monkeypatch.setattr(world, "evaluate", lambda: Evaluation(math.nan, math.nan, math.nan, 2, num_nonfinite=1))
+    monkeypatch.setattr(world, "save", lambda *_, **__: None)
+    assert trainer(world, steps=4, evaluate_every=2).fit().finished
+    assert [record.getMessage() for record in caplog.records if record.name == "resnet_dist.training.trainer"] == [
+        f"the evaluation after step {step} is not finite: 1 of 2 samples have logits that are not finite"
+        for step in (2, 4)
+    ]
+
+
+def test_only_the_worker_that_wrote_a_checkpoint_tells_its_supervisor() -> None:
+    world = World(writes=False)
+    trainer(world, steps=3).fit()
+    assert "save 3 and wait with metrics" in world.did
+    assert world.told == []
+
+
+def test_weights_are_averaged_after_each_step_but_those_that_were_left_out() -> None:
+    world = World(gradients={3: math.inf}, scales_loss=True, skipped=(3,))
+    trainer(world, steps=5).fit()
+    assert world.averaged == [1, 2, 4, 5]
