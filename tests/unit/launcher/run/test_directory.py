@@ -33,7 +33,8 @@ def test_every_file_has_its_place(tmp_path: Path) -> None:
     places = {
         run.path: "", run.config: "config.yaml", run.environment: "environment.json",
         run.attempts_file: "attempts.jsonl", run.metrics: "metrics.jsonl", run.tensorboard: "tensorboard",
-        run.checkpoints: "checkpoints", run.index: "index", run.submissions: "submissions.jsonl", run.skips: "skips.json",
+        run.checkpoints: "checkpoints", run.index: "index", run.submissions: "submissions.jsonl",
+        run.skips: "skips.json",
         run.finished_file: "FINISHED", run.fatal_file: "FATAL",
         run.logs(1).log(0): "logs/attempt-1/rank-0.log",
     }  # fmt: skip
