@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test bench
+.PHONY: help demo install system check test mutants bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,16 @@ check: install ## lint, format, types, the arrows between packages, the examples
 test: install ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15 tests/unit tests/contracts
 	$(BIN)/python -m pytest --durations 40 tests/distributed tests/lab tests/gpu
+
+# Every test starts in a fork of one process that has run them all. Torch's threads would not survive that: hence one.
+mutants: $(BIN)/mutmut ## how many small mistakes in the order, the crops, the schedule and LARS no unit test would notice
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results --all true | $(BIN)/python tests/mutants.py
+
+$(BIN)/mutmut: $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[mutants]"
+	touch $@
 
 bench: install ## benchmarks on this machine's CPU, and docs/benchmarks.md from what they found
 	-$(BIN)/python -m benchmarks.training_cpu

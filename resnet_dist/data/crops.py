@@ -60,9 +60,7 @@ def _central(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Height and width of the largest window whose aspect is allowed."""
     lowest, highest = aspect
-    central_height = np.where(width < lowest * height, np.rint(width / lowest), height)
-    central_width = np.where(width > highest * height, np.rint(height * highest), width)
-    return np.clip(central_height, 1, height), np.clip(central_width, 1, width)
+    return np.clip(np.rint(width / lowest), 1, height), np.clip(np.rint(height * highest), 1, width)
 
 
 def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -77,5 +75,5 @@ def evaluation_windows(heights: NDArray[np.int32], widths: NDArray[np.int32], fr
     0.875. Cutting first resizes fewer pixels and rounds once.
     """
     shorter = np.minimum(heights, widths)
-    side = np.clip(np.rint(fraction * shorter), 1, shorter).astype(np.int32)
+    side = np.maximum(np.rint(fraction * shorter), 1).astype(np.int32)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1).astype(np.int32)

@@ -94,7 +94,7 @@ def test_windows_are_distributed_as_torchvisions(height: int, width: int) -> Non
 
 
 def test_an_image_too_narrow_for_any_try_gives_its_centre_as_torchvision_does() -> None:
-    for height, width in ((10, 1000), (1000, 10)):
+    for height, width in ((10, 1000), (1000, 10), (10, 1), (1, 10)):
         ours = windows_of(height, width, 50, area=(0.9, 1.0))
         theirs = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], list(ASPECT))
         assert (ours == np.array(theirs)).all()
@@ -102,6 +102,11 @@ def test_an_image_too_narrow_for_any_try_gives_its_centre_as_torchvision_does() 
 
 def test_a_whole_image_can_be_asked_for() -> None:
     assert (windows_of(50, 50, 10, area=(1.0, 1.0), aspect=(1.0, 1.0)) == [0, 0, 50, 50]).all()
+
+
+def test_a_window_of_one_pixel_fits() -> None:
+    windows = windows_of(3, 3, 1000, area=(1 / 9, 1 / 9), aspect=(1.0, 1.0))
+    assert np.unique(windows, axis=0).tolist() == [[top, left, 1, 1] for top in range(3) for left in range(3)]
 
 
 def test_windows_never_change() -> None:

@@ -151,8 +151,9 @@ def _ratio(weight_norm: float, gradient_norm: float) -> float:
     return trust_ratios(*norms, weight_decay=0.5, trust_coefficient=0.1, epsilon=1.0).item()
 
 
-def test_the_trust_ratio_follows_its_formula() -> None:
-    assert _ratio(4.0, 5.0) == 0.1 * 4.0 / (5.0 + 0.5 * 4.0 + 1.0)
+@pytest.mark.parametrize(("weight", "gradient"), [(4.0, 5.0), (0.5, 0.25)])
+def test_the_trust_ratio_follows_its_formula(weight: float, gradient: float) -> None:
+    assert _ratio(weight, gradient) == 0.1 * weight / (gradient + 0.5 * weight + 1.0)
 
 
 @pytest.mark.parametrize("norms", [(0.0, 0.0), (0.0, 5.0), (4.0, 0.0)])
@@ -197,6 +198,38 @@ def test_float32_weights_have_their_norms_in_float64() -> None:
     assert norms.tolist() == pytest.approx([10 * float(torch.tensor(0.1)) ** 2, 0.0], rel=1e-15)
 
 
+@pytest.mark.parametrize("num", [1, 4095, 4096, 4097, 3 * 4096 + 5, 2**20 + 1])
+def test_norms_of_float32_weights_of_any_length_are_near_those_of_float64(num: int) -> None:
+    weights = torch.randn(num, generator=torch.Generator().manual_seed(0))
+    assert squared_norms([weights]).item() == pytest.approx(weights.double().square().sum().item(), rel=2e-7)
+
+
+def test_norms_count_every_element_once() -> None:
+    assert squared_norms([torch.ones(2 * 4096 + 4), torch.full((4096,), 2.0)]).tolist() == [8196.0, 16384.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_norms_of_other_dtypes_are_added_up_in_float64(dtype: torch.dtype) -> None:
+    weights = torch.randn(3 * 4096 + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    norms = squared_norms([weights])
+    assert norms.dtype is torch.float64
+    assert norms.item() == pytest.approx(weights.double().square().sum().item(), rel=1e-14)
+
+
+def test_norms_are_added_up_in_the_order_of_memory() -> None:
+    """Nothing is copied: the rows that are rounded to float32 are those that lie in memory."""
+    weights = torch.randn(16, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    channels_last = weights.to(memory_format=torch.channels_last)
+    in_memory = channels_last.permute(0, 2, 3, 1)
+    assert in_memory.is_contiguous()
+    assert squared_norms([weights, channels_last]).tolist() == squared_norms([weights.view(-1), in_memory]).tolist()
+
+
+def test_norms_of_a_transposed_matrix_are_those_of_the_matrix() -> None:
+    matrix = torch.randn(100, 80, generator=torch.Generator().manual_seed(0))
+    assert squared_norms([matrix.T]).item() == pytest.approx(squared_norms([matrix]).item(), rel=2e-7)
+
+
 def test_a_step_reads_nothing_back_from_the_device() -> None:
     """On the meta device there is no value to read: .item(), or a branch on a tensor, would raise."""
     weight = torch.ones(3, device="meta", requires_grad=True)
@@ -220,6 +253,24 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
     assert weight.item() < 3.0
 
 
+def test_the_defaults_of_the_settings() -> None:
+    assert Lars([torch.zeros(1, requires_grad=True)]).defaults == {
+        "lr": 0.0,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "trust_coefficient": 0.001,
+        "epsilon": 0.0,
+        "convention": "lr_inside",
+        "decay": True,
+    }
+
+
+def test_every_setting_but_the_trust_coefficient_may_be_zero() -> None:
+    zeros: dict[str, Any] = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "epsilon": 0.0}
+    defaults = Lars([torch.zeros(1, requires_grad=True)], **zeros).defaults
+    assert {name: defaults[name] for name in zeros} == zeros
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -235,3 +286,8 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Lars([torch.zeros(1, requires_grad=True)], **wrong)
+
+
+def test_an_unknown_convention_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"convention='inside' must be one of lr_inside, lr_outside$"):
+        Lars([torch.zeros(1, requires_grad=True)], convention="inside")  # type: ignore[arg-type]

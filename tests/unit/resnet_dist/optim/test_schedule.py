@@ -77,6 +77,10 @@ def test_gamma_can_be_chosen() -> None:
     assert _build(decay="step", milestones=(_steps(20), _steps(30)), gamma=0.5)(30) == 1.0
 
 
+def test_milestones_are_for_the_step_decay_alone() -> None:
+    assert _build(decay="cosine", milestones=(_steps(30),)).milestones == ()
+
+
 def test_a_constant_schedule_stays_at_the_peak() -> None:
     schedule = _build(decay="constant")
     assert {schedule(k) for k in range(10, 100)} == {4.0}
@@ -104,7 +108,16 @@ def test_a_run_that_ends_within_warm_up_only_warms_up() -> None:
     schedule = _build(total=10, decay="cosine")
     assert schedule(9) == 4.0
     assert schedule(10) == 0.0
-    assert [corner.step for corner in schedule.corners()] == [0, 5, 9, 9]
+    assert [(corner.step, corner.name) for corner in schedule.corners()] == [
+        (0, "first step"),
+        (5, "half way"),
+        (9, "last step"),
+        (9, "end of warm-up"),
+    ]
+
+
+def test_half_way_of_an_odd_number_of_steps_is_a_whole_step() -> None:
+    assert [corner.step for corner in _build(total=101).corners() if corner.name == "half way"] == [50]
 
 
 def test_corners_name_what_is_worth_showing() -> None:
@@ -141,11 +154,20 @@ def test_a_users_function_that_leaves_zero_to_one_is_refused(user_decay: str, fu
     with pytest.raises(RecipeError, match=rf"returned {answer} for a progress of 0\.5") as caught:
         _build(decay=f"{user_decay}:{function}")(55)
     assert caught.value.key == "schedule.decay"
+    assert caught.value.allowed == "a number in [0, 1]: 1 is the peak LR, 0 the end LR"
+
+
+def test_a_users_function_that_cannot_be_loaded_is_refused(user_decay: str) -> None:
+    with pytest.raises(RecipeError, match="has no absent") as caught:
+        _build(decay=f"{user_decay}:absent")
+    assert caught.value.key == "schedule.decay"
 
 
 def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'linear' is not a decay"):
+    with pytest.raises(RecipeError, match="'linear' is not a decay") as caught:
         _build(decay="linear")
+    assert caught.value.key == "schedule.decay"
+    assert caught.value.allowed == "constant, cosine, polynomial, step, or package.module:function"
 
 
 def test_every_decay_that_the_rules_allow_can_be_built() -> None:
