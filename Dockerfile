@@ -1,14 +1,14 @@
-# An image that trains: Python, the launcher and all it needs, for a user who is not root.
+# An image with Python, the launcher and its dependencies, for a non-root user.
 #
 #   docker build --tag NAME:TAG .                                                             GPUs: CUDA, DeepSpeed, DALI
 #   docker build --tag NAME:TAG --build-arg BASE=python:3.11-slim --build-arg EXTRAS=ray .    no GPUs
 #
-# BASE needs apt and bash; it may bring a Python of 3.11 to 3.13, and gets Debian's or Ubuntu's own where it does not.
-# Give BASE with a digest (NAME:TAG@sha256:...) for an image that can be built again bit by bit.
+# BASE must have apt and bash. If it has no Python (3.11 to 3.13), the distribution's Python is installed.
+# For a reproducible base image, give BASE with a digest (NAME:TAG@sha256:...).
 ARG BASE=nvidia/cuda:13.0.0-base-ubuntu24.04
 
 FROM ${BASE} AS base
-# Versions of apt's packages are the base image's to pin: its archive keeps only the newest.
+# apt packages are not pinned, because the archive keeps only the newest versions.
 # hadolint ignore=DL3008
 RUN if ! command -v python3 > /dev/null; then \
         apt-get update \
@@ -30,7 +30,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/launcher/bin/pip install --constraint constraints.txt ".[${EXTRAS}]"
 
 FROM base
-# Ubuntu's image has a user 1000 of its own: the number is what counts, and the name is for programs that ask for one.
+# Ubuntu's image already has a user 1000: --non-unique adds a second name for the same number.
 RUN groupadd --non-unique --gid 1000 launcher \
     && useradd --non-unique --uid 1000 --gid 1000 --create-home launcher
 COPY --from=build /opt/launcher /opt/launcher

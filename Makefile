@@ -1,4 +1,4 @@
-# `make help` lists what can be done. pip's own settings (its config file, PIP_* variables) stay as the user has them.
+# `make help` lists the targets. pip's settings (its config file, PIP_* variables) are not changed.
 
 PYTHON ?= python3
 EXTRAS ?= all,dev
@@ -11,25 +11,25 @@ INSTALLED := $(VENV)/.installed
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'PYTHON=$(PYTHON) makes the environment; EXTRAS=$(EXTRAS) are installed (EXTRAS=dev,ray where DALI has no wheels)'
+	@echo 'PYTHON=$(PYTHON) creates the environment; EXTRAS=$(EXTRAS) are installed (use EXTRAS=dev,ray where DALI has no wheels)'
 
-demo: install ## train on handwritten digits, here and now, in a few minutes
+demo: install ## train on handwritten digits, in a few minutes
 	$(BIN)/python -m launcher demo
 
-install: $(INSTALLED) ## make .venv with the versions of constraints.txt (about 7 GB); nothing to do when it is up to date
+install: $(INSTALLED) ## create .venv with the versions in constraints.txt (about 8 GB), unless it is up to date
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
-# SLURM and namespaces for tests/lab; on a machine without apt-get, or without root, those tests are skipped instead.
+# SLURM and namespaces for tests/lab. Without apt-get or root, install nothing: those tests are skipped.
 LAB := slurm-wlm munge iproute2 util-linux
-system: ## install what tests/lab needs beside Python (Debian and Ubuntu, as root)
+system: ## install the system packages of tests/lab (Debian and Ubuntu, as root)
 	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }
 
-check: install ## lint, format, types, the arrows between packages, the examples in docstrings
+check: install ## lint, format, types, import contracts, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,8 +41,8 @@ test: install ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15 tests/unit tests/contracts
 	$(BIN)/python -m pytest --durations 40 tests/distributed tests/lab tests/gpu
 
-# Every test starts in a fork of one process that has run them all. Torch's threads would not survive that: hence one.
-mutants: $(BIN)/mutmut ## how many small mistakes in the order, the crops, the schedule and LARS no unit test would notice
+# mutmut forks each test run from one process that has run all tests. Torch's threads do not survive a fork: use one.
+mutants: $(BIN)/mutmut ## mutation tests of the sample order, crops, schedule and LARS
 	rm -rf mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results --all true | $(BIN)/python tests/mutants.py
@@ -51,7 +51,7 @@ $(BIN)/mutmut: $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[mutants]"
 	touch $@
 
-bench: install ## benchmarks on this machine's CPU, and docs/benchmarks.md from what they found
+bench: install ## run the CPU benchmarks and write docs/benchmarks.md
 	-$(BIN)/python -m benchmarks.training_cpu
 	$(BIN)/python -m benchmarks.speed_keys
 	-$(BIN)/python benchmarks/checkpoint_stall.py

@@ -40,10 +40,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from resnet_dist.checkpoint.parts import Parts, Writer
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.folders import new_writer
+from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.restore import load, newest
-from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.save import Content, save, write, write_part
+from resnet_dist.checkpoint.save import write, write_part
 
 RESULTS = Path(__file__).parent / "results" / "checkpoint_formats.json"
 
@@ -75,7 +76,7 @@ def joined(model: State, optimizer: dict[str, dict[str, Tensor]]) -> State:
 
 def save_ours(folder: Path, step: int, state: State) -> None:
     """This project's format."""
-    save(folder, step, *split(state), {}, Retention(keep=10**6))
+    write(folder, CheckpointContent(step, *split(state), {}))
 
 
 def load_ours(path: Path, state: State) -> State:
@@ -278,12 +279,12 @@ def _write_by_two(rank: int, scratch: Path, store: str, state: State) -> None:
         {name: distribute_tensor(value, mesh, [Shard(0)]) if value.dim() else value for name, value in state.items()},
         checkpoint_id=scratch / "dcp",
     )
-    writer = [Writer.here()]
+    writer = [new_writer()]
     dist.broadcast_object_list(writer, src=0)
     model, optimizer = split(state)
     part = {name: states for number, (name, states) in enumerate(optimizer.items()) if number % 2 == rank}
-    content = Content.of(1, model if rank == 0 else {}, part, {})
-    (write if rank == 0 else write_part)(scratch / "ours", content, Parts(rank, 2, writer[0]))
+    content = CheckpointContent(1, model if rank == 0 else {}, part, {})
+    (write if rank == 0 else write_part)(scratch / "ours", content, PartFiles(rank, 2, writer[0]))
     dist.destroy_process_group()
 
 

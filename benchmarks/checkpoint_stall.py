@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.restore import load
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saved, Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe
 
@@ -46,7 +47,9 @@ def state_of(model: str, device: str) -> tuple[dict[str, Tensor], dict[str, dict
 def measure(folder: Path, model: str, device: str, num_rounds: int) -> dict[str, Any]:
     """Seconds of each round. Round 0 is the first save of a process."""
     weights, momentum = state_of(model, device)
-    saver = Saver(folder, Retention(keep=1), on_event=lambda step, event, detail: None)
+    details: list[dict[str, Any]] = []
+    options = CheckpointOptions(folder, Retention(keep=1), max_failures=1)
+    saver = Saver(options, on_event=lambda step, event, detail: details.append(detail))
     saver.reserve([*weights.values(), *(state["momentum"] for state in momentum.values())])
     time.sleep(2)  # a run's first steps
     saver_s, write_s, torch_save_s = [], [], []
@@ -54,13 +57,13 @@ def measure(folder: Path, model: str, device: str, num_rounds: int) -> dict[str,
     for number in range(num_rounds + 1):
         os.sync()
         started = time.perf_counter()
-        saver.save(number, weights, momentum, {}, wait=False)
+        saver.save(CheckpointContent(number, weights, momentum, {}), wait=False)
         saver_s.append(time.perf_counter() - started)
-        while not (reports := saver.poll()):
+        while len(details) <= number:
+            saver.poll()
             time.sleep(0.01)
-        assert isinstance(reports[0], Saved), reports
-        write_s.append(reports[0].write_s)
-        size_bytes = reports[0].size_bytes
+        write_s.append(details[-1]["write_s"])
+        size_bytes = details[-1]["size_bytes"]
 
         os.sync()
         started = time.perf_counter()

@@ -19,7 +19,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Exchange
 
 from benchmarks.measure import Run, interleave, time_row
 from resnet_dist.models.batch_norm import use_spans
-from resnet_dist.models.spans import Spans, Team
+from resnet_dist.models.spans import Spans, SpanGroup
 from resnet_dist.recipe.batch_layout import BatchLayout
 
 # Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
@@ -80,7 +80,7 @@ def _ours(channels: int, batch: int, *, exchanged: bool) -> nn.Module:
     layout = BatchLayout(batch, 1, 1)
     spans = Spans(layout, 0, "global")
     if exchanged:
-        spans.join(Team(range(1), range(batch)), dist.group.WORLD, layout, 0)
+        spans.join(SpanGroup(range(1), range(batch)), dist.group.WORLD, layout, 0)
     return use_spans(nn.BatchNorm2d(channels), spans)
 
 

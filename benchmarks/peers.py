@@ -44,13 +44,13 @@ from resnet_dist.recipe.schema import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.stop_request import Request
-from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.stop_request import Unattended
+from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import NoSink
 from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.evaluate import Evaluation
-from resnet_dist.training.trainer import Parts, Timetable, Trainer
+from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 LEARNING_RATE = 1e-3  # small: random labels must not let the loss run away while a step is timed
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
@@ -129,8 +129,8 @@ class OurTrainer:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
         model = whole_model(recipe, spans, device)
-        pulse = Pulse()
-        pulse.watch(model, device, lambda: spans.waited_s)
+        liveness = Liveness()
+        liveness.watch(model, device, lambda: spans.waited_s)
         exchange = StepExchange(RunningStatistics(model), device, recipe.batch.size)
         loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
         self.optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, device))
@@ -138,7 +138,7 @@ class OurTrainer:
         self._endless = itertools.cycle(batches)
         self._step, self._batch_size = 0, recipe.batch.size
         self.records: list[dict[str, Any]] = []
-        self._parts = Parts(
+        self._parts = TrainerParts(
             engine=self.engine,
             learning_rate=lambda step: LEARNING_RATE,
             batches_from=lambda step: (batch for batch in self._endless),
@@ -147,8 +147,8 @@ class OurTrainer:
             exchange=exchange,
             checkpoints=_Unsaved(),
             sink=NoSink(),
-            supervisor=_Unasked(),
-            pulse=pulse,
+            supervisor=Unattended(),
+            liveness=liveness,
         )
 
     def __call__(self, steps: int) -> None:
@@ -162,19 +162,9 @@ class OurTrainer:
 class _Unsaved:
     def save(self, step: int, *, wait: bool, metrics: object) -> None: ...
 
-    def poll(self) -> list[Any]:
-        return []
+    def poll(self) -> None: ...
 
     def close(self, *, patient: bool = True) -> None: ...
-
-
-class _Unasked:
-    def request(self) -> Request:
-        return Request.CONTINUE
-
-    def checkpoint(self, path: str, step: int) -> None: ...
-
-    def metrics(self, record: object) -> None: ...
 
 
 class _Loop:

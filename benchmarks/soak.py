@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = {
     "schedule": {"peak_lr": 0.05, "decay": "constant"},
     "evaluate": {"every": "25 steps"},
     "checkpoint": {"every": f"{CHECKPOINT_EVERY} steps"},
-    "faults": {"hang_timeout_s": HANG_TIMEOUT_S, "max_failures": 5, "node_strikes": 1000},
+    "faults": {"hang_timeout_s": HANG_TIMEOUT_S, "max_failures": 5, "max_node_failures": 1000},
     "log": {"every_steps": 1, "tensorboard": False},
 }
 

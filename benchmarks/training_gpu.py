@@ -61,8 +61,8 @@ ABLATION: dict[str, dict[str, Any]] = {
     "channels_last: false": {"channels_last": False},
     "compile: true": {"compile": True},
     "cuda_graph: true": {"cuda_graph": True},
-    "optimizer: fused": {"optimizer": "fused"},
-    "optimizer: loop": {"optimizer": "loop"},
+    "sgd_kernel: fused": {"sgd_kernel": "fused"},
+    "sgd_kernel: loop": {"sgd_kernel": "loop"},
     "copy_stream: false": {"copy_stream": False},
     "cudnn_benchmark: false": {"cudnn_benchmark": False},
 }

@@ -1,1 +1,1 @@
-"""The places: from a run's needs to sbatch scripts and RayJob manifests. Text in, text out."""
+"""From a run's needs to sbatch scripts and RayJob manifests. Text in, text out."""

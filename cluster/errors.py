@@ -1,4 +1,4 @@
-"""What can be wrong between a run and a place, in the four parts that a user needs: where, what, allowed, nearest."""
+"""Errors of this package: a run or a profile that a scheduler cannot take."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """One thing that a place cannot take.
+class Problem:
+    """One mistake in a config or a profile.
 
-    >>> print(Mismatch("site.yaml:3", "partitoin", "unknown key", "partition, account", "partition"))
+    >>> print(Problem("site.yaml:3", "partitoin", "unknown key", "partition, account", "partition"))
     site.yaml:3: partitoin: unknown key. Allowed: partition, account. Did you mean partition?
     """
 
-    place: str  # FILE:LINE of the profile; empty for what stands in the run's own config
-    key: str  # dotted; empty when the file as a whole is meant
+    place: str  # FILE:LINE, or the override on the command line; empty if the caller has to look `key` up
+    key: str  # dotted; empty if the file as a whole is meant
     found: str
     allowed: str
     suggestion: str = ""
@@ -27,11 +27,11 @@ class Mismatch:
 
 
 class PlaceError(ValueError):
-    """A run or a profile that a place cannot take. `mismatches` holds all that were found.
+    """A run or a profile that a scheduler cannot take. `problems` holds all that were found.
 
-    The command line reports it with exit code 78: it is never worth another try as it is.
+    The command line exits with 78: the same input never works on a later try.
     """
 
-    def __init__(self, mismatches: Sequence[Mismatch]) -> None:
-        super().__init__("\n".join(map(str, mismatches)))
-        self.mismatches = tuple(mismatches)
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)

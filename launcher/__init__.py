@@ -1,4 +1,4 @@
-"""The control plane: from a YAML file to a running job, and its Python surface: `fit` and `load_run`."""
+"""The launcher: from a YAML file to a running job. Its Python API is `fit` and `load_run`."""
 
 from launcher.api import Run, fit, load_run
 

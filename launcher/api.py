@@ -1,4 +1,4 @@
-"""A run from Python: start one, or read one that is on the disk."""
+"""The Python API: start a run, or read one from its directory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config import load as configs
+from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RunConfig
 from launcher.errors import UsageError
 from launcher.run.directory import RunDirectory
@@ -20,33 +21,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read."""
+    """A run, read from its directory."""
 
     path: Path
 
     @property
     def config(self) -> RunConfig:
         """The resolved config."""
-        return configs.load(self._directory.config)
+        return configs.load(self._directory.config, recorded=True)
 
     @property
     def finished(self) -> bool:
-        """Whether the run reached its end."""
+        """Whether all steps are done."""
         return self._directory.is_finished()
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """top1, top5, loss, num_samples, step, time_s of a finished run; None before.
+        """top1, top5, loss, num_samples, step, time_s of a finished run; else None.
 
-        top1, top5 and loss are None where the last evaluation was not finite.
+        top1, top5 and loss are None if the last evaluation was not finite.
         """
         return self._directory.summary()
 
     @property
     def metrics(self) -> pandas.DataFrame:
-        """metrics.jsonl as a table, a row a record: kind, step, epoch, loss, learning_rate, ... (needs pandas).
+        """metrics.jsonl as a table, one row per record: kind, step, epoch, loss, learning_rate, ... (needs pandas).
 
-        A null of metrics.jsonl, which stands for a number that is not finite, is NaN.
+        Numbers that are not finite, null in metrics.jsonl, are NaN.
         """
         try:
             import pandas
@@ -56,18 +57,18 @@ class Run:
 
     @property
     def _directory(self) -> RunDirectory:
-        return RunDirectory(self.path.parent, self.path.name)
+        return RunDirectory.at(self.path)
 
 
 def fit(config: str | os.PathLike[str] | Mapping[str, Any], **overrides: Any) -> Run:
-    """Train `config`, a YAML file or a mapping with its keys, and return the run.
+    """Train `config`, a YAML file or a mapping with the same keys, and return the run.
 
     `overrides` are top-level keys; a mapping for a section changes only the keys it holds:
-    `fit("configs/digits_cpu.yaml", place="local", batch={"size": 64})`. Raises what ended the run.
+    `fit("configs/digits_cpu.yaml", place="local", batch={"size": 64})`. Raises the error that ended the run.
     """
     from launcher.train import train
 
-    flat = dict(_flat(overrides))
+    flat = flatten(overrides)
     if isinstance(config, Mapping):
         resolved = configs.from_mapping(config, Path.cwd(), flat)
     else:
@@ -77,16 +78,8 @@ def fit(config: str | os.PathLike[str] | Mapping[str, Any], **overrides: Any) ->
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in the folder `path`; UsageError where there is none."""
+    """The run in the folder `path`. Raises UsageError if there is none."""
     folder = Path(path).expanduser()
-    if not (folder / "attempts.jsonl").is_file():
+    if not RunDirectory.at(folder).attempts_file.is_file():
         raise UsageError(f"{folder}: there is no run here. Allowed: a run directory, <storage>/<name>")
     return Run(folder)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        items += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
-    return items

@@ -1,4 +1,4 @@
-"""Command lines: argparse with this project's exit code for a wrong one."""
+"""Command line parsers: argparse with this project's exit codes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from launcher.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would exit with 2."""
+    """Raises UsageError in place of exiting with 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line, with what is allowed."""
+        """Raise UsageError with the usage."""
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, but `key=value` may stand after options, too: argparse takes them in one row only."""
+        """As argparse, but accept `key=value` after options, too; argparse only takes consecutive ones."""
         found, rest = super().parse_known_args(args, namespace)
         if any(action.dest == "overrides" and action.nargs == "*" for action in self._actions):
             found.overrides = [*found.overrides, *(text for text in rest if not text.startswith("-"))]
@@ -37,10 +37,10 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume",
         choices=("auto", "never", "must"),
         default="auto",
-        help="auto: go on from the newest checkpoint, if any; never: refuse to; must: fail without one",
+        help="auto: resume from the newest checkpoint, if any; never: fail if there is one; must: fail without one",
     )
     parser.add_argument(
         "--profile",
         metavar="FIRST:LAST",
-        help="look into these steps with torch's profiler: a trace and a table in the run directory (log.profile)",
+        help="trace these steps with torch's profiler and write a trace and a table (log.profile)",
     )

@@ -22,13 +22,13 @@ HOME = Path("~/resnet_data")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["train"]:  # a parser of its own: its options may stand anywhere
+    if arguments[:1] == ["train"]:  # has its own parser, which accepts options anywhere
         return train.main(arguments[1:], prog="launcher train")
     try:
         given = _parser().parse_args(arguments)
         return int(given.run(given))
-    except BrokenPipeError:  # the reader has seen enough: `launcher compare A B | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+    except BrokenPipeError:  # the reader has closed the pipe: `launcher compare A B | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the interpreter's exit would fail, too
         return 0
     except Exception as error:
         return report(error)
@@ -40,17 +40,17 @@ def _parser() -> Parser:
 
     verbs.add_parser("train", help="train a config (the same as python -m launcher.train)")
 
-    verb = verbs.add_parser("demo", help="train on handwritten digits here and now, in a few minutes")
+    verb = verbs.add_parser("demo", help="train on handwritten digits on this machine, in a few minutes")
     verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key of configs/digits_cpu.yaml")
-    verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="for images and runs (%(default)s)")
+    verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="folder for images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
     plan.add_parser(verbs)
 
-    verb = verbs.add_parser("prepare", help="write a data set as folders of images")
+    verb = verbs.add_parser("prepare", help="write a data set as image folders")
     verb.add_argument("dataset", choices=("digits",), help="digits: scikit-learn's 1,797 handwritten digits")
-    verb.add_argument("folder", type=Path, nargs="?", help="where to (default: ~/resnet_data/<dataset>)")
-    verb.add_argument("--baselines", action="store_true", help="also print what classical methods reach on it")
+    verb.add_argument("folder", type=Path, nargs="?", help="target folder (default: ~/resnet_data/<dataset>)")
+    verb.add_argument("--baselines", action="store_true", help="also print the accuracy of classical methods")
     verb.set_defaults(run=_prepare)
 
     for module in (doctor, render, submit, status, logs, cancel, list_runs, reports, compare):

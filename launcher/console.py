@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line every few steps, and a summary at the end."""
+"""Output of a run for a person: a line every few steps, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from launcher.run.directory import RunDirectory
+from resnet_dist.checkpoint.format import folder_name
 from resnet_dist.recipe.durations import Duration
+from resnet_dist.telemetry.metrics_file import BOTTLENECK_EVENTS
 
 
-class _Nowhere(io.StringIO):
-    """Takes lines that nobody reads."""
+class _Discard(io.StringIO):
+    """A stream that discards everything."""
 
     def write(self, text: str) -> int:
         return len(text)
 
 
 class Progress:
-    """Prints records of metrics.jsonl, one line each, as they come."""
+    """Prints records of metrics.jsonl, one line each."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._total_steps = 0
 
     def say(self, text: str) -> None:
-        """Print a line of its own."""
+        """Print a line."""
         try:
             print(text, file=self._stream, flush=True)
-        except BrokenPipeError:  # whoever read has gone (`| head`); the run has not
-            self._stream = _Nowhere()
+        except BrokenPipeError:  # the reader has closed the pipe (`| head`): the run continues
+            self._stream = _Discard()
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Print a record, if it is one that a person wants to see."""
+        """Print a record, if it is of interest to a person."""
         kind = record["kind"]
         if kind == "train":
             self.say(self._train(record))
@@ -51,9 +53,9 @@ class Progress:
             if detail.get("batch_size", 0) > detail.get("num_samples", math.inf):
                 self.say(
                     f"batch.size {detail['batch_size']:,} is more than the {detail['num_samples']:,} training images: "
-                    "a step sees images more than once, and an epoch has less than one step"
+                    "a step uses images more than once, and an epoch is less than one step"
                 )
-        elif record["event"] == "verdict":
+        elif record["event"] in BOTTLENECK_EVENTS:
             self.say(record["detail"]["text"])
         elif record["event"] == "stopped":
             self.say(f"{self._where(record)}  stopped on request")
@@ -75,7 +77,7 @@ class Progress:
 
 
 def _shown(record: Mapping[str, Any], key: str, form: str) -> str:
-    """A number of a record for a person; "not finite" for null or NaN, "n/a" where the record does not have it."""
+    """A number of a record for a person: formatted, "not finite" for null or NaN, "n/a" if it is missing."""
     if key not in record:
         return "n/a"
     value = record[key]
@@ -83,7 +85,7 @@ def _shown(record: Mapping[str, Any], key: str, form: str) -> str:
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
-    """A line where the last evaluation is not finite."""
+    """A warning if the last evaluation is not finite."""
     not_finite = [name for name in ("top1", "top5", "loss") if _shown(summary, name, "") == "not finite"]
     if not not_finite:
         return []
@@ -102,14 +104,13 @@ def _twice(summary: Mapping[str, Any]) -> Duration:
 
 
 def profile_lines(run: RunDirectory) -> list[str]:
-    """Where the newest profile is, if there is any."""
+    """The newest profile, if there is one."""
     traces = sorted(run.profiles.glob("*/rank-0.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-    return [f"  profile      {traces[-1]} (for ui.perfetto.dev; rank-0.txt beside it)"] if traces else []
+    return [f"  profile      {traces[-1]} (open it with ui.perfetto.dev; rank-0.txt has a table)"] if traces else []
 
 
 def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
-    """The end of a finished run: the result, and where everything is."""
-    checkpoint = run.checkpoints / f"step-{summary['step']:08d}"
+    """The summary of a finished run: its result and its files."""
     return [
         "",
         f"finished  {summary['step']:,} steps, {_shown(summary, 'time_s', '.0f')} s since this start"
@@ -117,10 +118,10 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         *_warnings(summary),
         f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
         f" (top-5 {_shown(summary, 'top5', '.2%')})",
-        f"  checkpoint   {checkpoint}",
+        f"  checkpoint   {run.checkpoints / folder_name(summary['step'])}",
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
-        f"  logs         {run.path / 'logs'}",
+        f"  logs         {run.all_logs}",
         *profile_lines(run),
         f"  train longer python -m launcher.train {run.config} duration='{_twice(summary)}'",
         f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",

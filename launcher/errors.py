@@ -1,58 +1,35 @@
-"""What can go wrong in the control plane, each with its exit code.
+"""The errors of the launcher, with their exit codes.
 
     LauncherError
-    ├── UsageError           64   the command line is wrong: no such file, a bad override
-    ├── ConfigError          78   the config is wrong; every problem found, with file, line and key
+    ├── UsageError           64   invalid command line: no such file, an invalid override
+    ├── ConfigError          78   invalid config; all problems, with file, line and key
     ├── ClusterUnavailable   69   no cluster, or it did not start in time
-    ├── WorkerLost           76   a worker or its node is gone
+    ├── WorkerLost           76   a worker or its node is lost
     ├── WorkerHung           76   a worker makes no progress
-    ├── CollectiveFault      76   the workers lost touch with each other, and none of them is missing
-    ├── DeviceFault          76   a GPU reports an error of its own, or fails the check before training
-    ├── HostFault            76   the workers' check before training blames a host
-    └── UserCodeError         1   a model, data source or optimizer of the user's own raised
+    ├── CollectiveFault      76   a collective failed although no worker is missing
+    ├── DeviceFault          76   a GPU reports an error, or fails the check before training
+    ├── HostFault            76   the all-reduce before training fails because of a host
+    └── UserCodeError         1   the user's model, data source or optimizer raised
 
-The data plane's errors are in `resnet_dist.errors`; `launcher.recovery.faults` decides which of either are tried again.
+`resnet_dist.errors` has those of training. `launcher.recovery.faults` has the exit code and retry rule of each class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
-from launcher.exit_codes import ExitCode
+from cluster.errors import Problem as Problem  # configs and profiles have one type of mistake
 
 MAX_PROBLEMS_SHOWN = 10  # a screenful; the first few usually explain the rest
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One mistake in a config.
-
-    >>> print(Problem("x.yaml:14", "optimizer.momentun", "unknown key", "name, momentum", "momentum"))
-    x.yaml:14: optimizer.momentun: unknown key. Allowed: name, momentum. Did you mean momentum?
-    """
-
-    place: str  # FILE:LINE, or the override on the command line
-    key: str  # dotted; empty when the file as a whole is meant
-    found: str
-    allowed: str
-    suggestion: str = ""
-
-    def __str__(self) -> str:
-        where = f"{self.place}: {self.key}: " if self.key else f"{self.place}: "
-        hint = f". Did you mean {self.suggestion}?" if self.suggestion else ""
-        return f"{where}{self.found}. Allowed: {self.allowed}{hint}"
-
-
 class LauncherError(Exception):
-    """Base of all errors that the control plane raises on purpose."""
+    """Base of all errors that the launcher raises on purpose."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
-    gone: bool = False  # what this process still holds of a cluster or of a group may hang for ever
+    skip_shutdown: bool = False  # whether shutting down the cluster or the process group would hang
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel between processes; subclasses keep their attributes whatever their signatures are.
+        # Errors are pickled between processes: this keeps the attributes of subclasses, whatever their signatures.
         return (_rebuild, (type(self), str(self), self.__dict__.copy()))
 
 
@@ -64,15 +41,11 @@ def _rebuild(kind: type[LauncherError], message: str, attributes: dict[str, obje
 
 
 class UsageError(LauncherError):
-    """The command line cannot be carried out."""
-
-    exit_code = ExitCode.USAGE
+    """An invalid command line."""
 
 
 class ConfigError(LauncherError):
-    """A config that cannot be run. `problems` holds all that were found; the message shows the first ten."""
-
-    exit_code = ExitCode.CONFIG
+    """An invalid config. `problems` has all problems; the message shows the first ten."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         lines = [str(problem) for problem in problems[:MAX_PROBLEMS_SHOWN]]
@@ -85,24 +58,21 @@ class ConfigError(LauncherError):
 class ClusterUnavailable(LauncherError):  # noqa: N818 - reads as what happened
     """There is no cluster to run on, or it did not start in time."""
 
-    exit_code = ExitCode.UNAVAILABLE
 
+class _WorkerError(LauncherError):
+    """An error of worker `rank` on `host`; `node_id` is Ray's id of its node."""
 
-class WorkerLost(LauncherError):  # noqa: N818 - reads as what happened
-    """A worker ended without a word of its own: killed, out of memory, its node gone."""
-
-    exit_code = ExitCode.HARDWARE
-
-    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None, ip: str | None = None) -> None:
+    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None) -> None:
         super().__init__(f"worker {rank} on {host}: {problem}")
-        self.host, self.rank, self.problem = host, rank, problem
-        self.node_id, self.ip = node_id, ip
+        self.host, self.rank, self.problem, self.node_id = host, rank, problem, node_id
+
+
+class WorkerLost(_WorkerError):  # noqa: N818 - reads as what happened
+    """A worker ended without an error of its own: killed, out of memory, or its node is gone."""
 
 
 class WorkerHung(LauncherError):  # noqa: N818 - reads as what happened
-    """A worker makes no progress. `rank` is the one that the others wait for; None where all of them wait."""
-
-    exit_code = ExitCode.HARDWARE
+    """A worker makes no progress. `rank` is the worker that the others wait for; None if all of them wait."""
 
     def __init__(
         self, host: str, rank: int | None, phase: str, step: int, problem: str, node_id: str | None = None
@@ -114,35 +84,23 @@ class WorkerHung(LauncherError):  # noqa: N818 - reads as what happened
 
 
 class CollectiveFault(LauncherError):  # noqa: N818 - reads as what happened
-    """A collective failed on workers that are all there: the network, or NCCL."""
-
-    exit_code = ExitCode.HARDWARE
+    """A collective failed although no worker is missing: a problem of the network, or of NCCL."""
 
 
-class DeviceFault(LauncherError):  # noqa: N818 - reads as what happened
-    """A GPU reports an error of its own: memory that cannot be corrected, a launch that failed, fallen off the bus."""
-
-    exit_code = ExitCode.HARDWARE
-
-    def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None) -> None:
-        super().__init__(f"worker {rank} on {host}: {problem}")
-        self.host, self.rank, self.problem, self.node_id = host, rank, problem, node_id
+class DeviceFault(_WorkerError):  # noqa: N818 - reads as what happened
+    """A GPU reports an error: uncorrectable memory, a failed launch, fallen off the bus."""
 
 
-class HostFault(LauncherError):  # noqa: N818 - reads as what happened
-    """An all-reduce before training fails because of `host`; `rank` is its first worker."""
-
-    exit_code = ExitCode.HARDWARE
+class HostFault(_WorkerError):  # noqa: N818 - reads as what happened
+    """The all-reduce before training fails because of `host`; `rank` is its first worker."""
 
     def __init__(self, host: str, rank: int, problem: str, node_id: str | None = None) -> None:
-        super().__init__(f"{host}: {problem}")
-        self.host, self.rank, self.problem, self.node_id = host, rank, problem, node_id
+        super().__init__(host, rank, problem, node_id)
+        self.args = (f"{host}: {problem}",)
 
 
 class UserCodeError(LauncherError):
-    """The user's own function raised. `name` is its `package.module:function`; the cause is chained."""
-
-    exit_code = ExitCode.USER_CODE
+    """The user's function `name`, as `package.module:function`, raised; the cause is chained."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGUSR2 and Ctrl-C mean to a run: save at the next step boundary, then end."""
+"""Handlers for SIGTERM, SIGUSR2 and Ctrl-C: save at the next step boundary, then exit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from launcher.exit_codes import ExitCode
 
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGINT") if hasattr(signal, name))
 
-# A terminal tells every process of a command of one key press, and one that starts others (uv run, srun) may pass it
-# on, within milliseconds. Assumption: nobody presses a key twice on purpose faster than this.
+# A terminal sends Ctrl-C to every process of a command, and a parent (uv run, srun) may pass it on within milliseconds.
+# Assumption: a second key press on purpose comes later than this.
 SAME_KEY_PRESS_S = 0.25
 
 
@@ -24,11 +24,11 @@ def _end_at_once() -> None:
 
 
 class StopSignals:
-    """While it is entered, stopping signals are remembered, and the first of each kind is told to `on_stop`.
+    """A context that records stopping signals, and calls `on_stop` for the first of each kind.
 
-    Repeats are ignored, but for a second key press of Ctrl-C, which means it: it calls `on_again`, which ends the
-    process. Several signals that come together are one wish, in whatever order: Python itself does not keep theirs.
-    Outside the main thread, where Python allows no handlers, entering does nothing.
+    Repeated signals are ignored, except for a second Ctrl-C, which calls `on_again`: by default the process exits.
+    Several signals at once count as one request; Python does not keep their order. Outside of the main thread, where
+    Python allows no signal handlers, the context has no effect.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class StopSignals:
 
     @property
     def stopped(self) -> bool:
-        """Whether any has come."""
+        """Whether a signal has arrived."""
         return bool(self._received)
 
     @property
     def received(self) -> int | None:
-        """The first one's number."""
+        """The number of the first signal."""
         return next(iter(self._received), None)
 
     @property
     def exit_code(self) -> ExitCode:
-        """What a run that stopped for them returns: 130 where a person alone has asked, 75 where a scheduler has."""
+        """The exit code of a run that stopped: 130 after Ctrl-C only, 75 after a signal of a scheduler."""
         return ExitCode.INTERRUPTED if set(self._received) == {signal.SIGINT} else ExitCode.STOPPED
 
     def __enter__(self) -> Self:

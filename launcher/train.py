@@ -8,29 +8,27 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from launcher.arguments import Parser, train_arguments
 from launcher.config import load as configs
-from launcher.config.schema import RunConfig, leads, place_of, under_torchrun
+from launcher.config.schema import RunConfig, leads, resolve_place, under_torchrun
 from launcher.console import Progress, profile_lines, summary_lines
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
 from launcher.ray_backend import environment as ray_environment
-from launcher.recovery import root_cause as fatal
+from launcher.recovery import root_cause
+from launcher.recovery.attempt import AttemptResult, ResumeMode
 from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
+from launcher.recovery.session import Session
 from launcher.run import lease, recorded, submissions
 from launcher.run.directory import RunDirectory
+from launcher.run.progress import images_per_s
 from resnet_dist.errors import TrainingError
-from resnet_dist.telemetry.metrics_file import read_metrics
-
-if TYPE_CHECKING:
-    from launcher.recovery.resume import ResumeMode
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train") -> int:
-    """Run the main job; returns its exit code. Errors are printed, without a traceback where they are the user's."""
+    """Run the main job; returns its exit code. Errors are printed, with a traceback only if they are unexpected."""
     parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
     given = None
@@ -42,147 +40,122 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
         return code
     except Exception as error:
         exit_code = report(error if given is None else configs.in_users_lines(error, given.config, given.overrides))
-        if getattr(error, "gone", False):  # a cluster that ended: Ray would turn our exit code into its own
+        if getattr(error, "skip_shutdown", False):  # a cluster that is gone: Ray would change the exit code
             os._exit(exit_code)
         return exit_code
 
 
 def report(error: Exception) -> ExitCode:
-    """Print `error` for a person; the traceback too, unless the error is one that was foreseen."""
-    code = rule_for(error).exit_code
+    """Print `error` for a person, with its traceback if it is unexpected; returns its exit code."""
     if isinstance(error, LauncherError | TrainingError):
-        print("\n".join([f"error: {error}", *fatal.notes(error)]), file=sys.stderr, flush=True)
+        print("\n".join([f"error: {error}", *root_cause.notes(error)]), file=sys.stderr, flush=True)
     else:
         print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
-    return code
+    return rule_for(error).exit_code
 
 
 def train(
     config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None, *, attended: bool = False
 ) -> tuple[ExitCode, RunDirectory]:
-    """Train `config` where its `place` says; what a run directory must say of the end is written here.
+    """Train `config` at its `place`, and write FINISHED or FATAL.
 
-    `attended`: this process is the run's own, and may be ended where it hangs or has lost the run to another one.
-    Returns the exit code and the run directory; raises what ended the run.
+    `attended`: this process belongs to the run, and may be ended if it hangs or loses its lease. Returns the exit code
+    and the run directory; raises the error that ended the run.
     """
     progress = Progress() if progress is None else progress
     run = RunDirectory(Path(config.storage), config.name)
-    ended = _ended_already(config, run, mode, progress)
-    if ended is not None:
-        return ended, run
+    code = _nothing_to_do(config, run, mode, progress)
+    if code is not None:
+        return code, run
     notifier = Notifier(config.notify, run)
     try:
         with _lease(run, attended) as held:
-            if held is not None:  # it may have been waited for
-                ended = _ended_already(config, run, mode, progress)
-            if ended is not None:
-                return ended, run
-            code, outcome = _carried_out(config, run, mode, progress, notifier, attended, held)
-            if leads():
-                _record_end(config, run, code, outcome, progress, notifier)
+            if held is not None:  # while this process waited for the lease, the run may have ended
+                code = _nothing_to_do(config, run, mode, progress)
+            if code is None:
+                session = Session(config, run, progress, notifier, held, attended)
+                code, result = _train(session, mode)
+                if leads():
+                    _record_end(session, code, result)
     finally:
         notifier.close()
     return code, run
 
 
-def _ended_already(config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress) -> ExitCode | None:
-    """The exit code of a run with nothing left to do: it is finished, or this very submission has ended for good.
+def _nothing_to_do(config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress) -> ExitCode | None:
+    """The exit code if the run is finished, or if this submission has failed for good; else None.
 
-    Raises ConfigError where a finished run is another one than the config describes. Every process looks for itself.
+    Raises ConfigError if the finished run differs from the config. Under torchrun, every process checks.
     """
     if run.is_finished() and mode != "never" and _has_all_steps(config, run):
         recorded.refuse_changes(config, run)
         if leads():
-            progress.say(f"run {run.path}: finished already; start it under another name to train it again")
+            progress.say(f"run {run.path}: finished already; choose another name to train it again")
         return ExitCode.OK
-    end = run.fatal()
-    if end is None or not fatal.ends_submission(end):
+    failure = run.fatal()
+    if failure is None or not root_cause.ends_submission(failure):
         return None
     if leads():
-        progress.say(f"run {run.path}: this submission ended for good at {end.time}: {end.message}")
-        progress.say("nothing was tried again: mend that, and submit the run anew")
-    return ExitCode(end.exit_code)
+        progress.say(f"run {run.path}: this submission failed for good at {failure.time}: {failure.message}")
+        progress.say("it is not retried: fix the cause, and submit the run again")
+    return ExitCode(failure.exit_code)
 
 
-def _carried_out(
-    config: RunConfig,
-    run: RunDirectory,
-    mode: ResumeMode,
-    progress: Progress,
-    notifier: Notifier,
-    attended: bool,
-    held: lease.Lease | None,
-) -> tuple[ExitCode, dict[str, Any]]:
-    before = run.fatal()
+def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
+    config, run = session.config, session.run
+    previous = run.fatal()
     try:
-        if place_of(config) == "ray":
+        if resolve_place(config.place) == "ray":
             ray_environment.set_up()
             from launcher.ray_backend.driver import run_ray
 
-            return run_ray(config, run, mode, progress, notifier, attended=attended, held=held)
-        if attended and config.faults.max_failures > 0 and not under_torchrun():
+            return run_ray(session, mode)
+        if session.attended and config.faults.max_failures > 0 and not under_torchrun():
             from launcher.local.supervisor import run_supervised
 
-            return run_supervised(config, run, mode, progress, notifier, held)
+            return run_supervised(session, mode)
         from launcher.local.run import run_local
 
-        return run_local(config, run, mode, progress, watched=attended, claim=None if held is None else held.claim)
+        return run_local(config, run, mode, session.progress, watched=session.attended, claim=session.claim)
     except Exception as error:
         if leads():
-            fatal.tell(run, error, instead_of=before, keep=under_torchrun())  # there, each worker tells its own
+            # Under torchrun, each worker records its own error.
+            root_cause.record_failure(run, error, previous=previous, keep=under_torchrun())
         raise
 
 
 def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManager[lease.Lease | None]:
-    """The run directory for this process alone. Raises LeaseHeld where another one is at work in it."""
+    """The lease on the run directory, on rank 0. Raises LeaseHeld if another process holds it."""
     if not leads():
         return contextlib.nullcontext()
     run.create()
 
     def lost() -> None:
-        print(f"error: {run.path}: another process has taken this run over", file=sys.stderr, flush=True)
+        print(f"error: {run.path}: another process has taken over this run", file=sys.stderr, flush=True)
         if attended:
             os._exit(ExitCode.UNAVAILABLE)
 
     return lease.acquire(run.lease, on_lost=lost, submission=submissions.current())
 
 
-def _record_end(
-    config: RunConfig,
-    run: RunDirectory,
-    code: ExitCode,
-    outcome: dict[str, Any],
-    progress: Progress,
-    notifier: Notifier,
-) -> None:
-    step = outcome["step"]
+def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None:
+    run, step, progress, notifier = session.run, result.step, session.progress, session.notifier
     if code is ExitCode.OK:
-        summary = {**outcome, "images_per_s": _images_per_s(run), "duration": str(config.duration)}
+        summary = {**result.summary(), "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
         run.mark_finished(summary)
-        notifier.tell("finished", f"all {step} steps done", step=step, exit_code=int(code))
-        for line in summary_lines(run, summary):
-            progress.say(line)
+        notifier.notify("finished", f"all {step} steps done", step=step, exit_code=int(code))
+        lines = summary_lines(run, summary)
     else:
-        event = "preempted" if outcome.get("preempted") else "stopped"
-        notifier.tell(event, f"saved at step {step}", step=step, exit_code=int(code))
-        progress.say(f"saved at step {step}; the same command goes on from there")
-        for line in profile_lines(run):
-            progress.say(line)
+        event = "preempted" if result.preempted else "stopped"
+        notifier.notify(event, f"saved at step {step}", step=step, exit_code=int(code))
+        lines = [f"saved at step {step}; the same command resumes the run", *profile_lines(run)]
+    for line in lines:
+        progress.say(line)
 
 
 def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:
-    """Whether a finished run is as long as the config wants: a longer duration goes on."""
-    summary = run.summary() or {}
-    return summary.get("duration") == str(config.duration)
-
-
-def _images_per_s(run: RunDirectory) -> float:
-    """Images per second over the steps that metrics.jsonl has, weighted by their time; without those not measured."""
-    records: list[dict[str, Any]] = [record for record in read_metrics(run.metrics) if record["kind"] == "train"]
-    laps = [(record.get("images_per_s"), record.get("step_time_s")) for record in records]
-    measured = [(speed, time_s) for speed, time_s in laps if speed is not None and time_s is not None]
-    seconds = sum(time_s for _, time_s in measured)
-    return sum(speed * time_s for speed, time_s in measured) / seconds if seconds else 0.0
+    """Whether a finished run has the duration of the config; a longer one continues it."""
+    return (run.summary() or {}).get("duration") == str(config.duration)
 
 
 if __name__ == "__main__":

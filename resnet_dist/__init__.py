@@ -1,1 +1,1 @@
-"""The data plane: everything that one training process does, on torch and torchvision alone."""
+"""The data plane: the work of one training process. Needs only torch and torchvision."""

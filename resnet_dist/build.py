@@ -1,4 +1,4 @@
-"""From a recipe to the finished parts of one training process: the one place that knows all of them."""
+"""Builds the trainer of one training process, with all of its components, from a recipe."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resnet_dist.checkpoint.hand_out import Contents, hand_out
-from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.broadcast import load_and_broadcast
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import HostBatch, Index, Stream, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.shared_index import shared_indices
 from resnet_dist.engines.factory import autocast_dtype, build_engine
@@ -31,46 +32,40 @@ from resnet_dist.recipe.durations import Duration, Every
 from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry import memory
-from resnet_dist.telemetry.bottleneck import StepTimes, Verdict, judge
+from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes, classify
 from resnet_dist.telemetry.flops import flops_per_image, peak_flops
-from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.step_totals import StepExchange
-from resnet_dist.training.checkpointing import RunCheckpoints, SavingPlan, facts_of
+from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import Evaluation, evaluate
-from resnet_dist.training.trainer import Parts, Timetable, Trainer, Unprofiled
+from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """This process among all: one rank, one device."""
+    """One training process: its rank and its device."""
 
     rank: int
     world_size: int
     device: torch.device
     num_threads: int  # for decoding, and for torch on a CPU
-    largest_world_size: int | None = None  # that an elastic run may grow to
+    largest_world_size: int | None = None  # of an elastic run
 
 
 @dataclass(frozen=True)
-class Bookkeeping:
-    """What a run keeps and when; changes no result but for `skipped`."""
+class RunOptions:
+    """What a run writes, where and how often. Of these options only `skipped` changes results."""
 
-    checkpoints: Path  # folder
+    checkpoint: CheckpointOptions
     index: Path  # folder of the saved indices
     checkpoint_every: Duration
-    keep: int  # newest checkpoints
     log_every: int  # steps
-    keep_best: int = 0  # checkpoints by top-1
-    keep_every: Duration | None = None  # checkpoints that stay for ever
-    mirror: str | None = None  # URL of object storage that gets a copy of every checkpoint
-    max_save_failures: int = 3  # in a row
-    still_ours: Callable[[], None] = lambda: None  # raises where another process has taken the run over
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
     profile: tuple[int, int] | None = None  # first and last step to profile
     profiles: Path | None = None  # folder for them
@@ -79,31 +74,30 @@ class Bookkeeping:
 def build(
     recipe: Recipe,
     worker: Worker,
-    bookkeeping: Bookkeeping,
+    options: RunOptions,
     sink: Sink,
     supervisor: Supervisor,
     resume: Path | None = None,
-    pulse: Pulse | None = None,
+    liveness: Liveness | None = None,
 ) -> Trainer:
-    """Everything that `worker` needs to train `recipe`, from its start or from the checkpoint `resume`.
+    """The trainer of `worker` for `recipe`, from the first step or from the checkpoint `resume`.
 
-    With more than one worker the process group must be up: this is a collective. Raises RecipeError, DataError or
-    CheckpointError, the same on every worker where rank 0 finds them.
+    A collective: several workers need a process group. Raises RecipeError, DataError or CheckpointError, on every
+    worker if rank 0 finds the error.
     """
     recipe = rules.settled(recipe)
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
-    train, val = shared_indices(recipe, worker.rank, worker.world_size, bookkeeping.index)
+    train, val = shared_indices(recipe.data, recipe.model.num_classes, worker.rank, worker.world_size, options.index)
     rules.check(recipe, worker.world_size, len(train))
     layout = BatchLayout(recipe.batch.size, recipe.batch.parts, worker.world_size)
 
-    pulse = Pulse() if pulse is None else pulse
+    liveness = Liveness() if liveness is None else liveness
     spans = Spans(layout, worker.rank, recipe.batch_norm.fixed_span)
     model = whole_model(recipe, spans, worker.device)
-    pulse.watch(model, worker.device, lambda: spans.waited_s)
-    checkpoint = None if resume is None else hand_out(resume, worker.rank, worker.world_size, worker.device)
+    liveness.watch(model, worker.device, lambda: spans.waited_s)
+    checkpoint = None if resume is None else _load(resume, worker, train)
     if checkpoint is not None:
-        _check_data(checkpoint, train)
         model.load_state_dict(checkpoint.model)
     exchange = StepExchange(RunningStatistics(model, worker.device), worker.device, recipe.batch.size)
     loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
@@ -114,38 +108,33 @@ def build(
         engine.load_scaler_state(checkpoint.state.get("scaler", {}))
     average = _average(recipe, engine, checkpoint)
 
-    timetable = timetable_of(recipe, len(train), bookkeeping)
+    timetable = timetable_of(recipe, len(train), options)
     learning_rate = build_schedule(
         recipe.schedule, batch_size=recipe.batch.size, num_samples=len(train), total_steps=timetable.total_steps
     )
-    skipped = bookkeeping.skipped
+    skipped = options.skipped
     if not skipped and checkpoint is not None:  # the run directory's record is gone; the checkpoint's is from a mirror
         skipped = tuple((first, end) for first, end in checkpoint.state.get("skipped", []))
     facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
-    plan = SavingPlan(
-        folder=bookkeeping.checkpoints,
-        retention=_retention(recipe, bookkeeping, len(train)),
-        mirror=bookkeeping.mirror,
-        max_failures=bookkeeping.max_save_failures,
-        still_ours=bookkeeping.still_ours,
-    )
-    parts = Parts(
+    retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
+    checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
+    parts = TrainerParts(
         engine=engine,
         learning_rate=learning_rate,
         batches_from=_batches_from(recipe, worker, train, layout, timetable.total_steps, skipped),
         to_device=ToDevice(recipe, worker.device),
-        evaluate=evaluator(recipe, worker, model, val, pulse, average),
+        evaluate=evaluator(recipe, worker, model, val, liveness, average),
         exchange=exchange,
-        checkpoints=RunCheckpoints(plan, engine, facts, worker.rank, sink, average),
+        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average),
         sink=sink,
         supervisor=supervisor,
         seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
         average=(lambda step: None) if average is None else average.update,
-        pulse=pulse,
-        profiler=_profiler(bookkeeping, worker),
-        judge=partial(_judge, recipe, worker),
-        explain=partial(
-            memory.explain,
+        liveness=liveness,
+        profiler=_profiler(options, worker),
+        classify=partial(_classify, recipe, worker),
+        translate_oom=partial(
+            memory.translate_oom,
             recipe=recipe,
             world_size=worker.world_size,
             device=worker.device,
@@ -153,8 +142,22 @@ def build(
         ),
     )
     first_step = 0 if checkpoint is None else checkpoint.step
-    owed = checkpoint is not None and "metrics" not in checkpoint.state and timetable.evaluate.fires_after(first_step)
-    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluation_is_owed=owed, skipped=skipped)
+    evaluate_first = (
+        checkpoint is not None and "metrics" not in checkpoint.state and timetable.evaluate.fires_after(first_step)
+    )
+    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first=evaluate_first, skipped=skipped)
+
+
+def _load(path: Path, worker: Worker, train: Index) -> CheckpointContent:
+    """The checkpoint at `path`, on every worker. Raises DataError if it belongs to other images. A collective."""
+    checkpoint = load_and_broadcast(path, worker.rank, worker.world_size, worker.device)
+    if checkpoint.state["data"] != train.fingerprint():
+        raise DataError(
+            train.root,
+            f"files, labels or sizes have changed since the checkpoint of step {checkpoint.step}. "
+            "Restore them, or start a run under another name",
+        )
+    return checkpoint
 
 
 def _batches_from(
@@ -165,7 +168,7 @@ def _batches_from(
     total_steps: int,
     skipped: tuple[tuple[int, int], ...],
 ) -> Callable[[int], Generator[HostBatch, None, None]]:
-    """A function that gives this worker's micro-batches from a step on."""
+    """A function that yields this worker's micro-batches from a given step on."""
     left_out = [range(*run) for run in skipped]
 
     def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
@@ -173,7 +176,7 @@ def _batches_from(
             recipe.data,
             device=worker.device,
             num_threads=worker.num_threads,
-            max_batch_size=len(layout.share(0, worker.rank).own),
+            max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
         )
         stream = Stream(len(train), recipe.seed)
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
@@ -183,7 +186,7 @@ def _batches_from(
 
 
 def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module:
-    """The model on its device, batch norm over spans, in the memory layout of the recipe."""
+    """The model on its device, with batch norm over spans, in the memory layout of the recipe."""
     model = build_model(recipe.model, recipe.seed)
     model = use_spans(model, spans, momentum=recipe.batch_norm.momentum, epsilon=recipe.batch_norm.epsilon)
     model.to(device=device, dtype=torch.float64 if recipe.precision == "float64" else torch.float32)
@@ -195,12 +198,12 @@ def evaluator(
     worker: Worker,
     model: nn.Module,
     val: Index,
-    pulse: Pulse | None = None,
+    liveness: Liveness | None = None,
     average: WeightAverage | None = None,
 ) -> Callable[[], Evaluation]:
-    """A function that evaluates `model`, with the average of its weights if there is one, on the val split.
+    """A function that evaluates `model` on the val split, with the average of its weights if there is one.
 
-    A collective.
+    The function is a collective.
     """
     to_device = ToDevice(recipe, worker.device)
     dtype = autocast_dtype(recipe)
@@ -210,70 +213,51 @@ def evaluator(
         size = recipe.evaluate.batch_size
         decoder = decoder_for(recipe.data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
         batches = evaluation_batches(val, worker.world_size, worker.rank, size, recipe.data, decoder)
-        if pulse is not None:
-            batches = pulse.beating(batches)
+        if liveness is not None:
+            batches = liveness.beating(batches)
         weights = None if average is None else average.state()
         return evaluate(model, map(to_device, batches), len(val), worker.device, autocast, weights)
 
     return run
 
 
-def _average(recipe: Recipe, engine: Engine, checkpoint: Contents | None) -> WeightAverage | None:
-    """The moving average of the weights: from the checkpoint, or, where it holds none, begun with the weights."""
+def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | None) -> WeightAverage | None:
+    """The moving average of the weights: from the checkpoint, or else a copy of the present weights."""
     if recipe.ema.decay is None:
         return None
     average = WeightAverage(engine.module, recipe.ema.decay, recipe.ema.every_steps)
     if checkpoint is not None and checkpoint.ema is not None:
         average.load(checkpoint.ema)
     elif checkpoint is not None:
-        log.warning("%s holds no average of the weights: ema begins anew, with its weights", checkpoint.path)
+        log.warning("the checkpoint of step %d has no ema: ema starts from its weights", checkpoint.step)
     return average
 
 
-def timetable_of(recipe: Recipe, num_samples: int, bookkeeping: Bookkeeping) -> Timetable:
-    """When the run does what. `num_samples` is the training split's size."""
+def timetable_of(recipe: Recipe, num_samples: int, options: RunOptions) -> Timetable:
+    """The events of the run. `num_samples` is the training split's size."""
     size = {"batch_size": recipe.batch.size, "num_samples": num_samples}
     return Timetable(
         total_steps=recipe.duration.steps(**size),
         **size,
         evaluate=Every(recipe.evaluate.every.samples(**size), recipe.batch.size),
-        checkpoint=Every(bookkeeping.checkpoint_every.samples(**size), recipe.batch.size),
-        log_every=bookkeeping.log_every,
+        checkpoint=Every(options.checkpoint_every.samples(**size), recipe.batch.size),
+        log_every=options.log_every,
     )
 
 
-def _retention(recipe: Recipe, bookkeeping: Bookkeeping, num_samples: int) -> Retention:
-    every = bookkeeping.keep_every
-    period = None if every is None else every.samples(batch_size=recipe.batch.size, num_samples=num_samples)
-    return Retention(
-        keep=bookkeeping.keep,
-        keep_best=bookkeeping.keep_best,
-        keep_every=None if period is None else Every(period, recipe.batch.size),
-    )
+def _profiler(options: RunOptions, worker: Worker) -> StepProfiler | None:
+    if options.profile is None or options.profiles is None:
+        return None
+    return StepProfiler(*options.profile, options.profiles, worker.rank, worker.device)
 
 
-def _profiler(bookkeeping: Bookkeeping, worker: Worker) -> StepProfiler | Unprofiled:
-    if bookkeeping.profile is None or bookkeeping.profiles is None:
-        return Unprofiled()
-    return StepProfiler(*bookkeeping.profile, bookkeeping.profiles, worker.rank, worker.device)
-
-
-def _judge(recipe: Recipe, worker: Worker, laps: list[StepTimes]) -> Verdict | None:
-    """The verdict of rank 0; the others have none."""
+def _classify(recipe: Recipe, worker: Worker, windows: list[StepTimes]) -> StepBottleneck | None:
+    """The bottleneck of the run, on rank 0; None on other ranks."""
     if worker.rank != 0:
         return None
     model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
     flops = flops_per_image(model, recipe.data.resolution) * recipe.batch.size / worker.world_size
-    return judge(laps, flops, peak_flops(worker.device, recipe.precision))
+    return classify(windows, flops, peak_flops(worker.device, recipe.precision))
 
 
-def _check_data(checkpoint: Contents, train: Index) -> None:
-    if checkpoint.state["data"] != train.fingerprint():
-        raise DataError(
-            train.root,
-            f"the images are not those that {checkpoint.path} was trained on: files, labels or sizes have changed. "
-            "Restore them, or start a run under another name",
-        )
-
-
-__all__ = ["Bookkeeping", "Worker", "build", "timetable_of", "whole_model"]
+__all__ = ["RunOptions", "Worker", "build", "timetable_of", "whole_model"]

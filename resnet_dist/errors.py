@@ -1,12 +1,12 @@
-"""What can go wrong in the data plane. The control plane gives each class an exit code and a retry rule.
+"""The errors of the data plane. The control plane assigns an exit code and a retry rule to each class.
 
 TrainingError
-├── RecipeError            the recipe asks for what cannot be            never retried
-│   └── MissingPackage     it asks for a package that is not installed
-├── DataError              an image, a folder or an index is broken      never retried
-├── CheckpointError        no checkpoint that can be trusted
-├── DivergedError          the loss is not a number any more
-├── OutOfMemory            a micro-batch does not fit; says how many would
+├── RecipeError            the recipe is invalid                         never retried
+│   └── MissingPackage     a package that it needs is not installed
+├── DataError              an image, a folder or an index is invalid     never retried
+├── CheckpointError        a checkpoint is damaged or of another run
+├── DivergedError          the loss or the gradient is not finite
+├── OutOfMemory            a micro-batch does not fit into memory
 └── StorageError           the run directory cannot be written
 """
 
@@ -14,10 +14,10 @@ from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """Base of all errors that the data plane raises on purpose."""
+    """Base of all errors that the data plane raises for a known problem."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel between processes; subclasses keep their attributes whatever their signatures are.
+        # Errors are sent between processes: keep the attributes, whatever the subclass's signature.
         return (_rebuild, (type(self), str(self), self.__dict__.copy()))
 
 
@@ -29,7 +29,7 @@ def _rebuild(kind: type[TrainingError], message: str, attributes: dict[str, obje
 
 
 class RecipeError(TrainingError):
-    """A value of the recipe that cannot be trained. `key` is its dotted name in the config."""
+    """An invalid value in the recipe. `key` is its dotted name in the config."""
 
     def __init__(self, key: str, problem: str, allowed: str) -> None:
         super().__init__(f"{key}: {problem}. Allowed: {allowed}")
@@ -37,14 +37,14 @@ class RecipeError(TrainingError):
 
 
 class MissingPackage(RecipeError):  # noqa: N818 - reads as what happened
-    """A package that the recipe needs is not installed here."""
+    """A package that the recipe needs is not installed."""
 
     def __init__(self, key: str, package: str, install: str) -> None:
         super().__init__(key, f"needs {package}, which is not installed here", f"install it with: {install}")
 
 
 class DataError(TrainingError):
-    """A data set that cannot be trusted. `path` names the file or folder, `sample_id` the row of the index."""
+    """An invalid data set. `path` is the file or folder, `sample_id` the row of the index."""
 
     def __init__(self, path: str, problem: str, sample_id: int | None = None) -> None:
         sample = "" if sample_id is None else f" (sample {sample_id})"
@@ -53,7 +53,7 @@ class DataError(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that is torn, altered or of another run."""
+    """A checkpoint that is incomplete, altered or of another run."""
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -61,9 +61,9 @@ class CheckpointError(TrainingError):
 
 
 class DivergedError(TrainingError):
-    """The loss or the gradient became infinite or not a number, or the loss scale fell too low; `value` is that number.
+    """The loss or the gradient is not finite, or the loss scale is too small; `value` is that number.
 
-    `by_samples`: whether other samples may help, so that `faults.on_nonfinite: skip` may pass over these.
+    `by_samples`: whether other samples may avoid it, so that `faults.on_nonfinite: skip` applies.
 
     >>> str(DivergedError(3, float("nan")))
     'training diverged: the loss of step 3 is nan. Lower the peak LR or lengthen warm-up'
@@ -82,11 +82,11 @@ class DivergedError(TrainingError):
 
 
 class OutOfMemory(TrainingError):  # noqa: N818 - reads as what happened
-    """A device has too little memory for a micro-batch. `num_micro_batches` would fit; None: no number does."""
+    """A micro-batch does not fit into memory. `num_micro_batches` is a number that would fit, or None."""
 
     def __init__(self, current: int, num_micro_batches: int | None, problem: str) -> None:
         if num_micro_batches is None:
-            advice = "no larger number is allowed: use more workers, or a smaller batch_norm.span"
+            advice = "no larger number is allowed that fits: use more workers, or a smaller batch_norm.span"
         else:
             advice = f"batch.num_micro_batches={num_micro_batches} would fit, with the same losses"
         super().__init__(f"out of memory with batch.num_micro_batches={current}; {advice} ({problem})")

@@ -1,4 +1,4 @@
-"""The rights that each verb needs on Kubernetes, as Roles: nobody needs to read Secrets or to `exec` into a pod."""
+"""The Kubernetes permissions of each verb, as Roles. None includes Secrets or `exec`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster.profile import KubernetesProfile
 
 _Rule = tuple[str, tuple[str, ...], tuple[str, ...]]  # API group, resources, verbs
 
-_APPLY = ("get", "create", "patch")  # what `kubectl apply` asks for
+_APPLY = ("get", "create", "patch")  # verbs that `kubectl apply` uses
 _LOOK: tuple[_Rule, ...] = (
     ("ray.io", ("rayjobs",), ("get", "list")),
     ("", ("pods", "events"), ("get", "list")),
@@ -20,10 +20,10 @@ _READ: tuple[_Rule, ...] = (
     ("", ("pods/log",), ("get",)),
 )
 
-# What a verb does through the API server. `status` and `cancel --save` read and write the run's volume by a reader Job.
+# Calls of each verb to the API server. `status` and `cancel --save` read and write the run's volume in a reader Job.
 VERBS: Mapping[str, tuple[_Rule, ...]] = {
     "submit": (
-        ("ray.io", ("rayjobs",), (*_APPLY, "delete")),  # an ended RayJob of the same name makes room
+        ("ray.io", ("rayjobs",), (*_APPLY, "delete")),  # an ended RayJob of the same name is deleted first
         ("", ("configmaps", "persistentvolumeclaims", "serviceaccounts"), _APPLY),
         ("networking.k8s.io", ("networkpolicies",), _APPLY),
         ("policy", ("poddisruptionbudgets",), _APPLY),
@@ -41,7 +41,7 @@ VERBS: Mapping[str, tuple[_Rule, ...]] = {
 
 
 def roles(profile: KubernetesProfile) -> list[Manifest]:
-    """One Role a verb, in the profile's namespace; a RoleBinding is the site's own (docs/kubernetes.md)."""
+    """One Role per verb, in the profile's namespace. The site adds RoleBindings (docs/kubernetes.md)."""
     return [
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",

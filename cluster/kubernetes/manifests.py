@@ -1,25 +1,24 @@
-"""A run on Kubernetes: a RayJob of KubeRay 1.7 and what stands beside it, as data.
+"""A run on Kubernetes: a RayJob of KubeRay 1.7 and the objects that belong to it, as data.
 
     PersistentVolumeClaim   the run's storage, unless the profile names a claim
     ConfigMap               the resolved config
-    ServiceAccount          without a token: nothing in a run asks the API server
-    NetworkPolicy           who may reach the cluster: itself, and on the dashboard's port the operator and submitter
-    PodDisruptionBudget     draining a node waits for the run's end
-    RayJob                  one RayCluster an attempt, and the driver's command
+    ServiceAccount          without a token, because a run does not use the API server
+    NetworkPolicy           allows traffic within the cluster, and from operator and submitter to the dashboard's port
+    PodDisruptionBudget     draining a node waits for the end of the run
+    RayJob                  the driver's command, and one RayCluster per attempt
 
-The driver's command holds no value of the user's: KubeRay pastes it into a shell. Config, paths and variables travel as
-data. `docs/kubernetes.md` says what each part is for and where its rules were read.
+The driver's command contains no value of the user, because KubeRay pastes it into a shell. Config, paths and variables
+are passed as data. `docs/kubernetes.md` explains each object and has the sources of its rules.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cluster.errors import PlaceError
 from cluster.kubernetes import pods
-from cluster.kubernetes.lint import lint
 from cluster.kubernetes.names import num_bytes, quantity, run_name
 from cluster.kubernetes.pods import DASHBOARD_PORT, RAY_ROLES, ROLE_LABEL, RUN_LABEL
 from cluster.kubernetes.rules import problems
@@ -29,10 +28,10 @@ from cluster.spec import RunSpec
 
 __all__ = ["manifests", "reader_job", "submission_of", "to_yaml"]
 
-TTL_S = 60  # the cluster stays for the submitter to print the driver's last lines, and then goes
-READER_TTL_S = 600  # a reader's log can be fetched for as long
-READER_DEADLINE_S = 600  # assumption: an image pull and a minute of reading
-SUBMITTER_RETRIES = 10  # the log stream may break as often; a submitter that comes back attaches to the same driver
+TTL_S = 60  # time for the submitter to print the driver's last lines before the cluster is deleted
+READER_TTL_S = 600  # time in which a reader's log can be fetched
+READER_DEADLINE_S = 600  # assumption: time of an image pull and a minute of reading
+SUBMITTER_RETRIES = 10  # the log stream may break; a restarted submitter attaches to the same driver
 
 
 def manifests(
@@ -41,18 +40,16 @@ def manifests(
     *,
     working_dir: str | None = None,
     submission: str | None = None,
-    places: Mapping[str, str] | None = None,
 ) -> list[Manifest]:
-    """Everything that `kubectl apply` needs for a run, in the order in which it is to be made.
+    """All manifests of a run for `kubectl apply`, in the order of creation.
 
     `working_dir` is the address of a .zip with the user's code (https, s3, gs, or file on the storage volume).
-    `submission` tells KubeRay's own retries, which must not repeat a fatal end, from a submission that a person made;
-    `submission_of` gives its default. `places` has FILE:LINE of the profile's keys, for messages.
-    Raises PlaceError with everything that is wrong, and ValueError where overrides are not folded into the config yet.
+    `submission` identifies this submission, so that KubeRay's retries do not repeat a final failure; the default is
+    `submission_of`. `spec` must not have overrides or variants. Raises PlaceError with all mistakes.
     """
-    if spec.overrides or spec.variants:
-        raise ValueError("Kubernetes takes one resolved config a RayJob: fold overrides in, render each variant alone")
-    found = problems(spec, profile, working_dir=working_dir, places=places)
+    assert not spec.overrides, "apply overrides to the config before"
+    assert not spec.variants, "render each variant by itself"
+    found = problems(spec, profile, working_dir=working_dir)
     if found:
         raise PlaceError(found)
     submission = submission or submission_of(spec, profile, working_dir)
@@ -67,13 +64,11 @@ def manifests(
     if profile.disruption_budget:
         made.append(_disruption_budget(spec, profile))
     made.append(_ray_job(spec, profile, working_dir, submission))
-    wrong = lint(made)
-    assert not wrong, "\n".join(map(str, wrong))  # the rules above let through what must not be
     return made
 
 
 def submission_of(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None = None) -> str:
-    """A word for what is submitted: the same config, image and code give the same one."""
+    """An identifier of a submission: a hash of config, image and code."""
     content = json.dumps([spec.config, profile.image, working_dir])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -81,10 +76,10 @@ def submission_of(spec: RunSpec, profile: KubernetesProfile, working_dir: str | 
 def reader_job(
     spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], *, writes: bool = False
 ) -> Manifest:
-    """A Job that runs `launcher ARGUMENTS` where the run's volume is mounted, read-only unless it `writes`.
+    """A Job that runs `launcher ARGUMENTS` with the run's volume mounted, read-only unless it `writes`.
 
-    What it prints is its pod's log: status, logs and report are read through the API server, and nobody needs the
-    right to `exec`. It has no fixed name: `kubectl create -f - -o name` makes it and says which it got.
+    Its output is the log of its pod, so the verbs status, logs and report do not need the right to `exec`. Its name is
+    generated: `kubectl create -f - -o name` creates it and prints the name.
     """
     name = run_name(spec.name)
     return {
@@ -105,20 +100,20 @@ def reader_job(
 
 
 def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None, submission: str) -> Manifest:
-    assert spec.walltime_s is not None  # `problems` asks for it
+    assert spec.walltime_s is not None  # see `problems`
     replicas = pods.num_pods(spec, profile)
     start = {"object-store-memory": str(pods.OBJECT_STORE_BYTES)}
     cluster: Manifest = {
         "rayVersion": profile.ray_version,
-        "authOptions": {"mode": "token"},  # KubeRay makes a new token for each attempt, in a Secret
+        "authOptions": {"mode": "token"},  # KubeRay creates a new token per attempt, in a Secret
         "headGroupSpec": {
-            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **start},  # no worker is placed beside the driver
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **start},  # no worker runs next to the driver
             "template": pods.head(spec, profile, submission),
         },
         "workerGroupSpecs": [
             {
                 "groupName": "workers",
-                "replicas": replicas,  # Kueue counts this one as it is written
+                "replicas": replicas,  # Kueue reads this number
                 "minReplicas": replicas,
                 "maxReplicas": replicas,
                 "rayStartParams": {"num-cpus": str(spec.cpus_per_node), "num-gpus": str(spec.gpus_per_node), **start},
@@ -141,14 +136,14 @@ def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None,
         job["submitterConfig"] = {"backoffLimit": SUBMITTER_RETRIES}
         job["submitterPodTemplate"] = pods.submitter(spec, profile)
     job["rayClusterSpec"] = cluster
-    metadata = _metadata(spec, profile, run_name(spec.name), "Trains the run; deleting it stops the run")
+    metadata = _metadata(spec, profile, run_name(spec.name), "Trains the run. Deleting it stops the run")
     metadata["labels"] |= _queue_labels(profile)
     metadata["annotations"]["resnet-launcher/run-directory"] = f"{spec.storage.rstrip('/')}/{spec.name}"
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": job}
 
 
 def _entrypoint(spec: RunSpec, profile: KubernetesProfile) -> str:
-    """The driver, told to save at the walltime: KubeRay's own deadline ends a run unsaved and for good."""
+    """The driver's command, with a signal to save at the walltime: KubeRay's deadline would stop it without a save."""
     limit = f"timeout --foreground --preserve-status --signal=USR2 --kill-after={pods.drain_s(spec, profile)}"
     return f"{limit} {spec.walltime_s} python -m launcher.train {pods.CONFIG_FILE}"
 
@@ -174,7 +169,7 @@ def _claim(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
 
 
 def _config_map(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
-    metadata = _metadata(spec, profile, pods.config_name(spec), "The resolved config; its name changes with it")
+    metadata = _metadata(spec, profile, pods.config_name(spec), "The resolved config. The name depends on the content")
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -185,7 +180,9 @@ def _config_map(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
 
 
 def _service_account(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
-    metadata = _metadata(spec, profile, pods.service_account(spec, profile), "Has no rights, and its pods no token")
+    metadata = _metadata(
+        spec, profile, pods.service_account(spec, profile), "Has no permissions. Its pods get no token"
+    )
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -202,10 +199,10 @@ def _network_policy(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
     }
     submitter = {"podSelector": {"matchLabels": {**run, ROLE_LABEL: "submitter"}}}
     rules: list[Manifest] = [
-        {"from": [{"podSelector": _ray_pods(spec)}]},  # all ports: Ray, gloo and NCCL choose theirs at random
+        {"from": [{"podSelector": _ray_pods(spec)}]},  # all ports: Ray, gloo and NCCL use random ones
         {"from": [operator, submitter], "ports": [{"protocol": "TCP", "port": DASHBOARD_PORT}]},
     ]
-    purpose = "Lets in the run's own cluster, and the operator and the submitter on the dashboard's port"
+    purpose = "Allows traffic within the cluster, and from operator and submitter to the dashboard's port"
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -218,11 +215,11 @@ def _disruption_budget(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _metadata(spec, profile, run_name(spec.name), "Draining a node waits for the run's end"),
+        "metadata": _metadata(spec, profile, run_name(spec.name), "Draining a node waits for the end of the run"),
         "spec": {
-            # A number: KubeRay's RayCluster has no scale subresource, which percentages and maxUnavailable need.
+            # A number: percentages and maxUnavailable need a scale subresource, which a RayCluster does not have.
             "minAvailable": 1 + pods.num_pods(spec, profile),
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a pod that never got ready holds up nobody
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a pod that is not ready does not block a drain
             "selector": _ray_pods(spec),
         },
     }

@@ -1,4 +1,4 @@
-"""What Kubernetes takes as a name, a label, a quantity and a text, and how a run's own become one."""
+"""Names, labels, quantities and literal text of Kubernetes: validation and conversion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from fractions import Fraction
 
-MAX_RUN_NAME = 47  # KubeRay v1.7.0, validation.go: it appends to a RayJob's name, and a service's name has room for 63
+MAX_RUN_NAME = 47  # KubeRay v1.7.0, validation.go: it appends a suffix, and a service's name has at most 63 characters
 _HASH_LENGTH = 6
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123; Kubernetes: "Object Names and IDs"
@@ -21,9 +21,9 @@ _CPUS = re.compile(r"[0-9]{1,6}m|[0-9]{1,4}(\.[0-9]{1,3})?")
 
 
 def run_name(name: str) -> str:
-    """A run's name as Kubernetes takes it: at most 47 of a-z, 0-9 and -, a letter first.
+    """A valid name of a RayJob for a run: at most 47 of a-z, 0-9 and -, a letter first.
 
-    A name that fits stays as it is. One that is changed gets a hash of the original, so that no two runs share one.
+    A valid name is returned unchanged. A changed one ends with a hash of the original, so that names stay unique.
 
     >>> run_name("rn50-8node"), run_name("RN50_v1.5")
     ('rn50-8node', 'rn50-v1-5-8e478a')
@@ -38,33 +38,33 @@ def run_name(name: str) -> str:
 
 
 def is_label(text: str) -> bool:
-    """Whether it names a namespace or a container: a DNS label."""
+    """Whether it is a valid name of a namespace or a container: a DNS label."""
     return _LABEL.fullmatch(text) is not None
 
 
 def is_service_name(text: str) -> bool:
-    """Whether it names a service or a RayJob: a DNS label that begins with a letter."""
+    """Whether it is a valid name of a service or a RayJob: a DNS label that begins with a letter."""
     return _SERVICE.fullmatch(text) is not None
 
 
 def is_object_name(text: str) -> bool:
-    """Whether it names most other objects: DNS labels with dots between, 253 characters at most."""
+    """Whether it is a valid name of most other objects: DNS labels joined by dots, at most 253 characters."""
     return len(text) <= 253 and all(is_label(part) for part in text.split("."))
 
 
 def is_qualified(text: str) -> bool:
-    """Whether it is the key of a label, an annotation or a resource: `name` or `domain/name`."""
+    """Whether it is a valid key of a label, an annotation or a resource: `name` or `domain/name`."""
     prefix, slash, name = text.rpartition("/")
     return (is_object_name(prefix) if slash else True) and _NAME_PART.fullmatch(name) is not None
 
 
 def is_label_value(text: str) -> bool:
-    """Whether it is the value of a label; an empty one is."""
+    """Whether it is a valid value of a label; it may be empty."""
     return not text or _NAME_PART.fullmatch(text) is not None
 
 
 def is_variable(text: str) -> bool:
-    """Whether it names an environment variable."""
+    """Whether it is a valid name of an environment variable."""
     return _VARIABLE.fullmatch(text) is not None
 
 
@@ -74,16 +74,16 @@ def is_cpus(text: str) -> bool:
 
 
 def num_bytes(quantity: str) -> int:
-    """Bytes of an amount of memory or storage: 8Gi, 500M. ValueError where it is none, or nothing."""
+    """The bytes of an amount of memory or storage: 8Gi, 500M. Raises ValueError if it is invalid or 0."""
     match = _QUANTITY.fullmatch(quantity)
     whole = 0 if match is None else math.ceil(Fraction(match[1]) * _UNITS[match[2] or ""])
     if whole < 1:
-        raise ValueError(f'"{quantity}" is no amount of memory')
+        raise ValueError(f'"{quantity}" is not an amount of memory')
     return whole
 
 
 def quantity(number: int) -> str:
-    """The amount of memory of that many bytes, in the largest unit that says it exactly.
+    """The amount of memory with that many bytes, in the largest unit that is exact.
 
     >>> quantity(3 * 2**30), quantity(1536 * 2**20), quantity(200_000_000)
     ('3Gi', '1536Mi', '200000000')
@@ -95,7 +95,7 @@ def quantity(number: int) -> str:
 
 
 def literal(text: str) -> str:
-    """A text for `command`, `args` or the value of a variable, where Kubernetes would put values for `$(NAME)`.
+    """Text for `command`, `args` or the value of a variable, where Kubernetes would expand `$(NAME)`.
 
     >>> print(literal("$(HOME) and $5"))
     $$(HOME) and $$5

@@ -1,4 +1,4 @@
-"""The pods of a run on Kubernetes, as data: Ray's head and workers, KubeRay's submitter, and a reader of its volume."""
+"""The pods of a run on Kubernetes, as data: Ray's head and workers, KubeRay's submitter, and readers of the volume."""
 
 from __future__ import annotations
 
@@ -11,83 +11,83 @@ from cluster.kubernetes.yaml import Manifest
 from cluster.profile import KubernetesProfile, Volume
 from cluster.spec import RunSpec
 
-# The run's own labels. KubeRay's carry the name of the RayCluster, which changes with every attempt.
+# Labels of the run. KubeRay's labels have the name of the RayCluster, which changes with every attempt.
 RUN_LABEL = "resnet-launcher/run"
 ROLE_LABEL = "resnet-launcher/role"  # head, worker, submitter, reader
 RAY_ROLES = ("head", "worker")
 
 CONFIG_FOLDER = "/etc/resnet-launcher"
 CONFIG_FILE = f"{CONFIG_FOLDER}/config.yaml"
-SUBMISSION_VARIABLE = "LAUNCHER_SUBMISSION"  # tells KubeRay's retries of one submission from a new one
+SUBMISSION_VARIABLE = "LAUNCHER_SUBMISSION"  # the same in all of KubeRay's retries of one submission
 
 DASHBOARD_PORT = 8265
-AGENT_PORT = 52365  # KubeRay v1.7.0, constant.go: where a Ray node of 2.53 and later says that it is well
+AGENT_PORT = 52365  # KubeRay v1.7.0, constant.go: health endpoint of a Ray node, Ray 2.53 and later
 GCS_PORT = 6379
 
-OBJECT_STORE_BYTES = 200_000_000  # a run passes configs and metrics through Ray, never images; Ray's least is 75 MB
+OBJECT_STORE_BYTES = 200_000_000  # Ray transports configs and metrics, never images; its minimum is 75 MB
 HEAD_SHM = "256Mi"  # more than the object store
-TMP_SIZE = "10Gi"  # assumption: Ray's logs of a run
+TMP_SIZE = "10Gi"  # assumption: enough for Ray's logs of a run
 
-# From the notice to the end. A save has the whole notice; then the driver writes its end; then Ray ends its processes.
-DRAIN_MARGIN_S = 15  # assumption: the driver looks for drains every second, then writes two files and ends
-GRACE_MARGIN_S = 30  # assumption: Ray stops its processes within seconds; the kubelet's SIGKILL comes after that
+# Shutdown: a save has the whole notice, then the driver records the end, then Ray stops its processes.
+DRAIN_MARGIN_S = 15  # assumption: the driver polls for drains every second, writes two files and exits
+GRACE_MARGIN_S = 30  # assumption: Ray stops its processes within seconds, before the kubelet's SIGKILL
 
-_PROBE_TIMEOUT_S = 10  # KubeRay's own 2 s lets a busy node fail (kuberay #4133)
-_LIVENESS_MISSES = 60  # of 10 s each: the ten minutes that KubeRay gives a node
+_PROBE_TIMEOUT_S = 10  # with KubeRay's default of 2 s, a busy node fails (kuberay #4133)
+_LIVENESS_MISSES = 60  # of 10 s each: ten minutes, as KubeRay's default
 
 
 def notice_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """What a save and an orderly end have, in seconds, once a pod is told to go."""
+    """Seconds for a save and a clean exit after a pod's SIGTERM."""
     return max(spec.notice_s, profile.notice_s)
 
 
 def drain_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """How long Ray leaves its processes alone after SIGTERM, in seconds: longer than the notice."""
+    """Seconds until Ray stops its processes after SIGTERM; longer than the notice."""
     return notice_s(spec, profile) + DRAIN_MARGIN_S
 
 
 def grace_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """How long Kubernetes waits from SIGTERM to SIGKILL, in seconds: longer than the drain."""
+    """Seconds between SIGTERM and SIGKILL; longer than the drain."""
     return drain_s(spec, profile) + GRACE_MARGIN_S
 
 
 def num_pods(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """Worker pods, spares included."""
+    """Number of worker pods, including spares."""
     return spec.nodes + profile.spare_nodes
 
 
 def labels(spec: RunSpec, profile: KubernetesProfile, role: str | None = None) -> dict[str, str]:
-    """Labels of everything that belongs to the run; with a role, of its pods."""
+    """Labels of all objects of the run; with a role, of its pods."""
     own = {RUN_LABEL: run_name(spec.name)} | ({} if role is None else {ROLE_LABEL: role})
     return {**profile.labels, **own}
 
 
 def storage_mount(spec: RunSpec, profile: KubernetesProfile) -> str:
-    """The folder that the storage volume appears as."""
+    """The mount path of the storage volume."""
     return profile.storage.mount or spec.storage
 
 
 def data_mount(spec: RunSpec, profile: KubernetesProfile) -> str | None:
-    """The folder that the data volume appears as; None where there is none."""
+    """The mount path of the data volume; None if there is none."""
     return None if profile.data is None else profile.data.mount or spec.data_root
 
 
 def storage_claim(spec: RunSpec, profile: KubernetesProfile) -> str:
-    """The name of the claim that holds the run directory."""
+    """The name of the claim with the run directory."""
     return profile.storage.claim or f"{run_name(spec.name)}-storage"
 
 
 def service_account(spec: RunSpec, profile: KubernetesProfile) -> str:
-    """The name of the account that the pods run under."""
+    """The name of the pods' ServiceAccount."""
     return profile.service_account or run_name(spec.name)
 
 
 def head(spec: RunSpec, profile: KubernetesProfile, submission: str) -> Manifest:
-    """The pod template of Ray's head, which also runs the driver and trains nothing."""
+    """The pod template of Ray's head, which runs the driver and no worker."""
     container = _ray_container(spec, profile, "ray-head")
     container["env"] += [
         _variable(SUBMISSION_VARIABLE, submission),
-        _variable("RAY_JOB_STOP_WAIT_TIME_S", str(notice_s(spec, profile))),  # Ray's own 3 s are too few to save
+        _variable("RAY_JOB_STOP_WAIT_TIME_S", str(notice_s(spec, profile))),  # Ray's default: 3 s
     ]
     container["ports"] = [
         {"name": "gcs-server", "containerPort": GCS_PORT},
@@ -101,7 +101,7 @@ def head(spec: RunSpec, profile: KubernetesProfile, submission: str) -> Manifest
 
 
 def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
-    """The pod template of a node's workers."""
+    """The pod template of the workers of one node."""
     container = _ray_container(spec, profile, "ray-worker")
     memory = spec.workers_per_node * num_bytes(profile.worker_memory) + num_bytes(profile.shm_size)
     amounts = {"cpu": str(spec.cpus_per_node), "memory": quantity(memory)}
@@ -109,7 +109,7 @@ def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
         amounts[profile.gpu_resource] = str(spec.gpus_per_node)
     if profile.rdma_resource is not None:
         amounts[profile.rdma_resource] = str(profile.rdma_count)
-        container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]  # RDMA pins its memory
+        container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]  # RDMA pins memory
     container["resources"] = _resources(amounts)
     pod = _pod(spec, profile, container, "Always", grace_s(spec, profile))
     pod["volumes"].append(_shm(profile.shm_size))
@@ -126,7 +126,7 @@ def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
 
 
 def submitter(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
-    """The pod template of KubeRay's submitter, which hands the driver's command to the head and follows its log."""
+    """The pod template of KubeRay's submitter, which starts the driver on the head and prints its log."""
     container = _container(profile, "ray-job-submitter", [_variable("HOME", "/tmp")])
     amounts = {"cpu": profile.submitter.cpus, "memory": profile.submitter.memory}
     container["resources"] = _resources(amounts)
@@ -137,7 +137,7 @@ def submitter(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
 
 
 def reader(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], writes: bool) -> Manifest:
-    """The pod template of `launcher ARGUMENTS` beside the run's storage; no shell, no Ray, no secret."""
+    """The pod template of `launcher ARGUMENTS` with the run's storage; without a shell, Ray or secrets."""
     container = _container(profile, "reader", [_variable("HOME", "/tmp"), _variable("PYTHONUNBUFFERED", "1")])
     container["command"] = ["python", "-m", "launcher"]
     container["args"] = [literal(argument) for argument in arguments]
@@ -153,21 +153,25 @@ def reader(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], 
 
 
 def config_name(spec: RunSpec) -> str:
-    """The name of the ConfigMap. It is immutable, so its name changes with its content."""
+    """The name of the ConfigMap. The map is immutable, so the name depends on the content."""
     return f"{run_name(spec.name)}-config-{hashlib.sha256(spec.config.encode()).hexdigest()[:8]}"
 
 
-def _ray_container(spec: RunSpec, profile: KubernetesProfile, name: str) -> Manifest:
+def variables(spec: RunSpec, profile: KubernetesProfile) -> dict[str, str]:
+    """Environment variables of Ray's containers, without those from Secrets."""
     fixed = {
-        "HOME": "/tmp",  # the root is read-only, and Ray and its libraries keep files below it
+        "HOME": "/tmp",  # the root is read-only, and Ray and its libraries write files below HOME
         "PYTHONUNBUFFERED": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(spec, profile)),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     interface = profile.network.interface
     named = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
-    variables = fixed | named | profile.network.environment | profile.environment
-    environment = [_variable(variable, value) for variable, value in variables.items()]
+    return fixed | named | profile.network.environment | profile.environment
+
+
+def _ray_container(spec: RunSpec, profile: KubernetesProfile, name: str) -> Manifest:
+    environment = [_variable(variable, value) for variable, value in variables(spec, profile).items()]
     environment += [
         {"name": entry.variable, "valueFrom": {"secretKeyRef": {"name": entry.secret, "key": entry.key}}}
         for entry in profile.secrets
@@ -220,7 +224,7 @@ def _base_pod(spec: RunSpec, profile: KubernetesProfile, container: Manifest, re
     pod: Manifest = {
         "serviceAccountName": service_account(spec, profile),
         "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # other people's services would become variables of ours
+        "enableServiceLinks": False,  # no variables for the services of the namespace
         "restartPolicy": restart,
         "terminationGracePeriodSeconds": grace,
         "securityContext": {
@@ -228,7 +232,7 @@ def _base_pod(spec: RunSpec, profile: KubernetesProfile, container: Manifest, re
             "runAsUser": profile.user_id,
             "runAsGroup": profile.group_id,
             "fsGroup": profile.group_id,
-            "fsGroupChangePolicy": "OnRootMismatch",  # a volume of a million images is not gone through at each start
+            "fsGroupChangePolicy": "OnRootMismatch",  # do not walk a volume of a million images at each start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],

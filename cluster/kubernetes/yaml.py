@@ -1,4 +1,4 @@
-"""Manifests as YAML: one document each, the same text every time, long texts as blocks that can be read."""
+"""Manifests as YAML: one document each, deterministic, with long texts as readable blocks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import yaml
 
 Manifest = dict[str, Any]
 
-# Text that no reader of YAML takes for anything else; all other is quoted. kubectl reads YAML 1.1 with parts of 1.2,
-# PyYAML 1.1 alone: `1e3` is a number to one of them, and `on` to neither.
+# Text that every reader of YAML takes for text; other text is quoted. kubectl reads YAML 1.1 with parts of 1.2, PyYAML
+# reads 1.1: they disagree about `1e3`.
 _PLAIN = re.compile(r"(?:[A-Za-z_/]|\./)[A-Za-z0-9_./@+=-]*(?:[ :][A-Za-z0-9_./@+=()-]+)*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes equal values out, never as &id001, and lists inside their key's indentation."""
+    """Writes equal values out, without &id001, and indents lists below their key."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -40,7 +40,7 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(manifests: Iterable[Mapping[str, Any]], heading: Sequence[str] = ()) -> str:
-    """All of them as one file that `kubectl apply -f` takes; each line of `heading` becomes a comment at its top."""
+    """All manifests as one file for `kubectl apply -f`, after the lines of `heading` as comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for text in heading for line in text.splitlines() or [""])
     documents = [
         yaml.dump(dict(manifest), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)

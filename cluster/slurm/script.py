@@ -1,7 +1,7 @@
-"""From what a run needs and a site's profile to one bash script for sbatch.
+"""From a run's needs and a site's profile to a bash script for sbatch.
 
-The script has three parts: #SBATCH lines, the run's values (each through `cluster.slurm.quoting.quote`), and code from
-`templates/` that is the same for every run. Nothing of a run or profile ever stands in the code itself.
+The script has three parts: #SBATCH lines, the run's values (quoted by `cluster.slurm.quoting.quote`), and code from
+`templates/`, which is the same for all runs. No value of a run or profile is inserted into the code.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from cluster.errors import Mismatch, PlaceError
+from cluster.errors import PlaceError, Problem
 from cluster.profile import Container, SlurmProfile
 from cluster.slurm.quoting import array, assignment, quote
 from cluster.spec import RunSpec
 
 Launcher = Literal["ray", "torchrun"]
 
-OBJECT_STORE_BYTES = 200_000_000  # Ray's shared memory: a run sends nothing through it but its own few kilobytes
-MAX_CONFIG_BYTES = 100_000  # of the config; a whole script may have 4 MB (slurm.conf's max_script_size)
-MAX_VARIANTS = 1000  # SLURM's MaxArraySize is 1001 where the site has not changed it
+OBJECT_STORE_BYTES = 200_000_000  # Ray's shared memory, which a run uses for a few kilobytes
+MAX_CONFIG_BYTES = 100_000  # SLURM's default limit for the whole script is 4 MB (slurm.conf: max_script_size)
+MAX_VARIANTS = 1000  # SLURM's default MaxArraySize is 1001
 
-# What may stand in an #SBATCH line: names, node sets and features, but no space, quote, or newline.
+# Allowed in an #SBATCH line: names, node sets and features, but no space, quote or newline.
 _OPTION = re.compile(r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:;%@/+=\[\]()&|*!-]+)?")
 
 
 def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> str:
-    """The script, ready for `sbatch FILE`; the config is in it.
+    """The script for `sbatch FILE`, with the config in it.
 
-    `launcher` is `ray` (survives the loss of a node, uses spares) or `torchrun` (no Ray to start). Raises PlaceError
-    with all that cannot be done together.
+    `launcher` is `ray` (survives the loss of a node, uses spare nodes) or `torchrun` (starts without Ray). Raises
+    PlaceError with all combinations that do not work.
     """
-    mismatches = list(_mismatches(spec, profile, launcher))
-    if mismatches:
-        raise PlaceError(mismatches)
+    problems = list(_problems(spec, profile, launcher))
+    if problems:
+        raise PlaceError(problems)
     parts = [
         "#!/usr/bin/env bash",
         *(f"#SBATCH {option}" for option in _options(spec, profile, launcher)),
         *_introduction(spec, profile, launcher),
-        "set -uo pipefail # no -e: exit codes are looked at one by one",
+        "set -uo pipefail # no -e: exit codes are checked explicitly",
         "",
         f"# ---- this run {'-' * 104}",
         "",
@@ -52,12 +52,12 @@ def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> 
 
 
 def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
-    """The options of sbatch, with values that are safe in a line of their own."""
+    """The options of sbatch."""
     one_of_many = "%A_%a" if spec.variants else "%j"
     options = [
         f"--job-name={spec.name}",
         f"--output=slurm-%x-{one_of_many}.out",
-        "--open-mode=append",  # one file for all lives of the job
+        "--open-mode=append",  # one file for all restarts of the job
         f"--nodes={spec.nodes + profile.spare_nodes}",
         "--ntasks-per-node=1",
         f"--cpus-per-task={spec.cpus_per_node}",
@@ -81,24 +81,24 @@ def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[s
     return [*options, *profile.sbatch]
 
 
-def _mismatches(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[Mismatch]:
+def _problems(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[Problem]:
     for option in _options(spec, profile, launcher):
         if _OPTION.fullmatch(option) is None:
-            yield Mismatch("", "sbatch", f"found {option!r}", "letters, digits and _.,:;%@/+=[]()&|*!- in its value")
+            yield Problem("", "sbatch", f"found {option!r}", "letters, digits and _.,:;%@/+=[]()&|*!- in its value")
     notice_s = _notice_s(spec, profile)
     if spec.walltime_s is not None and spec.walltime_s <= 2 * notice_s:
-        found = f"{spec.walltime_s} s, of which the last {notice_s} s are the notice"
-        yield Mismatch("", "cluster.walltime", found, f"more than twice the notice: above {2 * notice_s} s")
+        found = f"found {spec.walltime_s} s, of which the last {notice_s} s are the notice"
+        yield Problem("", "cluster.walltime", found, f"more than twice the notice: above {2 * notice_s} s")
     if launcher == "torchrun" and profile.spare_nodes:
-        found = f"{profile.spare_nodes}, which torchrun cannot use"
-        yield Mismatch("", "spare_nodes", found, "0 with --launcher torchrun, or --launcher ray")
+        found = f"found {profile.spare_nodes}, which torchrun cannot use"
+        yield Problem("", "spare_nodes", found, "0 with --launcher torchrun, or --launcher ray")
     if launcher == "torchrun" and spec.is_elastic:
-        found = f"{spec.least_workers}..{spec.most_workers}, which torchrun cannot do"
-        yield Mismatch("", "workers", found, "one number with --launcher torchrun, or --launcher ray")
+        found = f"found {spec.least_workers}..{spec.most_workers}, which torchrun does not support"
+        yield Problem("", "workers", found, "one number with --launcher torchrun, or --launcher ray")
     if len(spec.config.encode("utf-8", "replace")) > MAX_CONFIG_BYTES:
-        yield Mismatch("", "", f"a config of more than {MAX_CONFIG_BYTES} bytes", "one that fits into a script")
+        yield Problem("", "", f"a config of more than {MAX_CONFIG_BYTES} bytes", "a smaller config")
     if len(spec.variants) > MAX_VARIANTS:
-        yield Mismatch("", "", f"{len(spec.variants)} variants", f"at most {MAX_VARIANTS} in a job array")
+        yield Problem("", "", f"{len(spec.variants)} variants", f"at most {MAX_VARIANTS} in a job array")
     named = [(f"variant {variant.name}", text) for variant in spec.variants for text in variant.overrides]
     named += [("overrides", text) for text in spec.overrides]
     named += [("config", spec.config), ("storage", spec.storage), ("data.root", spec.data_root or "")]
@@ -106,28 +106,29 @@ def _mismatches(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Ite
         try:
             quote(text)
         except ValueError as error:
-            yield Mismatch("", key, f"cannot stand in a script: {error}", "text")
+            yield Problem("", key, f"cannot be written into a script: {error}", "text")
     for key, path in (("storage", spec.storage), ("data.root", spec.data_root)):
         if profile.container is not None and path is not None and re.search("[:,]", path):
-            yield Mismatch("", key, f'found "{path}"', "a path without : and , which separate a container's mounts")
+            yield Problem("", key, f'found "{path}"', "a path without : and , which separate mounts")
 
 
 def _introduction(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
-    workers = f"{spec.least_workers} to {spec.most_workers}" if spec.is_elastic else str(spec.most_workers)
-    spares = f" and {profile.spare_nodes} to spare" if profile.spare_nodes else ""
-    many = f", {len(spec.variants)} times: a job array" if spec.variants else ""
+    least = f"{spec.least_workers} to " if spec.is_elastic else ""
+    workers = f"{least}{_count(spec.most_workers, 'worker')}"
+    spares = f" and {_count(profile.spare_nodes, 'spare node')}" if profile.spare_nodes else ""
+    many = f", a job array of {_count(len(spec.variants), 'run')}" if spec.variants else ""
     return [
         "#",
-        f"# {spec.name}: {workers} workers on {spec.nodes} nodes{spares}, through {launcher}{many}",
+        f"# {spec.name}: {workers} on {_count(spec.nodes, 'node')}{spares}, started by {launcher}{many}",
         "#",
-        "#   sbatch --test-only FILE     would SLURM take it?",
-        "#   sbatch FILE                 submit it; then: squeue --me, and tail -f slurm-*.out in this folder",
-        "#   scancel JOB                 save and stop; it is not started again by itself",
+        "#   sbatch --test-only FILE     check whether SLURM accepts it",
+        "#   sbatch FILE                 submit it; then use squeue --me, and tail -f slurm-*.out in this folder",
+        "#   scancel JOB                 save and stop; the job is not restarted",
         "#",
-        "# Its exit code is that of `python -m launcher.train`. 75 (stopped, saved) and 76 (hardware) are requeued.",
-        "# bash 4.4 or newer.",
+        "# The exit code is that of `python -m launcher.train`. 75 (stopped, saved) and 76 (hardware) are requeued.",
+        "# Needs bash 4.4 or newer.",
         "#",
-        "# shellcheck disable=SC2016,SC2317,SC2329 # values stay as they are; traps and other nodes call functions",
+        "# shellcheck disable=SC2016,SC2317,SC2329 # values are not expanded; traps and other nodes call functions",
     ]
 
 
@@ -135,7 +136,7 @@ def _values(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterato
     notice_s = _notice_s(spec, profile)
     yield assignment("RUN_NAME", spec.name)
     yield assignment("MAX_REQUEUES", spec.max_requeues)
-    # A third of the notice, 30 s at most, is left to end what is late and to requeue.
+    # A third of the notice, at most 30 s, is reserved to kill late processes and to requeue.
     yield assignment("SAVE_S", notice_s - min(30, notice_s // 3))
     yield assignment("SCRATCH", profile.scratch)
     if launcher == "ray":
@@ -160,7 +161,7 @@ def _values(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterato
 
 def _site(profile: SlurmProfile) -> Iterator[str]:
     if profile.modules:
-        yield "# shellcheck disable=SC1091 # the site's own file, which defines `module`"
+        yield "# shellcheck disable=SC1091 # a file of the site, which defines `module`"
         yield "command -v module > /dev/null || . /etc/profile.d/modules.sh"
         yield f"module load {' '.join(map(quote, profile.modules))}"
     for folder, variable in ((profile.venv, "VIRTUAL_ENV"), (profile.conda, "CONDA_PREFIX")):
@@ -173,7 +174,7 @@ def _site(profile: SlurmProfile) -> Iterator[str]:
 
 
 def _container(spec: RunSpec, container: Container | None, scratch: str) -> Iterator[str]:
-    """INSIDE stands before what runs in the image; CONTAINER are options of srun that put a whole task there."""
+    """INSIDE is the prefix of commands that run in the image; CONTAINER are options of srun for whole tasks."""
     inside: list[str] = []
     options: list[str] = []
     if container is not None:
@@ -193,11 +194,15 @@ def _notice_s(spec: RunSpec, profile: SlurmProfile) -> int:
 
 
 def _time(seconds: int) -> str:
-    """As sbatch reads it: [days-]hours:minutes:seconds."""
+    """In sbatch's format: [days-]hours:minutes:seconds."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:{seconds:02}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _template(name: str) -> str:

@@ -1,16 +1,16 @@
-# ---- one Ray cluster for this job ------------------------------------------------------------------------------------
+# ---- one Ray cluster per job -----------------------------------------------------------------------------------------
 
-# On every node, as the one task of a step: Ray in the foreground until the job's shell says that it is over.
-# The token comes through standard input: no process list, script, log or shared folder has it.
+# The task of the step on each node: runs Ray until the job's shell sends USR2. The token comes by standard input,
+# so it is not in a process list, script, log or shared folder.
 node() {
     local ray='' num_terms=0 token address base
     leave() {
-        [ -z "$ray" ] || kill -KILL "$ray" 2> /dev/null # takes raylet and gcs_server along
-        [ "$SLURM_NODEID" -eq 0 ] || remove_folder      # the first node's is the job's shell's
+        [ -z "$ray" ] || kill -KILL "$ray" 2> /dev/null # its raylet and gcs_server end with it
+        [ "$SLURM_NODEID" -eq 0 ] || remove_folder      # the job's shell removes the first node's
         exit 0
     }
-    # SLURM sends TERM once when the job is to be preempted or cancelled, and again when its time is over. Ray is not
-    # told: it would drain this node. At preemption only tasks are signalled, so the first node's tells the job's shell.
+    # SLURM sends TERM when the job is preempted or cancelled, and again at the end of the grace time. Ray must not get
+    # it, because it would drain this node. On a preemption SLURM signals only tasks: the first task notifies the shell.
     on_task_term() {
         num_terms=$((num_terms + 1))
         [ "$num_terms" -lt 2 ] || leave
@@ -21,11 +21,11 @@ node() {
 
     read -r token
     if [ "$SLURM_NODEID" -ne 0 ]; then
-        make_folder # the first node's is there
+        make_folder # the first node's exists
         (umask 077 && printf '%s' "$token" > "$JOB_DIR/token")
     fi
     unset token
-    mkdir "$JOB_DIR/ray" # Ray opens its own folder to everyone; the one around it stays closed
+    mkdir "$JOB_DIR/ray" # Ray makes its folder readable by everyone; the parent folder is private
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token
 
     if [ "$SLURM_NODEID" -eq 0 ]; then
@@ -49,51 +49,52 @@ node() {
     ray=$!
     while kill -0 "$ray" 2> /dev/null; do wait "$ray"; done
     ray=''
-    say "$SLURMD_NODENAME: Ray has ended; its last lines:"
+    log "$SLURMD_NODENAME: Ray has ended. Its last lines:"
     tail -n 5 "$JOB_DIR/ray-start.log"
     leave
 }
 
 stop_step() {
-    kill -USR2 "$step" 2> /dev/null # srun passes it on to the tasks, which end Ray and remove their folders
-    await_briefly "$step" "$1" && return
-    kill -TERM "$step" 2> /dev/null # srun ends them at once
-    await_briefly "$step" "$1"
+    kill -USR2 "$step" 2> /dev/null # srun forwards it to the tasks, which stop Ray and remove their folders
+    wait_at_most "$step" "$1" && return
+    kill -TERM "$step" 2> /dev/null # srun stops them at once
+    wait_at_most "$step" "$1"
 }
 
-readonly LAST_SIGNAL=KILL # what ends a driver that is late
+readonly LAST_SIGNAL=KILL # for a driver that is late
 token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 (umask 077 && printf '%s' "$token" > "$JOB_DIR/token")
-# --no-kill: a lost node takes neither this step nor the job along.
+# --no-kill: the step and the job survive a lost node.
 printf '%s\n' "$token" | "${STEP[@]}" --no-kill --kill-on-bad-exit=0 "${CONTAINER[@]}" bash -c \
     "$(declare -p INSIDE SHELL_PID HEAD PORT JOB_DIR START_S CPUS_PER_NODE GPUS_PER_NODE OBJECT_STORE_BYTES)
-     $(declare -f node say make_folder remove_folder listens free_ports address_towards); node" &
+     $(declare -f node log make_folder remove_folder listens free_ports address_towards); node" &
 step=$!
 unset token
 
 deadline=$((SECONDS + START_S))
 until listens "$HEAD" "$PORT"; do
     if $notified; then
-        finish 75 # nothing is lost: training has not begun in this life
+        finish 75 # training has not started yet
     elif [ "$SECONDS" -ge "$deadline" ] || ! kill -0 "$step" 2> /dev/null; then
-        say "Ray's head did not start within $START_S s"
+        log "Ray's head did not start within $START_S s"
         finish 69
     fi
     sleep 0.5
 done
 
-# The driver waits for the nodes that it needs. Nothing stands between its exit code and the job's.
+# The driver waits for the nodes that it needs. Its exit code becomes the job's.
 DRIVER_INSIDE=("${INSIDE[@]}")
 if [ "${#CONTAINER[@]}" -gt 0 ]; then
     DRIVER_INSIDE=(srun --overlap --nodes=1 --ntasks=1 --nodelist="${HOSTS[0]}" "${CONTAINER[@]}")
 fi
 RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token \
-    keep "${DRIVER_INSIDE[@]}" python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
-keeper=$!
-driver=$(kept)
-! $notified || on_usr2 # the notice came before
-exit_code
+    run_child "${DRIVER_INSIDE[@]}" \
+    python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
+child_shell=$!
+driver=$(child_pid)
+! $notified || on_usr2 # a notice arrived before there was a driver
+wait_for_child
 code=$?
-# Ended by the notice before it could listen, or killed after it: what is saved is saved.
+# Killed by the notice before its handler was installed, or killed after it: existing checkpoints remain.
 if $notified && { [ "$code" -eq 140 ] || [ "$code" -eq 137 ]; }; then code=75; fi
 finish "$code"

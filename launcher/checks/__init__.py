@@ -1,9 +1,13 @@
-"""What `launcher doctor` looks at: small checks of one host, and of all hosts together.
+"""The checks of `launcher doctor` and of the start of each attempt.
 
-finding       what a check says; how checks are run, each in bounded time        needs   what a run asks of a host
-packages system network variables accelerator storage dataset access      checks of one host, a topic a file
-arithmetic collective      measurements that run in processes of their own       children      which start and end those
-report        facts of one host, and what differs between hosts                  bisection     which host is the bad one
-cluster       all of it over several hosts, reached through Ray or torchrun       tasks   what a host can be asked to do
-store_hosts   hosts that are reached through a store      together   what an attempt's workers try before they train
+finding             the result of a check, and how checks are run
+host_requirements   what a run requires of one host
+suite               all checks of one host; one topic per file: packages, system, network, variables, ray_token,
+                    storage, dataset, accelerator
+children            measurements in child processes: arithmetic (of a device), collective (between hosts)
+hosts               several hosts, through Ray or a store (store_hosts), and the tasks that they carry out (tasks)
+host_facts          facts of a host, and how hosts differ
+bisection           finds the bad host by tests of pairs
+cluster             all checks of several hosts
+attempt_check       the all-reduce of an attempt's workers before training
 """

@@ -1,4 +1,4 @@
-"""Measurements in processes of their own: what hangs in a driver or a collective is killed, and holds no GPU after."""
+"""Measurements in child processes: one that hangs in a driver or a collective is killed, and frees its GPU."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from pathlib import Path
 from typing import Any
 
 _POLL_S = 0.05
-_LAST = 300  # characters of what a failed child wrote
+_NUM_ERROR_CHARACTERS = 300
+
+Answer = dict[str, Any]  # a JSON object
 
 
 @dataclass(frozen=True)
 class Child:
-    """`python -m module argument`, where the argument is JSON; its answer is the last line that it prints, JSON too."""
+    """`python -m module argument` with a JSON argument; the last line it prints is its answer, a JSON object."""
 
     module: str
-    argument: Mapping[str, Any] = field(default_factory=dict)
+    argument: Mapping[str, object] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_children(children: Sequence[Child], seconds: float) -> list[dict[str, Any] | str]:
-    """Run all at once; of each its answer, or in words why there is none. Those that run longer are killed."""
+def run_children(
+    children: Sequence[Child], seconds: float, *, end_with_first_failure: bool = False
+) -> list[Answer | str]:
+    """Run all children at once; returns each child's answer, or a text that says why there is none.
+
+    Children that run longer than `seconds` are killed, and with `end_with_first_failure` all that run when one fails.
+    """
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         outputs = [(Path(folder, f"{n}.out"), Path(folder, f"{n}.err")) for n in range(len(children))]
         running = [_start(child, *files) for child, files in zip(children, outputs, strict=True)]
         try:
-            while time.monotonic() < deadline and any(process.poll() is None for process in running):
+            while time.monotonic() < deadline and None in (codes := [process.poll() for process in running]):
+                if end_with_first_failure and any(codes):
+                    break
                 time.sleep(_POLL_S)
         finally:
             late = [process.poll() is None for process in running]
             for process in running:
-                if process.poll() is None:
-                    process.kill()
+                process.kill()
                 process.wait()
         return [
             f"no answer within {seconds:.3g} s" if was_late else _answer(process.returncode, *files)
@@ -48,20 +56,20 @@ def run_children(children: Sequence[Child], seconds: float) -> list[dict[str, An
 
 
 def _start(child: Child, out: Path, err: Path) -> subprocess.Popen[bytes]:
-    # Where this package was found without being installed, the child finds it too.
-    home = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    # The child finds this package even where it is not installed.
+    packages = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, **child.variables}
     command = [sys.executable, "-m", child.module, json.dumps(child.argument)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
 
 
-def _answer(code: int, out: Path, err: Path) -> dict[str, Any] | str:
+def _answer(code: int, out: Path, err: Path) -> Answer | str:
     lines = out.read_text(errors="replace").splitlines()
     if code == 0 and lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
+        answer: Answer = json.loads(lines[-1])
         return answer
-    said = err.read_text(errors="replace").strip()[-_LAST:]
+    errors = err.read_text(errors="replace").strip()[-_NUM_ERROR_CHARACTERS:].splitlines()
     ended = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return f"{ended}: {said.splitlines()[-1] if said else 'it said nothing'}"
+    return f"{ended}: {errors[-1] if errors else 'no error message'}"

@@ -1,4 +1,4 @@
-"""An all-reduce between processes of several hosts: is the sum right, and how fast does it come?
+"""An all-reduce between processes of several hosts: whether the sum is right, and how fast it is.
 
 `python -m launcher.checks.collective JSON` is one of the processes; `reduce_here` starts those of one host.
 """
@@ -9,19 +9,18 @@ import datetime
 import json
 import sys
 import time
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from launcher.checks.children import Child, run_children
+from launcher.checks.children import Answer, Child, run_children
 
-# Elements of the sum stay whole numbers below 2^24, where float32 is exact, for up to 2 million processes.
+# The elements of the sum are integers below 2^24, where float32 is exact, for up to 2 million processes.
 _PERIOD = 8
 _REPEATS = 3
-_START_S = 30  # assumption: torch is imported and a CUDA context made in this time; they do not count as waiting
+_START_S = 30  # assumption: importing torch and creating a CUDA context take less
 
 
 def reduce_here(
@@ -34,11 +33,11 @@ def reduce_here(
     gpus: bool,
     num_bytes: int,
     seconds: float,
-) -> dict[str, Any]:
-    """Run `processes` of the all-reduce's processes on this host, ranks `first_rank` and up, each with a GPU or none.
+) -> Answer:
+    """Run this host's `processes` of an all-reduce: ranks `first_rank` and up, each with a GPU if `gpus`.
 
-    `seconds` is what the collective may take once all processes have met. Answers {"problems": [text], "wrong":
-    elements, "bus_bytes_per_s": the slowest process's best}.
+    The collective itself may take `seconds`. Answers {"problems": [text], "wrong": elements, "bus_bytes_per_s": of the
+    slowest process}.
     """
     common = {"world_size": world_size, "address": address, "port": port, "num_bytes": num_bytes, "seconds": seconds}
     children = [
@@ -55,7 +54,7 @@ def reduce_here(
 
 
 def contribution(rank: int, count: int, device: torch.device) -> Tensor:
-    """What `rank` adds: float32 [count], element i is (i + rank) mod 8."""
+    """The addend of `rank`: float32 [count], element i is (i + rank) mod 8."""
     return ((torch.arange(count, device=device) + rank) % _PERIOD).float()
 
 
@@ -76,8 +75,8 @@ def bus_bytes_per_s(num_bytes: int, seconds: float, world_size: int) -> float:
 
 def reduce_once(
     rank: int, world_size: int, address: str, port: int, num_bytes: int, seconds: float, gpu: int | None
-) -> dict[str, Any]:
-    """Take part as `rank`. {"wrong": elements, "bus_bytes_per_s"}; RuntimeError where the others do not come."""
+) -> Answer:
+    """Take part as `rank`; answers {"wrong": elements, "bus_bytes_per_s"}. RuntimeError if other ranks are missing."""
     device = torch.device("cpu") if gpu is None else torch.device("cuda", gpu)
     if gpu is not None:
         torch.cuda.set_device(device)
@@ -90,18 +89,18 @@ def reduce_once(
     wrong, best_s = 0, float("inf")
     for _ in range(_REPEATS):
         summed = own.clone()
-        _settle(device)
+        _synchronize(device)
         started = time.perf_counter()
         dist.all_reduce(summed)
-        _settle(device)
+        _synchronize(device)
         best_s = min(best_s, time.perf_counter() - started)
         wrong = max(wrong, int((summed != right).sum()))
     dist.destroy_process_group()
     return {"wrong": wrong, "bus_bytes_per_s": bus_bytes_per_s(num_bytes, best_s, world_size)}
 
 
-def _settle(device: torch.device) -> None:
-    """All processes start together, and the device has ended what it was given."""
+def _synchronize(device: torch.device) -> None:
+    """Wait for all processes, and for the device."""
     dist.barrier()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

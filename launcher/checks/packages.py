@@ -1,4 +1,4 @@
-"""Whether what the config asks for is installed here, in a version that works."""
+"""Whether the packages that the config requires are installed, in versions that work."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import platform
 import re
 from collections.abc import Iterator
 
-from launcher.checks.finding import Check, Finding, failed, passed
-from launcher.checks.needs import Needs
+from launcher.checks.finding import Finding, failed, passed
+from launcher.checks.host_requirements import HostRequirements
 from launcher.config.schema import RunConfig
 
-LEAST = {"torch": (2, 11), "torchvision": (0, 26)}  # pyproject.toml's
+LEAST = {"torch": (2, 11), "torchvision": (0, 26)}  # as in pyproject.toml
 _PYTHONS = ((3, 11), (3, 13))  # oldest and newest
 
 
-def checks(config: RunConfig | None, needs: Needs) -> list[Check]:
-    """Nothing is imported."""
-    return [Check("packages", lambda: packages(config, needs), 10)]
-
-
-def packages(config: RunConfig | None, needs: Needs) -> Iterator[Finding]:
-    """One finding a problem, or one that names the versions."""
-    problems = [*_python(platform.python_version()), *_old(), *_missing(config, needs)]
+def packages(config: RunConfig | None, required: HostRequirements) -> Iterator[Finding]:
+    """One failure per problem, or the versions."""
+    problems = [*_python(platform.python_version()), *_old(), *_missing(config, required)]
     yield from problems
     if not problems:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LEAST)
@@ -33,7 +28,7 @@ def packages(config: RunConfig | None, needs: Needs) -> Iterator[Finding]:
 def _python(version: str) -> Iterator[Finding]:
     if not _PYTHONS[0] <= numbers(version) <= _PYTHONS[1]:
         oldest, newest = (".".join(map(str, one)) for one in _PYTHONS)
-        yield failed("packages", f"Python {version}", f"Python {oldest} to {newest}")
+        yield failed("packages", f"Python {version}", f"use Python {oldest} to {newest}")
 
 
 def _old() -> Iterator[Finding]:
@@ -48,22 +43,22 @@ def _old() -> Iterator[Finding]:
             yield failed("packages", f"{name} {version} is older than {wanted}", f"pip install '{name}>={wanted}'")
 
 
-def _missing(config: RunConfig | None, needs: Needs) -> Iterator[Finding]:
+def _missing(config: RunConfig | None, required: HostRequirements) -> Iterator[Finding]:
     if config is None:
         return
-    asked = {
-        "ray": needs.ray or config.place == "ray",
+    modules = {
+        "ray": required.ray or config.place == "ray",
         "deepspeed": config.engine.name == "zero",
         "nvidia.dali": config.data.decoder == "dali",
     }
-    for module, is_asked in asked.items():
-        if is_asked and not _is_there(module):
+    for module, is_required in modules.items():
+        if is_required and not _is_installed(module):
             extra = module.removeprefix("nvidia.")
-            said = f"the config asks for {extra}, which is not installed here"
-            yield failed("packages", said, f"pip install 'resnet-launcher[{extra}]'")
+            found = f"the config requires {extra}, which is not installed"
+            yield failed("packages", found, f"pip install 'resnet-launcher[{extra}]'")
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent package

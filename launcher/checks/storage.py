@@ -1,4 +1,4 @@
-"""The storage of the run: can it be written, is there room, and does its clock agree with this host's."""
+"""The storage of the run: whether it can be written, has enough space, and agrees with this host's clock."""
 
 from __future__ import annotations
 
@@ -10,54 +10,32 @@ import subprocess
 import time
 from pathlib import Path
 
-from launcher.checks.finding import Check, Finding, failed, in_bytes, passed, skipped, warned
-from launcher.checks.needs import Needs
-from resnet_dist.checkpoint.disk import reason, sync_folder
+import torch
 
-# Without a checkpoint to measure: parameters of the built-in models with 1,000 classes (a test counts them), with
-# float32 weights and two moments, as LAMB keeps: 12 bytes each. A model of the user's own counts as the largest.
-PARAMETERS = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnet20": 334_072,
-    "resnet32": 528_504,
-    "resnet44": 722_936,
-    "resnet56": 917_368,
-    "resnet110": 1_792_312,
-}
-_BYTES_A_PARAMETER = 12
+from launcher.checks.finding import Finding, failed, graded, passed, skipped, warned
+from launcher.formatting import count, in_bytes
+from launcher.run.directory import RunDirectory
+from resnet_dist.checkpoint.disk import reason, sync
+from resnet_dist.models import MODELS
+
+_BYTES_PER_PARAMETER = 12  # of a checkpoint: float32 weights and the two moments of LAMB
+_LARGEST_MODEL, _NUM_CLASSES = "resnet152", 1_000  # assumed for the size of a user's own model
 _TEST_BYTES = 2**20
-_FEW_INODES, _NO_INODES = 100_000, 1_000  # assumptions: a run leaves some hundred files, other runs are there too
-_QUOTA_S = 10
-_SKEW_S = 1.0  # assumption: times of files are compared with this host's clock in steps of seconds
-
-
-def checks(needs: Needs) -> list[Check]:
-    """All are skipped without a config."""
-    return [
-        Check("storage", lambda: writable(needs), 30),
-        Check("storage clock", lambda: clock(needs), 30),
-        Check("free disk", lambda: space(needs), 20),
-        Check("inodes", lambda: inodes(needs), 20),
-        Check("quota", lambda: quota(needs), _QUOTA_S + 10),
-    ]
+_FEW_INODES, _NO_INODES = 100_000, 1_000  # assumptions: a run writes some hundred files, and others write too
+QUOTA_S = 10
+_SKEW_S = 1.0  # assumption: file times are compared with this host's clock to the second
 
 
 def existing(path: Path) -> Path:
-    """`path`, or its nearest parent that is there."""
+    """`path`, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
 
 
-def writable(needs: Needs) -> Finding:
-    """Write, sync, rename, link and read as the run will, in its folder or the storage; nowhere else."""
-    if needs.storage is None or needs.run is None:
-        return skipped("storage", "no config names one")
-    if not needs.storage.is_dir():
-        return _to_be_made(needs.storage, needs.nodes)
-    folder = existing(needs.run.path)
+def writable(run: RunDirectory, nodes: int = 1) -> Finding:
+    """Write, sync, rename, link and read a file as the run will, in the run directory or else in the storage."""
+    if not run.storage.is_dir():
+        return _missing(run.storage, nodes)
+    folder = existing(run.path)
     name = f".doctor-{secrets.token_hex(8)}"
     written, renamed, linked = (folder / f"{name}{end}" for end in (".tmp", "", ".link"))
     content = secrets.token_bytes(_TEST_BYTES)
@@ -68,47 +46,46 @@ def writable(needs: Needs) -> Finding:
             file.flush()
             os.fsync(file.fileno())
         written.replace(renamed)
-        os.link(renamed, linked)  # as the lease is taken, which keeps a second launcher out of the run
-        sync_folder(folder)
+        os.link(renamed, linked)  # the lease of a run directory is a hard link
+        sync(folder)
         read = linked.read_bytes()
     except OSError as error:
-        return failed("storage", f"{error.filename or folder}: {reason(error)}", "mend it, or choose another storage")
+        found = f"{error.filename or folder}: {reason(error)}"
+        return failed("storage", found, "repair it, or choose another storage")
     finally:
         for path in (written, renamed, linked):
             with contextlib.suppress(OSError):
                 path.unlink()
     seconds = time.perf_counter() - started
     if read != content:
-        return failed("storage", f"{folder}: what is read is not what was written", "do not use this storage")
-    there = "" if folder == needs.run.path else f" ({needs.run.path} will be made)"
-    return passed("storage", f"{folder}: written, synced, renamed, linked and read in {seconds:.2g} s{there}")
+        return failed("storage", f"{folder}: the content read differs from the content written", "use another storage")
+    new = "" if folder == run.path else f" ({run.path} will be created)"
+    return passed("storage", f"{folder}: written, synced, renamed, linked and read in {seconds:.2g} s{new}")
 
 
-def _to_be_made(storage: Path, nodes: int) -> Finding:
-    """Of a storage that is not there yet: whether it could be made. Nothing is written into what is not the run's."""
+def _missing(storage: Path, nodes: int) -> Finding:
+    """Whether a storage that does not exist could be created; writes nothing."""
     parent = existing(storage)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        return failed("storage", f"{storage} is not there, and cannot be made in {parent}", "choose another storage")
+        found = f"{storage} does not exist and cannot be created in {parent}"
+        return failed("storage", found, "choose another storage")
     if nodes > 1 or parent == Path(parent.anchor):
-        said = f"{storage} is not there: it would be made in {parent}, on this host's own disk perhaps"
-        return warned("storage", said, "mount it, or make it; the run makes it otherwise")
-    return passed("storage", f"{storage} is not there yet, and can be made in {parent} (nothing was written)")
+        found = f"{storage} does not exist; it would be created in {parent}, perhaps on this host's own disk"
+        return warned("storage", found, "mount it, or create it; otherwise the run creates it")
+    return passed("storage", f"{storage} does not exist, and can be created in {parent} (nothing was written)")
 
 
-def clock(needs: Needs) -> Finding:
-    """The time that the storage gives to a new file, against this host's."""
-    if needs.storage is None:
-        return skipped("storage clock", "no config names a storage")
-    folder = needs.storage
-    if not folder.is_dir():
-        return skipped("storage clock", f"{folder} is not there yet")
-    path = folder / f".doctor-{secrets.token_hex(8)}"
+def clock(storage: Path) -> Finding:
+    """The time that the storage assigns to a new file, compared with this host's."""
+    if not storage.is_dir():
+        return skipped("storage clock", f"{storage} does not exist")
+    path = storage / f".doctor-{secrets.token_hex(8)}"
     try:
         before = time.time()
         path.touch(exist_ok=False)
         given, after = path.stat().st_mtime, time.time()
     except OSError as error:
-        return failed("storage clock", f"{error.filename or folder}: {reason(error)}", "mend the storage first")
+        return failed("storage clock", f"{error.filename or storage}: {reason(error)}", "repair the storage first")
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -117,80 +94,67 @@ def clock(needs: Needs) -> Finding:
     if abs(ahead) <= _SKEW_S:
         return passed("storage clock", f"agrees with this host's within {_SKEW_S:g} s")
     direction = "ahead of" if ahead > 0 else "behind"
-    advice = "synchronise the clocks (chrony, systemd-timesyncd): times of files are compared"
+    advice = "synchronise the clocks (chrony, systemd-timesyncd): file times are compared"
     return warned("storage clock", f"{abs(ahead):.1f} s {direction} this host's", advice)
 
 
-def space(needs: Needs) -> Finding:
-    """Room for the checkpoints that the run keeps and one that is being written."""
-    if needs.storage is None:
-        return skipped("free disk", "no config names a storage")
-    folder = existing(needs.storage)
-    free = shutil.disk_usage(folder).free
-    each, held = _checkpoints(needs)
-    wanted = max(each, (needs.keep + 1 - held) * each)
-    said = (
-        f"{in_bytes(free)} free on {folder}, {in_bytes(wanted)} wanted for {needs.keep} checkpoints and one on its way"
-    )
-    advice = "free some space, lower checkpoint.keep, or choose another storage"
-    if free < each:
-        return failed("free disk", said, advice)
-    return warned("free disk", said, advice) if free < wanted else passed("free disk", said)
-
-
-def _checkpoints(needs: Needs) -> tuple[int, int]:
-    """Bytes of one checkpoint, and how many the run has already."""
-    folders = []
-    if needs.run is not None and needs.run.checkpoints.is_dir():
-        folders = [folder for folder in needs.run.checkpoints.glob("step-*") if folder.is_dir()]
+def needed_bytes(run: RunDirectory, model: str, keep: int) -> tuple[int, int]:
+    """Bytes of one checkpoint, and of all that are still to be written: `keep` and the one in progress."""
+    folders = [folder for folder in run.checkpoints.glob("step-*") if folder.is_dir()]
     sizes = [sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) for folder in folders]
-    largest: int = max(sizes, default=0)
-    estimate = PARAMETERS.get(needs.model, max(PARAMETERS.values())) * _BYTES_A_PARAMETER
-    return (largest, len(sizes)) if largest else (estimate, 0)
+    each = max(sizes, default=0)
+    if not each:
+        with torch.device("meta"):
+            built = MODELS[model if model in MODELS else _LARGEST_MODEL](_NUM_CLASSES)
+        each, sizes = sum(parameter.numel() for parameter in built.parameters()) * _BYTES_PER_PARAMETER, []
+    return each, max(each, (keep + 1 - len(sizes)) * each)
 
 
-def inodes(needs: Needs, disk: os.statvfs_result | None = None) -> Finding:
-    """Files that may still be made."""
-    if needs.storage is None:
-        return skipped("inodes", "no config names a storage")
-    disk = os.statvfs(existing(needs.storage)) if disk is None else disk
+def space(storage: Path, each: int, total: int, keep: int) -> Finding:
+    """Free space for checkpoints of `each` bytes; `total` bytes are needed."""
+    folder = existing(storage)
+    free = shutil.disk_usage(folder).free
+    need = f"{in_bytes(total)} needed for {count(keep, 'checkpoint')} and the one in progress"
+    advice = "free some space, lower checkpoint.keep, or choose another storage"
+    return graded(
+        "free disk", f"{in_bytes(free)} free on {folder}, {need}", advice, fail=free < each, warn=free < total
+    )
+
+
+def inodes(disk: os.statvfs_result) -> Finding:
+    """Files that can still be created."""
     if disk.f_files == 0:
-        return passed("inodes", "this file system sets no limit")
-    said = f"{disk.f_favail:,} of {disk.f_files:,} free"
-    advice = "delete small files (old logs, packages, caches) there, or choose another storage"
-    if disk.f_favail < _NO_INODES:
-        return failed("inodes", said, advice)
-    return warned("inodes", said, advice) if disk.f_favail < _FEW_INODES else passed("inodes", said)
+        return passed("inodes", "this file system has no limit")
+    left = disk.f_favail
+    advice = "delete small files (old logs, packages, caches), or choose another storage"
+    found = f"{left:,} of {disk.f_files:,} free"
+    return graded("inodes", found, advice, fail=left < _NO_INODES, warn=left < _FEW_INODES)
 
 
-def quota(needs: Needs) -> Finding:
-    """This user's quotas, by the `quota` command where there is one; a folder's own quota shows as free disk."""
-    if needs.storage is None:
-        return skipped("quota", "no config names a storage")
+def quota(needed: int) -> Finding:
+    """This user's quotas, as the `quota` command prints them; a folder's own quota shows as free disk."""
     command = shutil.which("quota")
     if command is None:
-        return skipped("quota", "there is no `quota` command here; the free disk above may not be all yours")
+        return skipped("quota", "there is no `quota` command; your quota may be smaller than the free disk above")
     try:
         done = subprocess.run(
-            [command, "-p", "-v", "-w"], capture_output=True, text=True, timeout=_QUOTA_S, stdin=subprocess.DEVNULL
+            [command, "-p", "-v", "-w"], capture_output=True, text=True, timeout=QUOTA_S, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
-        return warned("quota", f"`quota` did not answer within {_QUOTA_S} s", "is a file server away?")
-    each, held = _checkpoints(needs)
-    wanted = max(each, (needs.keep + 1 - held) * each)
+        return warned("quota", f"`quota` did not answer within {QUOTA_S} s", "check the file servers")
     tight = [
         f"{disk}: {in_bytes(max(0, limit - used) * 1024)} left of {in_bytes(limit * 1024)}"
         for disk, used, limit in _rows(done.stdout)
-        if (limit - used) * 1024 < wanted
+        if (limit - used) * 1024 < needed
     ]
-    if tight:
-        said = f"{'; '.join(tight)}; {in_bytes(wanted)} wanted"
-        return warned("quota", said, "free some space, ask for more, or lower checkpoint.keep, if the storage is there")
-    return passed("quota", "enough on every file system that has one, or none has")
+    if not tight:
+        return passed("quota", "no file system has too small a quota")
+    advice = "free some space, request a larger quota, or lower checkpoint.keep, if the storage is on this file system"
+    return warned("quota", f"{'; '.join(tight)}; {in_bytes(needed)} needed", advice)
 
 
 def _rows(text: str) -> list[tuple[str, int, int]]:
-    """(file system, KiB used, KiB allowed) of `quota -p -w`: nine columns, those of grace always there."""
+    """(file system, KiB used, KiB allowed) from `quota -p -w`: nine columns, grace times always among them."""
     rows = []
     for line in text.splitlines():
         cells = line.replace("*", "").split()

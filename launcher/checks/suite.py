@@ -1,37 +1,68 @@
-"""All checks of one host, in the order in which they are told."""
+"""All checks of one host, in the order in which they are shown, with their time limits."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
-from launcher.checks import accelerator, access, dataset, network, packages, storage, system, variables
-from launcher.checks.finding import Check, Finding, run_checks
-from launcher.checks.needs import Needs, needs_of
+from launcher.checks import accelerator, dataset, network, packages, ray_token, storage, system, variables
+from launcher.checks.finding import Check, Finding, run_checks, skipped
+from launcher.checks.host_requirements import HostRequirements, requirements_of
 from launcher.config.schema import RunConfig
 
 
 def host_checks(
-    config: RunConfig | None, needs: Needs, profile: Mapping[str, str], environment: Mapping[str, str] = os.environ
+    config: RunConfig | None,
+    required: HostRequirements,
+    profile: Mapping[str, str],
+    environment: Mapping[str, str] = os.environ,
 ) -> list[Check]:
-    """The checks of a host of which the run asks `needs`; `profile` holds the variables that the site sets."""
+    """The checks of a host. `profile` holds the variables that the site's profile sets."""
+    several = required.nodes > 1
+    alone = not several and not required.joins_a_cluster
+    gpus = required.gpus
     return [
-        *packages.checks(config, needs),
-        *system.checks(needs),
-        *network.checks(needs, environment),
-        *variables.checks(needs, profile, environment),
-        *access.checks(needs, environment),
-        *storage.checks(needs),
-        *dataset.checks(config),
-        *accelerator.checks(needs),
+        Check("packages", lambda: packages.packages(config, required), 10),
+        Check("CPUs", lambda: system.cpus(required.cpus), 5),
+        Check("open files", lambda: system.open_files(several_ray_nodes=several and required.ray), 5),
+        Check("locked memory", lambda: system.locked_memory(gpus), 5),
+        Check("/dev/shm", lambda: system.shared_memory(required), 5),
+        Check("host name", lambda: network.host_name(several_nodes=several), 10),
+        Check("ports", lambda: network.ports(network.wanted_ports(required, environment)), 5),
+        Check("proxies", lambda: network.proxies(network.addresses(environment), environment, alone=alone), 10),
+        Check("variables", lambda: variables.variables(profile, environment, on_gpu=gpus > 0), 5),
+        Check("Ray token", lambda: ray_token.token(required, environment), 15),
+        *_checks_of_run(config, required),
+        Check("driver", lambda: accelerator.driver(gpus), 20),
+        Check("GPUs", lambda: accelerator.gpus(gpus), 20),
+        Check("matmul", accelerator.cpu_matmul, 20, slow=True),
+        Check("memory", accelerator.cpu_memory, 20, slow=True),
+        Check("GPU arithmetic", accelerator.gpu_arithmetic, accelerator.CHILD_S + 5, slow=True),
+    ]
+
+
+def _checks_of_run(config: RunConfig | None, required: HostRequirements) -> list[Check]:
+    """The checks of a run's storage and data."""
+    run = required.run
+    if config is None or run is None:
+        return [Check(name, partial(skipped, name, "no config was given"), 1) for name in ("storage", "data")]
+    size = partial(storage.needed_bytes, run, required.model, required.keep)
+    return [
+        Check("storage", lambda: storage.writable(run, required.nodes), 30),
+        Check("storage clock", lambda: storage.clock(run.storage), 30),
+        Check("free disk", lambda: storage.space(run.storage, *size(), required.keep), 20),
+        Check("inodes", lambda: storage.inodes(os.statvfs(storage.existing(run.storage))), 20),
+        Check("quota", lambda: storage.quota(size()[1]), storage.QUOTA_S + 10),
+        Check("data", lambda: dataset.data(config), 30),
     ]
 
 
 def preflight(
     config: RunConfig | None, seconds: float, *, quick: bool = False, profile: Mapping[str, str] | None = None
 ) -> list[Finding]:
-    """Check this host for `config` within `seconds`. `profile`: variables that the site's profile sets.
+    """Check this host for `config` within `seconds`. `profile` holds the variables that the site's profile sets.
 
-    `launcher.checks.finding.require` raises ClusterUnavailable (exit code 69) where a finding fails.
+    `launcher.checks.finding.require` raises ClusterUnavailable (exit code 69) for findings that failed.
     """
-    return run_checks(host_checks(config, needs_of(config), profile or {}), seconds, quick)
+    return run_checks(host_checks(config, requirements_of(config), profile or {}), seconds, quick)

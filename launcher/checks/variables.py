@@ -1,4 +1,4 @@
-"""NCCL's and gloo's variables: those of the site's profile, the user's own, and where the two disagree."""
+"""The variables of NCCL and gloo: the site profile's, the user's own, and conflicts between the two."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.profile import KubernetesProfile, SlurmProfile
-from launcher.checks.finding import Check, Finding, failed, passed, warned
-from launcher.checks.needs import Needs
+from launcher.checks.finding import Finding, failed, passed, warned
 
 _FAMILIES = ("NCCL_", "GLOO_", "TORCH_NCCL_")
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
-# NCCL's guide calls these means to debug: set for good, they take a transport or the choice of an algorithm away.
+# Variables for debugging, by NCCL's guide: they disable a transport or fix the algorithm.
 _COSTLY = {
-    "NCCL_P2P_DISABLE": "GPUs of one host do not exchange directly",
-    "NCCL_SHM_DISABLE": "processes of one host exchange through the network",
+    "NCCL_P2P_DISABLE": "GPUs of one host do not exchange data directly",
+    "NCCL_SHM_DISABLE": "processes of one host exchange data through the network",
     "NCCL_IB_DISABLE": "RDMA is not used",
-    "NCCL_LAUNCH_MODE": "NCCL's own choice is overruled",
-    "NCCL_ALGO": "NCCL's own choice is overruled",
-    "NCCL_PROTO": "NCCL's own choice is overruled",
+    **dict.fromkeys(("NCCL_LAUNCH_MODE", "NCCL_ALGO", "NCCL_PROTO"), "it overrides NCCL's own choice"),
 }
-_OFF = ("", "0")
 
 
 def of_profile(profile: SlurmProfile | KubernetesProfile) -> dict[str, str]:
@@ -32,66 +28,55 @@ def of_profile(profile: SlurmProfile | KubernetesProfile) -> dict[str, str]:
     return named | profile.network.environment | profile.environment
 
 
-def checks(needs: Needs, profile: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> list[Check]:
-    """`profile`: the variables that the site's profile sets."""
-    return [Check("variables", lambda: variables(needs, profile, environment), 5)]
-
-
 def variables(
-    needs: Needs,
     profile: Mapping[str, str],
     environment: Mapping[str, str] = os.environ,
     interfaces: Sequence[str] | None = None,
+    *,
+    on_gpu: bool,
 ) -> Iterator[Finding]:
-    """One finding a problem, or one that all is well. `interfaces` are this host's, asked of the kernel where None."""
+    """One finding per problem, or one pass. `interfaces` are the names of this host's (default: ask the kernel)."""
     known = [name for _, name in socket.if_nameindex()] if interfaces is None else list(interfaces)
     effective = {**{name: value for name, value in environment.items() if name.startswith(_FAMILIES)}, **profile}
-    problems = [
-        *conflicts(profile, environment),
-        *_unknown_interfaces(effective, known),
-        *_costly(effective, needs),
-    ]
+    problems = [*conflicts(profile, environment), *_unknown_interfaces(effective, known)]
+    if on_gpu:
+        problems += _costly(effective)
     yield from problems
     if not problems:
         names = ", ".join(sorted(effective))
-        said = f"{names}: no conflict" if names else "none is set: NCCL and gloo choose for themselves"
-        yield passed("variables", said)
+        yield passed("variables", f"{names}: no conflict" if names else "none is set: NCCL and gloo use their defaults")
 
 
 def conflicts(profile: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """The user's own variables that say something else than the profile's; a job gets the profile's."""
+    """Warnings for the user's own variables that differ from the profile's; a job gets the profile's values."""
     for name, value in profile.items():
         own = environment.get(name)
         if own is not None and own != value:
-            said = f"{name} is {own!r} in your environment and {value!r} in the profile; a job gets the profile's"
-            yield warned("variables", said, f"unset {name}, or change the profile if yours is right")
+            found = f"{name} is {own!r} in your environment and {value!r} in the profile; a job gets the profile's"
+            yield warned("variables", found, f"unset {name}, or change the profile if yours is right")
 
 
 def _unknown_interfaces(effective: Mapping[str, str], known: Sequence[str]) -> Iterator[Finding]:
     for name in _INTERFACES:
         value = effective.get(name, "")
         if value and not _matches(name, value, known):
-            said = f"{name}={value} names no interface of this host, which has {', '.join(known)}"
-            yield failed("variables", said, f"unset {name}, or name one of these")
+            found = f"{name}={value} matches no interface of this host ({', '.join(known)})"
+            yield failed("variables", found, f"unset {name}, or set it to one of these")
 
 
 def _matches(name: str, value: str, known: Sequence[str]) -> bool:
-    """NCCL: prefixes, `=` before exact names, `^` before those to leave out. gloo: exact names."""
+    """NCCL: prefixes; `=` precedes exact names, `^` names to exclude. gloo: exact names."""
     if name == "GLOO_SOCKET_IFNAME":
         return all(part in known for part in value.split(","))
-    sign = value[0] if value[0] in "=^" or value.startswith("^=") else ""
-    parts = value.lstrip("^=").split(",")
-    exact = "=" in value[:2]
+    parts, exact = value.lstrip("^=").split(","), "=" in value[:2]
     chosen = [one for one in known if any(one == part if exact else one.startswith(part) for part in parts)]
-    return len(chosen) < len(known) if sign == "^" else bool(chosen)
+    return len(chosen) < len(known) if value[0] == "^" else bool(chosen)
 
 
-def _costly(effective: Mapping[str, str], needs: Needs) -> Iterator[Finding]:
-    if needs.gpus == 0:
-        return
+def _costly(effective: Mapping[str, str]) -> Iterator[Finding]:
     for name, effect in _COSTLY.items():
-        if effective.get(name, "") not in _OFF:
+        if effective.get(name, "") not in ("", "0"):
             yield warned("variables", f"{name}={effective[name]}: {effect}", f"unset {name} unless this site needs it")
     if effective.get("NCCL_DEBUG", "").upper() in ("INFO", "TRACE"):
-        said = f"NCCL_DEBUG={effective['NCCL_DEBUG']} writes lines for every communicator of every worker"
-        yield warned("variables", said, "NCCL_DEBUG=WARN, once what it was set for is found")
+        found = f"NCCL_DEBUG={effective['NCCL_DEBUG']} logs lines for every communicator of every worker"
+        yield warned("variables", found, "set NCCL_DEBUG=WARN after debugging")

@@ -1,36 +1,37 @@
-"""What holds a run up on this machine, and what each speed key is worth to it: `launcher plan CONFIG --ablate`.
+"""`launcher plan CONFIG --ablate`: find the bottleneck of a run on this machine, and measure its speed keys.
 
-Measured with the run's own recipe, batch and data, in processes of their own that leave nothing behind:
+The run's own recipe, batch and data are measured in processes that write nothing into the run directory:
 
-    whole        as the run would be: images read and decoded, all workers
-    loader       images read and decoded, and nothing else
+    whole        the run as configured: images are read and decoded, all workers train
+    loader       images are read and decoded; nothing else
     synthetic    the same few images again and again, all workers: no loader
-    one worker   one worker's share of them, in a world of one: no loader, no communication
+    one worker   one worker's per-worker batch, in a world of one: no loader, no communication
 
-A run is no faster than the lowest of the last three. Speed keys are changed one at a time on synthetic input. Where
-this machine cannot hold all workers, one worker's share stands for the run. A learning rate near 0 keeps the loss
-finite.
+A run is at most as fast as the slowest of the last three. Speed keys are changed one at a time, with synthetic input.
+If this machine cannot hold all workers, one worker with its per-worker batch stands for the run. A learning rate near
+0 keeps the loss finite.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from launcher.checks.children import Child, run_children
+from launcher.checks.network import unused_port
 from launcher.config.schema import RunConfig
 from launcher.errors import UsageError
+from launcher.formatting import count
 from launcher.run.directory import RunDirectory
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout
@@ -38,18 +39,16 @@ from resnet_dist.recipe.schema import BatchRecipe, Recipe, SpeedRecipe
 
 Kind = Literal["whole", "loader", "synthetic"]
 
-WARM_UP = 3  # steps before the first that counts ...
-WARM_UP_TO_CAPTURE = 14  # ... and where something is compiled or captured
+WARM_UP = 3  # steps before the measured ones ...
+WARM_UP_TO_CAPTURE = 14  # ... if the model is compiled or a CUDA graph captured
 _TIMEOUT_S = 1800.0
 _ON_GPU_ONLY = ("cuda_graph", "copy_stream", "cudnn_benchmark")
-_WITH_WORKERS_ONLY = ("bucket_views", "static_graph", "cpu_affinity")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure to be measured by `workers` processes."""
+    """The speed of `steps` steps on `workers` processes."""
 
-    name: str
     kind: Kind
     recipe: Recipe
     workers: int
@@ -65,106 +64,113 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What came out: images/s over all workers of the measurement, or why there is none."""
+class Speed:
+    """Images/s over all workers of a measurement, or None and why there is no result."""
 
     images_per_s: float | None
     text: str = ""
 
+    def __str__(self) -> str:
+        return f"{'-':>10} {self.text}" if self.images_per_s is None else f"{self.images_per_s:>10,.1f} images/s"
 
-def lines(config: RunConfig, steps: int) -> Iterator[str]:
-    """Measure, and say what was found, a line each. `steps` count for each figure. Raises UsageError for no step."""
+
+Measure = Callable[[Measurement], Speed]
+
+
+def lines(config: RunConfig, steps: int, measure: Callable[[Path, Measurement], Speed] | None = None) -> Iterator[str]:
+    """Measure `steps` steps each; yields the result line by line. Raises UsageError for less than one step.
+
+    `measure` gets a folder for indices; the default is `in_processes`.
+    """
     if steps < 1:
         raise UsageError(f"--steps {steps}: Allowed: a number from 1 up")
     here, why_fewer = workers_here(config)
-    most = config.workers.most
-    with tempfile.TemporaryDirectory(prefix="ablate-") as name:
-        folder = Path(name)
-        known = RunDirectory(Path(config.storage), config.name).index
-        if known.is_dir():
-            shutil.copytree(known, folder / "index")
+    most, recipe = config.workers.most, config.recipe()
+    single = recipe_of_one_worker(recipe, most)
+    base = Measurement(
+        kind="synthetic",
+        recipe=recipe if here == most else single,
+        workers=here,
+        steps=steps,
+        num_threads=config.resources.cpus_per_worker,
+        on_gpu=config.resources.gpus_per_worker > 0,
+    )
+    with tempfile.TemporaryDirectory(prefix="ablate-") as folder:
+        index = RunDirectory(Path(config.storage), config.name).index
+        if index.is_dir():
+            shutil.copytree(index, Path(folder, "index"))
+        run = partial(measure or in_processes, Path(folder))
         yield ""
-        yield f"  measured      {steps} steps each, on {here} of {most} workers{why_fewer}"
-        yield from _ceilings(config, here, steps, folder)
-        yield from _speed_keys(config, here, steps, folder)
+        yield f"  measured      {count(steps, 'step')} each, on {here} of {count(most, 'worker')}{why_fewer}"
+        synthetic = run(base)
+        yield from _ceilings(base, single, synthetic, run)
+        yield from _speed_keys(base, synthetic, run)
 
 
 def workers_here(config: RunConfig) -> tuple[int, str]:
-    """How many of the run's workers this machine can hold at once: all or one; and why not all."""
+    """How many of the run's workers this machine can hold at once, all or one, and why not all."""
     most = config.workers.most
     if config.resources.gpus_per_worker:
-        room, what = torch.cuda.device_count(), "GPU"
-        if room == 0:
-            raise UsageError("--ablate: the config asks for a GPU a worker, and this machine has none")
+        available, device = torch.cuda.device_count(), "GPU"
+        if available == 0:
+            raise UsageError("--ablate: the config requires a GPU per worker, and this machine has none")
     else:
-        room, what = max(1, (os.cpu_count() or 1)), "CPU"
-    if most <= room:
-        return most, ""
-    return 1, f": this machine has {room} {what}{'s' * (room > 1)}"
+        available, device = os.cpu_count() or 1, "CPU"
+    return (most, "") if most <= available else (1, f": this machine has {count(available, device)}")
 
 
-def alone(recipe: Recipe, world_size: int) -> Recipe:
-    """One worker's share as a recipe of its own; spans that others have a part in become the worker's."""
+def recipe_of_one_worker(recipe: Recipe, world_size: int) -> Recipe:
+    """The largest per-worker batch as a recipe; spans that cross workers become the worker's."""
     if world_size == 1:
         return recipe
-    recipe = rules.settled(recipe)  # a span for the whole batch: auto would choose another one for the share
-    parts = recipe.batch.parts
-    layout = BatchLayout(recipe.batch.size, parts, world_size)
-    share = max(len(layout.share(0, rank).own) for rank in range(world_size))
+    recipe = rules.settled(recipe)  # the span of the whole batch: auto would choose another one for a smaller batch
+    num_micro_batches = recipe.batch.parts
+    layout = BatchLayout(recipe.batch.size, num_micro_batches, world_size)
+    size = max(len(layout.worker_micro_batch(0, rank)) for rank in range(world_size))
     span = recipe.batch_norm.span
-    stays = isinstance(span, int) and share % span == 0
+    stays = isinstance(span, int) and size % span == 0
     return replace(
         recipe,
-        batch=BatchRecipe(size=share * parts, num_micro_batches=parts),
+        batch=BatchRecipe(size=size * num_micro_batches, num_micro_batches=num_micro_batches),
         batch_norm=recipe.batch_norm if stays else replace(recipe.batch_norm, span="worker"),
     )
 
 
-def _ceilings(config: RunConfig, here: int, steps: int, folder: Path) -> Iterator[str]:
-    recipe = config.recipe()
-    most = config.workers.most
-    own = recipe if here == most else alone(recipe, most)
-    found: dict[str, Found] = {}
-    for name in ("whole", "loader", "synthetic"):
-        found[name] = _run(_measurement(config, name, name, own, here, steps), folder)
-    if here > 1:
-        single = _run(_measurement(config, "one worker", "synthetic", alone(recipe, most), 1, steps), folder)
-        speed = None if single.images_per_s is None else single.images_per_s * here
-        found[f"{here} x one worker"] = Found(speed, single.text)
-    for name, result in found.items():
-        yield f"    {name:<16} {_shown(result)}"
-    ceilings = {name: result.images_per_s for name, result in found.items() if name != "whole"}
-    known = {name: speed for name, speed in ceilings.items() if speed is not None}
-    whole = found["whole"].images_per_s
-    if known and whole is not None:
-        lowest = min(known, key=lambda name: known[name])
-        yield f"    the lowest ceiling is {lowest}; the whole reaches {whole / known[lowest]:.0%} of it"
-    if found["whole"].text:
-        yield f"    {found['whole'].text}"
+def _ceilings(base: Measurement, single: Recipe, synthetic: Speed, measure: Measure) -> Iterator[str]:
+    whole = measure(replace(base, kind="whole"))
+    parts = {"loader": measure(replace(base, kind="loader")), "synthetic": synthetic}
+    if base.workers > 1:
+        one = measure(replace(base, recipe=single, workers=1))
+        speed = None if one.images_per_s is None else one.images_per_s * base.workers
+        parts[f"{base.workers} x one worker"] = Speed(speed, one.text)
+    for name, result in {"whole": whole, **parts}.items():
+        yield f"    {name:<16} {result}"
+    known = {name: result.images_per_s for name, result in parts.items() if result.images_per_s is not None}
+    if known and whole.images_per_s is not None:
+        slowest = min(known, key=lambda name: known[name])
+        yield f"    the slowest part is {slowest}; the whole reaches {whole.images_per_s / known[slowest]:.0%} of it"
+        if whole.text:
+            yield f"    {whole.text}"
 
 
-def _speed_keys(config: RunConfig, here: int, steps: int, folder: Path) -> Iterator[str]:
-    recipe = config.recipe() if here == config.workers.most else alone(config.recipe(), config.workers.most)
-    yield "  speed keys    one changed at a time, on synthetic input"
-    before = _run(_measurement(config, "before", "synthetic", recipe, here, steps), folder)
-    results: list[tuple[str, Found]] = []
-    for key, value in changes(recipe.speed):
-        changed = replace(recipe, speed=replace(recipe.speed, **{key: value}))
-        reason = _why_not(key, changed, here, on_gpu=bool(config.resources.gpus_per_worker))
-        measurement = _measurement(config, key, "synthetic", changed, here, steps)
-        shown = str(value).lower()
-        results.append((f"{key}: {shown}", Found(None, reason) if reason else _run(measurement, folder)))
-    after = _run(_measurement(config, "after", "synthetic", recipe, here, steps), folder)
-    bases = [result.images_per_s for result in (before, after) if result.images_per_s is not None]
+def _speed_keys(base: Measurement, before: Speed, measure: Measure) -> Iterator[str]:
+    yield "  speed keys    one changed at a time, with synthetic input"
+    results: dict[str, Speed] = {}
+    for key, value in changes(base.recipe.speed):
+        recipe = replace(base.recipe, speed=replace(base.recipe.speed, **{key: value}))
+        why_not = _why_not(key, recipe, base.workers, on_gpu=base.on_gpu)
+        result = Speed(None, why_not) if why_not else measure(replace(base, recipe=recipe))
+        results[f"{key}: {str(value).lower()}"] = result
+    bases = [result.images_per_s for result in (before, measure(base)) if result.images_per_s is not None]
     if not bases:
-        yield f"    as it is         {_shown(before)}"
+        yield f"    unchanged        {before}"
         return
-    base = sum(bases) / len(bases)
-    noise = (max(bases) - min(bases)) / base
-    yield f"    {'as it is':<24} {base:>10,.1f} images/s, twice, {noise:.1%} apart: less than that says nothing"
-    for name, result in results:
-        ratio = "" if result.images_per_s is None else f", {result.images_per_s / base:.3f} times"
-        yield f"    {name:<24} {_shown(result)}{ratio}"
+    unchanged = sum(bases) / len(bases)
+    noise = (max(bases) - min(bases)) / unchanged
+    yield f"    {'unchanged':<24} {unchanged:>10,.1f} images/s, measured twice, {noise:.1%} apart: less is noise"
+    for name, result in results.items():
+        ratio = "" if result.images_per_s is None else f", {result.images_per_s / unchanged:.3f} times"
+        yield f"    {name:<24} {result}{ratio}"
 
 
 def changes(speed: SpeedRecipe) -> Iterator[tuple[str, Any]]:
@@ -179,47 +185,27 @@ def changes(speed: SpeedRecipe) -> Iterator[tuple[str, Any]]:
 
 def _why_not(key: str, recipe: Recipe, workers: int, *, on_gpu: bool) -> str:
     if key in _ON_GPU_ONLY and not on_gpu:
-        return "does nothing on a CPU"
-    if key in _WITH_WORKERS_ONLY and workers == 1:
-        return "does nothing with one worker"
+        return "has no effect on a CPU"
     return "; ".join(str(problem) for problem in rules.problems(recipe, workers))
 
 
-def _measurement(config: RunConfig, name: str, kind: Kind, recipe: Recipe, workers: int, steps: int) -> Measurement:
-    num_threads = config.resources.cpus_per_worker
-    return Measurement(name, kind, recipe, workers, steps, num_threads, bool(config.resources.gpus_per_worker))
-
-
-def _shown(found: Found) -> str:
-    if found.images_per_s is None:
-        return f"{'-':>10} {found.text}"
-    return f"{found.images_per_s:>10,.1f} images/s"
-
-
-def _run(measurement: Measurement, folder: Path) -> Found:
-    """Measure in processes of their own: what is compiled, pinned or captured there ends with them."""
+def in_processes(folder: Path, measurement: Measurement) -> Speed:
+    """Measure in child processes, which take compiled code, pinned memory and CUDA graphs with them when they end."""
     (folder / "measurement").write_bytes(pickle.dumps(measurement))
-    (folder / "found.json").unlink(missing_ok=True)
-    outside = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={measurement.workers}"]
-    command = [sys.executable, *torchrun, "-m", "launcher.commands.ablate_worker", str(folder)]
-    try:
-        done = subprocess.run(
-            command,
-            env={name: value for name, value in os.environ.items() if name not in outside},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return Found(None, f"not done after {_TIMEOUT_S:g} s")
-    if done.returncode or not (folder / "found.json").exists():
-        return Found(None, f"failed: {_last_error(done.stderr.splitlines())}")
-    found = json.loads((folder / "found.json").read_text())
-    return Found(found["images_per_s"], found["verdict"])
-
-
-def _last_error(output: Sequence[str]) -> str:
-    errors = [line.partition("]:")[2].strip() or line.strip() for line in output if "Error" in line]
-    ours = [line for line in errors if "ChildFailedError" not in line]
-    return ours[-1] if ours else "without a word"
+    group = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(unused_port()),
+        "WORLD_SIZE": str(measurement.workers),
+        "OMP_NUM_THREADS": str(measurement.num_threads),
+    }
+    children = [
+        Child("launcher.commands.ablate_worker", {"folder": str(folder)}, {**group, "RANK": str(rank)})
+        for rank in range(measurement.workers)
+    ]
+    answers = run_children(children, _TIMEOUT_S, end_with_first_failure=True)
+    # The processes that are ended for the failure of another one have no message of their own.
+    for answer in sorted((one for one in answers if isinstance(one, str)), key=lambda one: "no answer" in one):
+        return Speed(None, f"failed: {answer}")
+    first = answers[0]
+    assert not isinstance(first, str)
+    return Speed(first["images_per_s"], first["bottleneck"])

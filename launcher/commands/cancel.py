@@ -1,6 +1,6 @@
-"""`launcher cancel RUN|CONFIG [--save|--now]`: end a run with a checkpoint, or at once; it is not started again.
+"""`launcher cancel RUN|CONFIG [--save|--now]`: stop a run with a checkpoint, or kill it; it is not restarted.
 
-A run that was submitted is ended through its place, one that was started by hand through its process: the same verb.
+A submitted run is stopped through its scheduler, a run that was started by hand through its process.
 """
 
 from __future__ import annotations
@@ -14,44 +14,40 @@ from launcher.commands import schedulers, target
 from launcher.errors import UsageError
 from launcher.run import status as run_state
 from launcher.run.directory import RunDirectory
-from launcher.run.status import Held
+from launcher.run.status import LeaseState
 from resnet_dist.checkpoint.disk import storage_errors
 
 
 def add_parser(verbs: Any) -> None:
     """RUN|CONFIG [key=value ...] [--save|--now]"""
-    verb = verbs.add_parser("cancel", help="end a run, with a checkpoint or at once")
+    verb = verbs.add_parser("cancel", help="stop a run, with a checkpoint or at once")
     target.add_arguments(verb)
     how = verb.add_mutually_exclusive_group()
-    how.add_argument("--save", action="store_true", help="save at the next step, then end (the default)")
-    how.add_argument("--now", action="store_true", help="kill it; the newest checkpoint counts")
+    how.add_argument("--save", action="store_true", help="save at the next step, then stop (the default)")
+    how.add_argument("--now", action="store_true", help="kill it; work after the newest checkpoint is lost")
     verb.set_defaults(run=_cancel)
 
 
 def _cancel(given: argparse.Namespace) -> int:
     found, save = target.find(given), not given.now
-    held = run_state.lease_of(found.run) if found.is_here else Held(None, False)
-    submission, told = found.submission, False
-    if submission is not None:
-        word = schedulers.ask(submission)
-        if word.state != "gone":
-            if save and held.alive and submission.place == "ray":
-                told = ask_to_save(found.run)  # Ray's own stop leaves a driver 3 s, too few for a large model
-            if not told:
-                print(schedulers.stop(submission, save=save))
-            else:
-                print(f"{submission}: asked to save and end")
-            return 0
-    if not held.alive:
-        reason = "" if submission is None else f"{submission} is gone"
-        print(f"{found.run.path}: no process is at work in this run{f'; {reason}' if reason else ''}: nothing to end")
-        return 0
-    print(_end_process(found.run, held, save=save))
+    held = run_state.lease_state(found.run) if found.is_here else LeaseState(None, False)
+    submission = found.submission
+    if submission is not None and schedulers.ask(submission).state != "gone":
+        # Ray's own stop leaves a driver 3 s, not enough to save a large model.
+        if save and held.alive and submission.place == "ray" and ask_to_save(found.run):
+            print(f"{submission}: asked to save and stop")
+        else:
+            print(schedulers.stop(submission, save=save))
+    elif held.alive:
+        print(_stop_process(found.run, held, save=save))
+    else:
+        gone = "" if submission is None else f", and {submission} has ended"
+        print(f"{found.run.path}: no process runs here{gone}; nothing to cancel")
     return 0
 
 
 def ask_to_save(run: RunDirectory) -> bool:
-    """Ask the newest attempt's workers to save and end, through the storage; False where none is under way."""
+    """Ask the newest attempt's workers to save and stop, through the storage; False if no attempt is running."""
     attempts = run.attempts()
     if not attempts or attempts[-1].ended is not None:
         return False
@@ -61,16 +57,16 @@ def ask_to_save(run: RunDirectory) -> bool:
     return True
 
 
-def _end_process(run: RunDirectory, held: Held, *, save: bool) -> str:
+def _stop_process(run: RunDirectory, held: LeaseState, *, save: bool) -> str:
     holder = held.holder
     assert holder is not None  # it is alive
     if holder.is_here():
         os.kill(holder.pid, signal.SIGUSR2 if save else signal.SIGKILL)
-        what = "saves and ends" if save else "is killed; the newest checkpoint counts"
+        what = "saves and stops" if save else "was killed; work after the newest checkpoint is lost"
         return f"{run.path}: process {holder.pid} {what}"
     if save and ask_to_save(run):
-        return f"{run.path}: process {holder.pid} on {holder.host} is asked to save and end, through the run directory"
+        return f"{run.path}: process {holder.pid} on {holder.host} was asked to save and stop (in the run directory)"
     raise UsageError(
-        f"{run.path}: process {holder.pid} runs on {holder.host}, and was not submitted from here. Allowed: "
+        f"{run.path}: process {holder.pid} runs on {holder.host} and was not submitted. Allowed: "
         f"`kill -{'USR2' if save else 'KILL'} {holder.pid}` there" + ("" if save else ", or --save")
     )

@@ -1,8 +1,8 @@
 """`launcher compare RUN_A RUN_B`: the first step in which two runs differ, in what, by how much, and what else differs.
 
-Exit code 0 where all common steps agree within the tolerance, 1 where one does not or there is no common step, 64
-where there is no run. Steps that only one run has, and differences of config, environment and attempts, are told and
-change no exit code: that two engines train the same curve is what one compares them for.
+Exit code 0 if all common steps agree within the tolerance, 1 if one does not or there is no common step, 64 if there
+is no run. Steps that only one run has, and differences of config, environment and attempts, are shown and do not
+change the exit code: runs with different engines may have the same curve.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.api import Run, load_run
+from launcher.api import load_run
 from launcher.commands.curve_difference import ABSENT, Curve, Difference, Pair, curve, differences, ranges
 from launcher.config import yaml_source
+from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError, UsageError
-from launcher.run.directory import Attempt, RunDirectory
+from launcher.formatting import count, table
+from launcher.run.directory import Attempt, Facts, RunDirectory
 from resnet_dist.errors import StorageError
 from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import read_metrics
@@ -32,25 +34,31 @@ _LABELS = {
     "gradient_norm": "gradient norm",
     "num_samples": "images",
 }
-_MEANINGS = {
-    "sample_ids": "the runs saw other images: seed, data, batch size or the step that they started from",
-    "learning_rate": "the same images went in at another LR: schedule, duration or batch size",
-    "loss": "the same went in and another loss came out: initial weights, augmentation, batch norm, precision, or the"
-    " weights that the steps before left",
-    "gradient_norm": "the losses agree and the gradients do not: backward pass, averaging or weight decay",
+_CAUSES = {
+    "sample_ids": "the runs used different images: seed, data, batch size or first step differ",
+    "learning_rate": "the images agree and the LR differs: schedule, duration or batch size differ",
+    "loss": "images and LR agree and the loss differs: initial weights, augmentation, batch norm, precision or the"
+    " steps before differ",
+    "gradient_norm": "the losses agree and the gradients differ: backward pass, averaging or weight decay differ",
 }
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a run directory holds of the things that are compared; None is "not recorded"."""
+    """The compared content of a run directory; None is "not recorded"."""
 
     path: Path
-    records: Sequence[dict[str, Any]]
-    config: dict[str, Any] | None
-    environment: dict[str, Any] | None
+    records: Sequence[Facts]
+    config: Facts | None
+    environment: Facts | None
     attempts: Sequence[Attempt]
     finished: bool
+
+    @property
+    def log_every(self) -> int | None:
+        """log.every_steps."""
+        section = (self.config or {}).get("log")
+        return section.get("every_steps") if isinstance(section, dict) else None
 
 
 @dataclass(frozen=True)
@@ -62,213 +70,186 @@ class Comparison:
     tolerance: float
     train: Curve
     evaluation: Curve
-    config: list[Difference] | None  # None where a side has not recorded it
+    config: list[Difference] | None  # None if a side has not recorded it
     environment: list[Difference] | None
-    log_every: tuple[int | None, int | None]  # log.every_steps of both
 
     @property
     def differs(self) -> bool:
-        """Whether a common step differs, or nothing could be compared."""
-        return self.train.differs or self.evaluation.differs or not self.train.common
+        """Whether a common step differs, or there is no common step."""
+        return bool(self.train.first or self.evaluation.first or not self.train.common)
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the verb to the command line."""
+    """RUN_A RUN_B [--tolerance T] [--json]"""
     verb = verbs.add_parser("compare", help="the first step in which two runs differ, in what and by how much")
     verb.add_argument("run_a", metavar="RUN_A", help="a run directory, <storage>/<name>")
     verb.add_argument("run_b", metavar="RUN_B", help="another one")
-    verb.add_argument("--tolerance", type=float, default=TOLERANCE, help="relative difference let pass (%(default)g)")
-    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--tolerance", type=float, default=TOLERANCE, help="accepted relative difference (%(default)g)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print the comparison; 0 the same, 1 different. Raises UsageError where there is no run."""
+    """Print the comparison; returns 0 for the same, 1 for different. Raises UsageError if there is no run."""
     if not (given.tolerance >= 0 and math.isfinite(given.tolerance)):
-        raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 asks for equal bits")
+        raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 compares bit by bit")
     comparison = compare(given.run_a, given.run_b, given.tolerance)
     if given.json:
         print(json.dumps(without_non_finite(described(comparison)), indent=2, default=repr, allow_nan=False))
     else:
-        for line in lines(comparison):
-            print(line)
+        print("\n".join(lines(comparison)))
     return 1 if comparison.differs else 0
 
 
 def compare(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Comparison:
-    """Compare the runs in two folders; UsageError where a folder holds no run."""
-    one, other = _side(load_run(a)), _side(load_run(b))
-    every = tuple(_log_every(side) for side in (one, other))
+    """Compare the runs in two folders; UsageError if a folder holds no run."""
+    one, other = _side(load_run(a).path), _side(load_run(b).path)
     return Comparison(
         a=one,
         b=other,
         tolerance=tolerance,
         train=curve("train", one.records, other.records, tolerance),
         evaluation=curve("eval", one.records, other.records, tolerance),
-        config=_differences(one.config, other.config, ()),
-        environment=_differences(one.environment, other.environment, ("time",)),
-        log_every=(every[0], every[1]),
+        config=_differences(one.config, other.config),
+        environment=_differences(one.environment, other.environment),
     )
 
 
-def _side(run: Run) -> Side:
-    directory = RunDirectory(run.path.parent, run.path.name)
-    records = read_metrics(directory.metrics) if directory.metrics.is_file() else []
+def _side(path: Path) -> Side:
+    run = RunDirectory(path.parent, path.name)
     return Side(
-        path=run.path,
-        records=records,
-        config=_config(directory.config),
-        environment=_environment(directory.environment),
-        attempts=directory.attempts(),
-        finished=directory.is_finished(),
+        path=path,
+        records=read_metrics(run.metrics) if run.metrics.is_file() else [],
+        config=_config(run.config),
+        environment=_environment(run.environment),
+        attempts=run.attempts(),
+        finished=run.is_finished(),
     )
 
 
-def _config(file: Path) -> dict[str, Any] | None:
-    """The keys of config.yaml as they stand: a run of another version has other keys, and is compared all the same."""
+def _config(file: Path) -> Facts | None:
+    """The keys of config.yaml, not checked: a run of another version has other keys."""
     if not file.is_file():
         return None
     try:
-        return dict(yaml_source.parse(yaml_source.decode(file.read_bytes(), str(file)), str(file)).data)
+        return with_new_names(yaml_source.parse(yaml_source.decode(file.read_bytes(), str(file)), str(file)).data)
     except ConfigError as error:
-        raise StorageError(str(file), f"is not the config that a run writes: {error}") from error
+        raise StorageError(str(file), f"is not the config of a run: {error}") from error
 
 
-def _environment(file: Path) -> dict[str, Any] | None:
+def _environment(file: Path) -> Facts | None:
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
         raise StorageError(str(file), f"cannot be read ({error})") from error
-    return content if isinstance(content, dict) else None
+    return {key: value for key, value in content.items() if key != "time"} if isinstance(content, dict) else None
 
 
-def _differences(a: dict[str, Any] | None, b: dict[str, Any] | None, leave_out: Sequence[str]) -> Any:
-    return None if a is None or b is None else differences(a, b, leave_out)
-
-
-def _log_every(side: Side) -> Any:
-    section = (side.config or {}).get("log")
-    return section.get("every_steps") if isinstance(section, dict) else None
+def _differences(a: Facts | None, b: Facts | None) -> list[Difference] | None:
+    return None if a is None or b is None else differences(a, b)
 
 
 def lines(comparison: Comparison) -> Iterator[str]:
-    """The comparison for a person."""
-    train, evaluation = comparison.train, comparison.evaluation
-    yield from _columns([["A", *_head(comparison.a)], ["B", *_head(comparison.b)]])
+    """The comparison as text."""
+    a, b, train, tolerance = comparison.a, comparison.b, comparison.train, comparison.tolerance
+    yield from table([["A", *_head(a)], ["B", *_head(b)]])
     yield ""
-    every_a, every_b = comparison.log_every
-    if None not in comparison.log_every and every_a != every_b:
+    if None not in (a.log_every, b.log_every) and a.log_every != b.log_every:
         yield (
-            f"warning: log.every_steps is {every_a} in A and {every_b} in B: only steps that both wrote are compared"
+            f"warning: log.every_steps is {a.log_every} in A and {b.log_every} in B: only the common steps are compared"
         )
-    if not train.common:
-        yield "no step in common: nothing could be compared"
-        yield from _why_none(comparison)
+    if train.common:
+        yield from _curve("train", train, tolerance)
+        yield from _not_logged(train)
     else:
-        yield f"train   {_verdict(train, comparison.tolerance)}"
-        yield from _curve(train, comparison.tolerance)
-        yield from _unwritten(train)
-    if evaluation.common:
+        yield "no step in common: nothing could be compared"
+        yield from _why_none(train)
+    if comparison.evaluation.common:
         yield ""
-        yield f"eval    {_verdict(evaluation, comparison.tolerance)}"
-        yield from _curve(evaluation, comparison.tolerance)
+        yield from _curve("eval", comparison.evaluation, tolerance)
     yield ""
     yield f"steps only in A  {ranges(train.only_a)}"
     yield f"steps only in B  {ranges(train.only_b)}"
     yield ""
-    yield from _section("config", comparison.config, comparison.a.config, comparison.b.config)
-    yield from _section("environment", comparison.environment, comparison.a.environment, comparison.b.environment)
+    yield from _section("config", comparison.config, a.config, b.config)
+    yield from _section("environment", comparison.environment, a.environment, b.environment)
     yield "attempts"
-    yield from _columns([*_attempts("A", comparison.a.attempts), *_attempts("B", comparison.b.attempts)], indent=2)
+    yield from table([*_attempts("A", a.attempts), *_attempts("B", b.attempts)], indent=2)
 
 
 def _head(side: Side) -> list[str]:
     steps = [record["step"] for record in side.records if record["kind"] == "train"]
-    reach = f"{len(steps)} steps written, the last one {steps[-1]}" if steps else "no step written"
-    return [str(side.path), "finished" if side.finished else "not finished", reach]
+    logged = f"{count(len(steps), 'step')} logged, the last one {steps[-1]}" if steps else "no step logged"
+    return [str(side.path), "finished" if side.finished else "not finished", logged]
 
 
-def _verdict(compared: Curve, tolerance: float) -> str:
-    common = f"{len(compared.common)} steps in common ({compared.common[0]} to {compared.common[-1]})"
-    if not compared.differs:
-        return f"{common}: the same within {tolerance:g}"
-    return f"{common}: differ from step {compared.first[0].step} on (by more than {tolerance:g})"
-
-
-def _why_none(comparison: Comparison) -> Iterator[str]:
-    train = comparison.train
+def _why_none(train: Curve) -> Iterator[str]:
     if train.only_a and train.only_b:
-        yield f"  A wrote steps {ranges(train.only_a)}, B wrote {ranges(train.only_b)} (log.every_steps)"
+        yield f"  A logged steps {ranges(train.only_a)}, B logged {ranges(train.only_b)} (log.every_steps)"
         yield "  train both with log.every_steps=1"
     else:
         sides = " and ".join(side for side, steps in (("A", train.only_a), ("B", train.only_b)) if not steps)
-        yield f"  no step is written in {sides}: none was done yet, or fewer than log.every_steps"
+        yield f"  {sides} logged no step: none is done yet, or fewer than log.every_steps"
 
 
-def _unwritten(train: Curve) -> Iterator[str]:
-    """Steps before the first difference that neither side can tell of."""
-    if train.first:
-        step = train.first[0].step
-        first = max((before for before in train.common if before < step), default=0) + 1
-        if first < step:
-            steps = f"steps {first} to {step - 1} were" if first < step - 1 else f"step {first} was"
-            yield f"  {steps} not written by both (log.every_steps), and may differ already:"
-            yield "  with log.every_steps=1 in both runs the first one is found"
+def _not_logged(train: Curve) -> Iterator[str]:
+    """The steps before the first difference that the runs have not both logged."""
+    if not train.first:
+        return
+    step = train.first[0].step
+    first = max((before for before in train.common if before < step), default=0) + 1
+    if first < step:
+        steps = f"steps {first} to {step - 1} were" if first < step - 1 else f"step {first} was"
+        yield f"  {steps} not logged by both (log.every_steps), and may differ already:"
+        yield "  log.every_steps=1 in both runs finds the first one"
 
 
-def _curve(compared: Curve, tolerance: float) -> Iterator[str]:
+def _curve(title: str, compared: Curve, tolerance: float) -> Iterator[str]:
+    common = f"{count(len(compared.common), 'step')} in common ({compared.common[0]} to {compared.common[-1]})"
+    outcome = f"the same within {tolerance:g}"
+    if compared.first:
+        outcome = f"differ from step {compared.first[0].step} on (by more than {tolerance:g})"
+    yield f"{title:<8}{common}: {outcome}"
     head = ["A", "B", "absolute", "relative"]
     rows = []
     if compared.first:
         rows.append([f"at step {compared.first[0].step}", *head, ""])
-        rows += [[f"  {_label(pair)}", *_numbers(pair), _mark(pair, tolerance)] for pair in compared.first]
+        rows += [_row(pair, "differs" if pair.differs(tolerance) else "same") for pair in compared.first]
     rows.append(["largest difference", *head, ""])
-    rows += [[f"  {_label(pair)}", *_numbers(pair), _place(pair)] for pair in compared.largest]
+    rows += [
+        _row(pair, "equal in every step" if pair.a == pair.b else f"at step {pair.step}") for pair in compared.largest
+    ]
     for quantity, sides in compared.not_recorded.items():
         rows.append([f"  {_LABELS.get(quantity, quantity)}", "-", "-", "-", "-", f"not recorded in {sides}"])
-    yield from _columns(rows, indent=2)
-    causes = [pair.quantity for pair in compared.first if pair.differs(tolerance)]
-    if compared.kind == "train" and causes:
-        unknown = "sample_ids" in compared.not_recorded and causes[0] != "sample_ids"
-        yield f"  {_MEANINGS[causes[0]]}{'; or other images: their ids were not recorded' * unknown}"
+    yield from table(rows, indent=2)
+    differing = [pair.quantity for pair in compared.first if pair.differs(tolerance)]
+    if compared.kind == "train" and differing:
+        unknown = "sample_ids" in compared.not_recorded and differing[0] != "sample_ids"
+        yield f"  {_CAUSES[differing[0]]}{'; or other images: their ids were not recorded' * unknown}"
 
 
-def _label(pair: Pair) -> str:
-    return _LABELS.get(pair.quantity, pair.quantity)
+def _row(pair: Pair, remark: str) -> list[str]:
+    values = ("not finite" if one is None else f"{one:.9g}" if isinstance(one, float) else str(one)
+              for one in (pair.a, pair.b))  # fmt: skip
+    measures = ("-" if one is None else f"{one:.3g}" for one in (pair.absolute, pair.relative))
+    return [f"  {_LABELS.get(pair.quantity, pair.quantity)}", *values, *measures, remark]
 
 
-def _numbers(pair: Pair) -> list[str]:
-    measures = [f"{value:.3g}" if value is not None else "-" for value in (pair.absolute, pair.relative)]
-    return [*("not finite" if value is None else _digits(value) for value in (pair.a, pair.b)), *measures]
-
-
-def _digits(value: float | int) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
-
-
-def _mark(pair: Pair, tolerance: float) -> str:
-    return "differs" if pair.differs(tolerance) else "same"
-
-
-def _place(pair: Pair) -> str:
-    return "equal in every step" if pair.a == pair.b else f"at step {pair.step}"
-
-
-def _section(title: str, found: list[Difference] | None, a: Any, b: Any) -> Iterator[str]:
+def _section(title: str, found: Sequence[Difference] | None, a: Facts | None, b: Facts | None) -> Iterator[str]:
     if found is None:
         sides = " and ".join(side for side, value in (("A", a), ("B", b)) if value is None)
         yield f"{title}: not recorded in {sides}"
     elif not found:
         yield f"{title}: the same"
     else:
-        yield f"{title}: {len(found)} key{'s' * (len(found) > 1)} differ{'s' * (len(found) == 1)}"
-        yield from _columns([["", "A", "B"], *([item.key, _shown(item.a), _shown(item.b)] for item in found)], indent=2)
+        yield f"{title}: {count(len(found), 'key')} {'differs' if len(found) == 1 else 'differ'}"
+        yield from table([["", "A", "B"], *([one.key, _shown(one.a), _shown(one.b)] for one in found)], indent=2)
     yield ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return repr(value) if value is ABSENT else json.dumps(value, ensure_ascii=False, default=repr)
 
 
@@ -279,23 +260,16 @@ def _attempts(side: str, attempts: Sequence[Attempt]) -> Iterator[list[str]]:
         yield [f"{side} {attempt.number}", attempt.started, facts, end]
 
 
-def _columns(rows: Sequence[Sequence[str]], indent: int = 0) -> Iterator[str]:
-    """Rows with aligned columns; the last one is as long as it is."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield (" " * indent + "  ".join([*cells, row[-1]])).rstrip()
-
-
-def described(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON. A value that a side lacks is left out of its difference."""
+def described(comparison: Comparison) -> Mapping[str, object]:
+    """The comparison as JSON. A difference leaves out a value that a side does not have."""
+    a, b = comparison.a, comparison.b
     return {
         "differs": comparison.differs,
         "tolerance": comparison.tolerance,
-        "runs": {"a": str(comparison.a.path), "b": str(comparison.b.path)},
+        "runs": {"a": str(a.path), "b": str(b.path)},
         "train": _described(comparison.train, comparison.tolerance),
         "eval": _described(comparison.evaluation, comparison.tolerance),
-        "log_every_steps": comparison.log_every if comparison.log_every[0] != comparison.log_every[1] else None,
+        "log_every_steps": (a.log_every, b.log_every) if a.log_every != b.log_every else None,
         "config": _keys(comparison.config),
         "environment": _keys(comparison.environment),
         "attempts": {
@@ -303,36 +277,32 @@ def described(comparison: Comparison) -> dict[str, Any]:
                 {"number": one.number, "facts": dict(one.facts), "exit_code": one.exit_code, "cause": one.cause}
                 for one in attempts
             ]
-            for side, attempts in (("a", comparison.a.attempts), ("b", comparison.b.attempts))
+            for side, attempts in (("a", a.attempts), ("b", b.attempts))
         },
     }
 
 
-def _described(compared: Curve, tolerance: float) -> dict[str, Any]:
+def _described(compared: Curve, tolerance: float) -> Mapping[str, object]:
+    def values(pair: Pair) -> dict[str, object]:
+        numbers = {"a": pair.a, "b": pair.b, "absolute": pair.absolute, "relative": pair.relative}
+        return {**numbers, "differs": pair.differs(tolerance)}
+
+    first = compared.first
     return {
         "num_common": len(compared.common),
-        "first_difference": None
-        if not compared.first
-        else {
-            "step": compared.first[0].step,
-            "quantities": {pair.quantity: _pair(pair, tolerance) for pair in compared.first},
-        },
-        "largest": {pair.quantity: {"step": pair.step, **_pair(pair, tolerance)} for pair in compared.largest},
+        "first_difference": {"step": first[0].step, "quantities": {pair.quantity: values(pair) for pair in first}}
+        if first
+        else None,
+        "largest": {pair.quantity: {"step": pair.step, **values(pair)} for pair in compared.largest},
         "not_recorded": dict(compared.not_recorded),
         "only_a": compared.only_a,
         "only_b": compared.only_b,
     }
 
 
-def _pair(pair: Pair, tolerance: float) -> dict[str, Any]:
-    values = {"a": pair.a, "b": pair.b, "absolute": pair.absolute, "relative": pair.relative}
-    return {**values, "differs": pair.differs(tolerance)}
-
-
-def _keys(found: list[Difference] | None) -> dict[str, Any] | None:
+def _keys(found: Sequence[Difference] | None) -> Mapping[str, object] | None:
     if found is None:
         return None
     return {
-        item.key: {side: value for side, value in (("a", item.a), ("b", item.b)) if value is not ABSENT}
-        for item in found
+        one.key: {side: value for side, value in (("a", one.a), ("b", one.b)) if value is not ABSENT} for one in found
     }

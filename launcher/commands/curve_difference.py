@@ -1,22 +1,26 @@
-"""Where two runs part: their records step by step, their configs, environments and attempts. No printing here."""
+"""The differences between two runs: their records step by step, and their configs and environments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-# What a step is compared in, in the order of cause and effect: samples and LR go in, loss and gradient come out.
-TRAIN = ("sample_ids", "learning_rate", "loss", "gradient_norm")
-EVAL = ("num_samples", "loss", "top1", "top5")
-_EXACT = frozenset({"sample_ids", "num_samples"})  # checksums and counts: near is not good enough
+from launcher.config.dotted_keys import flatten
+from launcher.run.directory import Facts
 
 Kind = Literal["train", "eval"]
-Record = Mapping[str, Any]
+
+# The quantities that are compared, in the order of cause and effect: samples and LR go in, loss and gradient come out.
+QUANTITIES: Mapping[Kind, Sequence[str]] = {
+    "train": ("sample_ids", "learning_rate", "loss", "gradient_norm"),
+    "eval": ("num_samples", "loss", "top1", "top5"),
+}
+_EXACT = frozenset({"sample_ids", "num_samples"})  # checksums and counts: no tolerance
 
 
 class Absent:
-    """Stands for a value that one side has not got; null is a value."""
+    """The value of a key that one side does not have; null is a value."""
 
     def __repr__(self) -> str:
         return "(absent)"
@@ -27,11 +31,7 @@ ABSENT = Absent()
 
 @dataclass(frozen=True)
 class Pair:
-    """One quantity of one step in both runs.
-
-    A value that is not finite is None, as metrics.jsonl writes it. `absolute` and `relative` (to the larger of the two
-    magnitudes) are None where a difference says nothing: for checksums, and where one value is not finite.
-    """
+    """One quantity of one step in both runs. A value that is not finite is None, as in metrics.jsonl."""
 
     quantity: str
     step: int
@@ -40,14 +40,14 @@ class Pair:
 
     @property
     def absolute(self) -> float | None:
-        """|a - b|"""
+        """|a - b|; None for checksums and counts, and if a value is not finite."""
         if self.quantity in _EXACT or self.a is None or self.b is None:
             return None
         return abs(self.a - self.b)
 
     @property
     def relative(self) -> float | None:
-        """|a - b| / max(|a|, |b|), and 0 where both are 0.
+        """|a - b| / max(|a|, |b|), and 0 if both are 0; None as for `absolute`.
 
         >>> Pair("loss", 1, 2.0, 1.0).relative, Pair("loss", 1, 0.0, 0.0).relative
         (0.5, 0.0)
@@ -57,79 +57,92 @@ class Pair:
             return None
         return difference / max(abs(self.a), abs(self.b)) if difference else 0.0
 
-    def differs(self, tolerance: float) -> bool:
-        """Whether the values differ by more than the relative `tolerance`; checksums, counts and null exactly."""
+    @property
+    def weight(self) -> float:
+        """The relative difference; infinity for different checksums, counts and values that are not finite."""
         relative = self.relative
-        return self.a != self.b if relative is None else relative > tolerance
+        return relative if relative is not None else 0.0 if self.a == self.b else float("inf")
+
+    def differs(self, tolerance: float) -> bool:
+        """Whether the relative difference is more than `tolerance`; checksums, counts and null are compared exactly."""
+        return self.weight > tolerance
 
 
 @dataclass(frozen=True)
 class Curve:
-    """All that the two runs' records of one kind say about each other."""
+    """The comparison of the two runs' records of one kind."""
 
     kind: Kind
-    common: tuple[int, ...]  # steps that both have
+    common: tuple[int, ...]  # steps that both runs have
     only_a: tuple[int, ...]
     only_b: tuple[int, ...]
     first: tuple[Pair, ...]  # all quantities of the first step in which any differs by more than the tolerance
     largest: tuple[Pair, ...]  # each quantity at the step where it differs most
     not_recorded: Mapping[str, str]  # quantity -> "A", "B" or "A and B"
 
-    @property
-    def differs(self) -> bool:
-        """Whether a common step differs."""
-        return bool(self.first)
-
 
 @dataclass(frozen=True)
 class Difference:
-    """One dotted key with its value on both sides; ABSENT where a side has no such key."""
+    """One dotted key with its value on both sides; ABSENT if a side has no such key."""
 
     key: str
-    a: Any
-    b: Any
+    a: object
+    b: object
 
 
-def curve(kind: Kind, a: Sequence[Record], b: Sequence[Record], tolerance: float) -> Curve:
+def curve(kind: Kind, a: Sequence[Facts], b: Sequence[Facts], tolerance: float) -> Curve:
     """Compare the records of `kind` that both runs have for the same step."""
-    records_a, records_b = _by_step(kind, a), _by_step(kind, b)
+    records_a, records_b = ({one["step"]: one for one in records if one["kind"] == kind} for records in (a, b))
     common = sorted(records_a.keys() & records_b.keys())
     not_recorded: dict[str, str] = {}
-    recorded = []
-    for quantity in TRAIN if kind == "train" else EVAL:
+    largest: list[Pair] = []
+    differing: list[int] = []
+    for quantity in QUANTITIES[kind] if common else ():
         sides = (("A", records_a), ("B", records_b))
-        without = [side for side, records in sides if not any(quantity in record for record in records.values())]
-        if without and common:
+        without = [side for side, records in sides if not any(quantity in one for one in records.values())]
+        if without:
             not_recorded[quantity] = " and ".join(without)
-        elif common:
-            recorded.append(quantity)
-    pairs = {step: list(_pairs(step, records_a[step], records_b[step], recorded)) for step in common}
-    first = next((step for step in common if any(pair.differs(tolerance) for pair in pairs[step])), None)
+            continue
+        pairs = list(_pairs(quantity, common, records_a, records_b))
+        if pairs:
+            largest.append(max(pairs, key=lambda pair: pair.weight))  # the earliest step of equals
+        differing += [pair.step for pair in pairs if pair.differs(tolerance)][:1]
+    recorded = [quantity for quantity in QUANTITIES[kind] if quantity not in not_recorded]
+    first = [pair for one in recorded for pair in _pairs(one, sorted(differing)[:1], records_a, records_b)]
     return Curve(
         kind=kind,
         common=tuple(common),
         only_a=tuple(sorted(records_a.keys() - records_b.keys())),
         only_b=tuple(sorted(records_b.keys() - records_a.keys())),
-        first=() if first is None else tuple(pairs[first]),
-        largest=tuple(_largest(pairs, recorded)),
+        first=tuple(first),
+        largest=tuple(largest),
         not_recorded=not_recorded,
     )
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[Difference]:
+def _pairs(quantity: str, steps: Sequence[int], a: Mapping[int, Facts], b: Mapping[int, Facts]) -> Iterator[Pair]:
+    for step in steps:
+        if quantity in a[step] and quantity in b[step]:
+            yield Pair(quantity, step, a[step][quantity], b[step][quantity])
+
+
+def differences(a: Facts, b: Facts, leave_out: Sequence[str] = ()) -> list[Difference]:
     """The dotted keys in which two nested mappings differ, in order.
 
     >>> differences({"batch": {"size": 64}, "seed": 0}, {"batch": {"size": 32}, "seed": 0})
     [Difference(key='batch.size', a=64, b=32)]
     """
-    flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
-    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    found = (Difference(key, flat_a.get(key, ABSENT), flat_b.get(key, ABSENT)) for key in keys)
-    return [item for item in found if item.key not in leave_out and not _same(item.a, item.b)]
+    flat_a, flat_b = flatten(a), flatten(b)
+    found = [Difference(key, flat_a.get(key, ABSENT), flat_b.get(key, ABSENT)) for key in flat_a | flat_b]
+    return [one for one in found if one.key not in leave_out and not _same(one.a, one.b)]
+
+
+def _same(a: object, b: object) -> bool:
+    return type(a) is type(b) and a == b  # true and 1 are equal in Python, but not in a config
 
 
 def ranges(steps: Sequence[int]) -> str:
-    """Steps in a line: a run of equal distances is written as one.
+    """Steps in one line; equal distances are written as a range.
 
     >>> ranges([10, 20, 30, 35]), ranges([7]), ranges([])
     ('10 to 30 by 10, 35', '7', 'none')
@@ -147,39 +160,3 @@ def ranges(steps: Sequence[int]) -> str:
             parts.append(str(steps[start]))
             start += 1
     return ", ".join(parts) or "none"
-
-
-def _by_step(kind: Kind, records: Sequence[Record]) -> dict[int, Record]:
-    return {record["step"]: record for record in records if record["kind"] == kind}
-
-
-def _pairs(step: int, a: Record, b: Record, quantities: Sequence[str]) -> Iterator[Pair]:
-    for quantity in quantities:
-        if quantity in a and quantity in b:
-            yield Pair(quantity, step, a[quantity], b[quantity])
-
-
-def _largest(pairs: Mapping[int, Sequence[Pair]], quantities: Sequence[str]) -> Iterator[Pair]:
-    """Of each quantity the worst pair: one without a measure (a checksum, a null) that differs beats every number."""
-    for quantity in quantities:
-        of_it = [pair for step in pairs for pair in pairs[step] if pair.quantity == quantity]
-        if of_it:  # max() keeps the first of equals: the earliest step
-            yield max(of_it, key=_weight)
-
-
-def _weight(pair: Pair) -> float:
-    if pair.relative is None:
-        return float("inf") if pair.a != pair.b else 0.0
-    return pair.relative
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and bool(a == b)  # true and 1 are equal in Python, and not the same in a config

@@ -1,4 +1,4 @@
-"""`launcher demo`: real images, a training run and its result in a few minutes on a laptop."""
+"""`launcher demo`: train on handwritten digits in a few minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ OPTIONAL = {
 
 
 def run_demo(folder: Path, overrides: Sequence[str]) -> int:
-    """Write the demo's images to `folder`/data, train configs/digits_cpu.yaml on them, say where everything is."""
+    """Write images to `folder`/digits, train configs/digits_cpu.yaml on them, and print where everything is."""
     progress = Progress()
     for package, without in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
-            progress.say(f"not installed, left out: {without}")
+            progress.say(f"not installed: {without}")
     images, label = write_demo_images(folder / "digits")
     progress.say(f"images: {label}, in {images}")
     path = shipped_config("digits_cpu.yaml")
-    # A demo that was run before is run again, not resumed.
+    # A new name: a second demo is a new run and does not resume the first one.
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     config = configs.load(path, [f"data.root={images}", f"storage={folder / 'runs'}", f"name={name}", *overrides])
     code, _ = train(config, "auto", progress)
@@ -36,7 +36,7 @@ def run_demo(folder: Path, overrides: Sequence[str]) -> int:
 
 
 def shipped_config(name: str) -> Path:
-    """A config that comes with the project: in the wheel beside this file, in a checkout one folder up."""
-    here = Path(__file__).parent
-    installed = here / "configs" / name
-    return installed if installed.exists() else here.parent / "configs" / name
+    """The path of a config that comes with the project: inside the package in a wheel, next to it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs" / name
+    return installed if installed.exists() else package.parent / "configs" / name

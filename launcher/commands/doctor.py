@@ -1,7 +1,7 @@
-"""`launcher doctor [CONFIG]`: what is wrong with the machines, before a run finds out.
+"""`launcher doctor [CONFIG]`: check the machines before a run uses them.
 
-Exit code 0 where nothing fails, 69 where a check does, 78 where the config is wrong. Looks at this host; with
-RAY_ADDRESS set at every node of that cluster, and under torchrun at every host of the group.
+Exit code 0 if no check fails, 69 if one does, 78 if the config is wrong. Checks this host; with RAY_ADDRESS every node
+of that cluster, and under torchrun every host of the group.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cluster.errors import PlaceError
 from launcher.checks.finding import STATUSES, Finding, failed, passed, worst
-from launcher.checks.needs import needs_of
+from launcher.checks.host_requirements import requirements_of
 from launcher.checks.variables import of_profile
 from launcher.config import load as configs
 from launcher.config.profiles import load_profile
@@ -30,18 +29,20 @@ _WIDTH = 110
 
 
 def add_parser(verbs: Any) -> None:
-    """Add the verb to the command line."""
+    """[CONFIG [key=value ...]] [--json] [--quick] [--profile P]"""
     verb = verbs.add_parser("doctor", help="check the machines: versions, GPUs, network, storage, data, limits")
-    verb.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file: also check what this run needs")
+    verb.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a YAML file: also check what this run requires"
+    )
     verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. workers=4")
-    verb.add_argument("--json", action="store_true", help="for machines")
-    verb.add_argument("--quick", action="store_true", help="leave out what takes seconds: arithmetic, all-reduce")
-    verb.add_argument("--profile", metavar="P", help="a site's profile, whose variables are compared with your own")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb.add_argument("--quick", action="store_true", help="leave out slow checks: arithmetic, all-reduce")
+    verb.add_argument("--profile", metavar="P", help="of the site: compare its variables with yours")
     verb.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Check, print, and return the exit code."""
+    """Check the machines and print the findings; returns the exit code."""
     from launcher.checks.suite import preflight  # imports torch, which the other verbs do not need
 
     started = time.monotonic()
@@ -53,16 +54,16 @@ def run(given: argparse.Namespace) -> int:
     if given.config is not None:
         try:
             config = configs.load(given.config, given.overrides)
-            findings.append(passed("config", f"{given.config}: every key is right"))
+            findings.append(passed("config", f"{given.config}: no problem"))
         except ConfigError as error:
             code = ExitCode.CONFIG
-            advice = "correct it; launcher plan checks again"
+            advice = "correct it; launcher plan checks it again"
             findings += [failed("config", str(problem), advice) for problem in error.problems]
     if under_torchrun():
         from launcher.checks.store_hosts import group_findings
 
         findings += group_findings(config, seconds, quick=given.quick, profile=profile)
-    elif os.environ.get("RAY_ADDRESS") and (config is None or needs_of(config).ray):
+    elif os.environ.get("RAY_ADDRESS") and (config is None or requirements_of(config).ray):
         from launcher.ray_backend.doctor import ray_findings
 
         findings += preflight(config, seconds, quick=given.quick, profile=profile)
@@ -76,19 +77,18 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(described(findings, time.monotonic() - started, code), indent=2))
     else:
-        for line in lines(findings):
-            print(line)
+        print("\n".join(lines(findings)))
     return code
 
 
 def profile_variables(name: str) -> dict[str, str]:
-    """The variables of the profile of that name or path, of either kind; UsageError where it is neither."""
+    """The variables of the profile with this name or path, of either kind; UsageError if it is neither."""
     try:
         return of_profile(load_profile(name, "slurm"))
-    except PlaceError as no_slurm:
+    except ConfigError as no_slurm:
         try:
             return of_profile(load_profile(name, "kubernetes"))
-        except PlaceError as no_kubernetes:
+        except ConfigError as no_kubernetes:
             raise UsageError(f"--profile {name}: for SLURM: {no_slurm}\nfor Kubernetes: {no_kubernetes}") from None
 
 
@@ -103,8 +103,8 @@ def described(findings: Sequence[Finding], time_s: float, code: int) -> dict[str
 
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings as a table, what to do below each that needs it, and a count."""
-    names = [_where(finding) for finding in findings]
+    """The findings as a table, with the advice of warnings and failures, and their counts."""
+    names = [f"{finding.host}: {finding.name}" if finding.host else finding.name for finding in findings]
     width = max(map(len, names), default=0)
     indent = " " * (width + 11)
     for name, finding in zip(names, findings, strict=True):
@@ -115,10 +115,6 @@ def lines(findings: Sequence[Finding]) -> Iterator[str]:
     counts = Counter(finding.status for finding in findings)
     yield ""
     yield ", ".join(f"{counts[status]} {status}" for status in STATUSES)
-
-
-def _where(finding: Finding) -> str:
-    return f"{finding.host}: {finding.name}" if finding.host else finding.name
 
 
 def _wrapped(text: str, head: str, indent: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`launcher list [STORAGE]`: every run under a folder, a line each. Without one, of the usual ones."""
+"""`launcher list [STORAGE]`: the runs in a folder, one per line; the default are the usual folders."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from launcher.commands import schedulers
 from launcher.commands.target import USUAL_STORAGES
 from launcher.errors import UsageError
+from launcher.formatting import table
 from launcher.run import status as run_state
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
-from launcher.run.status import Status
+from launcher.run.status import RunStatus
 from launcher.run.submissions import JobStatus
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.errors import StorageError
@@ -24,7 +25,7 @@ _USUAL = "this folder, " + ", ".join(map(str, USUAL_STORAGES))
 
 def add_parser(verbs: Any) -> None:
     """[STORAGE] [--json]"""
-    verb = verbs.add_parser("list", help="the runs under a folder, and how each is doing")
+    verb = verbs.add_parser("list", help="the runs in a folder, with their status")
     verb.add_argument(
         "storage",
         metavar="STORAGE",
@@ -32,40 +33,40 @@ def add_parser(verbs: Any) -> None:
         type=Path,
         help=f"a folder of runs, `storage` of a config (default: the first with runs of {_USUAL})",
     )
-    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=_list)
 
 
-def statuses(storage: Path) -> Iterator[Status]:
-    """How every run in a folder is doing, by name. A place is asked only for a run that may still be live."""
+def statuses(storage: Path) -> Iterator[RunStatus]:
+    """The status of every run in a folder, by name. A scheduler is asked only about runs that may still be live."""
     with storage_errors(storage):
         folders = sorted(path for path in storage.iterdir() if path.is_dir())
-    silent: dict[str, JobStatus] = {}  # places that did not answer are not asked again
+    silent: dict[str, JobStatus] = {}  # schedulers that did not answer are not asked again
     for folder in folders:
         run = RunDirectory(storage, folder.name)
         try:
             if not run_state.exists(run):
                 continue
             submission = submissions.newest(run)
-            word = None
+            job = None
             if submission is not None and not _is_over(run, submission):
-                word = silent.get(submission.place) or schedulers.ask(submission)
-                if word.state == "unreachable":
-                    silent[submission.place] = word
-            yield run_state.look(run, word, patience_s=0.0)
+                job = silent.get(submission.place) or schedulers.ask(submission)
+                if job.state == "unreachable":
+                    silent[submission.place] = job
+            yield run_state.read_status(run, job, stale_lease_wait_s=0.0)
         except StorageError as error:
-            yield Status(run=str(folder), state="unknown", reason=str(error))
+            yield RunStatus(run=str(folder), state="unknown", reason=str(error))
 
 
 def _is_over(run: RunDirectory, submission: submissions.Submission) -> bool:
-    """Whether the run has ended for good after its newest submission."""
+    """Whether the run has finished or failed for good after its newest submission."""
     summary, fatal = run.summary(), run.fatal()
     ended = summary.get("time", "") if summary is not None else "" if fatal is None else fatal.time
     return bool(ended) and ended > submission.time  # both ISO 8601 in UTC
 
 
-def lines(found: Sequence[Status]) -> Iterator[str]:
-    """The table."""
+def lines(found: Sequence[RunStatus]) -> Iterator[str]:
+    """The runs as a table."""
     rows = [("RUN", "STATE", "STEP", "LOSS", "TOP-1", "JOB", "")]
     for status in found:
         step = "" if status.step is None else f"{status.step:,}"
@@ -73,17 +74,15 @@ def lines(found: Sequence[Status]) -> Iterator[str]:
         loss, top1 = status.text("loss", ".4g"), status.text("top1", ".2%")
         reason = status.reason if len(status.reason) <= 60 else f"{status.reason[:57]}..."
         rows.append((Path(status.run).name, status.state, step, loss, top1, status.job or "", reason))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+    yield from table(rows)
 
 
 def _list(given: argparse.Namespace) -> int:
-    asked = [Path(), *USUAL_STORAGES] if given.storage is None else [given.storage]
-    folders = [folder.expanduser().absolute() for folder in asked]
+    candidates = [Path(), *USUAL_STORAGES] if given.storage is None else [given.storage]
+    folders = [folder.expanduser().absolute() for folder in candidates]
     if given.storage is not None and not folders[0].is_dir():
-        raise UsageError(f"{folders[0]}: there is no such folder. Allowed: a `storage` of a config, which holds runs")
-    found: list[Status] = []
+        raise UsageError(f"{folders[0]}: there is no such folder. Allowed: a folder with runs, `storage` of a config")
+    found: list[RunStatus] = []
     storage = folders[0]
     for storage in (folder for folder in folders if folder.is_dir()):
         if found := list(statuses(storage)):
@@ -96,6 +95,5 @@ def _list(given: argparse.Namespace) -> int:
     else:
         if given.storage is None:
             print(f"runs in {storage}")
-        for line in lines(found):
-            print(line)
+        print("\n".join(lines(found)))
     return 0

@@ -1,6 +1,6 @@
-"""`launcher logs RUN|CONFIG [--rank K] [--attempt N] [--follow]`: what a worker has logged.
+"""`launcher logs RUN|CONFIG [--rank K] [--attempt N] [--follow]`: the log of a worker.
 
-`--follow` goes on with the next attempt when one begins, and ends when the run does.
+`--follow` continues with the next attempt when it starts, and ends when the run does.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from launcher.run.directory import RunDirectory
 from launcher.run.status import LIVE
 
 POLL_S = 0.5
-ASK_EVERY_S = 30.0  # between two questions to a place: squeue on a busy controller is not free
+ASK_EVERY_S = 30.0  # between two requests to a scheduler: squeue is expensive on a busy controller
 
 
 def add_parser(verbs: Any) -> None:
     """RUN|CONFIG [key=value ...] [--rank K] [--attempt N] [--follow]"""
-    verb = verbs.add_parser("logs", help="what a worker has logged")
+    verb = verbs.add_parser("logs", help="the log of a worker")
     target.add_arguments(verb)
-    verb.add_argument("--rank", metavar="K", type=int, default=0, help="which worker (%(default)s)")
-    verb.add_argument("--attempt", metavar="N", type=int, help="which attempt (default: the newest)")
-    verb.add_argument("--follow", action="store_true", help="go on as it grows, until the run ends")
+    verb.add_argument("--rank", metavar="K", type=int, default=0, help="of this worker (%(default)s)")
+    verb.add_argument("--attempt", metavar="N", type=int, help="of this attempt (default: the newest)")
+    verb.add_argument("--follow", action="store_true", help="print new lines until the run ends")
     verb.set_defaults(run=_logs)
 
 
@@ -41,7 +41,7 @@ def follow(
     write: Callable[[str], object],
     poll_s: float = POLL_S,
 ) -> None:
-    """Write a worker's log as it grows; without `attempt`, of every attempt from the newest on. Ends with the run."""
+    """Write a worker's log as it grows, until the run ends; without `attempt` from the newest attempt on."""
     number = attempt if attempt is not None else _newest(run)
     offset, last_look = 0, False
     while True:
@@ -57,7 +57,7 @@ def follow(
         if last_look:
             return
         if not is_live():
-            last_look = True  # what came between the last look and the end
+            last_look = True  # for lines written since the last look
             continue
         time.sleep(poll_s)
 
@@ -69,11 +69,11 @@ def _logs(given: argparse.Namespace) -> int:
     run, rank = found.run, given.rank
     number = given.attempt or _newest(run)
     if given.follow:
-        _say_why_nothing(run, found, number)
+        _explain_nothing(run, found, number)
         follow(run, rank, given.attempt, _Watch(found), _write)
         return 0
     if not number:
-        _say_why_nothing(run, found, number)
+        _explain_nothing(run, found, number)
         return 0
     _check(run, rank, number)
     _copy(run.logs(number).log(rank), 0, _write, to_end=True)
@@ -81,21 +81,21 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 class _Watch:
-    """Whether a run is live, asked of its place from time to time only."""
+    """Whether a run is live. Its scheduler is asked from time to time only."""
 
     def __init__(self, found: Target) -> None:
-        self._found, self._asked, self._word = found, float("-inf"), found.word()
+        self._found, self._asked, self._job = found, float("-inf"), found.job_status()
 
     def __call__(self) -> bool:
         now = time.monotonic()
         if now - self._asked > ASK_EVERY_S:
-            self._word, self._asked = self._found.word(), now
-        status = run_state.look(self._found.run, self._word, patience_s=0.0)
+            self._job, self._asked = self._found.job_status(), now
+        status = run_state.read_status(self._found.run, self._job, stale_lease_wait_s=0.0)
         return status.state in LIVE
 
 
 def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
-    """The log of a run whose storage is not mounted here."""
+    """The log of a run whose storage is not mounted on this machine."""
     arguments = ["logs", str(found.run.path), "--rank", str(given.rank)]
     arguments += ["--attempt", str(given.attempt)] if given.attempt else []
     if found.profile is not None:
@@ -103,19 +103,19 @@ def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
         return 0
     from launcher.ray_backend import jobs as ray_jobs
 
-    assert found.submission is not None  # of Ray: there is no other way to be here
-    print("the run directory is not on this machine: this is what the driver has printed", file=sys.stderr)
+    assert found.submission is not None  # a Ray job
+    print("the run directory is not on this machine; this is the output of the driver", file=sys.stderr)
     print(ray_jobs.driver_log(found.submission.id, found.submission.details.get("address")), end="")
     return 0
 
 
-def _say_why_nothing(run: RunDirectory, found: Target, number: int) -> None:
-    """Where there is no attempt yet: why, and what its job has printed."""
+def _explain_nothing(run: RunDirectory, found: Target, number: int) -> None:
+    """If there is no attempt yet, print why, and the output of its SLURM job."""
     if number:
         return
-    status = run_state.look(run, found.word())
+    status = run_state.read_status(run, found.job_status())
     print(f"no attempt yet: {status.state}{f', {status.reason}' if status.reason else ''}", file=sys.stderr)
-    printed = sorted((run.path / "logs").glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
+    printed = sorted(run.all_logs.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
     if printed:
         _copy(printed[-1], 0, _write, to_end=True)
 
@@ -129,7 +129,7 @@ def _check(run: RunDirectory, rank: int, number: int) -> None:
     numbers = [attempt.number for attempt in run.attempts()]
     if number not in numbers:
         raise UsageError(f"there is no attempt {number}. Allowed: {_ranges(numbers)}")
-    raise UsageError(f"attempt {number} has no logs: its workers never began. See: launcher status {run.path}")
+    raise UsageError(f"attempt {number} has no logs: its workers have not started. See: launcher status {run.path}")
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -141,7 +141,7 @@ def _newest(run: RunDirectory) -> int:
 
 
 def _copy(path: Path, offset: int, write: Callable[[str], object], *, to_end: bool = False) -> int:
-    """Write the lines that a file has from `offset` on; the new offset. A line without its end waits, or `to_end`."""
+    """Write the lines of a file from `offset` on, with `to_end` an incomplete last line too; returns the new offset."""
     try:
         with path.open("rb") as file:
             file.seek(offset)

@@ -1,7 +1,7 @@
-"""A small data set that needs no download: handwritten digits as an image folder, and what classical methods reach.
+"""A small data set without a download: handwritten digits as an image folder, and the accuracy of classical methods.
 
-scikit-learn ships 1,797 digits of 8 × 8 pixels (UCI's Optical Recognition of Handwritten Digits). Without it, digits
-are drawn with Pillow's own font. Both are written as folder/train/<0..9>/NNNN.jpg and folder/val/<0..9>/NNNN.jpg.
+scikit-learn includes 1,797 digits of 8 × 8 pixels (UCI's Optical Recognition of Handwritten Digits). Without it, digits
+are drawn with Pillow's font. Both are written as folder/train/<0..9>/NNNN.jpg and folder/val/<0..9>/NNNN.jpg.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from resnet_dist.errors import DataError, MissingPackage
 SIDE = 32  # pixels of a written image
 _JPEG_QUALITY = 95
 _VAL_EVERY = 5  # every fifth image of each class goes to val: 355 of scikit-learn's 1,797, 360 of the 1,800 drawn
-_MARKER = "digits.json"  # written last: says what the folder holds
+_MARKER = "digits.json"  # written last, with the content's source, counts and hash
 
 _DRAWN_PER_CLASS = 180
 _DRAWN_SEED = 0
@@ -34,7 +34,7 @@ DigitImages = Iterable[tuple[Image.Image, int]]  # images and labels
 
 
 def write_demo_images(folder: Path) -> tuple[Path, str]:
-    """Write scikit-learn's digits, or drawn ones where it is missing: the folder, and in words what is in it.
+    """Write scikit-learn's digits, or drawn ones without it; returns the folder and a description of its content.
 
     DataError if `folder` holds something else.
     """
@@ -45,14 +45,13 @@ def write_demo_images(folder: Path) -> tuple[Path, str]:
         write_drawn_digits(folder)
         label = "digits drawn with Pillow's font (scikit-learn is not installed)"
     counts = _marker(folder)
-    return folder, f"{label}: {counts['train']} images to train on, {counts['val']} to evaluate on"
+    return folder, f"{label}: {counts['train']} images for training, {counts['val']} for evaluation"
 
 
 def write_digits(folder: Path) -> Path:
     """Write scikit-learn's handwritten digits, 32 × 32 pixels, as 1,442 JPEGs in train and 355 in val.
 
-    What is there already and whole is kept. MissingPackage without scikit-learn; DataError if `folder` holds
-    something else.
+    A complete folder is kept. MissingPackage without scikit-learn; DataError if `folder` holds something else.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackage("data.root", "scikit-learn", "pip install 'resnet-launcher[demo]'")
@@ -60,15 +59,15 @@ def write_digits(folder: Path) -> Path:
 
 
 def write_drawn_digits(folder: Path) -> Path:
-    """Draw 1,800 digits (180 of each), shifted, turned, scaled and with noise: 1,440 in train and 360 in val.
+    """Draw 1,800 digits (180 of each), shifted, rotated, scaled and with noise: 1,440 in train and 360 in val.
 
-    The same pixels at every call. What is there already and whole is kept. DataError if `folder` holds something else.
+    The pixels are the same in every call. A complete folder is kept. DataError if `folder` holds something else.
     """
     return _write(folder, "drawn", _drawn_digits)
 
 
 def classical_baselines(folder: Path) -> dict[str, float]:
-    """Top-1 accuracy on val of two classical methods trained on the pixels of train, as honest peers of a network.
+    """Top-1 accuracy on val of two classical methods trained on the pixels of train, for comparison with a network.
 
     k_nearest_neighbours  k of 1..5 with the best 5-fold cross-validation on train (`k` in the result)
     logistic_regression   multinomial, L2, scikit-learn's default strength
@@ -116,7 +115,7 @@ def _sklearn_digits() -> DigitImages:
 
 
 def _drawn_digits() -> DigitImages:
-    """Digits about as hard as handwriting: the ranges below were chosen by eye."""
+    """Drawn digits about as difficult as handwriting; the ranges were chosen by eye."""
     random = np.random.default_rng(_DRAWN_SEED)
     canvas = 4 * SIDE  # drawn large, then reduced: smooth edges
     for label in range(10):
@@ -125,19 +124,19 @@ def _drawn_digits() -> DigitImages:
             image = Image.new("L", (canvas, canvas))
             centre = canvas / 2 + random.uniform(-0.1, 0.1, size=2) * canvas
             ImageDraw.Draw(image).text(tuple(centre), str(label), fill=255, font=font, anchor="mm")
-            turned = image.rotate(random.uniform(-20, 20), Image.Resampling.BICUBIC)
-            small = np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
+            rotated = image.rotate(random.uniform(-20, 20), Image.Resampling.BICUBIC)
+            small = np.asarray(rotated.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64)
             noisy = small * random.uniform(0.6, 1.0) + random.normal(0, 20, size=small.shape)
             yield Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8)), label
 
 
-@functools.cache  # reading the font takes longer than drawing with it
+@functools.cache  # reading the font takes longer than drawing
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
 def _write(folder: Path, source: str, images: Callable[[], DigitImages]) -> Path:
-    """Write images and marker beside `folder`, then put them in its place in one move."""
+    """Write images and marker to a temporary folder, then rename it to `folder`."""
     if folder.exists():
         if _is_complete(folder, source):
             return folder
@@ -160,7 +159,7 @@ def _write(folder: Path, source: str, images: Callable[[], DigitImages]) -> Path
 
 
 def _write_image_folder(folder: Path, images: DigitImages) -> dict[str, int]:
-    """Write images as JPEG, every fifth of each class to val; the number of images of each split."""
+    """Write images as JPEG, every fifth of each class to val; returns the number of images of each split."""
     counts = {"train": 0, "val": 0}
     seen: Counter[int] = Counter()
     for image, label in images:
@@ -179,7 +178,7 @@ def _is_complete(folder: Path, source: str) -> bool:
 
 
 def _marker(folder: Path) -> dict[str, object]:
-    """What the folder says of itself; nothing where it has no marker that can be read."""
+    """The content of the marker; empty if there is no readable one."""
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):

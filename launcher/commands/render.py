@@ -1,7 +1,7 @@
-"""`launcher render slurm|kubernetes CONFIG`: what a scheduler would be given, printed and sent nowhere.
+"""`launcher render slurm|kubernetes CONFIG`: print what would be submitted to a scheduler.
 
-A RunConfig becomes a `cluster.spec.RunSpec` here; `cluster` makes text of it. What a place cannot take is reported with
-the line of the user's own config or profile.
+A RunConfig becomes a `cluster.spec.RunSpec`, from which `cluster` makes text. Values that a scheduler cannot accept are
+reported with the line of the user's config or profile.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import Mismatch, PlaceError
+from cluster.errors import PlaceError
 from cluster.kubernetes import access as kubernetes_access
 from cluster.kubernetes import manifests as kuberay
+from cluster.kubernetes.rules import PROFILE
 from cluster.kubernetes.yaml import Manifest
 from cluster.profile import KubernetesProfile, SlurmProfile
 from cluster.slurm import script as slurm_text
@@ -25,18 +25,16 @@ from cluster.slurm.script import Launcher
 from cluster.spec import RunSpec, Variant
 from launcher.arguments import Parser, config_arguments
 from launcher.config import load as configs
-from launcher.config.profiles import load_profile, profile_places, shipped
+from launcher.config.profiles import load_profile, profile_document, shipped
 from launcher.config.schema import RunConfig
 from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.places.spec import spec_of
 
-_PROFILE = "profile"  # how `cluster` calls a profile whose lines it does not know
-
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A run as sbatch takes it."""
+    """A run as an sbatch script."""
 
     config: RunConfig
     spec: RunSpec
@@ -46,7 +44,7 @@ class SlurmJob:
 
 @dataclass(frozen=True)
 class KubernetesJob:
-    """A run as kubectl takes it."""
+    """A run as Kubernetes manifests."""
 
     config: RunConfig
     spec: RunSpec
@@ -80,51 +78,45 @@ def kubernetes(
 ) -> KubernetesJob:
     """The manifests of the config at `path`; see `manifests.manifests`. Raises UsageError and ConfigError."""
     document, config = configs.read(path, overrides), configs.load(path, overrides)
+    if config.place == "local":
+        allowed = "ray or auto: on Kubernetes the driver runs in a pod without a worker"
+        raise ConfigError([Problem(document.place("place"), "place", "found local", allowed)])
     spec = spec_of(config)
     try:
         site = load_profile(profile, "kubernetes")
-        places = profile_places(profile)
-        made = kuberay.manifests(spec, site, working_dir=working_dir, submission=submission, places=places)
+        made = kuberay.manifests(spec, site, working_dir=working_dir, submission=submission)
     except PlaceError as error:
         raise in_users_lines(error, document, profile) from None
     return KubernetesJob(config, spec, site, tuple(made))
 
 
 def in_users_lines(error: PlaceError, document: Document, profile: str) -> ConfigError:
-    """What a place cannot take, with the lines that the user can change: the config's, or else the profile's."""
+    """The problems of `error`, with the lines of the user's config or else profile."""
     own = {part.name for part in dataclasses.fields(RunConfig)}
-    file = os.fspath(shipped().get(profile, profile))
 
-    def place_of(mismatch: Mismatch) -> str:
-        if mismatch.place not in ("", _PROFILE):
-            return mismatch.place
-        if mismatch.key.startswith("--"):
+    def place_of(problem: Problem) -> str:
+        if problem.key.startswith("--"):
             return "command line"
-        first = mismatch.key.partition(".")[0]
-        if mismatch.place == "" and (not first or first in own):
-            return document.place(mismatch.key)
-        key, known = mismatch.key, profile_places(profile)
-        while key and key not in known:
-            key = key.rpartition(".")[0]
-        return known.get(key, file)
+        first = problem.key.partition(".")[0]
+        if problem.place != PROFILE and (not first or first in own):
+            return document.place(problem.key)
+        return profile_document(profile).place(problem.key)
 
-    return ConfigError(
-        [Problem(place_of(one), one.key, one.found, one.allowed, one.suggestion) for one in error.mismatches]
-    )
+    return ConfigError([dataclasses.replace(problem, place=place_of(problem)) for problem in error.problems])
 
 
 def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequence[str]) -> list[Variant]:
-    """All combinations of `key=first,second,...`, each a run of its own name; every one is checked as a config.
+    """All combinations of `key=first,second,...`, each a run with its own name, checked as a config.
 
-    Raises UsageError for a sweep that cannot be read or whose names clash, ConfigError for a value that is wrong.
+    Raises UsageError for an invalid sweep or equal names, ConfigError for an invalid value.
     """
     axes: list[list[tuple[str, str]]] = []
     for text in sweep:
         key, equals, values = text.partition("=")
         if not equals or not key or not all(value.strip() for value in values.split(",")):
-            raise UsageError(f"--sweep {text}: this is no sweep. Allowed: key=first,second, for example seed=0,1,2")
+            raise UsageError(f"--sweep {text}: not a sweep. Allowed: key=first,second, for example seed=0,1,2")
         if key == "name":
-            raise UsageError("--sweep name=...: each run gets a name of its own. Allowed: any other key")
+            raise UsageError("--sweep name=...: each run gets its own name. Allowed: any other key")
         axes.append([(key, value.strip()) for value in values.split(",")])
     made: list[Variant] = []
     for combination in itertools.product(*axes) if axes else ():
@@ -133,7 +125,9 @@ def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequ
         given = (*(f"{key}={value}" for key, value in combination), f"name={name}")
         configs.load(path, [*overrides, *given])
         if any(variant.name == name for variant in made):
-            raise UsageError(f"--sweep: two runs would be called {name}. Allowed: values that differ in their letters")
+            raise UsageError(
+                f"--sweep: two runs would have the name {name}. Allowed: values with different letters"
+            )
         made.append(Variant(name=name, overrides=given))
     return made
 
@@ -146,11 +140,11 @@ def add_parser(verbs: Any) -> None:
     config_arguments(place)
     slurm_arguments(place)
     place.set_defaults(run=_slurm)
-    place = places.add_parser("kubernetes", help="a RayJob of KubeRay and what stands beside it")
+    place = places.add_parser("kubernetes", help="a RayJob of KubeRay and its other objects")
     place.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; not needed with --rbac")
     place.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. batch.size=256")
     kubernetes_arguments(place)
-    place.add_argument("--rbac", action="store_true", help="print the rights that each verb needs, and nothing else")
+    place.add_argument("--rbac", action="store_true", help="print only the rights that each verb needs")
     place.set_defaults(run=_kubernetes)
 
 
@@ -158,37 +152,37 @@ def slurm_arguments(parser: argparse.ArgumentParser) -> None:
     """[--profile FILE|NAME] [--launcher ray|torchrun] [--sweep key=A,B]"""
     names = ", ".join(name for name in shipped() if name.startswith("slurm"))
     parser.add_argument(
-        "--profile", metavar="FILE|NAME", default="slurm", help=f"the site's: a YAML file, or {names} (%(default)s)"
+        "--profile", metavar="FILE|NAME", default="slurm", help=f"of the site: a YAML file, or {names} (%(default)s)"
     )
     parser.add_argument(
         "--launcher",
         choices=("ray", "torchrun"),
         default="ray",
-        help="ray: survives the loss of a node, uses spares; torchrun: starts sooner (%(default)s)",
+        help="ray: continues after the loss of a node, uses spare nodes; torchrun: starts faster (%(default)s)",
     )
     parser.add_argument(
         "--sweep",
         metavar="key=A,B",
         action="append",
         default=[],
-        help="a job array with a run for each value, e.g. seed=0,1,2; given several times: for each combination",
+        help="a job array with one run per value, e.g. seed=0,1,2; if repeated, per combination",
     )
 
 
 def kubernetes_arguments(parser: argparse.ArgumentParser) -> None:
     """[--profile FILE|NAME] [--working-dir ADDRESS]"""
     names = ", ".join(name for name in shipped() if name.startswith("kubernetes"))
-    parser.add_argument("--profile", metavar="FILE|NAME", help=f"the cluster's: a YAML file, or {names}")
+    parser.add_argument("--profile", metavar="FILE|NAME", help=f"of the cluster: a YAML file, or {names}")
     parser.add_argument("--working-dir", metavar="ADDRESS", help="of a .zip with your own code: https, s3, gs, file")
 
 
 def needed_profile(given: argparse.Namespace) -> str:
-    """The profile that was given; UsageError where there is none."""
+    """The profile that was given; UsageError if there is none."""
     if given.profile is None:
         names = ", ".join(name for name in shipped() if name.startswith("kubernetes"))
         raise UsageError(
-            "--profile is missing: the image stands in it, and there is no default. Allowed: a YAML file of your own, "
-            f"made from one of those that are shipped: {names}"
+            "--profile is missing: it names the image, which has no default. Allowed: a YAML file of your own, "
+            f"based on one of the shipped ones: {names}"
         )
     return str(given.profile)
 
@@ -201,13 +195,8 @@ def _slurm(given: argparse.Namespace) -> int:
 
 def _kubernetes(given: argparse.Namespace) -> int:
     if given.rbac:
-        name = given.profile or "kubernetes-cpu"
-        try:
-            print(kuberay.to_yaml(kubernetes_access.roles(load_profile(name, "kubernetes"))), end="")
-        except PlaceError as error:
-            raise ConfigError(
-                [Problem(one.place, one.key, one.found, one.allowed) for one in error.mismatches]
-            ) from None
+        profile = load_profile(given.profile or "kubernetes-cpu", "kubernetes")
+        print(kuberay.to_yaml(kubernetes_access.roles(profile)), end="")
         return 0
     if given.config is None:
         raise UsageError("CONFIG is missing. Allowed: a YAML file, for example configs/rn50_8node.yaml; or --rbac")

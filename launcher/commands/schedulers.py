@@ -1,7 +1,6 @@
-"""SLURM, Kubernetes and Ray's job server, asked the same two things: what of this job, and stop it.
+"""The two requests to SLURM, Kubernetes and Ray's job server: the status of a job, and stop it.
 
-They are asked for the reason that a job waits, and whether it is still there. What a run has done, and how it ended, is
-read in its run directory.
+A scheduler knows why a job waits, and whether it still exists. The run directory shows what the run has done.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from launcher.run.submissions import JobStatus, Submission
 
 
 def ask(submission: Submission) -> JobStatus:
-    """What the place says of a submission; never raises for a place that does not answer."""
+    """The status of a submitted job; `unreachable` if the scheduler does not answer."""
     details = submission.details
     try:
         match submission.place:
@@ -32,7 +31,7 @@ def ask(submission: Submission) -> JobStatus:
 
 
 def stop(submission: Submission, *, save: bool) -> str:
-    """End a job, with a checkpoint or at once; returns what was done, for a person. Raises ClusterUnavailable."""
+    """Stop a job, with a checkpoint or at once; returns a message about it. Raises ClusterUnavailable."""
     details = submission.details
     match submission.place:
         case "slurm":

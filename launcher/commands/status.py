@@ -1,6 +1,6 @@
-"""`launcher status RUN|CONFIG`: how a run is doing; the words are those of `launcher.run.status`.
+"""`launcher status RUN|CONFIG`: the status of a run, as `launcher.run.status` defines it.
 
-Exit code 0, or 69 for `unknown`: the run may be well, but nobody who knows could be asked.
+Exit code 0, or 69 for `unknown`, for example if the scheduler is unreachable.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from launcher.commands import target
 from launcher.commands.target import Target
 from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
+from launcher.formatting import count
 from launcher.run import status as run_state
-from launcher.run.status import Status
+from launcher.run.status import RunStatus
 from launcher.run.submissions import JobStatus
 
 _ENDED = ("finished", "failed", "stopped")
@@ -23,37 +24,36 @@ _ENDED = ("finished", "failed", "stopped")
 
 def add_parser(verbs: Any) -> None:
     """RUN|CONFIG [key=value ...] [--json]"""
-    verb = verbs.add_parser("status", help="how a run is doing: pending, running, saving, finished, failed, ...")
+    verb = verbs.add_parser("status", help="the status of a run: pending, running, saving, finished, failed, ...")
     target.add_arguments(verb)
-    verb.add_argument("--json", action="store_true", help="for machines")
+    verb.add_argument("--json", action="store_true", help="print JSON")
     verb.add_argument(
         "--place-says",
         choices=("pending", "running", "gone"),
-        help="what the run's place says of its job, where it cannot be asked from here: inside a pod",
+        help="the job's state in its scheduler, if the scheduler cannot be reached from here (inside a pod)",
     )
     verb.set_defaults(run=_status)
 
 
-def status_of(found: Target, word: JobStatus | None) -> Status:
-    """How a run is doing; `word` is what its place says. Raises StorageError and UsageError."""
+def status_of(found: Target, job: JobStatus | None) -> RunStatus:
+    """The status of a run; `job` is its scheduler's report. Raises StorageError and UsageError."""
     if found.is_here:
-        return run_state.look(found.run, word)
-    assert word is not None  # a run that is not here has a submission
-    if found.profile is not None and word.state in ("running", "gone"):
-        arguments = ["status", str(found.run.path), "--json", "--place-says", word.state]
+        return run_state.read_status(found.run, job)
+    assert job is not None  # a run that is not here has a submission
+    if found.profile is not None and job.state in ("running", "gone"):
+        arguments = ["status", str(found.run.path), "--json", "--place-says", job.state]
         try:
-            told = json.loads(found.read(arguments) or "")
-            return Status(**{**told, "job": str(found.submission)})
+            return RunStatus(**{**json.loads(found.read(arguments) or ""), "job": str(found.submission)})
         except ClusterUnavailable as error:
-            return Status(run=str(found.run.path), state="unknown", reason=str(error), job=str(found.submission))
-        except (ValueError, TypeError):  # no JSON: the reader printed an error; no run directory, perhaps
+            return RunStatus(run=str(found.run.path), state="unknown", reason=str(error), job=str(found.submission))
+        except (ValueError, TypeError):  # not JSON but an error of the reader, for example: no run directory
             pass
-    state, reason, code = run_state.by_word(word)
-    return Status(run=str(found.run.path), state=state, reason=reason, exit_code=code, job=str(found.submission))
+    state, reason, code = run_state.classify_job(job)
+    return RunStatus(run=str(found.run.path), state=state, reason=reason, exit_code=code, job=str(found.submission))
 
 
-def lines(status: Status) -> Iterator[str]:
-    """For a person."""
+def lines(status: RunStatus) -> Iterator[str]:
+    """The status as text."""
     parts: list[str] = [status.state]
     if status.step is not None:
         total = status.total_steps
@@ -66,14 +66,14 @@ def lines(status: Status) -> Iterator[str]:
     if (speed := status.text("images_per_s", ",.0f")) and status.state not in _ENDED:
         parts.append(f"{speed} images/s")
     if status.last_beat_s is not None:
-        parts.append(f"last beat {status.last_beat_s:.0f} s ago")
+        parts.append(f"last heartbeat {status.last_beat_s:.0f} s ago")
     yield f"{status.run}: {', '.join(parts)}"
     if status.exit_code:
         yield f"  exit code  {status.exit_code}"
     if status.reason:
         yield f"  {'cause' if status.state == 'failed' else 'because':<9}  {status.reason}"
     if status.attempt is not None:
-        on = "" if status.workers is None else f" on {status.workers} worker{'s' * (status.workers != 1)}"
+        on = "" if status.workers is None else f" on {count(status.workers, 'worker')}"
         yield f"  attempt    {status.attempt}{on}"
     if status.job is not None:
         yield f"  submitted  {status.job}"
@@ -81,13 +81,8 @@ def lines(status: Status) -> Iterator[str]:
 
 def _status(given: argparse.Namespace) -> int:
     found = target.find(given)
-    word = (
-        found.word() if given.place_says is None else JobStatus(given.place_says, f"its place says {given.place_says}")
-    )
-    status = status_of(found, word)
-    if given.json:
-        print(json.dumps(status.described(), indent=2))
-    else:
-        for line in lines(status):
-            print(line)
+    reported = given.place_says
+    job = JobStatus(reported, f"its scheduler reports: {reported}") if reported else found.job_status()
+    status = status_of(found, job)
+    print(json.dumps(status.described(), indent=2) if given.json else "\n".join(lines(status)))
     return ExitCode.UNAVAILABLE if status.state == "unknown" else ExitCode.OK

@@ -1,4 +1,4 @@
-"""Which run a verb means, by its directory or its config; and whom to ask where its storage is not mounted here."""
+"""Find the run that a command line names, by its directory or its config, on this machine or through its scheduler."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import PlaceError
 from cluster.kubernetes.names import run_name
 from cluster.profile import KubernetesProfile
 from launcher.commands import schedulers
 from launcher.config import load as configs
 from launcher.config.profiles import load_profile
 from launcher.config.schema import RunConfig
-from launcher.errors import UsageError
+from launcher.errors import ConfigError, UsageError
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places.spec import spec_of
 from launcher.run import submissions
@@ -27,21 +26,21 @@ USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of confi
 
 @dataclass(frozen=True)
 class Target:
-    """A run that was asked for."""
+    """The run that a command line names."""
 
     run: RunDirectory
-    is_here: bool  # whether its run directory can be read on this machine
+    is_here: bool  # its run directory is on this machine
     submission: Submission | None
-    config: RunConfig | None = None  # where a config was given
+    config: RunConfig | None = None  # if one was given
     profile: KubernetesProfile | None = None
     context: str | None = None
 
-    def word(self) -> JobStatus | None:
-        """What its place says; None where it has none."""
+    def job_status(self) -> JobStatus | None:
+        """The status of its job, from its scheduler; None if it was not submitted."""
         return None if self.submission is None else schedulers.ask(self.submission)
 
     def read(self, arguments: list[str], *, live: bool = False) -> str | None:
-        """What `launcher ARGUMENTS` prints where the volume is; None where nobody can be sent there."""
+        """The output of `launcher ARGUMENTS` in a pod with the volume; None without a Kubernetes profile."""
         if self.profile is None or self.config is None:
             return None
         return kubernetes_jobs.read(spec_of(self.config), self.profile, arguments, self.context, live=live)
@@ -50,32 +49,30 @@ class Target:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]"""
     parser.add_argument("target", metavar="RUN|CONFIG", help="a run directory, STORAGE/NAME, or the run's config")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config: as it was submitted with")
-    parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, where the volume is not mounted here")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config, as it was submitted")
+    parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, if the volume is not mounted here")
     parser.add_argument("--context", metavar="NAME", help="kubectl's, with --profile")
-    parser.add_argument("--address", metavar="URL", help="of a Ray cluster whose storage is not mounted here")
+    parser.add_argument("--address", metavar="URL", help="of a Ray cluster, if its storage is not mounted here")
 
 
 def find(given: argparse.Namespace) -> Target:
-    """The run that the command line means. Raises UsageError where there is none, ConfigError for a wrong config."""
+    """The run that the command line names. Raises UsageError if there is none, ConfigError for a wrong config."""
     path = _named(given.target)
     config: RunConfig | None = None
     if path.is_dir():
         if given.overrides:
-            raise UsageError(f"{given.target}: overrides change a config, and this is a run directory: leave them out")
+            raise UsageError(f"{given.target}: this is a run directory, and overrides are for configs: leave them out")
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
         run = RunDirectory(absolute.parent, absolute.name)
     else:
         config = configs.load(given.target, given.overrides)
         run = RunDirectory(Path(config.storage), config.name)
-    is_here = exists(run)
-    submission = submissions.newest(run) if is_here else None
-    if is_here:
-        return Target(run, is_here, submission, config)
+    if exists(run):
+        return Target(run, True, submissions.newest(run), config)
     if given.profile is not None and config is not None:
         try:
             profile = load_profile(given.profile, "kubernetes")
-        except PlaceError as error:
+        except ConfigError as error:
             raise UsageError(str(error)) from None
         details = {"namespace": profile.namespace} | ({} if given.context is None else {"context": given.context})
         submission = submissions.now("kubernetes", run_name(config.name), details)
@@ -86,22 +83,22 @@ def find(given: argparse.Namespace) -> Target:
         address = ray_jobs.resolved(given.address)
         job = ray_jobs.find(run.path, address)
         if job is None:
-            raise UsageError(f"{address}: knows no job of {run.path}. Allowed: the cluster it was submitted to")
+            raise UsageError(f"{address}: has no job of {run.path}. Allowed: the cluster it was submitted to")
         return Target(run, False, submissions.now("ray", job, {"address": address}), config)
     if path.is_dir():
         inside = sorted(one.name for one in path.iterdir() if exists(RunDirectory(path, one.name)))
         if inside:
             raise UsageError(
-                f"{run.path}: holds runs, and is none itself. Allowed: {', '.join(f'{path}/{name}' for name in inside)}"
+                f"{run.path}: this folder contains runs. Allowed: {', '.join(f'{path}/{name}' for name in inside)}"
             )
     raise UsageError(
         f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "
-        "where its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
+        "if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
     )
 
 
 def _named(text: str) -> Path:
-    """The folder or file that is meant: a path, or a run's name in this folder or in the usual one."""
+    """The file or folder that `text` names: a path, or the name of a run in this folder or in the usual ones."""
     path = Path(text).expanduser()
     if path.exists() or path.name != text or path.suffix in (".yaml", ".yml"):
         return path
@@ -110,6 +107,6 @@ def _named(text: str) -> Path:
         if (storage / text).is_dir():
             return storage / text
     raise UsageError(
-        f"{text}: there is no such file, and no run of this name in {', '.join(map(str, [Path.cwd(), *usual]))}. "
+        f"{text}: there is no such file, and no run with this name in {', '.join(map(str, [Path.cwd(), *usual]))}. "
         f"Allowed: a run directory, STORAGE/{text}, or the run's config (launcher list STORAGE shows runs)"
     )

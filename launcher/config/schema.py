@@ -1,4 +1,4 @@
-"""A recipe, and where and how it runs: the whole of a config file, frozen, with its defaults filled in."""
+"""A run config: a recipe, and where and how it runs. Its fields are the keys of a config file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from resnet_dist.recipe.schema import Recipe
 
 SCHEMA_VERSION = 1
 
+Place = Literal["auto", "ray", "local"]
+
 _STEPS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 # Workers in JSON schema: what `Workers.parse` takes as text.
@@ -25,7 +27,7 @@ RANGE_PATTERN = r"^[0-9]{1,9}\.\.[0-9]{1,9}$"
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers a run has: a number, or a range that it shrinks and grows within.
+    """The number of workers: fixed, or a range within which an elastic run shrinks and grows.
 
     >>> Workers.parse("2..4"), str(Workers(2, 4)), Workers.parse(3).elastic
     (Workers(least=2, most=4), '2..4', False)
@@ -35,22 +37,22 @@ class Workers:
     most: int
 
     @classmethod
-    def parse(cls, value: int | str) -> Workers:
-        """`4` or `"2..4"`; ValueError for anything else."""
+    def parse(cls, value: object) -> Workers:
+        """From `4` or `"2..4"`. Raises ValueError for anything else."""
         if isinstance(value, str) and re.fullmatch(RANGE_PATTERN, value):
             least, most = value.split("..")
             return cls(int(least), int(most))
-        if type(value) is int:
+        if isinstance(value, int) and not isinstance(value, bool):
             return cls(value, value)
         raise ValueError(f"{value!r} is neither a number of workers nor a range such as 2..4")
 
     @property
     def elastic(self) -> bool:
-        """Whether the number may change while the run goes on."""
+        """Whether the number may change during the run."""
         return self.least != self.most
 
     def plain(self) -> int | str:
-        """As a config file has it."""
+        """The value in a config file."""
         return str(self) if self.elastic else self.most
 
     def __str__(self) -> str:
@@ -59,73 +61,73 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one worker gets. A worker has one GPU, or none and computes on CPUs."""
+    """Resources of one worker. A worker has one GPU, or computes on CPUs."""
 
     gpus_per_worker: int = 0  # 0 or 1
-    cpus_per_worker: int = 1
+    cpus_per_worker: int = 1  # CPU cores
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the run is saved; its end, and a request to stop, always save."""
+    """When checkpoints are saved and which are kept. The end of a run and a request to stop always save one."""
 
-    every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))
-    keep: int = 3  # newest checkpoints that stay on the disk
-    keep_best: int = 0  # and this many of those with the highest top-1
-    keep_every: Duration | None = None  # and one every so often, for ever
-    mirror: str | None = None  # an address of an object store (s3://bucket/folder) that gets a copy of each
-    max_failures: int = 3  # saves in a row that may fail (a full disk) before the run does
+    every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))  # interval between checkpoints
+    keep: int = 3  # number of newest checkpoints to keep
+    keep_best: int = 0  # number of checkpoints with the highest top-1 to keep in addition
+    keep_every: Duration | None = None  # interval of checkpoints that are never deleted, e.g. 10 epochs
+    mirror: str | None = None  # object store that gets a copy of each checkpoint, e.g. s3://bucket/folder
+    max_failures: int = 3  # consecutive saves that may fail (a full disk) before the run fails
 
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What the run bears before it is given up."""
+    """Retry limits and timeouts."""
 
-    max_failures: int = 3  # in a row without a later checkpoint; being preempted is not a failure
-    hang_timeout_s: float = 600.0  # without a sign of progress from a worker; a start or a save may take 3 times that
-    start_timeout_s: float = 120.0  # for the machines to be there and the workers to be placed
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # skip: one checkpoint back, and around those samples
-    max_skips: int = 3
-    node_strikes: int = 2  # faults of one node before it is left out
-    preflight: bool = True  # every attempt begins with a short look at its hosts, its GPUs and an all-reduce
+    max_failures: int = 3  # failures without a new checkpoint in between; a preemption is not a failure
+    hang_timeout_s: float = 600.0  # seconds without progress before a worker counts as hung; tripled in a start or save
+    start_timeout_s: float = 120.0  # seconds to wait until nodes are available and workers are placed
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # skip: go back one checkpoint and leave those samples out
+    max_skips: int = 3  # on_nonfinite: skip: how often
+    max_node_failures: int = 2  # failures of one node before later attempts exclude it
+    preflight: bool = True  # check hosts, GPUs and an all-reduce before each attempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Notify:
-    """Who is told of the end, a failure, a preemption, and of a run that makes no progress."""
+    """Notifications about the end of a run, failures, preemptions and missing progress."""
 
-    command: str | None = None  # run without a shell; the event comes as JSON on its standard input
-    webhook: str | None = None  # an http(s) address without a secret in it, that the event is posted to, as JSON
-    webhook_env: str | None = None  # instead: the environment variable of the driver that holds such an address
-    no_progress_minutes: float | None = None  # without a new step
+    command: str | None = None  # program to run, without a shell; it reads the event as JSON from standard input
+    webhook: str | None = None  # http(s) address to post the event to, as JSON; without credentials
+    webhook_env: str | None = None  # environment variable of the driver that holds the address, in place of webhook
+    no_progress_minutes: float | None = None  # minutes without a new step until a notification
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preemption:
-    """How a node is told that it will go away, beside signals and Ray's drain."""
+    """Preemption notices, in addition to signals and Ray's drain."""
 
-    notice_file: str | None = None  # its existence on a worker's node is the notice
-    notice_s: float | None = None  # how long before the end the notice comes; `plan` holds it against a save's time
+    notice_file: str | None = None  # file whose existence on a worker's node is a preemption notice
+    notice_s: float | None = None  # seconds between the notice and the end; `plan` compares it with the time of a save
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What a scheduler is asked for."""
+    """What to request from a scheduler."""
 
-    nodes: int = 1
-    walltime: str | None = None  # HH:MM:SS
+    nodes: int = 1  # number of nodes; divides workers
+    walltime: str | None = None  # time limit of a job, HH:MM:SS
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How much is written down."""
+    """What is logged."""
 
-    every_steps: int = 10  # a "train" line of metrics.jsonl
-    tensorboard: bool = True
-    profile: str | None = None  # FIRST:LAST steps to look into with torch's profiler, e.g. "10:20" (--profile 10:20)
+    every_steps: int = 10  # steps between two "train" records in metrics.jsonl
+    tensorboard: bool = True  # write TensorBoard event files
+    profile: str | None = None  # FIRST:LAST steps to trace with torch's profiler, e.g. "10:20" (--profile 10:20)
 
     def profiled_steps(self) -> tuple[int, int] | None:
-        """The first and the last step to profile; None where there is none, or what is given is no range."""
+        """The first and the last step to profile; None if there are none or the range is invalid."""
         match = None if self.profile is None else _STEPS.fullmatch(self.profile)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             return None
@@ -134,16 +136,16 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Recipe):
-    """A run: its recipe, its name and place, and the machines it asks for.
+    """A run: its recipe, its name, where it runs and on which resources.
 
-    `storage`, `data.root` and `model.weights` are absolute paths once `launcher.config.load` has read them.
+    `launcher.config.load` makes all paths absolute.
     """
 
-    schema: Literal[1]
-    name: str  # of the run directory, storage/name
-    storage: str
-    place: Literal["auto", "ray", "local"] = "auto"
-    workers: Workers = Workers(1, 1)
+    schema: Literal[1]  # version of the config format
+    name: str  # name of the run
+    storage: str  # folder of run directories that all nodes share; the run directory is storage/name
+    place: Place = "auto"  # local: torchrun's processes or one; auto: torchrun, Ray, local
+    workers: Workers = Workers(1, 1)  # number of training processes, or a range A..B for an elastic run
     resources: Resources = field(default_factory=Resources)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: Faults = field(default_factory=Faults)
@@ -153,42 +155,45 @@ class RunConfig(Recipe):
     log: LogConfig = field(default_factory=LogConfig)
 
     def recipe(self) -> Recipe:
-        """What is trained, without where: the part that the data plane sees and that a checkpoint belongs to."""
+        """The recipe alone: the part that the data plane sees and a checkpoint records."""
         return Recipe(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Recipe)})
 
 
 def mirror_address(config: RunConfig) -> str | None:
-    """Where this run's checkpoints are copied to, a folder of its own in the mirror; None without one."""
+    """The address of this run's checkpoints in the mirror; None without a mirror."""
     mirror = config.checkpoint.mirror
     return None if mirror is None else f"{mirror.rstrip('/')}/{config.name}/checkpoints"
 
 
 def with_micro_batches(config: RunConfig, count: int | None) -> RunConfig:
-    """The config with `count` micro-batches (None: 1), where it leaves their number to us; batch norm's span stays."""
+    """The config with `count` micro-batches (None: 1) in place of `auto`, and batch norm's span settled before."""
     if config.batch.num_micro_batches != "auto":
         return config
     config = settled(config)
     return dataclasses.replace(config, batch=dataclasses.replace(config.batch, num_micro_batches=count or 1))
 
 
-def place_of(config: RunConfig) -> str:
-    """Where the run is carried out: torchrun's processes, Ray where it is installed, or this machine's own process."""
-    if config.place != "auto":
-        if config.place == "ray" and not has_ray():
+def resolve_place(place: Place) -> Literal["ray", "local"]:
+    """`place` with `auto` resolved: local under torchrun, else ray if it is installed, else local.
+
+    Raises UsageError for `ray` if it is not installed.
+    """
+    if place != "auto":
+        if place == "ray" and not has_ray():
             raise UsageError("place: ray needs Ray, which is not installed here: pip install 'resnet-launcher[ray]'")
-        return config.place
+        return place
     if under_torchrun():
         return "local"
     return "ray" if has_ray() else "local"
 
 
 def under_torchrun() -> bool:
-    """Whether this process is one of a group that its environment describes."""
+    """Whether the environment describes a process group, as torchrun sets it up."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def leads() -> bool:
-    """Whether this process speaks for the run: it is rank 0 of its group, or alone."""
+    """Whether this process prints and records for the run: rank 0, or the only process."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 

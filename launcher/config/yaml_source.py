@@ -1,28 +1,29 @@
-"""From YAML text to plain values, every one with the place it came from.
+"""From YAML text to plain values, with the place of each.
 
-The subset of YAML that a config needs, read by YAML 1.2's rules: `1e-4` is a number, `yes` and `on` are text,
-`12:30:00` is text, and so is a number with a leading zero (YAML 1.1 reads 010 as 8, YAML 1.2 as 10: neither is meant).
-Refused: duplicate keys, tags such as !!python/object, keys that are no text, more than one document, and anchors that
-expand beyond any sensible config.
+Reads the subset of YAML that a config needs, by the rules of YAML 1.2: `1e-4` is a number, `yes`, `on` and `12:30:00`
+are text. A number with a leading zero is text as well, because YAML 1.1 reads 010 as 8 and YAML 1.2 as 10. Refuses
+duplicate keys, tags such as !!python/object, keys that are not text, a second document, and aliases that expand to more
+than 10,000 values.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from launcher.config.dotted_keys import flatten
+from launcher.config.old_keys import RENAMED, old_keys, warn_once, with_new_names
 from launcher.errors import ConfigError, Problem, UsageError
 
-MAX_VALUES = 10_000  # a whole config holds about 100; an alias bomb of ten lines holds billions
-_FORM = "a YAML file of `key: value` lines"
+MAX_VALUES = 10_000  # a config has about 100; ten lines of nested aliases expand to billions
+FORM = "a YAML file of `key: value` lines"
 
-# YAML 1.2.2, section 10.3.2 (core schema), but for leading zeros.
+# YAML 1.2.2, section 10.3.2 (core schema), except leading zeros.
 _SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
@@ -46,15 +47,15 @@ _COLLECTIONS: dict[type[yaml.Node], str] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; `_Reader` makes values of them."""
+    """Composes nodes; `_Reader` turns them into values."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own way of holding them
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or 1.2 would take for something else than text."""
+    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
 
-    def ignore_aliases(self, data: Any) -> bool:  # equal values are written out, never as &id001
+    def ignore_aliases(self, data: Any) -> bool:  # write equal values out, without &id001
         return True
 
 
@@ -65,35 +66,55 @@ for _tag, (_pattern, _first) in _SCALARS.items():
 
 @dataclass(frozen=True)
 class Document:
-    """A config's values, and where each came from: `configs/x.yaml:14`, or `command line: workers=2`."""
+    """The values of a file, and the place of each: `configs/x.yaml:14`, or `command line: workers=2`."""
 
     data: Mapping[str, Any]
     places: Mapping[str, str]  # by dotted key; a list's items are not listed
-    whole: str  # the place of what is not in the file
+    whole: str  # the place of keys that are not given
+    texts: Mapping[str, str] = field(default_factory=dict)  # scalars as they are written, by dotted key: list[0].key
 
     def place(self, key: str) -> str:
-        """Where `key` was given; for one that was not, its section's place, or the file's beginning."""
+        """The place of `key`; if it was not given, that of its section, or the beginning of the file."""
         while key not in self.places and key:
-            key = key.rpartition(".")[0]
+            key = key[: max(key.rfind("."), key.rfind("["), 0)]
         return self.places.get(key, self.whole)
+
+    def with_new_names(self, *, warn: bool) -> Document:
+        """The document under the present names of keys. `warn`: log each old one.
+
+        Raises ConfigError if a key is given under both names.
+        """
+        places, problems = dict(self.places), []
+        for old, value in old_keys(self.data):
+            place = self.place(old)
+            if warn:
+                warn_once(place, old, value)
+            if old in RENAMED:
+                new = RENAMED[old].key
+                if new in flatten(self.data):
+                    problems.append(Problem(place, old, f"given with its new name, {new}", f"only {new}"))
+                places[new] = place
+        if problems:
+            raise ConfigError(problems)
+        return Document(with_new_names(self.data), places, self.whole)
 
 
 def parse(text: str, name: str) -> Document:
-    """Read one YAML document; `name` is the file's name in messages. ConfigError for all that is refused."""
+    """Read one YAML document; `name` is the file's name in messages. Raises ConfigError."""
     root = _compose(text, name)
     if root is None:
-        raise ConfigError([Problem(f"{name}:1", "", "the file is empty", _FORM)])
+        raise ConfigError([Problem(f"{name}:1", "", "the file is empty", FORM)])
     reader = _Reader(name)
     data = reader.value(root, "")
     if not isinstance(data, dict):
-        reader.problems.append(Problem(f"{name}:1", "", f"found {describe(data)}", _FORM))
+        reader.problems.append(Problem(f"{name}:1", "", f"found {describe(data)}", FORM))
     if reader.problems:
         raise ConfigError(reader.problems)
-    return Document(data, reader.places, f"{name}:1")
+    return Document(data, reader.places, f"{name}:1", reader.texts)
 
 
 def decode(raw: bytes, name: str) -> str:
-    """The text of a file's bytes; ConfigError where they are not UTF-8."""
+    """The text of a file's bytes. Raises ConfigError if they are not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,10 +129,10 @@ def dump(data: Mapping[str, Any]) -> str:
 
 
 def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> Document:
-    """`document` with `key=value` overrides: values are YAML in a sequence, and taken as they are in a mapping.
+    """`document` with overrides: a sequence of `key=value` with YAML values, or a mapping from dotted keys to values.
 
-    The last of several for one key counts. `optimizer: sgd` in the file and `optimizer.momentum=0.95` go together.
-    UsageError for an override that cannot be read, or that would silently drop the other keys of a section.
+    The last override of a key wins. `optimizer: sgd` in the file and `optimizer.momentum=0.95` can be combined. Raises
+    UsageError for an override that cannot be read, or that would drop the other keys of a section.
     """
     data, places = _copy(document.data), dict(document.places)
     for key, value, place in _parsed(overrides):
@@ -157,11 +178,6 @@ def describe(value: object) -> str:
             return f"an object of type {type(value).__name__}"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`, or an empty text."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
-
-
 def _compose(text: str, name: str) -> yaml.Node | None:
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line[: len(line) - len(line.lstrip())] and line.strip():
@@ -171,7 +187,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line_number = 1 if mark is None else mark.line + 1
-        found, allowed = f"this is not YAML: {error.problem or error.context}", _FORM
+        found, allowed = f"this is not YAML: {error.problem or error.context}", FORM
         if "'\\t'" in found:
             found, allowed = "a tab", "spaces: YAML takes no tabs"
         elif "but found another document" in found:
@@ -182,18 +198,19 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         found = f"character U+{ord(text[error.position]):04X} is not printable"
         raise ConfigError([Problem(f"{name}:{line_number}", "", found, "printable text")]) from None
     except RecursionError:
-        raise ConfigError([Problem(f"{name}:1", "", "brackets nested too deeply", _FORM)]) from None
+        raise ConfigError([Problem(f"{name}:1", "", "brackets nested too deeply", FORM)]) from None
 
 
 class _Reader:
-    """Makes values of nodes, collecting places and problems on the way."""
+    """Turns nodes into values and collects their places and the problems."""
 
     def __init__(self, name: str) -> None:
         self.places: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
         self.problems: list[Problem] = []
         self._name = name
         self._num_values = 0
-        self._open: set[int] = set()  # the collections around the current node: an alias to one never ends
+        self._open: set[int] = set()  # ids of the collections around the current node; an alias to one has no end
 
     def value(self, node: yaml.Node, key: str) -> Any:
         self._num_values += 1
@@ -234,7 +251,7 @@ class _Reader:
             yield name, self.value(value_node, dotted)
 
     def _scalar(self, node: yaml.ScalarNode, key: str) -> Any:
-        text = str(node.value)
+        text = self.texts[key] = str(node.value)
         if node.tag == _TEXT:
             return text
         if node.tag not in _SCALARS or _SCALARS[node.tag][0].match(text) is None:
@@ -247,7 +264,7 @@ class _Reader:
                 return text.lower() == "true"
             case "int" if len(text) <= 30 or text[1] in "xo":
                 return int(text, 0)
-            case _:  # Python writes inf and nan without YAML's dot; a whole number of 31 digits is no count of anything
+            case _:  # floats, and whole numbers of 31 digits or more; Python writes inf and nan without YAML's dot
                 return float(re.sub(r"\.(?=[in])", "", text.lower()))
 
     def _refuse_tag(self, node: yaml.Node, key: str) -> None:
@@ -263,7 +280,18 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Key, value and place of each override."""
+    """Key, value and place of each override, under the present names of keys."""
+    for key, value, place in _given(overrides):
+        section, dot, name = key.rpartition(".")
+        prefix = f"{section}{dot}"
+        for old, _ in old_keys({name: value}, prefix):
+            if old not in RENAMED:  # removed
+                warn_once(place, old, value)
+        for new_name, new_value in with_new_names({name: value}, prefix).items():
+            yield f"{prefix}{new_name}", new_value, place
+
+
+def _given(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             yield key, value, f"argument {key}={value!r}"
@@ -272,7 +300,9 @@ def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str,
         key, equals, text = override.partition("=")
         key, place = key.strip(), f"command line: {override}"
         if not equals or re.fullmatch(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*", key) is None:
-            raise UsageError(f"{place}: this is no override. Allowed: key=value, for example optimizer.momentum=0.95")
+            raise UsageError(
+                f"{place}: this is not an override. Allowed: key=value, for example optimizer.momentum=0.95"
+            )
         if not text.strip():
             raise UsageError(f"{place}: there is no value after the =. Allowed: {key}=VALUE, or {key}=null for none")
         try:

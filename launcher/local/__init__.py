@@ -1,1 +1,1 @@
-"""Attempts on this machine, in child processes or in torchrun's group, without Ray."""
+"""Runs without Ray: in this process, under torchrun, or in a supervised child process."""

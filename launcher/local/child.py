@@ -1,6 +1,6 @@
-"""One attempt of a run on this machine, in a process of its own: started by `launcher.local.supervisor`.
+"""One attempt of a run in a child process of `launcher.local.supervisor`.
 
-The job comes pickled on standard input, from the process that started this one; messages go back through a pipe.
+The job comes pickled on standard input; messages go back through a pipe.
 """
 
 from __future__ import annotations
@@ -11,57 +11,64 @@ import pickle
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
 
+from launcher.config.schema import RunConfig
 from launcher.console import Progress
 from launcher.errors import LauncherError, UserCodeError
+from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.run.directory import RunDirectory
+from launcher.run.lease import Claim
 from launcher.signals import StopSignals
 from resnet_dist.errors import TrainingError
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
+@dataclass(frozen=True)
+class Job:
+    """What the parent sends."""
+
+    config: RunConfig
+    mode: ResumeMode
+    claim: Claim | None = None
+    num_micro_batches: int | None = None
+
+
+# What the child sends: the start of the attempt, then its exit code and result, or an error.
+Message = AttemptSpec | tuple[int, AttemptResult] | Exception
+
+
 def main(pipe: int, parent: int) -> None:
-    """Carry out the job. Messages: ("begun", attempt, first step), then ("outcome", code, dict) or ("error", error)."""
+    """Receive a job, carry it out, and send the messages."""
     _die_with(parent)
-    # A second Ctrl-C is the parent's to obey: it may have passed on the first, which the terminal told this one, too.
+    # The parent handles a second Ctrl-C: the first one may reach this process twice, from the terminal and from it.
     with StopSignals(on_again=lambda: None) as signals, Connection(pipe, readable=False) as answer:
-        job: dict[str, Any] = pickle.load(sys.stdin.buffer)
-        from launcher.local.run import run_local  # after the signals' handlers: it imports torch, which takes seconds
+        job: Job = pickle.load(sys.stdin.buffer)
+        from launcher.local.run import Parent, run_local  # imports torch: seconds in which signals are handled already
 
         try:
-            run = RunDirectory(job["storage"], job["config"].name)
-            code, outcome = run_local(
-                job["config"],
-                run,
-                job["mode"],
-                Progress(),
-                signals=signals,
-                watched=True,
-                records_failure=False,
-                skips=job["skips"],
-                num_micro_batches=job["num_micro_batches"],
-                claim=job["claim"],
-                on_begin=lambda attempt, start: answer.send(("begun", attempt, start.step)),
-            )
-            answer.send(("outcome", int(code), outcome))
+            run = RunDirectory(Path(job.config.storage), job.config.name)
+            link = Parent(signals, job.num_micro_batches, on_begin=answer.send)
+            code, result = run_local(job.config, run, job.mode, Progress(), watched=True, claim=job.claim, parent=link)
+            answer.send((int(code), result))
         except Exception as error:
-            answer.send(("error", portable(error)))
+            answer.send(portable(error))
 
 
 def portable(error: Exception) -> Exception:
-    """`error`, in a class that can be read by a process without torch and without the user's modules."""
+    """`error` in a class that a process without torch and without the user's modules can unpickle."""
     if isinstance(error, LauncherError | TrainingError):
         return error
-    told = UserCodeError(type(error).__name__, str(error))
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
+    translated = UserCodeError(type(error).__name__, str(error))
+    translated.add_note("".join(traceback.format_exception(error)))
+    return translated
 
 
 def _die_with(parent: int) -> None:
-    """End when the process that started this one ends: nobody would restart or stop this one then."""
+    """End this process when its parent ends, since nothing would restart or stop it then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that

@@ -1,1 +1,1 @@
-"""SLURM and Kubernetes: what a run asks of them, and how a job is asked for and stopped."""
+"""SLURM and Kubernetes: what a run needs of them; submitting, querying and stopping jobs."""

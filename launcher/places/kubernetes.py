@@ -1,7 +1,7 @@
-"""RayJobs on Kubernetes, through kubectl; nothing needs the right to `exec` or to read a Secret.
+"""RayJobs on Kubernetes, through kubectl. No call needs the right to `exec` or to read a Secret.
 
-A RayJob has its run's name, so that it is found without a record. Where the run's volume is not mounted here, a reader
-Job runs the same verb where it is, and its log comes back through the API server.
+A RayJob has the name of its run, so it is found without a record. If the run's volume is not mounted on this machine, a
+reader Job runs the same verb in the cluster, and its log is read through the API server.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from launcher.errors import ClusterUnavailable
 from launcher.places.programs import Answer, call, stream
 from launcher.run.submissions import JobStatus
 
-DELETE_S = 120  # for an ended RayJob to go: its finalizer stops a job that is stopped already
-READER_START_S = 180  # assumption: an image pull; the image is mostly on the node already
+DELETE_S = 120  # to delete an ended RayJob: its finalizer stops the job again
+READER_START_S = 180  # assumption: time of an image pull
 
 # KubeRay v1.7.0, rayjob_types.go: JobDeploymentStatus
 _WAITING = {
-    "": "KubeRay has not looked at it yet: is its operator running?",
-    "Initializing": "its pods are being made",
-    "Waiting": "waits for a job id",
+    "": "KubeRay has not processed it yet: check that its operator is running",
+    "Initializing": "its pods are being created",
+    "Waiting": "waiting for a job id",
     "Suspended": "suspended: Kueue has not admitted it",
-    "Retrying": "an attempt has ended, and the next one's cluster is being made",
+    "Retrying": "an attempt has ended; the cluster of the next one is being created",
 }
 _OVER = ("Complete", "Failed", "ValidationFailed")
 _STARTING = ("PodInitializing", "ContainerCreating")
 
 
 def check(manifests: Sequence[Manifest], namespace: str, context: str | None) -> None:
-    """Let the API server judge all manifests, and keep none. Raises ClusterUnavailable with what it says."""
+    """Validate all manifests on the API server; nothing is created. Raises ClusterUnavailable with its message."""
     _done(
         "apply --dry-run=server",
         _kubectl(namespace, context, "apply", "--dry-run=server", "-f", "-", given=kuberay.to_yaml(manifests)),
@@ -43,7 +43,7 @@ def check(manifests: Sequence[Manifest], namespace: str, context: str | None) ->
 
 
 def submit(manifests: Sequence[Manifest], name: str, namespace: str, context: str | None) -> None:
-    """Apply all manifests. An ended RayJob of the same name makes room first. Raises ClusterUnavailable."""
+    """Apply all manifests, after deleting an ended RayJob of the same name. Raises ClusterUnavailable."""
     if _rayjob(name, namespace, context):
         deleted = _kubectl(namespace, context, "delete", "rayjob", name, f"--timeout={DELETE_S}s", wait_s=DELETE_S + 10)
         _done("delete rayjob", deleted)
@@ -51,7 +51,7 @@ def submit(manifests: Sequence[Manifest], name: str, namespace: str, context: st
 
 
 def ask(name: str, namespace: str, context: str | None) -> JobStatus:
-    """What KubeRay says of a RayJob, and of a waiting one why. Raises ClusterUnavailable where kubectl is not here."""
+    """The status of a RayJob, with the reason if it waits. Raises ClusterUnavailable if kubectl cannot be read."""
     try:
         job = _rayjob(name, namespace, context)
     except ClusterUnavailable as error:
@@ -65,38 +65,38 @@ def ask(name: str, namespace: str, context: str | None) -> JobStatus:
         why = _why_queued(name, namespace, context) if state == "Suspended" else why
         return JobStatus("pending", ": ".join(text for text in (_WAITING[state], why) if text))
     if state in _OVER:
-        told = ": ".join(text for text in (status.get("reason", ""), status.get("message", "")) if text)
-        return JobStatus("gone", f"KubeRay says {state}{f': {told}' if told else ''}")
+        details = ": ".join(text for text in (status.get("reason", ""), status.get("message", "")) if text)
+        return JobStatus("gone", f"KubeRay reports {state}{f': {details}' if details else ''}")
     return JobStatus("running", state.lower())
 
 
 def stop(name: str, namespace: str, context: str | None, *, save: bool) -> str:
-    """Delete the RayJob: KubeRay stops the driver, which has the profile's notice to save. Raises ClusterUnavailable.
+    """Delete the RayJob and describe what happens. Raises ClusterUnavailable.
 
-    Not to `save`: its pods are deleted without that time.
+    KubeRay stops the driver, which has the profile's notice to save. Without `save`, the pods are deleted at once.
     """
     if not _rayjob(name, namespace, context):
-        return f"there is no RayJob {name} in namespace {namespace}; nothing to end"
+        return f"there is no RayJob {name} in namespace {namespace}; nothing to stop"
     _done("delete rayjob", _kubectl(namespace, context, "delete", "rayjob", name, "--wait=false"))
     if save:
-        return f"RayJob {name} is being deleted: the run saves and ends, and KubeRay does not start it again"
+        return f"RayJob {name} is being deleted: the run saves and exits, and KubeRay does not restart it"
     pods = ("delete", "pods", f"--selector={RUN_LABEL}={name}", "--grace-period=1", "--wait=false")
     _done("delete pods", _kubectl(namespace, context, *pods))
-    return f"RayJob {name} and its pods are deleted; the newest checkpoint counts"
+    return f"RayJob {name} and its pods are deleted; the newest checkpoint remains"
 
 
 def read(
     spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], context: str | None, *, live: bool = False
 ) -> str:
-    """What `launcher ARGUMENTS` prints where the run's volume is mounted; `live` prints it here as it comes.
+    """The output of `launcher ARGUMENTS` in a pod that mounts the run's volume. `live`: print it, return nothing.
 
     Raises ClusterUnavailable.
     """
     namespace = profile.namespace
     manifest = kuberay.reader_job(spec, profile, arguments)
-    made = _kubectl(namespace, context, "create", "-f", "-", "-o", "name", given=kuberay.to_yaml([manifest]))
-    _done("create job", made)
-    job = made.out.strip()
+    created = _kubectl(namespace, context, "create", "-f", "-", "-o", "name", given=kuberay.to_yaml([manifest]))
+    _done("create job", created)
+    job = created.out.strip()
     logs = ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", job)
     try:
         if live:
@@ -110,7 +110,7 @@ def read(
 
 
 def _rayjob(name: str, namespace: str, context: str | None) -> dict[str, Any]:
-    """The RayJob; empty where there is none. Raises ClusterUnavailable."""
+    """The RayJob; empty if there is none. Raises ClusterUnavailable."""
     answer = _kubectl(namespace, context, "get", "rayjob", name, "--ignore-not-found", "-o", "json")
     _done("get rayjob", answer)
     return _json(answer)
@@ -141,7 +141,7 @@ def _why_queued(name: str, namespace: str, context: str | None) -> str:
 
 
 def _json(answer: Answer) -> dict[str, Any]:
-    """Empty where there is no output. Raises ClusterUnavailable where it is not JSON."""
+    """The output as JSON; empty if there is none. Raises ClusterUnavailable if it is not JSON."""
     try:
         found: dict[str, Any] = json.loads(answer.out or "{}")
     except ValueError:

@@ -1,6 +1,6 @@
-"""What a Ray cluster needs of this machine, and no more: the config, and the user's own modules that it names.
+"""The working directory for a Ray cluster: the config, and the user's modules that it names.
 
-It is copied into a folder of its own, so that no data set, checkpoint, `.env` or key that lies beside it is ever sent.
+They are copied into an empty folder, so that no data set, checkpoint, `.env` or key next to them is sent.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import load as configs
-from launcher.config import yaml_source
 from launcher.config.schema import RunConfig
 from launcher.errors import UsageError
 from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.schema import plain
 
 MAX_BYTES = 100 * 2**20  # Ray 2.60's default for a working directory (GCS_STORAGE_MAX_SIZE in packaging.py)
 CONFIG = "config.yaml"
 _LEFT_OUT = ("__pycache__", "node_modules")
-_SHOWN = 5  # files that a message names
+_SHOWN = 5  # files in a message
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A folder that is ready to be sent."""
+    """A folder that is ready to upload."""
 
     folder: Path
     files: tuple[Path, ...]  # relative to it
     size_bytes: int
-    installed: tuple[str, ...]  # modules that the config names and the cluster must have: they are installed here
+    installed: tuple[str, ...]  # modules in the config that are installed here; the cluster must have them
 
 
 def pack(config: RunConfig, folder: Path) -> Pack:
-    """Fill the empty `folder`. Raises UsageError for a module that is not there, a link that leads out, or too much."""
+    """Fill the empty `folder`. Raises UsageError for a missing module, a link that leads outside, or too many bytes."""
     (folder / CONFIG).write_text(configs.to_yaml(config))
     installed = []
     for name in sorted(own_modules(config)):
@@ -57,15 +57,15 @@ def pack(config: RunConfig, folder: Path) -> Pack:
         named = ", ".join(f"{file} ({sizes[file] / 2**20:,.0f} MiB)" for file in largest)
         raise UsageError(
             f"the working directory would have {size_bytes / 2**20:,.0f} MiB: {named}. Allowed: {MAX_BYTES // 2**20} "
-            "MiB. Move data out of the package, onto storage that the cluster sees"
+            "MiB. Move data out of the package, onto storage that the cluster can read"
         )
     return Pack(folder, tuple(files), size_bytes, tuple(installed))
 
 
 def own_modules(config: RunConfig) -> set[str]:
-    """The top-level names of the modules that the config names as `package.module:function`."""
-    plain = yaml_source.parse(configs.to_yaml(config), CONFIG).data
-    return {text.partition(":")[0].partition(".")[0] for text in _texts(plain) if is_reference(text)}
+    """The top-level modules of all `package.module:function` in the config."""
+    texts = _texts(plain(config))
+    return {text.partition(":")[0].partition(".")[0] for text in texts if is_reference(text)}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -80,11 +80,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _source_of(name: str) -> Path | None:
-    """The folder or file of a module; None for one that is installed. Raises UsageError where there is none."""
+    """The folder or file of a module; None if it is installed. Raises UsageError if it is not found."""
     found = importlib.util.find_spec(name)
     if found is None:
         raise UsageError(
-            f"the config names the module {name}, which is not found here. Allowed: a module in the current folder, on "
+            f"the config names the module {name}, which is not found. Allowed: a module in the current folder, on "
             "PYTHONPATH, or installed"
         )
     locations = list(found.submodule_search_locations or [])
@@ -97,7 +97,7 @@ def _source_of(name: str) -> Path | None:
 
 
 def _copy(package: Path, target: Path) -> None:
-    """Copy a package; hidden files and caches stay. No file from outside of it comes along through a link."""
+    """Copy a package without hidden files and caches. Raises UsageError for a link that leads outside of it."""
     for folder, names, files in os.walk(package):
         names[:] = sorted(name for name in names if not name.startswith(".") and name not in _LEFT_OUT)
         here = Path(folder)
@@ -112,5 +112,5 @@ def _copy(package: Path, target: Path) -> None:
 
 def _inside(file: Path, package: Path) -> Path:
     if not file.resolve().is_relative_to(package.resolve()) or not file.is_file():
-        raise UsageError(f"{file}: a link that leads out of {package}. Allowed: files of the package itself")
+        raise UsageError(f"{file}: a link that leads outside of {package}. Allowed: files of the package itself")
     return file

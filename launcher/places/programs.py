@@ -1,4 +1,4 @@
-"""The client programs of places, sbatch, squeue, scancel, kubectl: called without a shell, within a time limit."""
+"""Runs sbatch, squeue, scancel and kubectl without a shell and with a time limit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from launcher.errors import ClusterUnavailable
 
-TIMEOUT_S = 60.0  # assumption: a controller that does not answer in this time is not reachable
+TIMEOUT_S = 60.0  # assumption: a controller that does not answer in this time is unreachable
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a program said. `problem` is the last line of its standard error."""
+    """The result of a program."""
 
     code: int
     out: str
@@ -22,7 +22,7 @@ class Answer:
 
     @property
     def problem(self) -> str:
-        """In a line, what went wrong."""
+        """The last line of standard error, else of standard output, else the exit code."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
@@ -33,14 +33,14 @@ def is_installed(program: str) -> bool:
 
 
 def call(program: str, *arguments: str, given: str | None = None, timeout_s: float = TIMEOUT_S) -> Answer:
-    """Run `program` with the text `given` on its standard input, and nothing secret among its arguments.
+    """Run `program` with the text `given` on its standard input. Its arguments must not contain secrets.
 
-    Raises ClusterUnavailable where it is not installed here, or does not end in time.
+    Raises ClusterUnavailable if it is not installed or does not finish in time.
     """
     path = shutil.which(program)
     if path is None:
         raise ClusterUnavailable(
-            f"{program} is not on this machine's PATH: run this where it is (a login node), or install it"
+            f"{program} is not on this machine's PATH. Run this on a machine that has it (a login node), or install it"
         )
     try:
         done = subprocess.run(
@@ -59,9 +59,9 @@ def call(program: str, *arguments: str, given: str | None = None, timeout_s: flo
 
 
 def stream(program: str, *arguments: str) -> int:
-    """Run `program` with its output going to this process's own, until it ends or is interrupted; its exit code.
+    """Run `program` with this process's standard output until it ends or is interrupted. Returns its exit code.
 
-    Raises ClusterUnavailable where it is not installed here.
+    Raises ClusterUnavailable if it is not installed.
     """
     path = shutil.which(program)
     if path is None:

@@ -1,23 +1,23 @@
-"""Jobs of SLURM, through its own programs: sbatch, squeue, scancel, scontrol."""
+"""SLURM jobs, through sbatch, squeue, scancel and scontrol."""
 
 from __future__ import annotations
 
 import re
 
-from cluster.errors import Mismatch, PlaceError
+from cluster.errors import PlaceError, Problem
 from launcher.errors import ClusterUnavailable
 from launcher.places.programs import Answer, call, is_installed
 from launcher.run.submissions import JobStatus
 
-# What sbatch says (tried: SLURM 22.05), and the key that it speaks of. The rest stays in its own words.
+# Messages of sbatch (tried: SLURM 22.05), and the key that each is about. Other messages are shown without a key.
 _REFUSALS = (
     (r"invalid partition", "partition", "a partition that sinfo lists"),
-    (r"invalid account|account/partition combination", "account", "an account of yours: sacctmgr show associations"),
-    (r"invalid qos", "qos", "a QOS that your account has: sacctmgr show qos"),
+    (r"invalid account|account/partition combination", "account", "one of your accounts: sacctmgr show associations"),
+    (r"invalid qos", "qos", "a QOS of your account: sacctmgr show qos"),
     (r"invalid feature", "constraint", "features that `sinfo -o '%P %f'` lists"),
     (r"invalid generic resource|gres", "gpus", "the GPUs that `sinfo -o '%P %G'` lists, asked for as the site does"),
-    (r"time limit", "cluster.walltime", "no more than the partition's limit: sinfo -o '%P %l'"),
-    (r"memory", "memory", "what a node has: sinfo -o '%P %m'"),
+    (r"time limit", "cluster.walltime", "at most the partition's limit: sinfo -o '%P %l'"),
+    (r"memory", "memory", "at most the memory of a node: sinfo -o '%P %m'"),
     (
         r"node configuration is not available|more processors|node count|nodes .*unavailable",
         "cluster.nodes",
@@ -41,11 +41,11 @@ _WAITING = {
     "SUSPENDED": "suspended",
     "STOPPED": "stopped by a signal",
 }
-# squeue's reasons (man squeue, "JOB REASON CODES") in words.
+# Explanations of squeue's reasons (man squeue, "JOB REASON CODES").
 _REASONS = {
-    "Priority": "jobs of a higher priority come first",
+    "Priority": "jobs with a higher priority come first",
     "Resources": "the nodes that it needs are in use",
-    "BeginTime": "SLURM lets a requeued job wait before it starts again",
+    "BeginTime": "SLURM delays the restart of a requeued job",
     "Dependency": "another job must end first",
     "JobHeldUser": "held by its owner: scontrol release",
     "JobHeldAdmin": "held by an administrator",
@@ -63,10 +63,9 @@ _REASONS = {
 
 
 def check(script: str) -> None:
-    """Ask sbatch whether it would take `script`. A job that can never start is found here, and nowhere else.
+    """Validate `script` with `sbatch --test-only`, which also refuses a job that can never start.
 
-    Raises PlaceError with what it refuses, under the key of config or profile; ClusterUnavailable where there is no
-    answer.
+    Raises PlaceError with the key of the config or profile; ClusterUnavailable if SLURM cannot be reached.
     """
     answer = call("sbatch", "--test-only", given=script)
     if answer.code != 0:
@@ -74,7 +73,7 @@ def check(script: str) -> None:
 
 
 def submit(script: str, output: str | None = None) -> str:
-    """Submit `script`; returns the job's id. `output` is the file for what it prints, instead of the script's own.
+    """Submit `script` and return the job's id. `output` replaces the script's own output file.
 
     Raises as `check` does.
     """
@@ -87,13 +86,13 @@ def submit(script: str, output: str | None = None) -> str:
 
 
 def ask(job: str) -> JobStatus:
-    """What SLURM says of a job. Raises ClusterUnavailable where squeue is not here or does not end."""
+    """The status of a job. Raises ClusterUnavailable if squeue does not finish in time."""
     if not is_installed("squeue"):
         return JobStatus("unreachable", "squeue is not on this machine")
     answer = call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r")
     if answer.code != 0:
         if _UNKNOWN_JOB.search(answer.err):
-            return JobStatus("gone", f"SLURM has forgotten job {job}")
+            return JobStatus("gone", f"SLURM no longer knows job {job}")
         return JobStatus("unreachable", answer.problem)
     lines = [line.partition("|") for line in answer.out.splitlines() if line.strip()]
     states = [(state.strip(), reason.strip()) for state, _, reason in lines]
@@ -103,41 +102,42 @@ def ask(job: str) -> JobStatus:
     for state, reason in states:
         if state in _WAITING:
             return JobStatus("pending", ": ".join(text for text in (_WAITING[state], reason_in_words(reason)) if text))
-    return JobStatus("gone", f"SLURM says {states[0][0]}" if states else f"SLURM does not list job {job}")
+    return JobStatus("gone", f"SLURM reports {states[0][0]}" if states else f"SLURM does not list job {job}")
 
 
 def stop(job: str, *, save: bool) -> str:
-    """End a job for good. `save`: with a checkpoint, for which it has the notice that its profile gives it.
+    """Stop a job without a requeue, and describe what happens. Raises ClusterUnavailable.
 
-    The script requeues itself when a notice comes; SLURM is told first that it must not. Raises ClusterUnavailable.
+    With `save`, the job has its profile's notice to save a checkpoint. The script requeues itself after a notice, so
+    requeueing is disabled in SLURM first.
     """
     state = ask(job)
     if state.state == "gone":
-        return f"slurm job {job}: {state.reason}; nothing to end"
+        return f"slurm job {job}: {state.reason}; nothing to stop"
     if state.state == "pending":
         _done(call("scancel", job))
-        return f"slurm job {job} was waiting and is cancelled"
+        return f"slurm job {job} was pending and is cancelled"
     if save:
         held = call("scontrol", "update", f"JobId={job}", "Requeue=0")
         if held.code == 0 and call("scancel", "--signal=USR2", "--batch", job).code == 0:
-            return f"slurm job {job} saves and ends; it is not requeued"
+            return f"slurm job {job} saves and exits; it is not requeued"
         _done(call("scancel", job))
-        return f"slurm job {job} is cancelled: it saves as long as SLURM's KillWait lets it"
-    # Only the shell, which cannot save without itself: to all of a job, SLURM 22.05 sends TERM first (tried).
+        return f"slurm job {job} is cancelled: it can save during SLURM's KillWait"
+    # Only the batch shell, which coordinates the save. To a whole job, SLURM 22.05 sends TERM first (tried).
     call("scontrol", "update", f"JobId={job}", "Requeue=0")
     call("scancel", "--signal=KILL", "--batch", job)
     _done(call("scancel", job))
-    return f"slurm job {job} is killed; its newest checkpoint counts. Its folder rl-{job}-* stays in its nodes' scratch"
+    return f"slurm job {job} is killed; its newest checkpoint remains, and the folders rl-{job}-* in its nodes' scratch"
 
 
 def reason_in_words(reason: str) -> str:
-    """squeue's reason for a person: `Resources` becomes `the nodes that it needs are in use (Resources)`."""
+    """squeue's reason with an explanation: `the nodes that it needs are in use (Resources)`."""
     reason = reason.strip("()")
     if reason in ("", "None"):
         return ""
-    # Some carry more: "ReqNodeNotAvail, UnavailableNodes:n3"
-    words = _REASONS.get(re.split(r"[,:]", reason)[0].strip())
-    return reason if words is None else f"{words} ({reason})"
+    # Some reasons have details: "ReqNodeNotAvail, UnavailableNodes:n3"
+    explanation = _REASONS.get(re.split(r"[,:]", reason)[0].strip())
+    return reason if explanation is None else f"{explanation} ({reason})"
 
 
 def _done(answer: Answer) -> None:
@@ -146,11 +146,11 @@ def _done(answer: Answer) -> None:
 
 
 def _refusal(program: str, answer: Answer) -> ClusterUnavailable | PlaceError:
-    said = re.sub(r"^(sbatch: )?(error|fatal): ", "", answer.problem)
-    said = re.sub(r"^(allocation failure|Batch job submission failed): ", "", said)
+    message = re.sub(r"^(sbatch: )?(error|fatal): ", "", answer.problem)
+    message = re.sub(r"^(allocation failure|Batch job submission failed): ", "", message)
     if _UNREACHABLE.search(answer.err):
-        return ClusterUnavailable(f"{program}: {said}")
+        return ClusterUnavailable(f"{program}: {message}")
     for pattern, key, allowed in _REFUSALS:
         if re.search(pattern, answer.err, re.IGNORECASE):
-            return PlaceError([Mismatch("", key, f"{program} refuses it: {said}", allowed)])
-    return PlaceError([Mismatch("", "", f"{program} refuses it: {said}", "what `man sbatch` describes")])
+            return PlaceError([Problem("", key, f"{program} refuses it: {message}", allowed)])
+    return PlaceError([Problem("", "", f"{program} refuses it: {message}", "what `man sbatch` describes")])

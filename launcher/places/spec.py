@@ -1,4 +1,4 @@
-"""What a run config asks of a scheduler, as a `cluster.spec.RunSpec`."""
+"""From a run config to the `cluster.spec.RunSpec` of a scheduler."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cluster.spec import RunSpec, Variant
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 
-DEFAULT_NOTICE_S = 60  # assumption: what a save and an orderly end need, where neither config nor profile say more
+DEFAULT_NOTICE_S = 60  # assumption: time for a save and a clean exit, if neither config nor profile give more
 
 
 def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
-    """What `config` needs of a place."""
+    """The needs of `config`."""
     notice_s = config.preemption.notice_s
     return RunSpec(
         name=config.name,

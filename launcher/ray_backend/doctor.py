@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from launcher.checks.cluster import Call, cluster_findings
+from launcher.checks.children import Answer
+from launcher.checks.cluster import cluster_findings
 from launcher.checks.finding import Finding, failed
-from launcher.checks.tasks import perform
+from launcher.checks.hosts import Call, Host, unique_names
+from launcher.checks.tasks import run_task
 from launcher.config.schema import RunConfig
 from launcher.ray_backend import environment as ray_environment
 
@@ -36,33 +38,21 @@ def ray_findings(
             ray.shutdown()
 
 
-def node_reports(seconds: float) -> dict[str, dict[str, Any] | str]:
-    """`launcher.checks.report.node_report` of every node that is alive, or in words why there is none."""
-    hosts = RayHosts(None)
-    return hosts.run({host: ("report", {}) for host in hosts.names}, seconds)
-
-
 class RayHosts:
     """`Hosts` that are the live nodes of a Ray cluster. A task takes no CPU, so that a busy node answers too."""
 
     def __init__(self, config: RunConfig | None) -> None:
         nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeManagerAddress"])
-        taken = [node["NodeManagerHostname"] for node in nodes]
-        names = [
-            name if taken.count(name) == 1 else f"{name} ({node['NodeID'][:8]})"
-            for name, node in zip(taken, nodes, strict=True)
-        ]
-        by_name = dict(zip(names, nodes, strict=True))
+        names = unique_names(
+            [node["NodeManagerHostname"] for node in nodes], [f" ({node['NodeID'][:8]})" for node in nodes]
+        )
         each = 1 if config is None else config.resources.cpus_per_worker
-        self.names: Sequence[str] = names
-        self._ids = {name: node["NodeID"] for name, node in by_name.items()}
-        self.addresses: Mapping[str, str] = {name: node["NodeManagerAddress"] for name, node in by_name.items()}
-        self.gpus: Mapping[str, int] = {name: int(node["Resources"].get("GPU", 0)) for name, node in by_name.items()}
-        cpus = {name: int(node["Resources"].get("CPU", 0)) for name, node in by_name.items()}
-        self.cpus: Mapping[str, int] = cpus
-        self.workers: Mapping[str, int] = {name: cpus[name] // each for name in names}
+        self._ids = {name: node["NodeID"] for name, node in zip(names, nodes, strict=True)}
+        self.hosts: Mapping[str, Host] = {
+            name: _host(node, cpus_per_worker=each) for name, node in zip(names, nodes, strict=True)
+        }
 
-    def run(self, calls: Mapping[str, Call], seconds: float) -> dict[str, dict[str, Any] | str]:
+    def run(self, calls: Mapping[str, Call], seconds: float) -> dict[str, Answer | str]:
         """See `Hosts.run`."""
         deadline = time.monotonic() + seconds
         asked = {}
@@ -70,7 +60,7 @@ class RayHosts:
             pinned = NodeAffinitySchedulingStrategy(self._ids[host], soft=False)
             asked[host] = _perform.options(scheduling_strategy=pinned).remote(task, dict(arguments))
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
-        answers: dict[str, dict[str, Any] | str] = {}
+        answers: dict[str, Answer | str] = {}
         for host, reference in asked.items():
             try:
                 answers[host] = ray.get(reference, timeout=max(0.0, min(1.0, deadline - time.monotonic())))
@@ -82,4 +72,9 @@ class RayHosts:
         return answers
 
 
-_perform: Any = ray.remote(num_cpus=0, max_retries=0)(perform)
+def _host(node: Mapping[str, Any], cpus_per_worker: int) -> Host:
+    gpus, cpus = (int(node["Resources"].get(kind, 0)) for kind in ("GPU", "CPU"))
+    return Host(node["NodeManagerAddress"], workers=cpus // cpus_per_worker, gpus=gpus, cpus=cpus)
+
+
+_perform: Any = ray.remote(num_cpus=0, max_retries=0)(run_task)

@@ -1,12 +1,13 @@
-"""A run through Ray Train: one `fit()` an attempt, with every retry of Ray's own switched off.
+"""A run through Ray Train: a loop over attempts. Ray's own retries are switched off.
 
-Ray counts dead and draining nodes, retries every error alike and may resume from a checkpoint before the newest, so
-the loop over attempts, the number of workers, the choice of the checkpoint and the rule for retries are ours.
+Ray counts dead and draining nodes, retries every error alike and may resume from an older checkpoint. So the launcher
+chooses the number of workers, the checkpoint and whether to retry.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -21,49 +22,35 @@ from ray.exceptions import RayError
 
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
-from launcher.console import Progress
 from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
-from launcher.ray_backend.attempt import Fit, Why
+from launcher.ray_backend.attempt import Fit, StopReason
 from launcher.ray_backend.cluster import SETTLE_S, Cluster
-from launcher.ray_backend.failures import ClusterGone, NotPlaced, cluster_must_answer, gone_with
+from launcher.ray_backend.failures import ClusterGone, NotPlaced, cluster_gone, cluster_must_answer
 from launcher.recovery import resume
-from launcher.recovery.handler import Recovery, wait
-from launcher.recovery.history import where
-from launcher.recovery.notify import Notifier
-from launcher.recovery.policy import Policy, workers_for
-from launcher.run.directory import RunDirectory
-from launcher.run.lease import Lease, LeaseLost
+from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
+from launcher.recovery.handler import FailureHandler, wait
+from launcher.recovery.history import heartbeat_of
+from launcher.recovery.policy import workers_for
+from launcher.recovery.session import Session
+from launcher.run.lease import LeaseLost
 from launcher.run.progress import read_beats
 from launcher.signals import StopSignals
 
 
-def run_ray(
-    config: RunConfig,
-    run: RunDirectory,
-    mode: resume.ResumeMode,
-    progress: Progress,
-    notifier: Notifier,
-    *,
-    attended: bool = False,
-    held: Lease | None = None,
-) -> tuple[ExitCode, dict[str, Any]]:
-    """Train through Ray: on the cluster that RAY_ADDRESS names, or on one started here. Errors are raised.
-
-    `attended`: this process is the run's own, and ends where the cluster ends while it is being joined. `held` is the
-    run's lease: looked at before each attempt, as this process may have been suspended.
-    """
-    start = resume.choose(config, run, mode)
-    config = start.config
-    run.write_config(configs.to_yaml(config))
+def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
+    """Train on the cluster that RAY_ADDRESS names, or on one started here. Raises the error that ended the run."""
+    start = resume.choose(session.config, session.run, mode)
+    session = dataclasses.replace(session, config=start.config)
+    session.run.write_config(configs.to_yaml(start.config))
     for line in start.notes:
-        progress.say(line)
-    with _ends_after(config.faults.start_timeout_s, attended):
-        started_here = _connect(config)
+        session.progress.say(line)
+    with _exits_after(start.config.faults.start_timeout_s, session.attended):
+        started_here = _connect(start.config)
     try:
-        result = _Driver(config, run, progress, notifier, held).run(start)
+        result = Driver(session, Cluster(start.config.resources)).run(start)
     except ClusterGone:
-        raise  # a shutdown would wait for what is not there any more
+        raise  # a shutdown would wait for the cluster
     except BaseException:
         if started_here:
             ray.shutdown()
@@ -73,188 +60,188 @@ def run_ray(
     return result
 
 
-class _Driver:
-    """The loop over attempts."""
+class Driver:
+    """The loop over attempts on a cluster."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunDirectory,
-        progress: Progress,
-        notifier: Notifier,
-        held: Lease | None = None,
-    ) -> None:
-        self._config, self._run, self._progress, self._notifier = config, run, progress, notifier
-        self._held = held
-        self._cluster = Cluster(config)
-        self._recovery = Recovery(config, run, progress, notifier)
-        self._attempt, self._first_step, self._began = 0, 0, 0.0  # of the running attempt
-        self._give_up_at = 0.0  # when workers that cannot be placed end the run
+    def __init__(self, session: Session, cluster: Cluster) -> None:
+        self._session, self._run, self._cluster = session, session.run, cluster
+        self._handler = FailureHandler(session)
+        self._attempt: AttemptSpec | None = None  # the running one
+        self._give_up_at = 0.0  # when the run ends if its workers cannot be placed
 
-    def run(self, start: resume.Start) -> tuple[ExitCode, dict[str, Any]]:
-        """Attempts until one finishes, is stopped on request, or fails for good."""
-        self._wait_from_now()
-        self._recovery.leave_out_struck()
-        with StopSignals(on_stop=self._on_stop) as signals:
+    def run(self, start: resume.Start) -> tuple[ExitCode, AttemptResult]:
+        """Run attempts until one finishes, stops on request, or fails for good."""
+        self._reset_start_timeout()
+        self._handler.exclude_failed_nodes()
+        with StopSignals(on_stop=lambda number: self._request_stop()) as signals:
             while True:
                 with cluster_must_answer():
-                    workers = self._count(signals)
+                    workers = self._count_workers(signals)
                 if not workers:
-                    return signals.exit_code, {"step": start.step, "finished": False}
-                ended = self._one(start, workers, signals)
+                    return signals.exit_code, AttemptResult(start.step, finished=False)
+                ended = self._run_fit(start, workers, signals)
                 if ended is not None:
                     return ended
-                start = resume.choose(self._config, self._run, "auto")
-                self._progress.say(start.notes[0])
+                start = self._next_start()
 
-    def _count(self, signals: StopSignals) -> int:
-        """How many workers to start; 0 where the run is to stop. Nodes at fault are used where too few are left."""
-        policy, excluded = self._recovery.policy, self._recovery.history.excluded
-        seconds = self._give_up_at - time.monotonic()
-        if excluded and not workers_for(policy, self._cluster.slots(), excluded) and self._has_room(policy):
-            seconds = min(seconds, SETTLE_S if os.environ.get("RAY_ADDRESS") else 0.0)  # others may just be joining
+    def _count_workers(self, signals: StopSignals) -> int:
+        """Wait for nodes; returns the number of workers, 0 to stop. Excluded nodes are used if there are too few."""
+        policy, excluded = self._handler.policy, self._handler.history.excluded
+        timeout_s = self._give_up_at - time.monotonic()
+        if excluded and not workers_for(policy, self._cluster.slots(), excluded) and self._enough_in_total():
+            timeout_s = min(timeout_s, SETTLE_S if os.environ.get("RAY_ADDRESS") else 0.0)  # others may be joining
         try:
-            return self._cluster.wait_for_workers(policy, excluded, seconds, lambda: signals.stopped)
+            return self._cluster.wait_for_workers(policy, excluded, timeout_s, lambda: signals.stopped)
         except ClusterUnavailable as error:
-            if not excluded or not self._has_room(policy):
+            if not excluded or not self._enough_in_total():
                 raise
-            self._recovery.use_all()
-            self._progress.say(f"{error}; they are used all the same")
-            return self._count(signals)
+            self._handler.include_all_nodes()
+            self._session.progress.say(f"{error}; excluded nodes are used again")
+            return self._count_workers(signals)
 
-    def _has_room(self, policy: Policy) -> bool:
-        return workers_for(policy, self._cluster.slots()) > 0
+    def _enough_in_total(self) -> bool:
+        return workers_for(self._handler.policy, self._cluster.slots()) > 0
 
-    def _wait_from_now(self) -> None:
-        self._give_up_at = time.monotonic() + self._config.faults.start_timeout_s
+    def _reset_start_timeout(self) -> None:
+        self._give_up_at = time.monotonic() + self._session.config.faults.start_timeout_s
 
-    def _on_stop(self, _: int) -> None:
-        if self._attempt:
-            self._run.logs(self._attempt).stop_request.touch()
+    def _request_stop(self) -> None:
+        if self._attempt is not None:
+            self._run.logs(self._attempt.number).stop_request.touch()
 
-    def _one(self, start: resume.Start, workers: int, signals: StopSignals) -> tuple[ExitCode, dict[str, Any]] | None:
-        """One `fit()`; None where another one follows."""
-        excluded, policy = self._recovery.history.excluded, self._recovery.policy
+    def _next_start(self) -> resume.Start:
+        start = resume.choose(self._session.config, self._run, "auto")
+        self._session.progress.say(start.notes[0])
+        return start
 
-        def on_failure(error: Exception) -> dict[str, Any] | None:
-            return self._answer(error, workers, signals)
+    def _run_fit(
+        self, start: resume.Start, workers: int, signals: StopSignals
+    ) -> tuple[ExitCode, AttemptResult] | None:
+        """Run one `fit()`; None if another one follows."""
+        policy, excluded = self._handler.policy, self._handler.history.excluded
 
-        fit = Fit(self._config, self._run, workers, self._cluster, policy, excluded, on_failure)
+        def on_failure(error: Exception) -> AttemptSpec | None:
+            return self._restart_in_place(error, workers, signals)
+
+        fit = Fit(self._session, workers, self._cluster, policy, excluded, on_failure)
         try:
-            outcome = fit.run(self._begin(start, workers, signals), self._progress, self._notifier)
+            result = fit.run(self._begin(start, workers, signals))
         except NotPlaced as error:
-            self._not_placed(error, self._attempt)
+            self._not_placed(error)
             return None
         except Exception as error:
-            if error is not fit.given_up:
-                self._failed(error, signals)
-            else:
+            if error is fit.given_up:
                 raise
-            self._wait_from_now()
+            self._handle(error, signals)
+            self._reset_start_timeout()
             return None
-        self._wait_from_now()
-        return None if outcome is None else self._ended(outcome, self._attempt, fit.why, signals)
+        self._reset_start_timeout()
+        return None if result is None else self._ended(result, fit.stop_reason, signals)
 
-    def _begin(self, start: resume.Start, workers: int, signals: StopSignals) -> dict[str, Any]:
-        """Record the start of an attempt; what its workers must know of it."""
-        num_micro_batches = self._recovery.num_micro_batches
-        facts: dict[str, Any] = {"place": "ray", "workers": workers, "from_step": start.step}
-        facts |= {"excluded": list(self._recovery.history.excluded), "num_micro_batches": num_micro_batches}
-        if self._held is not None:
-            self._held.check()
-        self._first_step, self._began = start.step, time.time()
-        self._attempt = self._run.begin_attempt(facts)
+    def _begin(self, start: resume.Start, workers: int, signals: StopSignals) -> AttemptSpec:
+        """Record the start of an attempt."""
+        history, num_micro_batches = self._handler.history, self._handler.num_micro_batches
+        facts = {"place": "ray", "workers": workers, "from_step": start.step}
+        facts |= {"excluded": list(history.excluded), "num_micro_batches": num_micro_batches}
+        self._session.check_lease()
+        began = time.time()
+        number = self._run.begin_attempt(facts)
+        claim = self._session.claim
+        self._attempt = AttemptSpec(
+            number, start.step, start.checkpoint, history.skips, num_micro_batches, claim, began
+        )
         if signals.stopped:
-            self._on_stop(0)
-        job = {"attempt": self._attempt, "checkpoint": start.checkpoint, "num_micro_batches": num_micro_batches}
-        claim = None if self._held is None else self._held.claim
-        return {**job, "skips": self._recovery.history.skips, "claim": claim}
+            self._request_stop()
+        return self._attempt
 
-    def _answer(self, error: Exception, workers: int, signals: StopSignals) -> dict[str, Any] | None:
-        """Answer a failure while Ray waits: the next attempt's job where the same nodes can hold it, else None."""
-        left_out = self._cluster.ids(self._recovery.history.excluded)
-        self._failed(error, signals)
-        excluded = self._recovery.history.excluded
+    def _restart_in_place(self, error: Exception, workers: int, signals: StopSignals) -> AttemptSpec | None:
+        """Handle a failure inside of `fit()`: the next attempt if the same nodes can run it, else None."""
+        before = self._cluster.ids(self._handler.history.excluded)
+        self._handle(error, signals)
+        excluded = self._handler.history.excluded
         with cluster_must_answer():
-            count = workers_for(self._recovery.policy, self._cluster.slots(), excluded)
+            capacity = workers_for(self._handler.policy, self._cluster.slots(), excluded)
             draining = self._cluster.draining()
-        if count != workers or self._cluster.ids(excluded) != left_out or draining or signals.stopped:
+        if capacity != workers or self._cluster.ids(excluded) != before or draining or signals.stopped:
             return None
-        start = resume.choose(self._config, self._run, "auto")
-        self._progress.say(start.notes[0])
-        return self._begin(start, workers, signals)
+        return self._begin(self._next_start(), workers, signals)
 
     def _ended(
-        self, outcome: dict[str, Any], number: int, why: Why | None, signals: StopSignals
-    ) -> tuple[ExitCode, dict[str, Any]] | None:
-        """What follows from an attempt that returned: the end, or another one on other nodes."""
-        step = outcome["step"]
-        if outcome["finished"]:
-            self._run.end_attempt(number, ExitCode.OK, "finished", step)
-            return ExitCode.OK, outcome
+        self, result: AttemptResult, stop_reason: StopReason | None, signals: StopSignals
+    ) -> tuple[ExitCode, AttemptResult] | None:
+        """Record the end of an attempt that did not fail; None if another attempt follows on other nodes."""
+        assert self._attempt is not None
+        number, step, run = self._attempt.number, result.step, self._run
+        if result.finished:
+            run.end_attempt(number, ExitCode.OK, "finished", step)
+            return ExitCode.OK, result
         if signals.stopped:
-            self._run.end_attempt(number, signals.exit_code, "stopped on request", step)
-            return signals.exit_code, outcome
-        noticed = self._noticed(number)
-        if noticed or why is Why.PREEMPTED:
+            run.end_attempt(number, signals.exit_code, "stopped on request", step)
+            return signals.exit_code, result
+        noticed = self._nodes_with_notice(number)
+        if noticed:
             self._cluster.leaving |= noticed
-            why = Why.PREEMPTED
-        cause = "stopped on request" if why is None else f"{why.value}; saved at step {step}"
+            stop_reason = StopReason.PREEMPTED
+        cause = "stopped on request" if stop_reason is None else f"{stop_reason.value}; saved at step {step}"
         leaving = sorted(self._cluster.leaving)
-        self._run.end_attempt(number, ExitCode.STOPPED, cause, step, {"leaving": leaving} if leaving else None)
-        with cluster_must_answer():
-            left = workers_for(self._recovery.policy, self._cluster.slots(), self._recovery.history.excluded)
-            if self._cluster.leaving and self._cluster.leaving & self._cluster.heads():
-                left = 0  # the cluster ends with its head: whoever started this job starts it again
-        if why is None or (why is Why.PREEMPTED and not left):
-            return ExitCode.STOPPED, {**outcome, "preempted": why is Why.PREEMPTED}
-        self._progress.say(f"attempt {number}: {cause}")
-        if why is Why.PREEMPTED:
-            self._notifier.tell("preempted", f"a node will go away; saved at step {step}", step=step, leaving=leaving)
+        run.end_attempt(number, ExitCode.STOPPED, cause, step, {"leaving": leaving} if leaving else None)
+        preempted = stop_reason is StopReason.PREEMPTED
+        if stop_reason is None or (preempted and not self._capacity_after_preemption()):
+            return ExitCode.STOPPED, dataclasses.replace(result, preempted=preempted)
+        self._session.progress.say(f"attempt {number}: {cause}")
+        if preempted:
+            self._session.notifier.notify("preempted", cause, step=step, leaving=leaving)
         return None
 
-    def _failed(self, error: Exception, signals: StopSignals) -> None:
-        """Record the running attempt's failure; raises it where there is no other attempt."""
+    def _capacity_after_preemption(self) -> int:
+        """The number of workers that can continue: 0 if the head leaves, as the cluster ends with it."""
+        with cluster_must_answer():
+            if self._cluster.leaving & self._cluster.heads():
+                return 0
+            return workers_for(self._handler.policy, self._cluster.slots(), self._handler.history.excluded)
+
+    def _handle(self, error: Exception, signals: StopSignals) -> None:
+        """Record the failure of the running attempt, and wait before the next; raises if there is no other attempt."""
         if isinstance(error, LeaseLost):
-            raise error  # whoever has taken the run over has the last word on it
-        beat = where(error, read_beats(self._run, self._attempt))
+            raise error  # the run belongs to another process now: nothing is recorded
+        assert self._attempt is not None
+        beat = heartbeat_of(error, read_beats(self._run, self._attempt.number))
         node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
         slots, node = dict[str, int](), node_id
-        if not isinstance(error, ClusterGone):  # whom nobody can be asked about
+        if not isinstance(error, ClusterGone):
             try:
                 with cluster_must_answer():
                     self._cluster.check(node_id)
                     slots, node = self._cluster.slots(), self._cluster.key(node_id)
             except ClusterGone as gone:
-                gone.add_note(f"it was asked because of {type(error).__name__}: {error}")
+                gone.add_note(f"the cluster was queried because of {type(error).__name__}: {error}")
                 error = gone
-        if isinstance(error, RayError):  # of ours to the cluster: what `fit()` raises comes in our words
-            error = gone_with(error)
-        decision = self._recovery.failed(
-            error, self._attempt, self._first_step, self._began, slots, node, stopping=signals.stopped
-        )
+        if isinstance(error, RayError):  # raised by a query of this process: errors of `fit()` are translated
+            error = cluster_gone(error)
+        decision = self._handler.handle(error, self._attempt, slots, node, stopping=signals.stopped)
         wait(decision.wait_s, signals)
 
-    def _not_placed(self, error: NotPlaced, number: int) -> None:
-        """Count again, while there is time: what Ray held for alive may be gone. Nothing was trained."""
+    def _not_placed(self, error: NotPlaced) -> None:
+        """Count the nodes again until the start timeout: some may be dead although Ray lists them as alive."""
+        assert self._attempt is not None
+        number = self._attempt.number
         self._run.end_attempt(number, ExitCode.UNAVAILABLE, f"NotPlaced: {error}", None)
         if time.monotonic() > self._give_up_at:
             raise error
-        self._progress.say(f"attempt {number}: {error}; counting again")
+        self._session.progress.say(f"attempt {number}: {error}; counting the nodes again")
 
-    def _noticed(self, number: int) -> set[str]:
+    def _nodes_with_notice(self, number: int) -> set[str]:
         """The ids of nodes whose workers have seen `preemption.notice_file`."""
-        files = self._run.logs(number).preemption_notices()
         found = set()
-        for file in files:
-            with contextlib.suppress(OSError, ValueError):  # a full disk leaves a file without its content
+        for file in self._run.logs(number).preemption_notices():
+            with contextlib.suppress(OSError, ValueError):  # after a full disk, a file may be empty
                 found.add(json.loads(file.read_bytes())["node_id"])
         return {node_id for node_id in found if node_id}
 
 
 @contextlib.contextmanager
-def _ends_after(seconds: float, attended: bool) -> Iterator[None]:
-    """End this process if what is inside takes longer: Ray waits for ever for a cluster that ends as it is joined."""
+def _exits_after(seconds: float, attended: bool) -> Iterator[None]:
+    """Exit if the block takes longer: Ray waits without limit for a cluster that ends while it connects."""
 
     def end() -> None:
         print(f"error: the Ray cluster did not answer within {seconds:g} s", file=sys.stderr, flush=True)
@@ -270,7 +257,7 @@ def _ends_after(seconds: float, attended: bool) -> Iterator[None]:
 
 
 def _connect(config: RunConfig) -> bool:
-    """Connect to the cluster that RAY_ADDRESS names, or start one here; True where it was started here."""
+    """Connect to the cluster that RAY_ADDRESS names, or start one here; returns whether it was started here."""
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -280,7 +267,6 @@ def _connect(config: RunConfig) -> bool:
         except (ConnectionError, RuntimeError) as error:
             raise ClusterUnavailable(f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
         return False
-    needed = config.workers.most * config.resources.cpus_per_worker
-    num_cpus = max(os.cpu_count() or 1, needed)
+    num_cpus = max(os.cpu_count() or 1, config.workers.most * config.resources.cpus_per_worker)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
     return True

@@ -1,4 +1,4 @@
-"""What went wrong in a `fit()`, in our own words."""
+"""Errors of a `fit()` as errors of the launcher."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from launcher.errors import ClusterUnavailable, CollectiveFault, LauncherError, WorkerLost
-from launcher.recovery.faults import in_our_words, lost_worker, true_cause
-from launcher.recovery.history import gone
-from launcher.run.heartbeats import Beat
+from launcher.recovery.faults import parse_lost_worker, select_root_cause, translate_error
+from launcher.recovery.history import heartbeat_of, missing_worker
+from launcher.run.heartbeats import Heartbeat
 from resnet_dist.errors import TrainingError
 
 
 class NotPlaced(ClusterUnavailable):
-    """Ray could not start the workers in time, although there seemed to be room for them."""
+    """Ray could not start the workers in time, although the cluster seemed to have enough resources."""
 
 
 class ClusterGone(ClusterUnavailable):
-    """The cluster ended under the run."""
+    """The cluster ended during the run."""
 
-    gone = True
+    skip_shutdown = True
 
 
 @contextlib.contextmanager
 def cluster_must_answer() -> Iterator[None]:
-    """Raise ClusterGone for an error of Ray's inside the block: it is asked for nothing but what the cluster knows."""
+    """Raise ClusterGone for an error of Ray in the block, which only queries the cluster."""
     try:
         yield
     except RayError as error:
-        raise gone_with(error) from error
+        raise cluster_gone(error) from error
 
 
-def gone_with(error: BaseException) -> ClusterGone:
-    """The end of the cluster, by the error that shows it."""
+def cluster_gone(error: BaseException) -> ClusterGone:
+    """ClusterGone for the error that shows it."""
     return ClusterGone(f"the Ray cluster is gone: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
 
 
-def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
-    """The error that began it; `beats` are the workers' last heartbeats."""
+def translate_fit_error(error: BaseException, beats: Sequence[Heartbeat]) -> Exception:
+    """The root cause of an error of `fit()`; `beats` are the last heartbeats of the workers."""
     if isinstance(error, WorkerGroupError):
-        return of_workers(error.worker_failures, beats)
+        return worker_error(error.worker_failures, beats)
     if isinstance(error, ControllerError):
         failure = error.controller_failure
         if "StartupTimeout" in type(failure).__name__:
@@ -50,26 +50,20 @@ def in_words(error: BaseException, beats: Sequence[Beat]) -> Exception:
         return failure if isinstance(failure, TrainingError | LauncherError) else ClusterUnavailable(str(failure))
     if isinstance(error, TrainingFailedError):
         return ClusterUnavailable(str(error))
-    return gone_with(error)
+    return cluster_gone(error)
 
 
-def of_workers(failures: Mapping[int, BaseException], beats: Sequence[Beat]) -> Exception:
-    """The error that began it, of one a rank."""
-    rank, cause = true_cause({rank: _of_worker(rank, failure) for rank, failure in failures.items()})
-    if isinstance(cause, CollectiveFault):  # what the others see of one that ended: which one did?
-        cause = gone(beats, "ended without a word; the others lost their connection to it") or cause
-    if isinstance(cause, WorkerLost) and cause.node_id is None:
-        cause = _placed(cause, beats)
+def worker_error(failures: Mapping[int, BaseException], beats: Sequence[Heartbeat]) -> Exception:
+    """The root cause among the errors of the workers, by rank."""
+    rank, cause = select_root_cause({rank: _translate(rank, failure) for rank, failure in failures.items()})
+    if isinstance(cause, CollectiveFault):  # seen by the workers that are left: which one is missing?
+        cause = missing_worker(beats) or cause
+    if isinstance(cause, WorkerLost) and cause.node_id is None and (beat := heartbeat_of(cause, beats)) is not None:
+        cause = WorkerLost(beat.host, cause.rank, cause.problem, beat.node_id)
     return cause if isinstance(cause, Exception) else WorkerLost("an unknown host", rank, str(cause))
 
 
-def _of_worker(rank: int, failure: BaseException) -> BaseException:
+def _translate(rank: int, failure: BaseException) -> BaseException:
     if "HealthCheck" in type(failure).__name__ or type(failure).__module__.startswith("ray."):
-        return lost_worker(rank, f"{failure}\n{getattr(failure, 'health_check_failure', '')}")
-    return in_our_words(failure, rank, getattr(failure, "host", "its host"))
-
-
-def _placed(lost: WorkerLost, beats: Sequence[Beat]) -> WorkerLost:
-    """A lost worker with the host and node that its heartbeat names."""
-    beat = next((beat for beat in beats if beat.rank == lost.rank), None)
-    return lost if beat is None else WorkerLost(beat.host, lost.rank, lost.problem, beat.node_id, lost.ip)
+        return parse_lost_worker(rank, f"{failure}\n{getattr(failure, 'health_check_failure', '')}")
+    return translate_error(failure, rank, getattr(failure, "host", "its host"))

@@ -1,14 +1,15 @@
-"""How a failure is answered inside a running `fit()`: Ray asks the driver, which asks the policy.
+"""How a failure is handled inside of a running `fit()`: Ray's controller asks the driver.
 
-A new `fit()` starts five processes beside the workers; where nothing has changed but that a worker is gone, Ray can
-start the workers alone, in two thirds of the time. Its own retries stay out of the decision: a callback in Ray's
-controller hands every failure to the driver and waits for the answer. Messages go through the cluster's own store of
-keys and values, which is consistent on all nodes at once, as a shared file system is not.
+A new `fit()` starts five processes besides the workers. If only a worker is lost and the nodes stay the same, Ray can
+restart the workers within the running `fit()`, in two thirds of the time. Ray's own retry rules are not used: a
+callback in its controller reports every failure to the driver and waits for the answer. The messages go through the
+cluster's key-value store, which is consistent on all nodes at once, unlike a shared file system.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray import cloudpickle
@@ -17,65 +18,62 @@ from ray.train import UserCallback
 
 from launcher.errors import LauncherError
 
-ANSWER_S = 120.0  # assumption: a driver that has not answered by then will not; it looks every 0.1 s
+ANSWER_S = 120.0  # assumption: a driver that has not answered by then never will; it checks every 0.1 s
 POLL_S = 0.05
+ATTEMPT = "attempt"  # key of the AttemptSpec of the running attempt
 _NAMESPACE = b"launcher"
 
 
 class HandedBack(LauncherError):  # noqa: N818 - reads as what happened
-    """The driver goes on from here itself."""
+    """The driver continues with another `fit()`."""
 
 
 class Mailbox:
-    """Values by name for one `fit()`, seen by its driver, its controller and its workers."""
+    """Values by key for one `fit()`, shared by its driver, its controller and its workers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def put(self, key: str, value: object) -> None:
-        """Leave a value, or another one."""
+        """Set the value of a key."""
         _internal_kv_put(self._key(key), cloudpickle.dumps(value), overwrite=True, namespace=_NAMESPACE)
 
     def get(self, key: str) -> Any:
-        """The value; None where there is none yet."""
+        """The value of a key; None if there is none."""
         found = _internal_kv_get(self._key(key), namespace=_NAMESPACE)
         return None if found is None else cloudpickle.loads(found)
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Delete all values."""
         _internal_kv_del(self._key(""), del_by_prefix=True, namespace=_NAMESPACE)
 
     def _key(self, key: str) -> bytes:
         return f"{self._name}/{key}".encode()
 
 
-class AskTheDriver(UserCallback):
-    """In Ray's controller: hands a failure to the driver; Ray starts the workers again, or `fit()` ends."""
+class AskDriver(UserCallback):
+    """A callback in Ray's controller: reports failures to the driver, and waits for its answer."""
 
     def __init__(self, box: Mailbox) -> None:
         self._box = box
         self._num_failures = 0
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called when workers have failed. Returns where they are to be started again, else raises HandedBack."""
+    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Called by Ray after workers have failed. Returns to restart them, or raises HandedBack to end `fit()`."""
         self._num_failures += 1
-        self._box.put(failed(self._num_failures), worker_exceptions)
+        self._box.put(failure_key(self._num_failures), worker_exceptions)
         deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline:
-            answer = self._box.get(answered(self._num_failures))
-            if answer is not None:
-                if answer:
-                    return
-                break
+        while (answer := self._box.get(answer_key(self._num_failures))) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
-        raise HandedBack("the driver goes on from here itself")
+        if not answer:
+            raise HandedBack("the driver continues with another fit()")
 
 
-def failed(number: int) -> str:
-    """Under which name the controller leaves its failure number `number`, counted from 1: {rank: exception}."""
+def failure_key(number: int) -> str:
+    """The key of failure `number`, from 1: {rank: exception}."""
     return f"failed-{number}"
 
 
-def answered(number: int) -> str:
-    """And under which the driver leaves the answer: whether Ray starts the workers again."""
+def answer_key(number: int) -> str:
+    """The key of the answer to failure `number`: whether Ray restarts the workers."""
     return f"answered-{number}"

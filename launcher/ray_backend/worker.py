@@ -1,4 +1,4 @@
-"""What runs in each of Ray Train's workers."""
+"""The function that each of Ray Train's workers runs."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import ray
 import ray.train
 
 from launcher.config.schema import RunConfig
+from launcher.ray_backend.handover import ATTEMPT
+from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.run.directory import RunDirectory
 from launcher.worker.assignment import Assignment
-from launcher.worker.supervisor import notice_supervisor
+from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.train import train_worker
 
 
-def train_function(job: dict[str, Any]) -> dict[str, Any]:
-    """One attempt on one worker.
+def train_function(loop_config: dict[str, Any]) -> AttemptResult:
+    """Run one attempt on one worker.
 
-    `job` holds config and box, in which the driver has left the rest: attempt, checkpoint (a path or None), skips,
-    num_micro_batches, claim. It leaves another one there before Ray starts the workers again.
+    `loop_config` has the run's config and the mailbox, in which the driver leaves the attempt before Ray starts or
+    restarts the workers.
     """
-    config: RunConfig = job["config"]
-    job = job["box"].get("job")
+    config: RunConfig = loop_config["config"]
+    attempt: AttemptSpec = loop_config["box"].get(ATTEMPT)
     context = ray.train.get_context()
-    run = RunDirectory(Path(config.storage), config.name)
     assignment = Assignment(
+        attempt,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
         local_world_size=context.get_local_world_size(),
-        attempt=job["attempt"],
-        checkpoint=job["checkpoint"],
         node_id=ray.get_runtime_context().get_node_id(),
-        skips=job["skips"],
-        num_micro_batches=job["num_micro_batches"],
-        claim=job["claim"],
     )
-    # Rank 0 alone looks at the shared storage: one worker's wish is enough.
-    watched = run.logs(job["attempt"]).stop_request if assignment.rank == 0 else None
-    supervisor = notice_supervisor(config, run, assignment.rank, job["attempt"], assignment.node_id, stop_file=watched)
+    supervisor = FileSupervisor(
+        RunDirectory(Path(config.storage), config.name).logs(attempt.number),
+        assignment.rank,
+        node_id=assignment.node_id,
+        notice_file=config.preemption.notice_file,
+    )
     return train_worker(config, assignment, supervisor)

@@ -1,1 +1,1 @@
-"""What kind of failure ended an attempt, whether there is another, and what is recorded."""
+"""What follows a failed attempt: its classification, the retry decision, records and notifications."""

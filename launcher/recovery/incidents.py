@@ -1,13 +1,13 @@
-"""What is left of a failed attempt for whoever is paged: one folder, whose first line says what happened.
+"""The incident folder of a failed attempt. The first line of its summary says what happened and what to do.
 
 incidents/attempt-N/
-    summary.txt                what happened, what to do; then the facts
-    incident.json              the same for machines
-    stacks/rank-K.txt          what every thread was doing, where a worker hung
-    flight/rank-K.json         the last collectives, likewise
-    metrics.jsonl              the last lines of the run's
-    environment.json           what differs from the attempt before: versions, host, commit, variables
-    logs/rank-K.log            the last lines of each worker's
+    summary.txt                what happened, what to do, and the facts
+    incident.json              the same for programs
+    stacks/rank-K.txt          stack traces of all threads, after a hang
+    flight/rank-K.json         the last collectives, after a hang
+    metrics.jsonl              the last lines of the run's metrics.jsonl
+    environment.json           differences from the previous attempt: versions, host, commit, variables
+    logs/rank-K.log            the last lines of each worker's log
 """
 
 from __future__ import annotations
@@ -15,57 +15,64 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.config.dotted_keys import flatten
+from launcher.formatting import count
 from launcher.recovery.faults import rule_for
-from launcher.recovery.history import where
+from launcher.recovery.history import heartbeat_of
 from launcher.recovery.policy import Decision
-from launcher.run.directory import RunDirectory, utc_now
-from launcher.run.heartbeats import Beat
-from launcher.run.progress import Loss
+from launcher.run.directory import AttemptLogs, Facts, RunDirectory, utc_now
+from launcher.run.heartbeats import Heartbeat
+from launcher.run.progress import LostWork
 from resnet_dist.telemetry.json_lines import last_lines
 
 log = logging.getLogger(__name__)
 
 NUM_METRICS, NUM_LOG_LINES = 50, 100
-MAX_LOGS = 64  # ranks; of more, those that ended first are kept
+MAX_LOGS = 64  # the logs of the ranks that ended first
 
 
 def write(
-    run: RunDirectory, attempt: int, error: BaseException, loss: Loss, beats: Sequence[Beat], decision: Decision
-) -> Path | None:
-    """Write the folder of a failure and return it; None where the disk refuses, which fails nobody."""
+    run: RunDirectory,
+    attempt: int,
+    error: BaseException,
+    lost: LostWork,
+    beats: Sequence[Heartbeat],
+    decision: Decision,
+) -> None:
+    """Write the incident folder. A failure to write it is logged, and does not fail the run."""
     folder = run.incident(attempt)
-    facts = _facts(attempt, error, loss, beats, decision)
+    facts = _facts(attempt, error, lost, beats, decision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "incident.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / "summary.txt").write_text(_summary(run, facts, decision))
+        run.incident_summary(attempt).write_text(_summary(run, facts, decision))
         logs = run.logs(attempt)
         for source in (logs.stacks, logs.flight):
             _copy(source, folder / source.name)
         (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in last_lines(run.metrics, NUM_METRICS)))
-        difference = _difference(_environment(run, attempt - 1), _environment(run, attempt))
+        difference = _difference(_environment(run.logs(attempt - 1)), _environment(logs))
         (folder / "environment.json").write_text(json.dumps(difference, indent=2) + "\n")
-        _tails(run, attempt, beats, folder / "logs")
+        _copy_log_tails(logs, folder / "logs")
     except OSError as failed:
-        log.warning("the incident of attempt %d could not be written: %s", attempt, failed)
-        return None
-    return folder
+        log.warning("cannot write the incident folder of attempt %d: %s", attempt, failed)
 
 
-def first_line(error: BaseException, attempt: int, loss: Loss) -> str:
-    """What happened, in a line."""
+def first_line(error: BaseException, attempt: int, lost: LostWork) -> str:
+    """What happened, in one line."""
     message = (str(error).splitlines() or [""])[0]
-    return f"attempt {attempt} failed after step {loss.last_step}: {type(error).__name__}: {message}"
+    return f"attempt {attempt} failed after step {lost.last_step}: {type(error).__name__}: {message}"
 
 
-def _facts(attempt: int, error: BaseException, loss: Loss, beats: Sequence[Beat], decision: Decision) -> dict[str, Any]:
-    rule, beat = rule_for(error), where(error, beats)
+def _facts(
+    attempt: int, error: BaseException, lost: LostWork, beats: Sequence[Heartbeat], decision: Decision
+) -> dict[str, Any]:
+    rule, beat = rule_for(error), heartbeat_of(error, beats)
     return {
-        "what_happened": first_line(error, attempt, loss),
+        "what_happened": first_line(error, attempt, lost),
         "what_to_do": rule.advice,
         "attempt": attempt,
         "time": utc_now(),
@@ -77,32 +84,32 @@ def _facts(attempt: int, error: BaseException, loss: Loss, beats: Sequence[Beat]
         "node_id": getattr(error, "node_id", None) or (beat.node_id if beat else None),
         "phase": beat.phase if beat else None,
         "step": beat.step if beat else None,
-        "last_step": loss.last_step,
-        **loss.facts(beats),
+        "last_step": lost.last_step,
+        **lost.facts(beats),
         "tried_again": decision.again,
         "decision": decision.reason,
         "excluded": list(decision.history.excluded),
     }
 
 
-def _summary(run: RunDirectory, facts: Mapping[str, Any], decision: Decision) -> str:
-    again = "the run was tried again" if decision.again else "the run was given up"
+def _summary(run: RunDirectory, facts: Facts, decision: Decision) -> str:
+    next_step = "the run was started again" if decision.again else "the run was not started again"
     lines = [
         f"{facts['what_happened']}. What to do: {facts['what_to_do']}",
         "",
-        f"{again}: {decision.reason}",
-        f"goes on at step {facts['checkpoint_step'] + 1}; {facts['steps_redone']} steps are done again, "
-        f"{facts['seconds_lost']:g} s are lost",
+        f"{next_step}: {decision.reason}",
+        f"resumes at step {facts['checkpoint_step'] + 1}; lost: {count(facts['steps_redone'], 'step')}, "
+        f"{facts['seconds_lost']:g} s",
         "",
         *(f"{name:<10} {facts[name]}" for name in ("class", "rank", "host", "node_id", "phase", "step", "nodes")),
         "",
-        f"all of the logs: {run.logs(facts['attempt']).path}",
+        f"full logs: {run.logs(facts['attempt']).path}",
     ]
     return "\n".join([*lines, "", facts["message"]]) + "\n"
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy the files of a folder that are not empty."""
+    """Copy the files of a folder, except empty ones."""
     if not source.is_dir():
         return
     for path in source.iterdir():
@@ -111,32 +118,25 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _tails(run: RunDirectory, attempt: int, beats: Sequence[Beat], target: Path) -> None:
+def _copy_log_tails(logs: AttemptLogs, target: Path) -> None:
     target.mkdir(exist_ok=True)
-    logs = sorted(run.logs(attempt).logs(), key=lambda path: path.stat().st_mtime)
-    for path in logs[:MAX_LOGS]:
+    oldest_first = sorted(logs.logs(), key=lambda path: path.stat().st_mtime)
+    for path in oldest_first[:MAX_LOGS]:
         (target / path.name).write_text("".join(f"{line}\n" for line in last_lines(path, NUM_LOG_LINES)))
 
 
-def _environment(run: RunDirectory, attempt: int) -> dict[str, Any] | None:
+def _environment(logs: AttemptLogs) -> Facts | None:
     try:
-        content: dict[str, Any] = json.loads(run.logs(attempt).environment.read_bytes())
+        content: Facts = json.loads(logs.environment.read_bytes())
     except (OSError, ValueError):
         return None
     return content
 
 
-def _difference(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, Any]:
-    """{dotted key: [before, after]} of what differs, but for the time."""
+def _difference(before: Facts | None, after: Facts | None) -> Facts:
+    """{dotted key: [before, after]} of all differences except the time."""
     if before is None or after is None:
         return {"nothing to compare with": [before is not None, after is not None]}
-    first, second = dict(_flat(before)), dict(_flat(after))
+    first, second = flatten(before), flatten(after)
     keys = sorted((first.keys() | second.keys()) - {"time"})
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        items += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return items

@@ -1,8 +1,8 @@
-"""The last word on a run, FATAL: of several workers that fail, the one that began it is believed.
+"""The root cause of a failed run, recorded in FATAL.
 
-When one worker fails, the others lose their connection to it, and may be the first to say so. So a worker that has an
-error of its own leaves it in FATAL before it leaves the others, and one that has seen nothing but their end looks
-there, whatever the order in which they come.
+When one worker fails, the others lose their connection to it, and may report that first. Under torchrun, a worker with
+an error of its own writes it to FATAL before it leaves the process group; a worker that has only lost a connection
+reads FATAL and raises the error that it finds there. The order in which workers fail does not matter.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from launcher.run.directory import Fatal, RunDirectory
 from launcher.run.lease import LeaseLost
 from resnet_dist.errors import TrainingError
 
-WORD_S = 5.0  # assumption: a shared file system shows a new file to other hosts by then (NFS keeps a name for 3 s)
+TIMEOUT_S = 5.0  # assumption: by then a shared file system shows a new file to other hosts (NFS caches names for 3 s)
 _POLL_S = 0.05
 
-# What may go better on other machines or later: a place that starts the run again is right to do so.
-_ELSEWHERE = (ExitCode.UNAVAILABLE, ExitCode.HARDWARE)
+# These may not happen again on other machines or later, so a scheduler may start the run again.
+_WORTH_RESTARTING = (ExitCode.UNAVAILABLE, ExitCode.HARDWARE)
 
 
 def notes(error: BaseException) -> list[str]:
-    """What was added to an error on its way."""
+    """The notes of an error."""
     return list(getattr(error, "__notes__", []))
 
 
-def tell(run: RunDirectory, error: Exception, *, instead_of: Fatal | None = None, keep: bool = False) -> None:
-    """Leave `error` as the end of the run, unless it says nothing of the run that is there.
+def record_failure(run: RunDirectory, error: Exception, *, previous: Fatal | None = None, keep: bool = False) -> None:
+    """Write `error` to FATAL, unless it concerns only this start and not the run.
 
-    With `keep`, and where it is only a broken connection, what another worker has left stays; but not an end that was
-    there before, `instead_of`.
+    With `keep`, or if `error` is a broken collective, a record of another worker stays; but `previous`, the record of
+    an earlier start, is replaced.
     """
     if isinstance(error, UsageError | ConfigError | LeaseLost):
         return
-    if instead_of is not None and run.fatal() == instead_of:
+    if previous is not None and run.fatal() == previous:
         run.fatal_file.unlink(missing_ok=True)
     rule = rule_for(error)
     run.mark_fatal(
@@ -45,20 +45,20 @@ def tell(run: RunDirectory, error: Exception, *, instead_of: Fatal | None = None
         "\n".join([f"{type(error).__name__}: {error}", *notes(error)]),
         kind=rule.error.__name__,
         submission=submissions.current(),
-        keep=keep or _is_of_another(error),
+        keep=keep or _is_broken_collective(error),
     )
 
 
-def true_cause(run: RunDirectory, error: Exception, patience_s: float = WORD_S) -> Exception:
-    """The error that began it, of this attempt's workers: `error`, or what another one has left in FATAL.
+def find_root_cause(run: RunDirectory, error: Exception, timeout_s: float = TIMEOUT_S) -> Exception:
+    """The error that ended the attempt: `error` itself, or, if it is a broken collective, another worker's in FATAL.
 
-    To be called on each worker that fails, while its process group is up. Where `error` is what is seen of another
-    one's end, the other's word is waited for.
+    Call it on each worker that fails, before it leaves the process group. After a broken collective, it waits up to
+    `timeout_s` for the record of another worker.
     """
-    if not _is_of_another(error):
-        tell(run, error)
+    if not _is_broken_collective(error):
+        record_failure(run, error)
         return error
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + timeout_s
     while (found := run.fatal()) is None and time.monotonic() < until:
         time.sleep(_POLL_S)
     if found is None or found.kind == CollectiveFault.__name__:
@@ -67,16 +67,17 @@ def true_cause(run: RunDirectory, error: Exception, patience_s: float = WORD_S) 
 
 
 def ends_submission(found: Fatal) -> bool:
-    """Whether a place starts the very submission again that has ended for good, in a way that would only repeat it."""
-    return found.submission != "" and found.submission == submissions.current() and found.exit_code not in _ELSEWHERE
+    """Whether `found` is the failure of this process's submission, and a restart would only repeat it."""
+    same = found.submission != "" and found.submission == submissions.current()
+    return same and found.exit_code not in _WORTH_RESTARTING
 
 
-def _is_of_another(error: Exception) -> bool:
+def _is_broken_collective(error: Exception) -> bool:
     return isinstance(error, CollectiveFault) or is_broken_collective(error)
 
 
 def _as_error(found: Fatal) -> Exception:
-    """What FATAL says as an error of its class, which has the message alone."""
+    """The recorded failure as an error of its class, which has only its message."""
     kind = next((rule.error for rule in RULES if rule.error.__name__ == found.kind), None)
     if kind is None or not issubclass(kind, LauncherError | TrainingError):
         name, _, problem = found.message.partition(": ")

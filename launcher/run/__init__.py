@@ -1,1 +1,1 @@
-"""Everything on disk of a run: paths, lease, heartbeats, attempts, status."""
+"""The files of a run: paths, lease, heartbeats, attempts, status."""

@@ -1,4 +1,4 @@
-"""What a run is judged by beside its config: versions, host, commit."""
+"""The environment of an attempt: versions, host, commit."""
 
 from __future__ import annotations
 
@@ -21,27 +21,20 @@ _PACKAGES = (
     "deepspeed",
     "nvidia-dali-cuda130",
 )
-
-
-_VARIABLES = ("NCCL_", "GLOO_", "OMP_")  # what changes the speed or the numerics of a run
-
-
+_VARIABLES = ("NCCL_", "GLOO_", "OMP_")  # they change the speed or the numerics of a run
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
-
-
-_GIT_TIMEOUT_S = 10  # assumption: a repository on a slow shared file system answers in this time, or goes unrecorded
+_GIT_TIMEOUT_S = 10  # assumption: enough for a repository on a slow shared file system; else it is not recorded
 
 
 def environment() -> dict[str, Any]:
-    """What a run should be judged by beside its config: versions, host, commit. Never a secret.
+    """Versions, host, commit, and the variables of NCCL, gloo and OpenMP. Contains no secrets.
 
-    Versions are read from the installed packages' metadata, so nothing is imported.
+    Versions come from the metadata of installed packages: nothing is imported.
     """
-    versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     return {
         "time": utc_now(),
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "system": platform.platform(),
         "host": socket.gethostname(),
         "num_cpus": os.cpu_count(),
@@ -62,8 +55,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any] | None:
-    """Commit of the repository that the current folder is in, and whether tracked files differ from it."""
+def _git() -> dict[str, str | bool | None] | None:
+    """The commit of the repository of the current folder, and whether tracked files differ from it."""
     commit = _git_output("rev-parse", "--verify", "HEAD")
     if commit is None:
         return None

@@ -1,18 +1,19 @@
-"""One run directory, one run at a time: a lease that a dead holder does not keep.
+"""A lease on the run directory: one process at a time runs a run, and the lease of a dead holder can be taken over.
 
-    RUN/lease/00000007.json        the holder: host, process, since when; its modification time is the last renewal
-    RUN/lease/00000007.released    there once the holder has given it back
+    RUN/lease/00000007.json        the holder: host, process, start; its modification time is the last renewal
+    RUN/lease/00000007.released    exists after the holder has released the lease
 
-Generations only go up: whoever takes a lease makes the next number, under a name that a hard link gives to exactly one
-(on NFS too, where file locks may not be there or may not be kept). The highest number holds; a holder that finds a
-higher one has lost its lease. So a race for a dead holder's lease has one winner, and nobody deletes what is another's.
+Generation numbers only grow. A process takes the lease by creating the next generation with a hard link, which
+succeeds for exactly one process (on NFS too, where file locks may be missing or lost). The highest generation holds the
+lease; a holder that finds a higher one has lost it. So a race for the lease of a dead holder has one winner, and no
+process deletes a file of another holder.
 
-A holder on this machine is asked for: it is dead when its process is gone. One elsewhere is dead when it has not
-renewed for `expires_s`, watched here, on this machine's clock: clocks that differ do not matter. A file system that
-does not answer is no dead holder.
+A holder on this machine is dead if its process does not exist. A holder elsewhere is dead if it has not renewed the
+lease for `expires_s`, measured with this machine's clock only, so clocks may differ. A file system that does not answer
+proves nothing.
 
-A holder that lives is refused to be followed, but by its own successor: a place that starts one submission again may do
-so before what it has ended is done with saving. Both then have the same submission, and the later one waits.
+A lease with a live holder is refused, with one exception: a scheduler may start a submission again before the previous
+process has finished saving. Both processes then have the same submission, and the later one waits.
 """
 
 from __future__ import annotations
@@ -30,66 +31,58 @@ from pathlib import Path
 from types import TracebackType
 
 from launcher.errors import LauncherError
-from launcher.exit_codes import ExitCode
 from launcher.run.holder import Holder
-from resnet_dist.checkpoint.disk import storage_errors, sync_folder, write_synced
+from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
 
 log = logging.getLogger(__name__)
 
-EXPIRES_S = 60.0  # assumption: longer than the pauses of a shared file system and of a busy host, short to wait for
+EXPIRES_S = 60.0  # assumption: longer than the pauses of a shared file system and of a busy host
 RENEW_EVERY_S = 5.0
-PREDECESSOR_S = 600.0  # assumption: longer than the grace period of a pod that saves (notice_s and 45 s)
+PREDECESSOR_S = 600.0  # assumption: longer than the grace period of a pod that saves (notice_s + 45 s)
 _RELEASED = ".released"
 _GENERATION = re.compile(r"([0-9]{8,})\.json")
 
 
 class LeaseHeld(LauncherError):  # noqa: N818 - reads as what happened
-    """Another process is at work in this run directory."""
-
-    exit_code = ExitCode.UNAVAILABLE
+    """Another process runs this run."""
 
     def __init__(self, run: str, holder: Holder) -> None:
         stop = f"kill -TERM {holder.pid} on {holder.host}"
         super().__init__(
-            f"{run}: in use by process {holder.pid} on {holder.host}, since {holder.since}. "
-            f"Wait for its end, stop it ({stop}), or give this run another name"
+            f"{run}: in use by process {holder.pid} on {holder.host} since {holder.since}. "
+            f"Wait until it ends, stop it ({stop}), or give this run another name"
         )
         self.run, self.holder = run, holder
 
 
 class LeaseLost(LauncherError):  # noqa: N818 - reads as what happened
-    """Another process has taken this run over: this one was silent for too long."""
-
-    exit_code = ExitCode.UNAVAILABLE
+    """Another process has taken this run over because this one did not renew its lease."""
 
     def __init__(self, run: str, holder: Holder | None) -> None:
         who = "another process" if holder is None else f"process {holder.pid} on {holder.host} ({holder.since})"
-        super().__init__(f"{run}: taken over by {who} while this one was suspended or cut off; it goes on there")
+        super().__init__(f"{run}: taken over by {who} while this process was suspended or unreachable")
         self.run, self.holder = run, holder
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a lease's holder gives to its other processes, so that they can ask whether it still holds."""
+    """Lets the other processes of a run check that its lease is still held."""
 
     folder: Path
     generation: int
 
     def check(self) -> None:
-        """Raise LeaseLost if another process has taken over by now: before something is written that must not be.
-
-        Raises StorageError where that cannot be seen.
-        """
+        """Raise LeaseLost if another process has taken over, StorageError if that cannot be determined."""
         with storage_errors(self.folder):
             newest = _newest(self.folder)
-        if newest is None or newest > self.generation:  # less is an old listing of a shared folder
+        if newest is None or newest > self.generation:  # a lower one is an outdated listing of a shared folder
             raise LeaseLost(str(self.folder.parent), holder(self.folder))
 
 
 class Lease:
-    """A lease that is held: renewed by a thread until it is released. Made by `acquire`.
+    """A held lease, renewed by a thread until it is released. Created by `acquire`.
 
-    The thread calls `on_lost` once, should it find that another process has taken over.
+    The thread calls `on_lost` once if another process has taken over.
     """
 
     def __init__(self, folder: Path, generation: int, renew_every_s: float, on_lost: Callable[[], None]) -> None:
@@ -103,16 +96,16 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another process was found to have taken over, at the last renewal or `check`."""
+        """Whether the last renewal or `check` found that another process has taken over."""
         return self._lost.is_set()
 
     @property
     def claim(self) -> Claim:
-        """For this run's other processes."""
+        """For the other processes of this run."""
         return Claim(self.folder, self.generation)
 
     def check(self) -> None:
-        """As `Claim.check`; what was found lost stays lost."""
+        """Like `Claim.check`; a lost lease stays lost."""
         try:
             self.claim.check()
         except LeaseLost:
@@ -122,15 +115,15 @@ class Lease:
             raise LeaseLost(str(self.folder.parent), holder(self.folder))
 
     def release(self) -> None:
-        """Give the lease back: whoever comes next need not wait. For a second time, or once lost: nothing."""
+        """Release the lease, so that the next process need not wait. No effect if it was released or lost before."""
         if os.getpid() != self._pid:
-            return  # a fork, which has this object but not the lease
+            return  # a fork: it has this object but not the lease
         self._ended.set()
         self._thread.join()
         if not self.lost:
             with storage_errors(self.folder):
                 _released(self.folder, self.generation).touch()
-                sync_folder(self.folder)
+                sync(self.folder)
 
     def __enter__(self) -> Lease:
         return self
@@ -153,9 +146,9 @@ class Lease:
                 log.error("%s: the lease was taken over by another process", self.folder)
                 self._on_lost()
                 return
-            except OSError as error:  # for a while, perhaps: a lease that cannot be read is not lost
+            except OSError as error:  # may be temporary: a lease that cannot be read is not lost
                 if reachable:
-                    log.warning("%s: the lease cannot be renewed at the moment: %s", self.folder, error.strerror)
+                    log.warning("%s: cannot renew the lease, trying again: %s", self.folder, error.strerror)
                 reachable = False
 
 
@@ -168,11 +161,11 @@ def acquire(
     submission: str = "",
     predecessor_s: float = PREDECESSOR_S,
 ) -> Lease:
-    """Take the lease that is kept in `folder` (RUN/lease), made if need be.
+    """Take the lease in `folder` (RUN/lease), which is created if needed.
 
-    Returns at once where nobody holds it, or a process of this machine that is gone. For a holder elsewhere it takes
-    up to `expires_s` to see whether it is alive. One that lives is waited for, for up to `predecessor_s`, where it
-    works for the same `submission`. Raises LeaseHeld (with who, where, since when) and StorageError.
+    Returns at once if nobody holds the lease or its holder, on this machine, is dead. It takes up to `expires_s` to see
+    whether a holder elsewhere is alive. A live holder of the same `submission` is waited for up to `predecessor_s`.
+    Raises LeaseHeld, which names the holder, and StorageError.
     """
     me = Holder.this_process(submission)
     proposal = folder / f".{me.uuid}.tmp"
@@ -193,7 +186,7 @@ def acquire(
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who holds the lease kept in `folder`, dead or alive; None where nobody does. Raises StorageError."""
+    """The holder of the lease in `folder`, dead or alive; None without one. Raises StorageError."""
     with storage_errors(folder):
         generation = _newest(folder)
         if generation is None or _released(folder, generation).exists():
@@ -202,28 +195,28 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _claim(folder: Path, generation: int, proposal: Path, me: Holder) -> bool:
-    """Make the next generation this process's own; False where another came first."""
-    if not proposal.exists():  # swept away by whoever took a lease just now, or not made yet
+    """Create the next generation for this process; False if another process was first."""
+    if not proposal.exists():  # removed by a process that has just taken the lease, or not written yet
         write_synced(proposal, (json.dumps(asdict(me), indent=2) + "\n").encode())
     try:
         os.link(proposal, _file(folder, generation))
     except FileNotFoundError:
         return False
     except FileExistsError:
-        # Over NFS a link may have been made and its answer lost; the retry then finds the name taken, by ourselves.
+        # On NFS, the link may exist although its answer was lost: the retry finds our own file.
         found = _read(_file(folder, generation))
         if found is None or found.uuid != me.uuid:
             return False
-    sync_folder(folder)
+    sync(folder)
     if _newest(folder) == generation:
         return True
-    # Late: this number was free again because its holder had come, gone, and been followed by a higher one.
+    # Too late: the number was free because its holder had ended and a higher generation had removed its file.
     _file(folder, generation).unlink(missing_ok=True)
     return False
 
 
 def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder, predecessor_s: float) -> None:
-    """Return when the lease was given back or its holder is dead, or when the lease has changed; else LeaseHeld."""
+    """Return when the lease was released, its holder is dead, or the lease has changed hands; else raise LeaseHeld."""
     file = _file(folder, generation)
     found = _read(file)
     if found is None or _is_over(folder, generation):
@@ -231,7 +224,7 @@ def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder
     waits_s = predecessor_s if found.precedes(me) else 0.0
     if waits_s:
         who = f"process {found.pid} on {found.host}"
-        log.warning("%s: held by %s, of this very submission; waiting for up to %g s for its end", folder, who, waits_s)
+        log.warning("%s: held by %s of the same submission; waiting up to %g s until it ends", folder, who, waits_s)
     if found.is_here():
         end = time.monotonic() + waits_s
         while found.is_alive():
@@ -240,14 +233,14 @@ def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder
             time.sleep(min(1.0, waits_s / 60))
             if _is_over(folder, generation):
                 return
-        log.info("%s: taken over from process %d, which is gone", folder, found.pid)
+        log.info("%s: taken over from process %d, which does not exist any more", folder, found.pid)
         return
-    log.info("%s: held by %s; watching for up to %g s whether it lives", folder, found.host, expires_s)
+    log.info("%s: held by %s; watching up to %g s for a renewal", folder, found.host, expires_s)
     _watch(folder, generation, found, expires_s, waits_s)
 
 
 def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits_s: float) -> None:
-    """As `_wait_until_free`, for a holder elsewhere: dead when it has not renewed for `expires_s`."""
+    """`_wait_until_free` for a holder elsewhere, which is dead if it does not renew for `expires_s`."""
     file, poll_s = _file(folder, generation), min(1.0, expires_s / 60)
     try:
         seen, end = _renewed(file), time.monotonic() + waits_s
@@ -255,7 +248,7 @@ def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits
         while watched_s < expires_s:
             time.sleep(poll_s)
             now = time.monotonic()
-            # Time in which this process did not run itself does not count: the holder may have stood still with it.
+            # Time in which this process was suspended does not count: the holder may have been suspended with it.
             watched_s, last = watched_s + min(now - last, 2 * poll_s), now
             if _is_over(folder, generation):
                 return
@@ -269,18 +262,18 @@ def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits
 
 
 def _is_over(folder: Path, generation: int) -> bool:
-    """Whether this generation was given back, or is followed by another one."""
+    """Whether this generation was released, or a later one exists."""
     return _newest(folder) != generation or _released(folder, generation).exists()
 
 
 def _renewed(file: Path) -> int:
-    # Opened, not only asked for: NFS clients fetch a file's times anew when it is opened.
+    # Opened, not only stat-ed: NFS clients refresh a file's times when it is opened.
     with file.open("rb") as opened:
         return os.fstat(opened.fileno()).st_mtime_ns
 
 
 def _tidy(folder: Path, generation: int) -> None:
-    """Remove what earlier generations, and proposals that lost, have left. Never a generation from this one on."""
+    """Remove the files of earlier generations and of unsuccessful proposals; never this or a later generation."""
     for path in folder.iterdir():
         number = path.name.partition(".")[0]
         if path.suffix == ".tmp" or (number.isdigit() and int(number) < generation):
@@ -302,11 +295,11 @@ def _released(folder: Path, generation: int) -> Path:
 
 
 def _read(file: Path) -> Holder | None:
-    """None where the file has gone."""
+    """The holder in a lease file; None if the file does not exist any more."""
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise OSError(None, f"is not a lease ({error}); remove it once no run uses it", str(file)) from error
+        raise OSError(None, f"is not a lease ({error}); remove it when no process uses this run", str(file)) from error
     return Holder(**{field.name: content[field.name] for field in fields(Holder) if field.name in content})

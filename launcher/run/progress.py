@@ -1,4 +1,4 @@
-"""What an attempt has left behind, in numbers: where it got to, what is lost of it, and what is said of that."""
+"""How far an attempt got, what a failure lost, and what the next attempt takes over."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
-from launcher.run.heartbeats import Beat
+from launcher.run.heartbeats import Heartbeat
 from resnet_dist.checkpoint import format
 from resnet_dist.errors import CheckpointError
 from resnet_dist.telemetry import json_lines
+from resnet_dist.telemetry.metrics_file import read_metrics
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What a failed attempt did for nothing."""
+class LostWork:
+    """What a failed attempt loses. All steps are completed steps."""
 
-    first_step: int  # of the checkpoint that it went on from; all in completed steps
-    last_step: int  # that any worker has completed
-    saved_step: int  # of the newest checkpoint that can be trusted: where the next attempt goes on
-    seconds: float  # since that checkpoint, or since the attempt began
+    first_step: int  # of the checkpoint that the attempt started from
+    last_step: int  # completed by any worker
+    saved_step: int  # of the newest valid checkpoint: the next attempt starts from it
+    seconds: float  # since that checkpoint, or since the start of the attempt
 
     @property
     def steps(self) -> int:
-        """Steps that must be done again."""
+        """Steps to repeat."""
         return max(self.last_step - self.saved_step, 0)
 
-    def facts(self, beats: Sequence[Beat]) -> dict[str, Any]:
-        """As attempts.jsonl has it."""
+    def facts(self, beats: Sequence[Heartbeat]) -> dict[str, object]:
+        """As recorded in attempts.jsonl."""
         return {
             "checkpoint_step": self.saved_step,
             "steps_redone": self.steps,
@@ -40,42 +40,47 @@ class Loss:
         }
 
 
-def micro_batches_before(run: RunDirectory) -> int | None:
-    """The number of micro-batches that the newest attempt had, where it was found out; None where it was not."""
+def recorded_num_micro_batches(run: RunDirectory) -> int | None:
+    """The number of micro-batches of the newest attempt that recorded one."""
     numbers = [attempt.facts.get("num_micro_batches") for attempt in run.attempts()]
     return next((int(number) for number in reversed(numbers) if number is not None), None)
 
 
-def newest_step(run: RunDirectory) -> int:
-    """Completed steps of the newest checkpoint, by its name alone, which is cheap; 0 where there is none."""
+def checkpoint_folders(run: RunDirectory) -> list[Path]:
+    """The folders of all checkpoints, newest first, by name only; an empty list if they cannot be listed."""
     try:
-        path = next(iter(format.step_folders(run.checkpoints)), None)
+        return format.step_folders(run.checkpoints)
     except OSError:
-        return 0
-    return 0 if path is None else format.step_of(path.name) or 0
+        return []
 
 
-def trusted_step(run: RunDirectory) -> int:
-    """Completed steps of the newest checkpoint whose files have their hashes; 0 where there is none."""
-    path = _trusted(run)
-    return 0 if path is None else format.step_of(path.name) or 0
+def newest_step(run: RunDirectory) -> int:
+    """Completed steps of the newest checkpoint, by name only (cheap); 0 without a checkpoint."""
+    return _step_of(next(iter(checkpoint_folders(run)), None))
 
 
-def loss_of(run: RunDirectory, first_step: int, began: float, beats: Sequence[Beat]) -> Loss:
-    """What is lost of an attempt that failed just now. `began` is its start, in seconds of `time.time`."""
-    newest, ended = _trusted(run), time.time()
+def newest_valid_step(run: RunDirectory) -> int:
+    """Completed steps of the newest checkpoint whose files match their hashes; 0 without one."""
+    return _step_of(_newest_valid(run))
+
+
+def lost_work(run: RunDirectory, first_step: int, began: float, beats: Sequence[Heartbeat]) -> LostWork:
+    """What an attempt loses that has just failed. `began` is its start, in seconds of `time.time`."""
+    newest, ended = _newest_valid(run), time.time()
     saved_step, since = first_step, began
     if newest is not None:
-        saved_step = format.step_of(newest.name) or 0
-        since = max(began, newest.stat().st_mtime)
-    # A running step is not completed; outside of steps the number is that of completed ones.
-    done = [beat.step - (1 if beat.phase == "step" else 0) for beat in beats]
-    last_step = max([first_step, saved_step, last_recorded(run.metrics, began), *done])
-    return Loss(first_step, last_step, saved_step, max(ended - since, 0.0))
+        saved_step, since = _step_of(newest), max(began, newest.stat().st_mtime)
+    last_step = max(first_step, saved_step, last_recorded(run.metrics, began), *map(completed_steps, beats))
+    return LostWork(first_step, last_step, saved_step, max(ended - since, 0.0))
+
+
+def completed_steps(beat: Heartbeat) -> int:
+    """The steps that a worker has completed: inside of a step, its heartbeat has the number of the running step."""
+    return beat.step - (beat.phase == "step")
 
 
 def last_recorded(metrics: Path, since: float) -> int:
-    """The step of the last record of metrics.jsonl; 0 where nothing was written after `since`."""
+    """The step of the last record of metrics.jsonl; 0 if nothing was written after `since`."""
     try:
         if metrics.stat().st_mtime < since:
             return 0
@@ -85,18 +90,27 @@ def last_recorded(metrics: Path, since: float) -> int:
     return step if type(step) is int else 0
 
 
-def read_beats(run: RunDirectory, attempt: int) -> list[Beat]:
+def images_per_s(run: RunDirectory) -> float:
+    """Images per second over all recorded steps, weighted by their time; 0.0 if no step has both numbers."""
+    records = [record for record in read_metrics(run.metrics) if record["kind"] == "train"]
+    windows = [(record.get("images_per_s"), record.get("step_time_s")) for record in records]
+    measured = [(speed, time_s) for speed, time_s in windows if speed is not None and time_s is not None]
+    seconds = sum(time_s for _, time_s in measured)
+    return sum(speed * time_s for speed, time_s in measured) / seconds if seconds else 0.0
+
+
+def read_beats(run: RunDirectory, attempt: int) -> list[Heartbeat]:
     """All heartbeats of an attempt, by rank."""
-    return [beat for _, beat in sorted(heartbeats.read(run.logs(attempt)).items())]
+    return list(heartbeats.read(run.logs(attempt)).values())
 
 
-def _trusted(run: RunDirectory) -> Path | None:
-    """The checkpoint that `resnet_dist.checkpoint.restore.newest` would find, without torch, which that needs."""
-    try:
-        candidates = format.step_folders(run.checkpoints)
-    except OSError:
-        return None
-    for path in candidates:
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else format.step_of(checkpoint.name) or 0
+
+
+def _newest_valid(run: RunDirectory) -> Path | None:
+    """The checkpoint that `resnet_dist.checkpoint.restore.newest` finds, without importing torch."""
+    for path in checkpoint_folders(run):
         try:
             format.verify(path)
             state = format.read_json(path / format.STATE)

@@ -1,6 +1,6 @@
-"""What a run has recorded of its recipe, read as the version that wrote it meant it, and what a config changes of it.
+"""The recipe that a run has recorded, and its differences from a config.
 
-Needs no torch, so that a finished run is compared at once.
+A recipe is read with the defaults of the version that wrote it. No torch is needed, so a finished run is compared fast.
 """
 
 from __future__ import annotations
@@ -10,37 +10,35 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from launcher.config import load as configs
 from launcher.config import yaml_source
+from launcher.config.dotted_keys import flatten
+from launcher.config.old_keys import with_new_names
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
 from launcher.run.directory import RunDirectory
+from launcher.run.progress import checkpoint_folders
 from resnet_dist.checkpoint import format
 from resnet_dist.errors import CheckpointError
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.schema import MEANT_BY_ABSENCE, Recipe
+from resnet_dist.recipe.schema import MEANT_BY_ABSENCE, Recipe, plain
 
-# What a run is: a change would make its later half another experiment.
-FIXED = ("seed", "model", "data", "batch.size", "batch_norm", "optimizer.name", "optimizer.convention", "precision")
-# Where the images lie and how they are read may change, if they are the same images (their fingerprint is compared).
+# A run cannot change these: its later half would be another experiment.
+FIXED = ("seed", "model", "data", "batch.size", "batch_norm", "optimizer.name", "optimizer.lr_in_momentum", "precision")
+# Exceptions: where the images are and how they are read may change. Their fingerprint is compared elsewhere.
 FREE = ("data.root", "data.decoder", "data.prefetch", "data.num_samples", "model.weights")
-# What a config may leave to the run, and the value that does so.
-LEFT_TO_THE_RUN = {"span": "auto", "momentum": None, "epsilon": None}  # keys of batch_norm
+# Keys that a run keeps if the config has the value given here.
+KEPT_BY_THE_RUN = {"span": "auto", "momentum": None, "epsilon": None}  # keys of batch_norm
 
-# The last section of a config.yaml since version 0.1: a file without it is torn.
+# The last section of every config.yaml since version 0.1: a file without it is incomplete.
 _LAST_SECTION = "log"
 
 
-def newest_of(run: RunDirectory) -> tuple[str, dict[str, Any]] | None:
-    """Where the run's recipe is recorded, and the recipe, as it stands: the newest checkpoint, or else config.yaml.
+def newest_recipe(run: RunDirectory) -> tuple[str, dict[str, Any]] | None:
+    """The recorded recipe and the file it comes from: the newest checkpoint, or else config.yaml.
 
-    Hashes are not compared. None where nothing can be read.
+    Hashes are not verified. None if nothing can be read.
     """
-    try:
-        folders = format.step_folders(run.checkpoints)
-    except OSError:
-        folders = []
-    for path in folders:
+    for path in checkpoint_folders(run):
         try:
             format.check_sizes(path)
             state = format.read_json(path / format.STATE)
@@ -59,33 +57,33 @@ def newest_of(run: RunDirectory) -> tuple[str, dict[str, Any]] | None:
     return name, {key: value for key, value in data.items() if key not in others}
 
 
-def going_on(config: RunConfig, recipe: Mapping[str, Any]) -> RunConfig:
-    """The config with what it leaves to the run, of the recorded `recipe`."""
-    before = _meant(recipe)
-    left = [name for name, value in LEFT_TO_THE_RUN.items() if getattr(config.batch_norm, name) == value]
-    kept = {name: before[f"batch_norm.{name}"] for name in left}
+def with_kept_values(config: RunConfig, recipe: Mapping[str, Any]) -> RunConfig:
+    """The config with the values that the run keeps, from the recorded `recipe`."""
+    before = _with_defaults(recipe)
+    names = [name for name, value in KEPT_BY_THE_RUN.items() if getattr(config.batch_norm, name) == value]
+    kept = {name: before[f"batch_norm.{name}"] for name in names}
     return dataclasses.replace(config, batch_norm=dataclasses.replace(config.batch_norm, **kept))
 
 
 def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[str]:
-    """What `config` changes of the recorded `recipe`, a line each. Raises ConfigError for what a run cannot change.
+    """The differences of `config` from the recorded `recipe`, one line each. Raises ConfigError for fixed keys.
 
-    `place` is where the recipe is recorded. A key that only the recipe has cannot be carried out here: it is refused
-    where it may belong to what the run is, and noted elsewhere.
+    `place` is the file of the recipe. Keys that this version does not know raise ConfigError in sections that a run
+    cannot change, and are ignored with a line elsewhere.
     """
-    before, after = _meant(recipe), dict(_flat(configs.plain(config.recipe())))
+    before, after = _with_defaults(recipe), flatten(plain(config.recipe()))
     known = [key for key, _ in _keys(Recipe)]
     noted: list[str] = []
     refused: list[Problem] = []
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if not _is_among(key, known):
-            found = f"the run has {old!r}; this version has no such key: a newer version wrote it, or it was removed"
+            found = f"the run has {old!r}; this version has no such key: it was added or removed by another version"
             allowed = "the version that wrote the run, or another name"
-            line = f"  not known to this version: {key}, which the run has as {old!r}; the run goes on without it"
+            line = f"  ignored: {key} = {old!r} in the recorded run, which this version does not have"
         elif old != new:
             found, allowed = f"the run has {old!r}, the config {new!r}", "the run's value, or another name"
-            line = f"  changed since: {key} was {old!r}, is {new!r}"
+            line = f"  changed: {key} was {old!r}, is {new!r}"
         else:
             continue
         if _is_among(key, FIXED) and not _is_among(key, FREE):
@@ -98,42 +96,33 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
 
 
 def refuse_changes(config: RunConfig, run: RunDirectory) -> None:
-    """Raise ConfigError where `config` changes what the run cannot change. Nothing is compared with what is lost."""
-    found = newest_of(run)
+    """Raise ConfigError if `config` changes a fixed key. Nothing is compared if the recorded recipe cannot be read."""
+    found = newest_recipe(run)
     if found is not None:
         place, recipe = found
-        changes(place, recipe, going_on(config, recipe))
+        changes(place, recipe, with_kept_values(config, recipe))
 
 
-def _meant(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded values by dotted key, and what the keys that are not recorded meant to the version that wrote it."""
-    recorded = dict(_flat(recipe))
+def _with_defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded values by dotted key, and the defaults that missing keys had in the version that wrote them."""
+    recorded = flatten(with_new_names(recipe))
     absent = {key: MEANT_BY_ABSENCE.get(key, default) for key, default in _keys(Recipe) if key not in recorded}
     return recorded | {key: value for key, value in absent.items() if value is not dataclasses.MISSING and value != {}}
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys that this version knows, with their defaults as a file has them; MISSING without one."""
+    """All dotted keys of a dataclass with their defaults as written in a file; MISSING for required keys."""
     hints = typing.get_type_hints(kind)
     for part in dataclasses.fields(kind):
         key = f"{prefix}{part.name}"
         if dataclasses.is_dataclass(hints[part.name]) and hints[part.name] is not Duration:
             yield from _keys(hints[part.name], f"{key}.")
         elif part.default_factory is not dataclasses.MISSING:
-            yield key, configs.plain(part.default_factory())
+            yield key, plain(part.default_factory())
         else:
-            yield key, configs.plain(part.default)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a section without a key has none, be it there or not."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+            yield key, plain(part.default)
 
 
 def _is_among(key: str, keys: Iterable[str]) -> bool:
-    """Whether `key` is one of `keys` or lies in a section among them."""
+    """Whether `key` is one of `keys` or is inside a section among them."""
     return any(key == one or key.startswith(f"{one}.") for one in keys)

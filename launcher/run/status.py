@@ -1,16 +1,16 @@
-"""How a run is doing, in one of eight words that are the same on every place.
+"""The state of a run, one of eight, with the same meaning everywhere:
 
-    pending    a place has its job, and has not started it; `reason` says why
+    pending    its job waits in a scheduler; `reason` says why
     starting   an attempt is being set up: processes, process group, data, checkpoint
-    running    steps are made
+    running    training or evaluating
     saving     a checkpoint is being written, and the workers wait for it
-    stopped    it ended with a checkpoint on request; started again, it goes on
-    finished   it reached its end
-    failed     it ended for good, or was ended without a word; exit code and cause
-    unknown    nobody who knows can be asked: unreachable is not failed
+    stopped    it stopped on request, with a checkpoint: the same command continues it
+    finished   all steps are done
+    failed     it failed for good, or was killed; exit code and cause
+    unknown    neither the run directory nor the scheduler can tell: a scheduler that is unreachable is not a failure
 
-The truth is the run directory. What a place says adds the reason of a job that waits, and tells a run whose processes
-are gone from one that is silent.
+The run directory decides. A scheduler adds why a job waits, and distinguishes a run whose processes are gone from one
+that cannot be reached.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from launcher.config import load as configs
 from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.run import lease, progress, submissions
-from launcher.run.directory import Attempt, Fatal, RunDirectory
-from launcher.run.heartbeats import Beat
+from launcher.run.directory import Attempt, Facts, Fatal, RunDirectory
+from launcher.run.heartbeats import Heartbeat
 from launcher.run.holder import Holder
 from launcher.run.submissions import JobStatus, Submission
 from resnet_dist.errors import StorageError
 from resnet_dist.telemetry import json_lines
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "finished", "failed", "unknown"]
+Classified = tuple[State, str, int | None]  # state, reason or cause, exit code
 LIVE: tuple[State, ...] = ("pending", "starting", "running", "saving")
 
-PATIENCE_S = 2 * lease.RENEW_EVERY_S  # for a lease that looks stale to be renewed after all: clocks may differ
-_LINES = 200  # of the end of metrics.jsonl, in which the newest train record is
+STALE_LEASE_WAIT_S = 2 * lease.RENEW_EVERY_S  # for a renewal of a lease that looks stale: clocks may differ
+_LINES = 200  # at the end of metrics.jsonl, searched for the newest train record
 _STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
 
 
 @dataclass(frozen=True)
-class Held:
-    """The lease of a run. `silent_s` is for how long it has not been renewed, by this machine's clock."""
+class LeaseState:
+    """Who holds the lease of a run. `silent_s` is the time since its last renewal, by this machine's clock."""
 
     holder: Holder | None
     alive: bool
@@ -50,22 +51,26 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What there is to judge a run by, at one moment."""
+class Evidence:
+    """What is known of a run at one moment."""
 
-    finished: Mapping[str, Any] | None = None
+    finished: Facts | None = None
     fatal: Fatal | None = None
     attempt: Attempt | None = None  # the newest
-    beats: Sequence[Beat] = ()
-    held: Held = Held(None, False)
+    beats: Sequence[Heartbeat] = ()
+    lease: LeaseState = LeaseState(None, False)
     submission: Submission | None = None
-    word: JobStatus | None = None  # of the submission's place; None where nobody was asked
-    incident: Path | None = None  # of the newest attempt
+    job: JobStatus | None = None  # of the submission; None if no scheduler was asked
+    incident: Path | None = None  # summary of the newest attempt's failure
+
+    def job_is(self, state: str) -> bool:
+        """Whether a scheduler reports this state of the job."""
+        return self.job is not None and self.job.state == state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
-    """How a run is doing, as `status` shows it. What is not known is None, and what is not finite."""
+class RunStatus:
+    """The status of a run. Numbers that are unknown or not finite are None; `not_finite` names the latter."""
 
     run: str
     state: State
@@ -75,15 +80,15 @@ class Status:
     loss: float | None = None
     images_per_s: float | None = None
     top1: float | None = None
-    last_beat_s: float | None = None  # ago
+    last_beat_s: float | None = None  # seconds since the newest heartbeat
     attempt: int | None = None
     workers: int | None = None
     exit_code: int | None = None
     job: str | None = None  # the newest submission: "slurm job 4711"
-    not_finite: Sequence[str] = ()  # those of loss, images_per_s and top1 that are recorded as not finite
+    not_finite: Sequence[str] = ()  # of loss, images_per_s and top1
 
     def text(self, name: str, form: str) -> str:
-        """The number called `name` for a person: "not finite" where it is recorded so, empty where it is not known."""
+        """The number `name` for a person: formatted, "not finite", or empty if it is unknown."""
         value = getattr(self, name)
         return "not finite" if name in self.not_finite else "" if value is None else format(value, form)
 
@@ -92,147 +97,142 @@ class Status:
         return asdict(self)
 
 
-def judge(seen: Seen) -> tuple[State, str, int | None]:
-    """The state, its reason or cause, and the exit code where there is one."""
-    word, attempt = seen.word, seen.attempt
-    if word is not None and word.state == "pending" and not seen.held.alive:
-        return "pending", word.reason, None
-    if seen.finished is not None:
+def classify(evidence: Evidence) -> Classified:
+    """The state, its reason or cause, and the exit code if there is one."""
+    job, attempt, fatal = evidence.job, evidence.attempt, evidence.fatal
+    if job is not None and job.state == "pending" and not evidence.lease.alive:
+        return "pending", job.reason, None
+    if evidence.finished is not None:
         return "finished", "", int(ExitCode.OK)
-    if seen.fatal is not None and not seen.held.alive:
-        return "failed", _cause(seen.fatal.message, seen), seen.fatal.exit_code
+    if fatal is not None and not evidence.lease.alive:
+        return "failed", _cause(fatal.message, evidence), fatal.exit_code
     if attempt is None:
-        return _not_begun(seen)
+        return _without_attempt(evidence)
     if attempt.ended is not None:
-        return _ended(attempt, seen)
-    if seen.held.alive:
-        return _at_work(seen)
-    return _without_an_end(seen)
+        return _after_attempt(attempt, evidence)
+    return _in_attempt(evidence.beats) if evidence.lease.alive else _silent(attempt, evidence)
 
 
-def _not_begun(seen: Seen) -> tuple[State, str, int | None]:
-    word = seen.word
-    if seen.held.alive:
+def _without_attempt(evidence: Evidence) -> Classified:
+    job = evidence.job
+    if evidence.lease.alive:
         return "starting", "the first attempt is being set up", None
-    if word is None:
-        return "unknown", "nothing has begun here, and nothing was submitted", None
-    if word.state == "running":
-        return "starting", f"{seen.submission} has begun", None
-    if word.state == "unreachable":
-        return "unknown", word.reason, None
-    if word.exit_code is not None:
-        return _by_exit_code(word.exit_code, word.reason)
-    return "failed", f"{seen.submission} ended before its first attempt began: {word.reason}", None
+    if job is None:
+        return "unknown", "no attempt has begun, and no job was submitted", None
+    if job.state == "running":
+        return "starting", f"{evidence.submission} has begun", None
+    if job.state == "unreachable":
+        return "unknown", job.reason, None
+    if job.exit_code is not None:
+        return _by_exit_code(job.exit_code, job.reason)
+    return "failed", f"{evidence.submission} ended before its first attempt began: {job.reason}", None
 
 
-def _ended(attempt: Attempt, seen: Seen) -> tuple[State, str, int | None]:
-    code = attempt.exit_code
-    if seen.held.alive:  # its driver begins another one
-        return "starting", f"after attempt {attempt.number}: {_first_line(attempt.cause)}", None
-    if code == ExitCode.OK:
-        return "finished", "", code
-    if code in _STOPPED:
-        return "stopped", _first_line(attempt.cause), code
-    if seen.word is not None and seen.word.state == "running":
-        return "starting", f"after attempt {attempt.number}: {_first_line(attempt.cause)}", None
-    return "failed", _cause(attempt.cause or "", seen), code
+def _after_attempt(attempt: Attempt, evidence: Evidence) -> Classified:
+    code, cause = attempt.exit_code, _first_line(attempt.cause)
+    if not evidence.lease.alive:
+        if code == ExitCode.OK:
+            return "finished", "", code
+        if code in _STOPPED:
+            return "stopped", cause, code
+        if not evidence.job_is("running"):
+            return "failed", _cause(cause, evidence), code
+    return "starting", f"after attempt {attempt.number}: {cause}", None  # its driver begins another one
 
 
-def _at_work(seen: Seen) -> tuple[State, str, int | None]:
-    phases = [beat.phase for beat in seen.beats if beat.ended is None]
-    if not phases or all(phase == "start" for phase in phases):
+def _in_attempt(beats: Sequence[Heartbeat]) -> Classified:
+    phases = [beat.phase for beat in beats if beat.ended is None]
+    if all(phase == "start" for phase in phases):
         return "starting", "", None
     if "save" in phases:
         return "saving", "", None
     return "running", "evaluating" if all(phase == "evaluate" for phase in phases) else "", None
 
 
-def _without_an_end(seen: Seen) -> tuple[State, str, int | None]:
-    """An attempt that has begun, has no end, and whose process is not seen."""
-    held, word = seen.held, seen.word
-    dead = held.holder is None or held.holder.is_here()  # a lease given back without an end, or a process looked for
-    silent = f"no sign of life for {held.silent_s:,.0f} s"
-    if held.holder is not None:
-        silent = f"{silent} from process {held.holder.pid} on {held.holder.host}"
-    if word is not None and word.state == "running":
-        return "unknown", f"{silent}; {seen.submission} is said to run", None
-    if dead or (word is not None and word.state == "gone"):
-        number = 0 if seen.attempt is None else seen.attempt.number
-        gone = f"; {word.reason}" if word is not None and word.state == "gone" else ""
-        return "failed", f"attempt {number} was ended without a word: killed, or its machine is gone{gone}", None
-    why = f"; {word.reason}" if word is not None else ""
-    return "unknown", f"{silent}{why}", None
+def _silent(attempt: Attempt, evidence: Evidence) -> Classified:
+    """An attempt without an end, whose process does not renew the lease."""
+    holder, job = evidence.lease.holder, evidence.job
+    silent = f"no sign of life for {evidence.lease.silent_s:,.0f} s"
+    if holder is not None:
+        silent = f"{silent} from process {holder.pid} on {holder.host}"
+    if evidence.job_is("running"):
+        return "unknown", f"{silent}; the scheduler reports {evidence.submission} as running", None
+    gone = f"; {job.reason}" if job is not None and job.state == "gone" else ""
+    if gone or holder is None or holder.is_here():  # the lease was released, or the process was looked up
+        return "failed", f"attempt {attempt.number} has no recorded end: killed, or its machine is gone{gone}", None
+    return "unknown", f"{silent}; {job.reason}" if job is not None else silent, None
 
 
-def by_word(word: JobStatus) -> tuple[State, str, int | None]:
-    """The state by what a place says alone, where the run directory cannot be read."""
-    if word.state == "gone":
-        return ("unknown", word.reason, None) if word.exit_code is None else _by_exit_code(word.exit_code, word.reason)
-    states: dict[str, State] = {"pending": "pending", "running": "running", "unreachable": "unknown"}
-    reason = word.reason if word.state != "running" else "its run directory is not on this machine"
-    return states[word.state], reason, None
+def classify_job(job: JobStatus) -> Classified:
+    """The state by a scheduler's report only, for a run directory that cannot be read."""
+    match job.state:
+        case "gone" if job.exit_code is not None:
+            return _by_exit_code(job.exit_code, job.reason)
+        case "pending":
+            return "pending", job.reason, None
+        case "running":
+            return "running", "its run directory is not on this machine", None
+    return "unknown", job.reason, None
 
 
-def _by_exit_code(code: int, reason: str) -> tuple[State, str, int | None]:
+def _by_exit_code(code: int, reason: str) -> Classified:
     if code == ExitCode.OK:
         return "finished", "", code
     return ("stopped" if code in _STOPPED else "failed"), reason, code
 
 
 def exists(run: RunDirectory) -> bool:
-    """Whether there is a run: something was submitted, or has begun. Raises StorageError."""
+    """Whether there is a run: a job was submitted, or an attempt has begun. Raises StorageError."""
     try:
         return any(path.exists() for path in (run.attempts_file, run.submissions, run.config, run.lease))
     except OSError as error:
         raise StorageError(str(run.path), error.strerror or str(error)) from error
 
 
-def lease_of(run: RunDirectory, patience_s: float = PATIENCE_S) -> Held:
-    """Who is at work in a run, and whether that process lives. Raises StorageError.
+def lease_state(run: RunDirectory, stale_lease_wait_s: float = STALE_LEASE_WAIT_S) -> LeaseState:
+    """Who holds the lease of a run, and whether that process is alive. Raises StorageError.
 
-    A holder on another machine lives if it renews its lease. One that looks stale is watched for `patience_s`.
+    A holder on another machine is alive if it renews the lease. A lease that looks stale is watched for
+    `stale_lease_wait_s`.
     """
-    if not run.lease.is_dir():
-        return Held(None, False)
-    holder = lease.holder(run.lease)
+    holder = lease.holder(run.lease) if run.lease.is_dir() else None
     if holder is None:
-        return Held(None, False)
+        return LeaseState(None, False)
     renewed = _renewed(run)
     silent_s = max(time.time() - renewed, 0.0)
     if holder.is_here():
-        return Held(holder, holder.is_alive(), silent_s)
-    end = time.monotonic() + patience_s
+        return LeaseState(holder, holder.is_alive(), silent_s)
+    end = time.monotonic() + stale_lease_wait_s
     while silent_s > lease.EXPIRES_S and time.monotonic() < end:
-        time.sleep(min(0.5, patience_s))
+        time.sleep(min(0.5, stale_lease_wait_s))
         if _renewed(run) != renewed:
-            return Held(holder, True)
-    return Held(holder, silent_s <= lease.EXPIRES_S, silent_s)
+            return LeaseState(holder, True)
+    return LeaseState(holder, silent_s <= lease.EXPIRES_S, silent_s)
 
 
-def look(run: RunDirectory, word: JobStatus | None, patience_s: float = PATIENCE_S) -> Status:
-    """How the run in a directory is doing; `word` is what its place says. Raises StorageError, UsageError."""
+def read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: float = STALE_LEASE_WAIT_S) -> RunStatus:
+    """The status of the run in a directory; `job` is the scheduler's report. Raises StorageError, UsageError."""
     if not exists(run):
         raise UsageError(f"{run.path}: there is no run here. Allowed: a run directory, <storage>/<name>, or a config")
-    found = run.attempts()
-    attempt = found[-1] if found else None
-    beats = progress.read_beats(run, attempt.number) if attempt is not None else []
+    attempt = next(reversed(run.attempts()), None)
     submission = submissions.newest(run)
-    folder = None if attempt is None else run.incident(attempt.number)
-    seen = Seen(
+    beats = [] if attempt is None else progress.read_beats(run, attempt.number)
+    incident = None if attempt is None else run.incident_summary(attempt.number)
+    evidence = Evidence(
         finished=run.summary(),
         fatal=run.fatal(),
         attempt=attempt,
         beats=beats,
-        held=lease_of(run, patience_s),
+        lease=lease_state(run, stale_lease_wait_s),
         submission=submission,
-        word=word,
-        incident=folder if folder is not None and folder.is_dir() else None,
+        job=job,
+        incident=incident if incident is not None and incident.parent.is_dir() else None,
     )
-    state, reason, code = judge(seen)
+    state, reason, code = classify(evidence)
     record = newest_record(run)
-    summary = seen.finished or {}
+    summary = evidence.finished or {}
     sources = {"loss": record, "images_per_s": record, "top1": summary}
-    return Status(
+    return RunStatus(
         run=str(run.path),
         state=state,
         reason=reason,
@@ -249,7 +249,7 @@ def look(run: RunDirectory, word: JobStatus | None, patience_s: float = PATIENCE
 
 
 def newest_record(run: RunDirectory) -> dict[str, Any]:
-    """The newest train record of the newest attempt; empty where there is none."""
+    """The newest train record of the newest attempt; empty without one."""
     for record in json_lines.read_tail(run.metrics, _LINES)[::-1]:
         if record.get("event") == "started":
             return {}
@@ -259,12 +259,12 @@ def newest_record(run: RunDirectory) -> dict[str, Any]:
 
 
 def total_steps(run: RunDirectory, record: Mapping[str, Any]) -> int | None:
-    """Steps of the whole run; None where nothing says how many images there are, or the config is another version's.
+    """The number of steps of the whole run; None if the number of images is unknown, or the config cannot be read.
 
-    A train record tells the number of images by its step and epoch.
+    The number of images is in the config, or follows from the step and epoch of a train record.
     """
     try:
-        config = configs.load(run.config)
+        config = configs.load(run.config, recorded=True)
     except (ConfigError, UsageError):
         return None
     num_samples = config.data.num_samples
@@ -275,13 +275,15 @@ def total_steps(run: RunDirectory, record: Mapping[str, Any]) -> int | None:
     return config.duration.steps(batch_size=config.batch.size, num_samples=num_samples or 0)
 
 
-def _step(run: RunDirectory, attempt: Attempt | None, beats: Sequence[Beat], record: Mapping[str, Any]) -> int | None:
-    """Completed steps. What an earlier attempt did beyond its last checkpoint does not count: it is done again."""
+def _step(
+    run: RunDirectory, attempt: Attempt | None, beats: Sequence[Heartbeat], record: Mapping[str, Any]
+) -> int | None:
+    """Completed steps. Steps of an earlier attempt after its last checkpoint do not count: they are repeated."""
     if attempt is None:
         return None
     if attempt.last_step is not None:
         return attempt.last_step
-    done = [beat.step - (beat.phase == "step") for beat in beats if beat.phase != "start"]
+    done = [progress.completed_steps(beat) for beat in beats if beat.phase != "start"]
     return max([int(record.get("step", 0)), progress.newest_step(run), *done])
 
 
@@ -299,9 +301,8 @@ def _renewed(run: RunDirectory) -> float:
     return max((path.stat().st_mtime for path in run.lease.glob("*.json")), default=0.0)
 
 
-def _cause(cause: str, seen: Seen) -> str:
-    where = f" ({seen.incident / 'summary.txt'})" if seen.incident is not None else ""
-    return f"{_first_line(cause)}{where}"
+def _cause(cause: str, evidence: Evidence) -> str:
+    return _first_line(cause) + (f" ({evidence.incident})" if evidence.incident is not None else "")
 
 
 def _first_line(text: str | None) -> str:

@@ -1,1 +1,1 @@
-"""What runs inside a training process beside the data plane."""
+"""The launcher's part of a training process: checks before training, supervision, watchdog."""

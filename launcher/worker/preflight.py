@@ -1,38 +1,36 @@
-"""What every attempt begins with, in bounded time: a look at its hosts, its GPUs, and an all-reduce of its workers."""
+"""Checks at the start of every attempt, in bounded time: hosts, GPUs, and an all-reduce over all workers."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
 
 import torch
 
 from launcher.checks.accelerator import gpu_finding
 from launcher.checks.arithmetic import examine_gpu
-from launcher.checks.finding import Check, Finding, failed, number, passed, require, run_checks
+from launcher.checks.attempt_check import Member, Timeouts, all_reduce_errors, check_workers, group_store
+from launcher.checks.finding import Check, Finding, graded, require, run_checks
 from launcher.checks.network import own_address
 from launcher.checks.suite import preflight
-from launcher.checks.together import Limits, Member, check_together, group_store, reduce_in_group
 from launcher.config.schema import RunConfig
 from launcher.errors import DeviceFault
-
-if TYPE_CHECKING:
-    from launcher.worker.assignment import Assignment
+from launcher.formatting import count
+from launcher.worker.assignment import Assignment
 
 log = logging.getLogger(__name__)
 
-HOST_S = 30.0  # assumption: a storage that takes longer to be written and read will not do for checkpoints
-DEVICE_S = 60.0  # assumption: a CUDA context on a busy host takes some of it, the test a fraction of a second
-DEVICE_BYTES = 2**30  # of a GPU's memory, a sample: written and read three times, in milliseconds
+HOST_S = 30.0  # assumption: a storage that needs longer for a small file is too slow for checkpoints
+DEVICE_S = 60.0  # assumption: enough for a CUDA context on a busy host; the test takes a fraction of a second
+DEVICE_BYTES = 2**30  # the part of a GPU's memory that is tested: written and read three times, in milliseconds
 
 
 def check_attempt(config: RunConfig, assignment: Assignment, device: torch.device) -> None:
-    """Check this worker's host, if it is the first one there, its GPU, and all workers together.
+    """Check the host (on its first worker), this worker's GPU, and an all-reduce over all workers.
 
-    Raises ClusterUnavailable where the host is not fit, DeviceFault for a GPU, HostFault for the host because of which
-    an all-reduce fails, CollectiveFault where no single one is to blame.
+    Raises ClusterUnavailable for a host that cannot train, DeviceFault for a GPU, HostFault for a host that makes the
+    all-reduce fail, CollectiveFault if no single host does.
     """
     host = socket.gethostname()
     if assignment.local_rank == 0:
@@ -41,7 +39,7 @@ def check_attempt(config: RunConfig, assignment: Assignment, device: torch.devic
         check_device(device, assignment, host)
     if assignment.world_size == 1:
         return
-    limits, rank, world_size = Limits(), assignment.rank, assignment.world_size
+    timeouts, rank, world_size = Timeouts(), assignment.rank, assignment.world_size
     me = Member(
         rank=rank,
         local_rank=assignment.local_rank,
@@ -50,23 +48,23 @@ def check_attempt(config: RunConfig, assignment: Assignment, device: torch.devic
         node_id=assignment.node_id,
         gpus=min(torch.cuda.device_count(), assignment.local_world_size) if device.type == "cuda" else 0,
     )
-    check_together(
-        group_store(assignment.attempt),
+    check_workers(
+        group_store(assignment.attempt.number),
         me,
         world_size,
-        lambda: reduce_in_group(rank, world_size, device, limits.reduce_s),
-        limits,
+        lambda: all_reduce_errors(rank, world_size, device, timeouts.reduce_s),
+        timeouts,
     )
 
 
 def check_host(config: RunConfig) -> None:
-    """What `launcher doctor --quick` would say of this host; ClusterUnavailable where a check fails.
+    """Run the checks of `launcher doctor --quick` on this host. Raises ClusterUnavailable if one fails.
 
-    Left out is what it says of the images, of which the run itself names the broken one, and of what a worker cannot
-    see: inside Ray it has one GPU and one share of the CPUs, and it has come past the token.
+    Checks of the images are omitted, as the run itself names a broken image, and those that do not apply inside of a
+    Ray worker, which sees one GPU and its part of the CPUs, and needs no token.
     """
-    left_out = ("data", "sample", "GPUs", "CPUs", "Ray token")
-    findings = [f for f in preflight(config, HOST_S, quick=True) if f.name not in left_out]
+    omitted = ("data", "sample", "GPUs", "CPUs", "Ray token")
+    findings = [f for f in preflight(config, HOST_S, quick=True) if f.name not in omitted]
     for finding in findings:
         if finding.status == "warn":
             log.warning("%s: %s; %s", finding.name, finding.found, finding.advice)
@@ -74,13 +72,13 @@ def check_host(config: RunConfig) -> None:
 
 
 def check_device(device: torch.device, assignment: Assignment, host: str, seconds: float = DEVICE_S) -> None:
-    """Count this host's GPUs, and let this worker's compute and remember; DeviceFault where one fails, or hangs."""
-    asked = 1 if assignment.node_id is not None else assignment.local_world_size  # Ray shows a worker its own alone
+    """Count the visible GPUs, and test the computation and memory of this worker's. Raises DeviceFault."""
+    required = 1 if assignment.node_id is not None else assignment.local_world_size  # Ray shows a worker one GPU
 
     def compute() -> Finding:
         return gpu_finding(device.index, examine_gpu(device.index, most_bytes=DEVICE_BYTES))
 
-    checks = [Check("GPUs", lambda: enough(torch.cuda.device_count(), asked), seconds)]
+    checks = [Check("GPUs", lambda: enough(torch.cuda.device_count(), required), seconds)]
     checks += [Check(f"GPU {device.index}", compute, seconds)]
     for finding in run_checks(checks, seconds):
         if finding.status == "fail":
@@ -88,9 +86,12 @@ def check_device(device: torch.device, assignment: Assignment, host: str, second
             raise DeviceFault(host, assignment.rank, problem, assignment.node_id)
 
 
-def enough(seen: int, asked: int) -> Finding:
-    """GPUs that a worker sees: one of its own, or at least as many as there are workers on its host."""
-    said = f"{number(seen, 'GPU')} seen, {asked} asked"
-    if seen == 1 or seen >= asked:
-        return passed("GPUs", said)
-    return failed("GPUs", said, "nvidia-smi -L lists what the driver has; dmesg says why one has gone")
+def enough(visible: int, required: int) -> Finding:
+    """The GPUs that a worker sees: its own one, or at least as many as there are workers on its host."""
+    advice = "nvidia-smi -L lists the GPUs; dmesg shows why one is missing"
+    return graded(
+        "GPUs",
+        f"{count(visible, 'GPU')} visible, {required} required",
+        advice,
+        fail=visible != 1 and visible < required,
+    )

@@ -1,4 +1,4 @@
-"""When a worker is asked to stop: a stop file, a signal, a preemption notice."""
+"""Requests to stop a worker: a stop file, a signal, a preemption notice."""
 
 from __future__ import annotations
 
@@ -8,87 +8,70 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from launcher.config.schema import RunConfig
-from launcher.run.directory import RunDirectory
-from resnet_dist.stop_request import Request
+from launcher.run.directory import AttemptLogs
 
 log = logging.getLogger(__name__)
 
-NOTICE_EVERY_S = 1.0  # between two looks for a notice: the loop asks at every step
+NOTICE_EVERY_S = 1.0  # between two checks for a preemption notice: the trainer asks at every step
 
 
 class FileSupervisor:
-    """Obeys a stop file that a driver writes, this process's own signals and a notice that its node will go away.
+    """Asks a worker to stop after a signal, the driver's stop request, or a preemption notice.
 
-    Metrics go to `listener`. The first sight of the notice is told to `on_notice`.
+    Rank 0 checks the stop request on the shared storage; that is enough, as one worker stops all. Every worker checks
+    `notice_file` on its host, and records a notice for the driver. `listener` receives the metrics.
     """
 
     def __init__(
         self,
-        stop_file: Path | None = None,
-        stopped: Callable[[], bool] = lambda: False,
-        listener: Callable[[Mapping[str, Any]], None] = lambda record: None,
-        notice_file: Path | None = None,
-        on_notice: Callable[[], None] = lambda: None,
+        logs: AttemptLogs,
+        rank: int,
+        *,
+        node_id: str | None = None,
+        notice_file: str | None = None,
+        signalled: Callable[[], bool] = lambda: False,
+        listener: Callable[[Mapping[str, object]], None] = lambda record: None,
     ) -> None:
-        self._stop_file, self._stopped, self._listener = stop_file, stopped, listener
-        self._notice_file, self._on_notice = notice_file, on_notice
-        self._noticed, self._looked = False, float("-inf")
+        self._stop_file = logs.stop_request if rank == 0 else None
+        self._notice_file = None if notice_file is None else Path(notice_file)
+        self._record, self._rank, self._node_id = logs.preemption_notice(rank), rank, node_id
+        self._signalled, self._listener = signalled, listener
+        self._noticed, self._checked = False, float("-inf")
         self._unreadable: set[Path] = set()
 
-    @property
-    def noticed(self) -> bool:
-        """Whether this worker's node was told that it will go away."""
-        return self._noticed
+    def stop_requested(self) -> bool:
+        """Whether a signal has arrived, or the stop request or the preemption notice exists."""
+        return self._signalled() or self._exists(self._stop_file) or self._preempted()
 
-    def request(self) -> Request:
-        """Stop, once a signal came or one of the files is there."""
-        asked = self._stopped() or (self._stop_file is not None and self._is_there(self._stop_file)) or self._look()
-        return Request.STOP if asked else Request.CONTINUE
-
-    def checkpoint(self, path: str, step: int) -> None:
-        """The checkpoint is on the shared storage, where the next attempt looks for it."""
-
-    def metrics(self, record: Mapping[str, Any]) -> None:
-        """Hand a record to whoever shows it."""
+    def metrics(self, record: Mapping[str, object]) -> None:
+        """Pass a record on to the listener."""
         self._listener(record)
 
-    def _look(self) -> bool:
+    def _preempted(self) -> bool:
         now = time.monotonic()
-        if self._notice_file is None or self._noticed or now - self._looked < NOTICE_EVERY_S:
+        if self._notice_file is None or self._noticed or now - self._checked < NOTICE_EVERY_S:
             return self._noticed
-        self._looked = now
-        self._noticed = self._is_there(self._notice_file)
+        self._checked = now
+        self._noticed = self._exists(self._notice_file)
         if self._noticed:
+            content = {"rank": self._rank, "host": socket.gethostname(), "node_id": self._node_id}
             try:
-                self._on_notice()
-            except OSError as error:  # a full disk: the save is worth more than the word
-                log.warning("the notice could not be told: %s", error)
+                self._record.write_text(json.dumps(content))
+            except OSError as error:  # a full disk: stop all the same
+                log.warning("cannot record the preemption notice: %s", error)
         return self._noticed
 
-    def _is_there(self, file: Path) -> bool:
-        """Whether `file` exists; not, as long as the file system does not say. The log has the first of such times."""
+    def _exists(self, file: Path | None) -> bool:
+        """Whether `file` exists; False while the file system does not answer. The first such error is logged."""
+        if file is None:
+            return False
         try:
             there = file.exists()
         except OSError as error:
             if file not in self._unreadable:
-                log.warning("cannot look for %s: %s", file, error)
+                log.warning("cannot check for %s: %s", file, error)
             self._unreadable.add(file)
             return False
         self._unreadable.discard(file)
         return there
-
-
-def notice_supervisor(
-    config: RunConfig, run: RunDirectory, rank: int, attempt: int, node_id: str | None = None, **more: Any
-) -> FileSupervisor:
-    """A supervisor that obeys `preemption.notice_file` too, and leaves word of which node it was on."""
-
-    def leave_word() -> None:
-        content = {"rank": rank, "host": socket.gethostname(), "node_id": node_id}
-        run.logs(attempt).preemption_notice(rank).write_text(json.dumps(content))
-
-    file = config.preemption.notice_file
-    return FileSupervisor(notice_file=None if file is None else Path(file), on_notice=leave_word, **more)

@@ -1,4 +1,4 @@
-"""One worker's attempt at a run, wherever it was started: the process group is up, the rest happens here."""
+"""Training in one worker of an attempt, the same under Ray, torchrun and in one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from launcher.config.schema import RunConfig, mirror_address, with_micro_batches
-from launcher.recovery.faults import in_our_words
+from launcher.recovery.attempt import AttemptResult
+from launcher.recovery.faults import translate_error
 from launcher.recovery.policy import Skip
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs, RunDirectory
@@ -25,18 +26,19 @@ from launcher.worker.assignment import Assignment
 from launcher.worker.preflight import check_attempt
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.watchdog import Watchdog
-from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.batch_layout import stream_step
-from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, Sink
-from resnet_dist.training.device import pin_to_cpus
 
 log = logging.getLogger(__name__)
 
 
-class _Told:
-    """A sink that also tells the supervisor, and knows which hosts the ranks are on."""
+class _WorkerSink:
+    """A sink that passes records on to the supervisor, and adds the host of a straggler."""
 
     def __init__(self, sink: Sink, supervisor: FileSupervisor, logs: AttemptLogs) -> None:
         self._sink, self._supervisor, self._logs = sink, supervisor, logs
@@ -54,74 +56,63 @@ class _Told:
 
 
 def device_of(config: RunConfig, local_rank: int) -> torch.device:
-    """This worker's device: a GPU of its own, or the CPU."""
+    """The device of a worker: a GPU of its own, or the CPU."""
     if config.resources.gpus_per_worker == 0:
         return torch.device("cpu")
     # Ray shows each worker its own GPU only; torchrun shows all of them.
     return torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
 
 
-def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor) -> dict[str, Any]:
-    """Train until the end or until asked to stop; returns the outcome as plain data.
+def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor) -> AttemptResult:
+    """Train until all steps are done, or until asked to stop. The process group must be initialized.
 
-    Keys: step, finished, time_s, and where the last step was evaluated top1, top5, loss, num_samples, num_nonfinite.
-    The attempt's log of this rank gets everything that is logged, and the traceback of what is raised. A fault of the
-    machines is raised as one of our errors.
+    The log of this rank receives all log records and the traceback of an error. Hardware faults are raised as
+    DeviceFault or CollectiveFault.
     """
-    config = with_micro_batches(config, assignment.num_micro_batches)
+    config = with_micro_batches(config, assignment.attempt.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
-    handler = _log_to(run.logs(assignment.attempt).log(assignment.rank))
-    host, pulse = socket.gethostname(), Pulse()
+    handler = _log_to(run.logs(assignment.attempt.number).log(assignment.rank))
+    host, liveness = socket.gethostname(), Liveness()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     try:
         if config.faults.preflight:
             check_attempt(config, assignment, device_of(config, assignment.local_rank))
-        with _watchdog(config, assignment, run, pulse):
-            return _train(config, assignment, supervisor, run, pulse)
+        with _watchdog(config.faults.hang_timeout_s, assignment, run, liveness):
+            return _train(config, assignment, supervisor, run, liveness)
     except BaseException as error:
-        log.error("ended by\n%s", traceback.format_exc())
-        ours = in_our_words(error, assignment.rank, host)
-        if ours is error:
+        log.error("failed with\n%s", traceback.format_exc())
+        translated = translate_error(error, assignment.rank, host)
+        if translated is error:
             raise
-        raise ours from error
+        raise translated from error
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
 
 
 def _watchdog(
-    config: RunConfig, assignment: Assignment, run: RunDirectory, pulse: Pulse
+    hang_timeout_s: float, assignment: Assignment, run: RunDirectory, liveness: Liveness
 ) -> contextlib.AbstractContextManager[object]:
     if not assignment.watched:
         return contextlib.nullcontext()
+    number = assignment.attempt.number
     return Watchdog(
-        pulse,
-        run.logs(assignment.attempt),
+        liveness,
+        run.logs(number),
         assignment.rank,
-        hang_timeout_s=config.faults.hang_timeout_s,
-        next_logs=run.logs(assignment.attempt + 1),
+        hang_timeout_s=hang_timeout_s,
+        next_logs=run.logs(number + 1),
         node_id=assignment.node_id,
     )
 
 
 def _train(
-    config: RunConfig, assignment: Assignment, supervisor: FileSupervisor, run: RunDirectory, pulse: Pulse
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    sink: Sink = NoSink()
-    if assignment.rank == 0:
-        facts = environment()
-        run.write_environment(facts)
-        ours = run.logs(assignment.attempt).environment  # incidents compare attempts
-        with storage_errors(ours):
-            ours.write_text(json.dumps(facts))
-        metrics = MetricsFile(run.metrics, run.tensorboard if config.log.tensorboard else None)
-        sink = _Told(metrics, supervisor, run.logs(assignment.attempt))
-    # The CPUs of all workers together stay what the config says, however many workers share them.
+    config: RunConfig, assignment: Assignment, supervisor: FileSupervisor, run: RunDirectory, liveness: Liveness
+) -> AttemptResult:
+    started, attempt = time.perf_counter(), assignment.attempt
+    sink = _sink(run, attempt.number, supervisor, config.log.tensorboard) if assignment.rank == 0 else NoSink()
+    # The total number of CPUs stays what the config requests, however many workers share them.
     num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
-    if config.speed.cpu_affinity:
-        cpus = pin_to_cpus(assignment.local_rank, assignment.local_world_size, num_threads)
-        log.info("CPUs of this worker: %s", cpus)
     worker = Worker(
         assignment.rank,
         assignment.world_size,
@@ -129,37 +120,46 @@ def _train(
         num_threads,
         config.workers.most,
     )
-    bookkeeping = Bookkeeping(
-        checkpoints=run.checkpoints,
+    saving = config.checkpoint
+    options = RunOptions(
+        checkpoint=CheckpointOptions(
+            folder=run.checkpoints,
+            retention=Retention(saving.keep, saving.keep_best, keep_every=saving.keep_every),
+            mirror=mirror_address(config),
+            max_failures=saving.max_failures,
+            check_lease=(lambda: None) if attempt.claim is None else attempt.claim.check,
+        ),
         index=run.index,
-        checkpoint_every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
+        checkpoint_every=saving.every,
         log_every=config.log.every_steps,
-        keep_best=config.checkpoint.keep_best,
-        keep_every=config.checkpoint.keep_every,
-        mirror=mirror_address(config),
-        max_save_failures=config.checkpoint.max_failures,
-        still_ours=(lambda: None) if assignment.claim is None else assignment.claim.check,
-        skipped=skipped_steps(assignment.skips, config.batch.size),
+        skipped=skipped_steps(attempt.skips, config.batch.size),
         profile=config.log.profiled_steps(),
-        profiles=run.profile(assignment.attempt),
+        profiles=run.profile(attempt.number),
     )
     try:
-        trainer = build(config.recipe(), worker, bookkeeping, sink, supervisor, assignment.checkpoint, pulse)
+        trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness)
         outcome = trainer.fit()
     finally:
         sink.close()
-    result: dict[str, Any] = {"step": outcome.step, "finished": outcome.finished}
-    result["time_s"] = time.perf_counter() - started
-    if outcome.evaluation is not None:
-        evaluation = outcome.evaluation
-        result |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
-        result |= {"num_samples": evaluation.num_samples, "num_nonfinite": evaluation.num_nonfinite}
-    return result
+    measured: dict[str, float | int | None] = {"time_s": time.perf_counter() - started}
+    if (evaluation := outcome.evaluation) is not None:
+        measured |= {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+        measured |= {"num_samples": evaluation.num_samples, "num_nonfinite": evaluation.num_nonfinite}
+    return AttemptResult(outcome.step, outcome.finished, measured)
+
+
+def _sink(run: RunDirectory, attempt: int, supervisor: FileSupervisor, tensorboard: bool) -> Sink:
+    """The sink of rank 0; also records the environment, for the run and for the attempt."""
+    facts, logs = environment(), run.logs(attempt)
+    run.write_environment(facts)
+    with storage_errors(logs.environment):
+        logs.environment.write_text(json.dumps(facts))
+    metrics = MetricsFile(run.metrics, run.tensorboard if tensorboard else None)
+    return _WorkerSink(metrics, supervisor, logs)
 
 
 def skipped_steps(skips: Sequence[Skip], batch_size: int) -> tuple[tuple[int, int], ...]:
-    """The steps of the stream that are left out, as [first, end), ascending; `skips` are in the order they came.
+    """The skipped steps of the stream as ascending [first, end) pairs; `skips` are in chronological order.
 
     >>> skipped_steps([Skip(step=4, samples=20), Skip(step=4, samples=10)], batch_size=10)
     ((4, 6), (6, 7))

@@ -1,5 +1,5 @@
-"""The run's state on disk: complete or absent, hashed, the same for every engine.
+"""Checkpoints on disk: complete or absent, hashed, and independent of the engine and the number of workers.
 
-`save.save` writes a checkpoint, `restore.newest` finds the newest one that can be trusted. Neither name is imported
-here, so that `format` and `disk`, which need no torch, can be read without it.
+`save.write` writes a checkpoint, `restore.newest` finds the newest one that is intact. This module imports neither, so
+that `format` and `disk`, which need no torch, can be imported without it.
 """

@@ -1,4 +1,4 @@
-"""What a kill or a full disk must not tear: small files written whole, folders synced, errors that say what to do."""
+"""Durable file operations: fsync, atomic replacement, and error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_dist.errors import StorageError
+from resnet_dist.errors import CheckpointError, StorageError
 
 _REASONS = {
     errno.ENOENT: "is missing",
     errno.ENOSPC: "the disk is full; free some space, or lower checkpoint.keep",
     errno.EDQUOT: "the quota is used up; free some space, or lower checkpoint.keep",
-    errno.EFBIG: "a file grew beyond the limit of this process (ulimit -f) or of the file system; raise the limit",
+    errno.EFBIG: "the file exceeds the size limit of this process (ulimit -f) or of the file system; raise the limit",
     errno.EROFS: "the file system is read-only; remount it, or choose another storage",
     errno.EACCES: "no permission; run as the folder's owner, or choose another storage",
     errno.EPERM: "no permission; run as the folder's owner, or choose another storage",
@@ -23,7 +23,7 @@ _REASONS = {
 
 
 def reason(error: OSError) -> str:
-    """What went wrong with the disk and, where it is known, what to do.
+    """Describe an OSError and, if known, what to do about it.
 
     >>> reason(OSError(errno.EROFS, "Read-only file system"))
     'the file system is read-only; remount it, or choose another storage'
@@ -33,7 +33,7 @@ def reason(error: OSError) -> str:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names the file, or `path` where the error does not."""
+    """Turn an OSError in the block into a StorageError that names the error's file, or `path` if it has none."""
     try:
         yield
     except OSError as error:
@@ -41,8 +41,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(named, reason(error)) from error
 
 
-def sync_file(path: Path) -> None:
-    """Bring a file that others have written to the disk."""
+@contextlib.contextmanager
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError in the block into a CheckpointError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(str(path), reason(error)) from error
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder (files created, renamed, deleted), to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,17 +59,8 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` (files created, renamed, deleted) survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a new file and bring it to the disk. Not atomic by itself: for files in a folder that is renamed later."""
+    """Write a new file and flush it to the disk. Not atomic: for files in a folder that is renamed afterwards."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()
@@ -68,9 +68,9 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def replace_whole(path: Path, content: bytes, *, keep: bool = False) -> None:
-    """Write `path` so that a reader finds the old content or the new, whatever happens in between.
+    """Replace the content of `path` atomically: a reader sees the old content or the new one.
 
-    `keep`: where there is a `path` already, it stays, also one that another process makes at this moment.
+    With `keep`, an existing `path` is left as it is, even if another process creates it at the same time.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -82,4 +82,4 @@ def replace_whole(path: Path, content: bytes, *, keep: bool = False) -> None:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)

@@ -1,18 +1,18 @@
-"""What a checkpoint looks like on disk. Needs no torch: a status command can list checkpoints without it.
+"""The layout of a checkpoint on disk. Needs no torch: a status command can list checkpoints without it.
 
     checkpoints/step-00000042/
         model.safetensors        parameters and buffers by name
-        optimizer.safetensors    "<parameter name>/<state name>", whole, whatever the engine and the number of workers;
-                                 or optimizer-00000-of-00004.safetensors and so on, each what one worker held: tensors
-                                 that are whole, too, and flat pieces of others. The file's metadata "pieces" says which
-                                 and of what: {parameter name: {"start": first element, "shape": of the whole}}
-        ema.safetensors          their moving average by name, where the run keeps one
+        optimizer.safetensors    "<parameter name>/<state name>", whole tensors, whatever the engine and the number of
+                                 workers; or optimizer-00000-of-00004.safetensors and so on, one part for each worker.
+                                 A part holds whole tensors and flat shards of others. Its metadata key "pieces" lists
+                                 the shards: {parameter name: {"start": first element, "shape": of the whole tensor}}
+        ema.safetensors          the moving average of the weights by name, if the run keeps one
         state.json               step, samples seen, the recipe's fingerprint, versions
         manifest.json            {"format": 1, "files": {name: {"size_bytes": ..., "sha256": ...}}}
-    checkpoints/.step-00000043.tmp-HOST-PID-RANDOM/    being written or being deleted: never a checkpoint
+    checkpoints/.step-00000043.tmp-HOST-PID-RANDOM/    being written or deleted: never a checkpoint
 
-The folder gets its name when everything in it is on the disk, so a folder named step-N is complete, or was altered
-afterwards; the manifest tells which.
+A folder is renamed to step-N after all of its files are on the disk. A folder of that name is therefore complete,
+unless it was altered later; the manifest shows that.
 """
 
 from __future__ import annotations
@@ -25,43 +25,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_dist.checkpoint.disk import reason
+from resnet_dist.checkpoint.disk import checkpoint_errors
 from resnet_dist.errors import CheckpointError
 
-FORMAT = 1  # of the manifest and of everything that it lists
+FORMAT = 1  # version of the manifest and of the files that it lists
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 EMA = "ema.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
-FILES = (MODEL, OPTIMIZER, STATE)  # what a manifest of format 1 lists, where the optimizer's state is in one file
+FILES = (MODEL, OPTIMIZER, STATE)  # listed by a manifest of format 1 if the optimizer state is in one file
 
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
-_TEMPORARY_FOLDER = re.compile(r"\.step-[0-9]{8,}\.tmp-(?P<host>.+)-(?P<pid>[0-9]+)-(?P<random>[0-9a-f]{8})")
 _PART = re.compile(r"optimizer-[0-9]{5,}-of-([0-9]{5,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What the manifest says of one file."""
+    """A file's entry in the manifest."""
 
     size_bytes: int
     sha256: str  # lower-case hexadecimal
 
 
-@dataclass(frozen=True)
-class TemporaryFolder:
-    """A folder that its writer has not finished. `host` and `pid` say who that is."""
-
-    path: Path
-    host: str
-    pid: int
-    random: str
-
-
 def folder_name(step: int) -> str:
-    """Name of the checkpoint of `step` completed steps.
+    """Return the name of the checkpoint of `step` completed steps.
 
     >>> folder_name(42)
     'step-00000042'
@@ -70,7 +59,7 @@ def folder_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step in a checkpoint folder's name; None when it is not one.
+    """Return the step in a checkpoint folder's name; None if `name` is no such name.
 
     >>> step_of("step-00000042"), step_of(".step-00000042.tmp-node7-812-0badcafe"), step_of("step-42")
     (42, None, None)
@@ -82,7 +71,7 @@ def step_of(name: str) -> int | None:
 
 
 def part_name(number: int, of: int) -> str:
-    """Name of one of `of` files that together hold the optimizer's state.
+    """Return the name of one of `of` files that together hold the optimizer state.
 
     >>> part_name(1, of=4)
     'optimizer-00001-of-00004.safetensors'
@@ -91,7 +80,7 @@ def part_name(number: int, of: int) -> str:
 
 
 def optimizer_files(names: Collection[str]) -> list[str]:
-    """Of a checkpoint's files, those that hold the optimizer's state: one, or all parts. Empty when one is missing."""
+    """Return the names of the files that hold the optimizer state: one, or all parts; none if a part is missing."""
     if OPTIMIZER in names:
         return [OPTIMIZER]
     counts = {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
@@ -99,37 +88,24 @@ def optimizer_files(names: Collection[str]) -> list[str]:
     return parts if set(parts) <= set(names) else []
 
 
-def temporary_name(step: int, host: str, pid: int, random: str) -> str:
-    """Name of a checkpoint folder that is being written or deleted. `random` is 8 hexadecimal digits."""
-    return f".{folder_name(step)}.tmp-{host}-{pid}-{random}"
-
-
 def step_folders(folder: Path) -> list[Path]:
-    """Everything in `folder` that is named like a checkpoint, newest first. Raises OSError."""
+    """Return the paths in `folder` that are named like a checkpoint, newest first. Raises OSError."""
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path.name)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def temporary_folders(folder: Path) -> list[TemporaryFolder]:
-    """Everything in `folder` that a writer has not finished. Raises OSError."""
-    matches = ((path, _TEMPORARY_FOLDER.fullmatch(path.name)) for path in folder.iterdir())
-    return [
-        TemporaryFolder(path, match["host"], int(match["pid"]), match["random"]) for path, match in matches if match
-    ]
-
-
-def json_bytes(value: Any) -> bytes:
-    """JSON as a person can read it, strict: NaN and infinity, which JSON lacks, are a ValueError."""
+def json_bytes(value: object) -> bytes:
+    """Return `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def manifest_bytes(files: Mapping[str, FileRecord]) -> bytes:
-    """The content of manifest.json."""
+    """Return the content of manifest.json."""
     return json_bytes({"format": FORMAT, "files": {name: asdict(record) for name, record in files.items()}})
 
 
 def read_manifest(folder: Path) -> dict[str, FileRecord]:
-    """Read the manifest of the checkpoint in `folder`; CheckpointError says what is wrong with it."""
+    """Read the manifest of the checkpoint in `folder`. Raises CheckpointError."""
     path = folder / MANIFEST
     content = read_json(path)
     if not isinstance(content, dict) or "format" not in content:
@@ -138,63 +114,56 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
         raise CheckpointError(str(path), f"has format {content['format']!r}; this version reads format {FORMAT}")
     files = content.get("files")
     if set(content) != {"format", "files"} or not isinstance(files, dict):
-        raise CheckpointError(str(path), "must hold format and files, nothing else")
+        raise CheckpointError(str(path), "must have the keys format and files only")
     optimizer = optimizer_files(files)
     if not optimizer or set(files) - {EMA} != {MODEL, STATE, *optimizer}:
-        raise CheckpointError(
-            str(path),
-            f"must list exactly these files: {', '.join(FILES)} (or all parts of {OPTIMIZER} in its place; {EMA} may "
-            "be there)",
-        )
-    records = {}
+        allowed = f"{', '.join(FILES)} (or all parts of {OPTIMIZER}), and optionally {EMA}"
+        raise CheckpointError(str(path), f"must list exactly these files: {allowed}")
     for name, entry in files.items():
         if not isinstance(entry, dict) or set(entry) != {"size_bytes", "sha256"}:
             raise CheckpointError(str(path), f"must give size_bytes and sha256 of {name}")
-        records[name] = FileRecord(**entry)
-    return records
+    return {name: FileRecord(**entry) for name, entry in files.items()}
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON file of a checkpoint; CheckpointError where it is missing, unreadable or not JSON."""
+    """Read a JSON file of a checkpoint. Raises CheckpointError if it is missing, unreadable or not JSON."""
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(
-            str(path), "is missing" if isinstance(error, FileNotFoundError) else reason(error)
-        ) from error
-    except (ValueError, RecursionError) as error:  # broken UTF-8 and broken JSON are ValueErrors
+        with checkpoint_errors(path):
+            return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 and invalid JSON are ValueErrors
         raise CheckpointError(str(path), f"is not valid JSON ({error})") from error
 
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
-    """The manifest, once every file in it is there with its size. Cheap; CheckpointError names the first bad file."""
+    """Return the manifest after checking that every file exists and has its size. Fast: no file is read.
+
+    Raises CheckpointError, which names the first bad file.
+    """
     records = read_manifest(folder)
     for name, record in records.items():
-        path = folder / name
-        try:
-            size_bytes = path.stat().st_size
-        except OSError as error:
-            raise CheckpointError(str(path), reason(error)) from error
+        with checkpoint_errors(folder / name):
+            size_bytes = (folder / name).stat().st_size
         if size_bytes != record.size_bytes:
-            raise CheckpointError(str(path), f"has {size_bytes} bytes; the manifest says {record.size_bytes}")
+            raise CheckpointError(
+                str(folder / name), f"has {size_bytes} bytes; the manifest records {record.size_bytes}"
+            )
     return records
 
 
 def verify(folder: Path) -> dict[str, FileRecord]:
-    """The manifest, once every file in it is there with its size and hash. CheckpointError names the first bad file."""
+    """Return the manifest after checking every file's size and hash.
+
+    Raises CheckpointError, which names the first bad file.
+    """
     records = check_sizes(folder)
     for name, record in records.items():
-        path = folder / name
-        try:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(str(path), reason(error)) from error
-        check_hash(path, record, sha256)
+        with checkpoint_errors(folder / name), (folder / name).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        check_hash(folder / name, record, sha256)
     return records
 
 
 def check_hash(path: Path, record: FileRecord, sha256: str) -> None:
-    """CheckpointError unless `sha256` is what the manifest says of the file at `path`."""
+    """Raise CheckpointError unless `sha256` is the hash that the manifest records for the file at `path`."""
     if sha256 != record.sha256:
-        raise CheckpointError(str(path), f"was altered: its sha256 is {sha256}, the manifest says {record.sha256}")
+        raise CheckpointError(str(path), f"was altered: its sha256 is {sha256}, the manifest records {record.sha256}")

@@ -1,10 +1,10 @@
-"""A copy of the checkpoints on object storage: a second place to resume from when the run directory is gone.
+"""A copy of the checkpoints in object storage: a second place to resume from if the run directory is lost.
 
     URL/step-00000042/{model,optimizer}.safetensors, state.json      in any order
-    URL/step-00000042/manifest.json                                  last: a checkpoint there is complete when this is
+    URL/step-00000042/manifest.json                                  last: it makes the checkpoint complete
 
-The URL is fsspec's: s3://, gs://, file://, memory:// and what else is installed. Credentials and endpoints come from
-where the store's own library looks for them (environment variables, its config file, the machine's role).
+URLs are fsspec's: s3://, gs://, file://, memory:// and others that are installed. The store's own library finds
+credentials and endpoints (environment variables, its config file, the machine's role).
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from resnet_dist.checkpoint import folders, format, restore
-from resnet_dist.checkpoint.disk import storage_errors, sync_file, sync_folder, write_synced
+from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
 from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
 from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError, TrainingError
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
 log = logging.getLogger(__name__)
 
-KEY = "checkpoint.mirror"  # of the config
-# What has no folders: an object is there under its whole name or not at all, and a made folder might be a made bucket.
+KEY = "checkpoint.mirror"  # in the config
+# Stores without folders: an object exists under its full name only, and creating a folder might create a bucket.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"})
 
 
 class Mirror:
-    """Keeps a copy of the run's checkpoints under `url`. Raises MissingPackage or RecipeError for one it cannot reach.
+    """Keeps a copy of the run's checkpoints under `url`. Raises MissingPackage or RecipeError if `url` cannot be used.
 
-    For one process of the run at a time, as the checkpoints' own folder is.
+    Only one process of a run may write to it at a time.
     """
 
     def __init__(self, url: str, retention: Retention) -> None:
@@ -41,29 +43,30 @@ class Mirror:
         self._files, self._root = _open(url)
 
     def upload(self, checkpoint: Path, step: int) -> int:
-        """Copy a complete checkpoint, its manifest last; return its size in bytes. Then delete old ones.
+        """Copy a complete checkpoint, its manifest last, then delete old ones. Returns its size in bytes.
 
-        Where the same one is there already, nothing is sent. Raises StorageError, and CheckpointError where the
-        checkpoint here is not what its manifest says.
+        Nothing is sent if the mirror has the same checkpoint. Raises StorageError, and CheckpointError if the local
+        checkpoint does not match its manifest.
         """
         records = format.check_sizes(checkpoint)
         with _store_errors(self.url):
             manifest = (checkpoint / format.MANIFEST).read_bytes()
             target = f"{self._root}/{checkpoint.name}"
-            if self._manifest(target) != manifest:
+            present = self._manifest(target)
+            if present != manifest:
+                if present is not None:  # another checkpoint of this step: make it incomplete before changing it
+                    self._files.rm_file(f"{target}/{format.MANIFEST}")
                 self._send(checkpoint, target, manifest, records)
         try:
             with _store_errors(self.url):
                 self._delete_old(step)
-        except StorageError as error:  # costs space there, nothing else
+        except StorageError as error:  # costs space in the mirror only
             log.warning("an old checkpoint could not be deleted: %s", error)
         return sum(record.size_bytes for record in records.values())
 
     def _send(self, checkpoint: Path, target: str, manifest: bytes, records: dict[str, format.FileRecord]) -> None:
         if _has_folders(self._files):
             self._files.makedirs(target, exist_ok=True)
-        if self._manifest(target) is not None:  # of another run of this step: no longer complete from here on
-            self._files.rm_file(f"{target}/{format.MANIFEST}")
         for name in records:
             self._files.put_file(str(checkpoint / name), f"{target}/{name}")
         self._check_sizes(target, {name: record.size_bytes for name, record in records.items()})
@@ -85,7 +88,7 @@ class Mirror:
 
     def _delete_old(self, step: int) -> None:
         present = {own: is_complete for own, is_complete in _steps(self._files, self._root).items() if own <= step}
-        for own in self._retention.doomed(self._candidate(own, complete) for own, complete in present.items()):
+        for own in self._retention.to_delete(self._candidate(own, complete) for own, complete in present.items()):
             target = f"{self._root}/{format.folder_name(own)}"
             if present[own]:
                 self._files.rm_file(f"{target}/{format.MANIFEST}")
@@ -100,22 +103,20 @@ class Mirror:
 
 
 def complete_steps(url: str) -> list[int]:
-    """Steps of the complete checkpoints under `url`, newest first. Raises StorageError, MissingPackage, RecipeError."""
+    """Return the steps of the complete checkpoints under `url`, newest first.
+
+    Raises StorageError, MissingPackage and RecipeError.
+    """
     files, root = _open(url)
     with _store_errors(url):
         return sorted((step for step, is_complete in _steps(files, root).items() if is_complete), reverse=True)
 
 
-def newest_in_mirror(url: str) -> int | None:
-    """Step of the newest complete checkpoint under `url`; None where there is none. Raises as `complete_steps`."""
-    return next(iter(complete_steps(url)), None)
-
-
 def fetch(url: str, step: int, folder: Path) -> Path:
-    """Bring a checkpoint into the folder of checkpoints `folder`; return its path there.
+    """Download a checkpoint into the folder of checkpoints `folder`; return its path there.
 
-    It gets its name once all of it is here and has its hashes. A good one that is there already is kept as it is.
-    Raises CheckpointError (the copy is not what its manifest says) and StorageError.
+    It gets its name after all of its files are there and their hashes are checked. An intact local checkpoint of that
+    step is kept as it is. Raises CheckpointError if the copy does not match its manifest, and StorageError.
     """
     final = folder / format.folder_name(step)
     if final.exists():
@@ -124,34 +125,28 @@ def fetch(url: str, step: int, folder: Path) -> Path:
             return final
     files, root = _open(url)
     source = f"{root}/{final.name}"
+    temporary = folders.temporary_folder(folder, step)
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folders.temporary_folder(folder, step)
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         try:
-            with _store_errors(url):
-                write_synced(temporary / format.MANIFEST, files.cat_file(f"{source}/{format.MANIFEST}"))
-                for name in format.read_manifest(temporary):
-                    files.get_file(f"{source}/{name}", str(temporary / name))
-            for name in format.verify(temporary):
-                sync_file(temporary / name)
-            sync_folder(temporary)
-            if final.exists():
-                log.warning("%s: replaced by its copy in %s, as it cannot be trusted", final, url)
-                folders.delete(final, step)
-            temporary.rename(final)
+            with folders.renamed_when_complete(temporary, final, step):
+                with _store_errors(url):
+                    write_synced(temporary / format.MANIFEST, files.cat_file(f"{source}/{format.MANIFEST}"))
+                    for name in format.read_manifest(temporary):
+                        files.get_file(f"{source}/{name}", str(temporary / name))
+                for name in format.verify(temporary):
+                    sync(temporary / name)
+                sync(temporary)
         except CheckpointError as error:
             raise CheckpointError(f"{url}/{final.name}/{Path(error.path).name}", error.problem) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(folder)
     return final
 
 
 def fetch_newest(url: str, folder: Path) -> restore.Checkpoint | None:
-    """Bring the newest checkpoint under `url` that can be trusted into `folder`; None where there is none at all.
+    """Download the newest intact checkpoint under `url` into `folder`; None if there are no checkpoints.
 
-    A bad one is skipped with a warning. Raises CheckpointError when there are some and none is good, and StorageError.
+    A damaged one is skipped with a warning. Raises CheckpointError if there are checkpoints and none is intact, and
+    StorageError.
     """
     steps = complete_steps(url)
     for step in steps:
@@ -160,12 +155,12 @@ def fetch_newest(url: str, folder: Path) -> restore.Checkpoint | None:
         except CheckpointError as error:
             log.warning("checkpoint skipped: %s", error)
     if steps:
-        raise CheckpointError(url, f"none of its {len(steps)} checkpoints is good; the log says why")
+        raise CheckpointError(url, f"none of its {len(steps)} checkpoints is intact; the log has the reasons")
     return None
 
 
-def _steps(files: Any, root: str) -> dict[int, bool]:
-    """{step: whether it is complete} of everything there that is named like a checkpoint."""
+def _steps(files: AbstractFileSystem, root: str) -> dict[int, bool]:
+    """Return {step: whether it is complete} of everything in `root` that is named like a checkpoint."""
     files.invalidate_cache()
     try:
         names = [path.rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)]
@@ -175,32 +170,31 @@ def _steps(files: Any, root: str) -> dict[int, bool]:
     return {step: bool(files.exists(f"{root}/{name}/{format.MANIFEST}")) for step, name in steps.items()}
 
 
-def _open(url: str) -> tuple[Any, str]:
-    """The file system of `url` and the path in it."""
+def _open(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of `url` and the path in it."""
     try:
         import fsspec
     except ImportError as error:
         raise MissingPackage(KEY, "fsspec", "pip install 'resnet-launcher[mirror]'") from error
     try:
         files, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:  # says itself what to install: s3fs, gcsfs
+    except ImportError as error:  # its message names the package: s3fs, gcsfs
         raise MissingPackage(KEY, f"a package for {url.partition(':')[0]}://", f"pip: {error}") from error
     except ValueError as error:
         raise RecipeError(KEY, f"{url!r}: {error}", "a URL such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER") from error
     return files, root.rstrip("/")
 
 
-def _has_folders(files: Any) -> bool:
+def _has_folders(files: AbstractFileSystem) -> bool:
     names = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
     return not names & _OBJECT_STORES
 
 
 @contextlib.contextmanager
 def _store_errors(url: str) -> Iterator[None]:
-    """Turn whatever a store's library raises inside the block into a StorageError that names the URL.
+    """Turn any error of a store's library in the block into a StorageError that names the URL.
 
-    These libraries have error classes of their own (of HTTP, of credentials, of the service) with no base but
-    Exception.
+    The libraries' error classes (HTTP, credentials, the service) have no common base but Exception.
     """
     try:
         yield

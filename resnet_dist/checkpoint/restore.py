@@ -1,8 +1,7 @@
-"""Find the newest checkpoint that can be trusted, and read it."""
+"""Find the newest intact checkpoint, and read it."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from resnet_dist.checkpoint import format, tensors
-from resnet_dist.checkpoint.disk import reason
-from resnet_dist.checkpoint.pieces import Piece, joined, pieces_of
-from resnet_dist.checkpoint.save import STATELESS
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.disk import checkpoint_errors
+from resnet_dist.checkpoint.shards import Shard, from_metadata, join
 from resnet_dist.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files have their sizes and hashes. Tensors are read when asked for, hashed once more."""
+    """A checkpoint whose files have their sizes and hashes. Its methods read the files and check the hashes again."""
 
     path: Path
     step: int  # completed steps
@@ -30,73 +29,73 @@ class Checkpoint:
     files: Mapping[str, format.FileRecord]
 
     def model(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, on the CPU. Raises CheckpointError."""
+        """Return parameters and buffers by name, on the CPU. Raises CheckpointError."""
         return self._read(format.MODEL).tensors
 
     def ema(self) -> dict[str, Tensor] | None:
-        """The moving average of the weights by name, on the CPU; None without one. Raises CheckpointError."""
+        """Return the moving average of the weights by name, on the CPU, or None. Raises CheckpointError."""
         return self._read(format.EMA).tensors if format.EMA in self.files else None
 
     def optimizer(self) -> dict[str, dict[str, Tensor]]:
-        """Optimizer state: {parameter name: {state name: tensor on the CPU}}, all whole. Raises CheckpointError."""
+        """Return {parameter name: {state name: whole tensor on the CPU}}. Raises CheckpointError."""
         state: dict[str, dict[str, Tensor]] = {}
-        cut: dict[tuple[str, str], list[Piece]] = {}
+        shards: dict[tuple[str, str], list[Shard]] = {}
         for file in format.optimizer_files(self.files):
-            contents = self._read(file)
-            pieces = pieces_of(self.path / file, contents.metadata)
-            try:
-                for name in json.loads(contents.metadata[STATELESS]):
-                    state.setdefault(name, {})
-            except (KeyError, ValueError, TypeError) as error:
-                raise CheckpointError(str(self.path / file), f"has no list {STATELESS!r}") from error
-            for name, tensor in contents.tensors.items():
+            path, content = self.path / file, self._read(file)
+            stateless, sharded = from_metadata(path, content.metadata)
+            for parameter in stateless:
+                state.setdefault(parameter, {})
+            for name, tensor in content.tensors.items():
                 parameter, slash, key = name.rpartition("/")
                 if not slash:
-                    raise CheckpointError(str(self.path / file), f"tensor {name!r} names no parameter")
+                    raise CheckpointError(str(path), f"tensor {name!r} must be named PARAMETER/STATE")
                 if key in state.setdefault(parameter, {}):
-                    raise CheckpointError(str(self.path / file), f"tensor {name!r} is in another part, too")
-                if parameter in pieces and tensor.dim() > 0:
-                    cut.setdefault((parameter, key), []).append(Piece(*pieces[parameter], tensor))
+                    raise CheckpointError(str(path), f"tensor {name!r} is in another part, too")
+                if parameter in sharded and tensor.dim() > 0:
+                    shards.setdefault((parameter, key), []).append(Shard(*sharded[parameter], tensor))
                 else:
                     state[parameter][key] = tensor
-        for (parameter, key), found in cut.items():
+        for (parameter, key), found in shards.items():
+            name = f"{parameter}/{key}"
             if key in state[parameter]:
-                raise CheckpointError(str(self.path), f"tensor '{parameter}/{key}' is whole in one part, cut in others")
-            state[parameter][key] = joined(self.path, f"{parameter}/{key}", found)
+                raise CheckpointError(str(self.path), f"tensor {name!r} is whole in one part and sharded in others")
+            state[parameter][key] = join(self.path, name, found)
         return state
 
-    def _read(self, name: str) -> tensors.Contents:
-        contents = tensors.read(self.path / name)
-        format.check_hash(self.path / name, self.files[name], contents.record.sha256)
-        return contents
+    def content(self) -> CheckpointContent:
+        """Return everything that the checkpoint holds, on the CPU. Raises CheckpointError."""
+        return CheckpointContent(self.step, self.model(), self.optimizer(), self.state, self.ema())
+
+    def _read(self, name: str) -> tensors.TensorFile:
+        content = tensors.read(self.path / name)
+        format.check_hash(self.path / name, self.files[name], content.record.sha256)
+        return content
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint in the folder `path`, whatever its name; CheckpointError says which file is wrong, and how."""
+    """Return the verified checkpoint in the folder `path`, whatever its name. Raises CheckpointError."""
     files = format.verify(path)
     state = format.read_json(path / format.STATE)
     if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
-        raise CheckpointError(str(path / format.STATE), "must hold the step, a count")
+        raise CheckpointError(str(path / format.STATE), "must hold the key step, a non-negative integer")
     return Checkpoint(path, state["step"], state, files)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint in `folder` that can be trusted; None where there is none at all.
+    """Return the newest intact checkpoint in `folder`; None if there are no checkpoints.
 
-    One that is torn, altered or half-deleted is skipped with a warning. Raises CheckpointError when there are
-    checkpoints and none is good: starting over would throw away what may still be mended.
+    A torn, altered or partly deleted checkpoint is skipped with a warning. Raises CheckpointError if there are
+    checkpoints and none is intact: starting over could overwrite data that can still be repaired.
     """
-    try:
+    with checkpoint_errors(folder):
+        if not folder.exists():
+            return None
         candidates = format.step_folders(folder)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CheckpointError(str(folder), reason(error)) from error
     for path in candidates:
         try:
             checkpoint = load(path)
             if checkpoint.step != format.step_of(path.name):
-                raise CheckpointError(str(path), f"holds step {checkpoint.step}; it is another checkpoint's copy")
+                raise CheckpointError(str(path), f"holds step {checkpoint.step}; it is a copy of another checkpoint")
         except CheckpointError as error:
             log.warning("checkpoint skipped: %s", error)
             continue
@@ -105,7 +104,7 @@ def newest(folder: Path) -> Checkpoint | None:
         names = ", ".join(path.name for path in candidates)
         raise CheckpointError(
             str(folder),
-            f"none of its {len(candidates)} checkpoints is good ({names}; the log says why); "
-            "restore one of them, or move the folder away to start over",
+            f"none of its {len(candidates)} checkpoints is intact ({names}; the log has the reasons). Restore one of "
+            "them, or move the folder away to start over",
         )
     return None

@@ -1,257 +1,187 @@
-"""Save without holding the training up: the loop stops for a copy to host memory, a thread does the rest."""
+"""Asynchronous saving: training waits for a copy to host memory only; a thread writes the files."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.host_copy import HostBuffers
 from resnet_dist.checkpoint.mirror import Mirror
-from resnet_dist.checkpoint.parts import Parts
+from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.retention import Retention, delete_old
-from resnet_dist.checkpoint.save import Content, OptimizerState, Pieces, write, write_part
-from resnet_dist.checkpoint.uploads import Uploads
+from resnet_dist.checkpoint.save import write, write_part
+from resnet_dist.checkpoint.uploads import Detail, Uploads
 from resnet_dist.errors import StorageError
-from resnet_dist.telemetry.json_lines import without_non_finite
 
 log = logging.getLogger(__name__)
 
-# Assumption: what is given up by leaving earlier (the mirror's newest checkpoint) is worth ten minutes at a run's end.
-# Whoever knows that the machine goes away sooner gives another number.
+# Assumption: at the end of a run, having its newest checkpoint in the mirror is worth ten minutes. A caller that knows
+# that the machine goes away sooner passes another number.
 MIRROR_TIMEOUT_S = 600.0
 
-# (step, name of the event, detail): what goes into metrics.jsonl
-OnEvent = Callable[[int, str, dict[str, Any]], None]
+OnEvent = Callable[[int, str, Detail], None]  # (step, name of the event, detail): what goes into metrics.jsonl
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint that is complete and on the disk."""
+class CheckpointOptions:
+    """Where a run's checkpoints go, which of them stay, and how many failed saves end the run."""
+
+    folder: Path
+    retention: Retention = field(default_factory=Retention)
+    mirror: str | None = None  # URL of object storage that gets a copy of each checkpoint
+    max_failures: int = 3  # consecutive failed saves
+    check_lease: Callable[[], None] = lambda: None  # raises if another process has taken over the run
+
+
+@dataclass
+class _Save:
+    """A save in progress."""
 
     step: int
-    path: Path
-    size_bytes: int  # of its tensors and state.json; of all its files where they were written in parts
-    stalled_s: float  # the loop stood still
-    waited_s: float  # of that, for the thread to be done with what it was given before
-    write_s: float  # the thread hashed, wrote and deleted old ones
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A checkpoint that could not be written; those before it still are what they were."""
-
-    step: int
-    error: StorageError
-    in_a_row: int  # failures since the last checkpoint that was written
-    stalled_s: float
-    waited_s: float
-    write_s: float
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What the thread hands back. Either a path or an error."""
-
-    path: Path | None
-    error: StorageError | None
-    size_bytes: int
-    write_s: float
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    step: int
-    waited_s: float
-    stalled_s: float
-    written: Future[_Written]
+    stalled_s: float = 0.0  # for which training stood still
+    waited_s: float = 0.0  # part of stalled_s: for the save before
+    write_s: float = 0.0  # for which the thread hashed, wrote and deleted
 
 
 class Saver:
-    """Writes checkpoints into `folder`, one at a time, while the training goes on.
+    """Writes checkpoints, one at a time, while training continues.
 
-    Everything is called from one thread, the loop's; `on_event` too, from within these calls: with "checkpoint",
-    "checkpoint_failed", "mirrored", "mirror_failed" and "mirror_skipped". `parts` is given where every worker has a
-    saver and writes the part of the optimizer state that it holds; without, only rank 0 has one.
+    All methods are called from one thread, that of the training loop. They call `on_event` with "checkpoint",
+    "checkpoint_failed", "mirrored", "mirror_failed" and "mirror_skipped". With `parts`, every worker has a saver and
+    writes its part of the optimizer state; without, only rank 0 has one.
 
-    A failed save does not end the training as long as a later one may succeed (a full disk is emptied, a mount comes
-    back): after `max_failures` in a row it does. `still_ours` is called before a checkpoint gets its name, and before
-    old ones are deleted: what it raises, because another process has taken the run over, ends the training.
+    A failed save does not end training as long as a later one may succeed (space is freed, a mount comes back):
+    `options.max_failures` consecutive ones do. `options.check_lease` is called before a checkpoint gets its name and
+    before old ones are deleted; what it raises ends training.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        retention: Retention,
-        *,
-        on_event: OnEvent,
-        mirror: Mirror | None = None,
-        max_failures: int = 3,
-        parts: Parts | None = None,
-        still_ours: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._folder, self._retention, self._parts = folder, retention, parts
-        self._on_event, self._max_failures = on_event, max_failures
-        self._still_ours = still_ours
+    def __init__(self, options: CheckpointOptions, *, on_event: OnEvent, parts: PartFiles | None = None) -> None:
+        self._options, self._parts, self._on_event = options, parts, on_event
+        self._is_rank_0 = parts is None or parts.number == 0
+        self._uploads: Uploads | None = None
+        if options.mirror is not None and self._is_rank_0:
+            self._uploads = Uploads(Mirror(options.mirror, options.retention))
         self._buffers = HostBuffers()
         self._reserving: Future[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._uploads = None if mirror is None or not self._is_first else Uploads(mirror)
-        self._under_way: _UnderWay | None = None
-        self._reports: list[Saved | Failed] = []
-        self._failures: list[Failed] = []  # in a row
-
-    @property
-    def _is_first(self) -> bool:
-        return self._parts is None or self._parts.number == 0
+        self._in_progress: tuple[_Save, Future[tuple[Path, int]]] | None = None
+        self._failures: list[tuple[int, StorageError]] = []  # consecutive: step, error
 
     def reserve(self, tensors: Iterable[Tensor]) -> None:
-        """Have the thread take the memory for saving `tensors` (only their forms count), so that no save has to.
+        """Allocate, in the thread, the memory for saving `tensors`, whose values do not matter.
 
-        Parameters may be given once more for each state that the optimizer will have of them.
+        Pass parameters once more for each state that the optimizer will have of them.
         """
         self._reserving = self._thread.submit(self._buffers.reserve, list(tensors))
 
-    def save(
-        self,
-        step: int,
-        model: Mapping[str, Tensor],
-        optimizer: OptimizerState,
-        state: Mapping[str, Any],
-        *,
-        wait: bool,
-        metrics: Mapping[str, float] | None = None,
-        ema: Mapping[str, Tensor] | None = None,
-        pieces: Pieces | None = None,
-    ) -> None:
-        """Copy the state of `step` completed steps and have it written; with `wait`, until it is on the disk.
+    def save(self, content: CheckpointContent, *, wait: bool) -> None:
+        """Copy the content of a checkpoint and write it in the thread; with `wait`, return when it is written.
 
-        Tensors may be on any device and may change as soon as the call returns. `state` is JSON; the step and
-        `metrics` (of an evaluation of this very step; null where not finite) are added to it. `pieces` are those of
-        `optimizer` that are cut, with `parts` only. A save that is still being written is waited for first.
+        Tensors may be on any device and may change as soon as the call returns. Ranks other than 0 write the optimizer
+        state only. Waits for the save before.
 
-        Raises ValueError for what no checkpoint can hold, before anything is written; with `wait`, StorageError where
-        this save fails.
+        Raises ValueError for names, dtypes and JSON that a checkpoint cannot hold, before anything is written; with
+        `wait`, StorageError if this save fails.
         """
-        if self._is_first:
-            numbers = without_non_finite({name: float(value) for name, value in (metrics or {}).items()})
-            state = {**state, "metrics": numbers} if numbers else state
-            content = Content.of(step, model, optimizer, state, ema, pieces)
-        else:
-            content = Content.of(step, {}, optimizer, {}, pieces=pieces)
+        if not self._is_rank_0:
+            content = replace(content, model={}, state={}, ema=None)
+        content.check()
         started = time.perf_counter()
         if self._reserving is not None:
             self._reserving.result()
             self._reserving = None
         self._finish()
-        waited_s = time.perf_counter() - started
-        content = self._copied(content)
-        stalled_s = time.perf_counter() - started
-        self._under_way = _UnderWay(step, waited_s, stalled_s, self._thread.submit(self._write, content))
+        save = _Save(content.step)
+        save.waited_s = time.perf_counter() - started
+        with self._buffers.copying() as copy:
+            content = content.map(copy)
+        save.stalled_s = time.perf_counter() - started
+        future = self._thread.submit(self._write, save, content)
+        self._in_progress = save, future
         if wait:
-            self._under_way.written.exception()  # waits; _finish says what it was
-            self._under_way = replace(self._under_way, stalled_s=time.perf_counter() - started)
-            report = self._finish()
-            if isinstance(report, Failed):
-                raise report.error
-
-    def poll(self) -> list[Saved | Failed]:
-        """What was written, or could not be, since the last call; never blocks.
-
-        Raises StorageError once `max_failures` saves in a row have failed.
-        """
-        if self._under_way is not None and self._under_way.written.done():
+            future.exception()  # waits; _finish handles the exception
+            save.stalled_s = time.perf_counter() - started
             self._finish()
-        self._tell_of_uploads()
-        if self._failures and len(self._failures) >= self._max_failures:
-            error = self._failures[-1].error
-            steps = ", ".join(str(failed.step) for failed in self._failures)
+            if self._failures:
+                raise self._failures[-1][1]
+
+    def poll(self) -> None:
+        """Report the saves and uploads that have ended, without blocking.
+
+        Raises StorageError after `max_failures` consecutive failed saves, on rank 0 only: it knows of every part that
+        could not be written.
+        """
+        if self._in_progress is not None and self._in_progress[1].done():
+            self._finish()
+        self._report_uploads()
+        if self._is_rank_0 and self._failures and len(self._failures) >= self._options.max_failures:
+            _, error = self._failures[-1]
+            steps = ", ".join(str(step) for step, _ in self._failures)
             raise StorageError(
-                error.path, f"{error.problem}. No checkpoint could be written at {len(self._failures)} steps: {steps}"
+                error.path, f"{error.problem}. {len(self._failures)} consecutive checkpoints failed, at steps {steps}"
             ) from error
-        reports, self._reports = self._reports, []
-        return reports
 
     def close(self, mirror_timeout_s: float = MIRROR_TIMEOUT_S) -> None:
-        """Wait for what is under way: a save to its end; the mirror, and others' parts, `mirror_timeout_s` at most.
+        """Wait for a save in progress, and for at most `mirror_timeout_s` for the mirror and other workers' parts.
 
-        To be called however the training ended: a save that failed is told of, not raised. Nothing more can be saved.
+        To be called however training ended. A failed save is reported as an event, not raised. Nothing can be saved
+        afterwards.
         """
         if self._parts is not None:
-            self._parts.hurry(mirror_timeout_s)
+            self._parts.limit_wait(mirror_timeout_s)
         self._finish()
         self._thread.shutdown()
         if self._uploads is not None:
             self._uploads.close(mirror_timeout_s)
-        self._tell_of_uploads()
+        self._report_uploads()
 
-    def _copied(self, content: Content) -> Content:
-        # one copy for all tensors: on a GPU they are waited for together. A colon keeps the kinds of names apart
-        model = {f"model:{name}": tensor for name, tensor in content.model.items()}
-        optimizer = {f"optimizer:{name}": tensor for name, tensor in content.optimizer.items()}
-        ema = {f"ema:{name}": tensor for name, tensor in (content.ema or {}).items()}
-        copied = self._buffers.copy(model | optimizer | ema)
-        return replace(
-            content,
-            model={name: copied[f"model:{name}"] for name in content.model},
-            optimizer={name: copied[f"optimizer:{name}"] for name in content.optimizer},
-            ema=None if content.ema is None else {name: copied[f"ema:{name}"] for name in content.ema},
-        )
-
-    def _write(self, content: Content) -> _Written:
-        """In the thread."""
+    def _write(self, save: _Save, content: CheckpointContent) -> tuple[Path, int]:
+        """Write the files and delete old checkpoints, in the thread. Returns the path and the size in bytes."""
         started = time.perf_counter()
-        tensors = [*content.model.values(), *content.optimizer.values(), *(content.ema or {}).values()]
-        size_bytes = sum(tensor.nbytes for tensor in tensors) + len(content.state)
-        path, problem = None, None
+        options = self._options
         try:
-            if self._is_first:
-                path = write(self._folder, content, self._parts, self._still_ours)
-                if self._parts is not None:  # the others' parts count, too
-                    size_bytes = sum(record.size_bytes for record in format.read_manifest(path).values())
-                self._still_ours()
-                spare = set() if self._uploads is None else self._uploads.steps()
-                delete_old(self._folder, content.step, self._retention, spare)
-            elif self._parts is not None:
-                path = write_part(self._folder, content, self._parts)
-        except StorageError as error:
-            problem = error
-        if path is not None and self._uploads is not None:
+            if not self._is_rank_0:
+                assert self._parts is not None
+                return write_part(options.folder, content, self._parts), content.size_bytes()
+            path = write(options.folder, content, self._parts, options.check_lease)
+            size_bytes = content.size_bytes()
+            if self._parts is not None:
+                size_bytes = sum(record.size_bytes for record in format.read_manifest(path).values())
+            options.check_lease()
+            in_use = set() if self._uploads is None else self._uploads.steps()
+            delete_old(options.folder, content.step, options.retention, in_use)
+        finally:
+            save.write_s = time.perf_counter() - started
+        if self._uploads is not None:
             self._uploads.add(content.step, path)
-        return _Written(path, problem, size_bytes, time.perf_counter() - started)
+        return path, size_bytes
 
-    def _finish(self) -> Saved | Failed | None:
-        """Wait for the save that is under way, if any, and tell of it. Raises what is no StorageError."""
-        if self._under_way is None:
-            return None
-        under_way, self._under_way = self._under_way, None
-        written = under_way.written.result()
-        times = {"stalled_s": under_way.stalled_s, "waited_s": under_way.waited_s, "write_s": written.write_s}
-        report: Saved | Failed
-        if written.error is None:
-            assert written.path is not None
-            self._failures = []
-            report = Saved(under_way.step, written.path, written.size_bytes, **times)
-            detail = {"path": str(written.path), "size_bytes": written.size_bytes, **times}
-            self._on_event(under_way.step, "checkpoint", detail)
+    def _finish(self) -> None:
+        """Wait for the save in progress, if any, and report it. Raises any exception but StorageError."""
+        if self._in_progress is None:
+            return
+        (save, future), self._in_progress = self._in_progress, None
+        detail: Detail
+        try:
+            path, size_bytes = future.result()
+        except StorageError as error:
+            self._failures.append((save.step, error))
+            log.warning("the checkpoint of step %d could not be written: %s", save.step, error)
+            event, detail = "checkpoint_failed", {"problem": str(error), "in_a_row": len(self._failures)}
         else:
-            report = Failed(under_way.step, written.error, len(self._failures) + 1, **times)
-            self._failures.append(report)
-            log.warning("the checkpoint of step %d could not be written: %s", under_way.step, written.error)
-            detail = {"problem": str(written.error), "in_a_row": report.in_a_row, **times}
-            self._on_event(under_way.step, "checkpoint_failed", detail)
-        self._reports.append(report)
-        return report
+            self._failures = []
+            event, detail = "checkpoint", {"path": str(path), "size_bytes": size_bytes}
+        detail |= {"stalled_s": save.stalled_s, "waited_s": save.waited_s, "write_s": save.write_s}
+        self._on_event(save.step, event, detail)
 
-    def _tell_of_uploads(self) -> None:
-        for upload in self._uploads.results() if self._uploads is not None else []:
-            if upload.event == "mirror_failed":
-                log.warning("the checkpoint of step %d is not in the mirror: %s", upload.step, upload.detail["problem"])
-            self._on_event(upload.step, upload.event, upload.detail)
+    def _report_uploads(self) -> None:
+        for event in self._uploads.events() if self._uploads is not None else []:
+            self._on_event(*event)

@@ -1,8 +1,8 @@
 """The safetensors file format: 8 bytes of header length (little-endian), a JSON header, the raw data.
 
-Written and read here so that torch is all it takes, and so that a file is hashed in the pass that writes or reads it.
-No pickle: reading a file runs no code of the file's. Source of the format: the safetensors project's README, "Format";
-files are exchangeable with its package. Stricter where a checkpoint needs no freedom: eight dtypes, plain names.
+This implementation needs torch only, and hashes a file in the pass that writes or reads it. It uses no pickle, so
+reading a file runs no code from it. Source of the format: the safetensors project's README, "Format"; its package
+reads the files written here and vice versa. Stricter than the format: eight dtypes, and names that are no paths.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from resnet_dist.checkpoint.disk import reason
+from resnet_dist.checkpoint.disk import checkpoint_errors
 from resnet_dist.checkpoint.format import FileRecord
 from resnet_dist.errors import CheckpointError
 
@@ -36,13 +35,13 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_METADATA = "__metadata__"  # the format's own key in the header, text to text
+_METADATA = "__metadata__"  # reserved key of the header: a map of strings to strings
 _MAX_HEADER_BYTES = 100_000_000  # the safetensors package's own limit
 
 
 @dataclass(frozen=True)
-class Contents:
-    """A file, read: its tensors on the CPU, its metadata, and what was hashed on the way."""
+class TensorFile:
+    """The content of a file: its tensors on the CPU, its metadata, and its size and hash."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -50,7 +49,7 @@ class Contents:
 
 
 class _Hashed:
-    """A file whose bytes are counted and hashed as they pass."""
+    """Counts and hashes the bytes written to or read from a file."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self.file = file
@@ -63,7 +62,7 @@ class _Hashed:
 
     def read_into(self, buffer: bytearray) -> None:
         if self.file.readinto(buffer) != len(buffer):
-            raise ValueError("ends too early")
+            raise ValueError("the file is too short")
         self._count(buffer)
 
     def _count(self, content: bytes | bytearray | memoryview) -> None:
@@ -75,23 +74,25 @@ class _Hashed:
 
 
 def check(tensors: Mapping[str, Tensor]) -> None:
-    """ValueError for a name or a dtype that a file cannot hold."""
+    """Raise ValueError for a name or a dtype that the file format does not allow."""
     for name, tensor in tensors.items():
         if problem := _name_problem(name):
             raise ValueError(f"tensor {name!r}: {problem}")
         if tensor.dtype not in _NAMES:
-            raise ValueError(f"tensor {name!r}: dtype {tensor.dtype} is none of {', '.join(map(str, _NAMES))}")
+            raise ValueError(
+                f"tensor {name!r}: dtype {tensor.dtype} is not supported. Allowed: {', '.join(map(str, _NAMES))}"
+            )
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FileRecord:
-    """Write a new file and bring it to the disk. Raises OSError, and ValueError as `check` does.
+    """Write a new file and flush it to the disk. Raises OSError, and ValueError as `check` does.
 
-    Tensors may be on any device and of any memory layout; they are written row by row.
+    Tensors may be on any device and in any memory layout; they are written in row-major order.
     """
     check(tensors)
-    # Large elements first, as the safetensors package does: every tensor is aligned for a reader that maps the file.
+    # Large elements first, as the safetensors package does: every tensor is aligned in a memory-mapped file.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {_METADATA: {"format": "pt", **(metadata or {})}}
+    header: dict[str, object] = {_METADATA: {"format": "pt", **(metadata or {})}}
     offset = 0
     for name in order:
         tensor = tensors[name]
@@ -111,23 +112,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return hashed.record()
 
 
-def read(path: Path) -> Contents:
-    """Read a whole file; CheckpointError where it is unreadable or its header is not to be trusted.
+def read(path: Path) -> TensorFile:
+    """Read a whole file. Raises CheckpointError if it cannot be read or its header is invalid.
 
-    Everything the header claims is checked against the file's size before memory is taken for it.
+    Every size in the header is checked against the file's size before memory is allocated.
     """
     try:
-        with path.open("rb") as file:
+        with checkpoint_errors(path), path.open("rb") as file:
             return _read(_Hashed(file), os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise CheckpointError(
-            str(path), "is missing" if isinstance(error, FileNotFoundError) else reason(error)
-        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"is not a safetensors file: {error}") from error
 
 
-def _read(hashed: _Hashed, size_bytes: int) -> Contents:
+def _read(hashed: _Hashed, size_bytes: int) -> TensorFile:
     prefix = bytearray(8)
     hashed.read_into(prefix)
     (length,) = struct.unpack("<Q", prefix)
@@ -140,7 +137,7 @@ def _read(hashed: _Hashed, size_bytes: int) -> Contents:
         raise ValueError("the header is not an object")
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{_METADATA} must hold text only")
+        raise ValueError(f"{_METADATA} must map strings to strings")
     entries = sorted((_Entry.parse(name, entry) for name, entry in header.items()), key=lambda entry: entry.offsets)
     position = 0
     for entry in entries:
@@ -148,14 +145,14 @@ def _read(hashed: _Hashed, size_bytes: int) -> Contents:
             raise ValueError(f"tensor {entry.name!r} starts at {entry.offsets[0]}; expected {position}")
         position = entry.offsets[1]
     if position != size_bytes - 8 - length:
-        raise ValueError(f"the tensors take {position} bytes, the file has {size_bytes - 8 - length} for them")
+        raise ValueError(f"the tensors take {position} bytes, but {size_bytes - 8 - length} bytes follow the header")
     tensors = {entry.name: entry.read(hashed) for entry in entries}
-    return Contents(tensors, metadata, hashed.record())
+    return TensorFile(tensors, metadata, hashed.record())
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor as the header describes it. Offsets count from the end of the header."""
+    """A tensor's entry in the header. Offsets count from the end of the header."""
 
     name: str
     dtype: torch.dtype
@@ -167,22 +164,22 @@ class _Entry:
         if problem := _name_problem(name):
             raise ValueError(f"tensor {name!r}: {problem}")
         if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets")
+            raise ValueError(f"tensor {name!r} must have the keys dtype, shape and data_offsets")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise ValueError(f"tensor {name!r}: dtype {dtype!r} is none of {', '.join(DTYPES)}")
+            raise ValueError(f"tensor {name!r}: dtype {dtype!r} is not supported. Allowed: {', '.join(DTYPES)}")
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-            raise ValueError(f"tensor {name!r}: shape and data_offsets must be counts")
+            raise ValueError(f"tensor {name!r}: shape and data_offsets must be lists of non-negative integers")
         size_bytes = math.prod(shape) * DTYPES[dtype].itemsize
         if offsets[1] - offsets[0] != size_bytes:
-            raise ValueError(f"tensor {name!r}: {size_bytes} bytes of shape {shape} at data_offsets {offsets}")
-        if math.prod(max(length, 1) for length in shape) >= 2**63:  # torch counts in int64, empty tensors too
+            raise ValueError(f"tensor {name!r}: shape {shape} takes {size_bytes} bytes, but data_offsets are {offsets}")
+        if math.prod(max(length, 1) for length in shape) >= 2**63:  # torch uses int64, for empty tensors too
             raise ValueError(f"tensor {name!r}: shape {shape} is too large")
         return cls(name, DTYPES[dtype], tuple(shape), (offsets[0], offsets[1]))
 
     def read(self, hashed: _Hashed) -> Tensor:
         buffer = bytearray(self.offsets[1] - self.offsets[0])
-        if not buffer:  # torch.frombuffer takes no empty buffer
+        if not buffer:  # torch.frombuffer refuses an empty buffer
             return torch.empty(self.shape, dtype=self.dtype)
         hashed.read_into(buffer)
         return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.shape)
@@ -193,18 +190,18 @@ def _are_counts(value: object) -> bool:
 
 
 def _name_problem(name: str) -> str:
-    """Why `name` is no tensor's name, or nothing: a tool that unpacks tensors into files must not leave its folder."""
+    """Return why `name` is invalid, or "". A tool that unpacks tensors into files must not leave its folder."""
     if name == _METADATA:
-        return "is the format's own key"
+        return "is a reserved key of the format"
     if "\\" in name or not name.isprintable():
-        return "must be printable and without backslashes"
+        return "must be printable and have no backslashes"
     if any(part in ("", ".", "..") for part in name.split("/")):
-        return "must not look like a path (no empty part, no . and no .. between slashes)"
+        return "must not be a path (no empty part, . or .. between slashes)"
     return ""
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     seen = dict(pairs)
     if len(seen) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("the header has a duplicate key")
     return seen

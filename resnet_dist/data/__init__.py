@@ -1,23 +1,25 @@
-"""From a folder of images to micro-batches: index, order, crops, decoding.
+"""From a folder of images to micro-batches.
 
-sources   recipe -> Index           image_folder, image_headers    folders -> Index, checked
-order     position -> sample        crops    position -> window, flip        random_bits    position -> numbers
-requests  what is asked of a decoder      decode_torchvision, decode_dali    files -> pixels
-loader    all of it together: micro-batches for one worker
+sources                          recipe -> index
+image_folder, image_headers      folders -> index
+order, crops, random_bits        position in the stream -> sample, window, flip, random numbers
+requests                         the interface of decoders
+decode_torchvision, decode_dali  files -> pixels
+loader                           micro-batches of one worker
 """
 
 from resnet_dist.data.image_folder import index_image_folder
 from resnet_dist.data.index import Index, check_labels, check_same_classes, is_current
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, normalise, training_batches
 from resnet_dist.data.order import Stream
-from resnet_dist.data.requests import Decoder, Request
+from resnet_dist.data.requests import BatchRequest, Decoder
 from resnet_dist.data.sources import index_of
 
 __all__ = [
+    "BatchRequest",
     "Decoder",
     "HostBatch",
     "Index",
-    "Request",
     "Stream",
     "check_labels",
     "check_same_classes",

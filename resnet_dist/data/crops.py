@@ -1,7 +1,7 @@
-"""Which part of an image is seen: windows in whole pixels, and flips.
+"""Random and central crops, as windows in whole pixels, and random flips.
 
-A window is (top, left, height, width), int32, always inside the image. Windows are absolute integers because that is
-the form in which every decoder cuts exactly the same pixels.
+A window is (top, left, height, width), int32, inside the image. Windows are integers so that every decoder crops the
+same pixels.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def training_windows(
     """Random windows int32 [n, 4] (top, left, height, width) for images of `heights` × `widths` pixels, int32 [n].
 
     The distribution is that of torchvision's RandomResizedCrop (Szegedy et al. 2015, Going Deeper with Convolutions,
-    section 6): area a fraction drawn uniformly from `area`, width / height log-uniformly from `aspect`; what does not
-    fit is drawn again, ten times at most, then the largest central window with an allowed aspect is taken.
-    A pure function of (seed, position) and the image's size.
+    section 6): the fraction of the image's area is uniform in `area`, width / height is log-uniform in `aspect`. The
+    first of ten draws that fits into the image is used, or else the largest central window with an allowed aspect. A
+    pure function of (seed, position) and the image's size.
     """
     height, width = heights.astype(np.float64), widths.astype(np.float64)
     draws = uniform(seed, positions, Purpose.CROP, 2 * _TRIES + 2)
@@ -37,8 +37,8 @@ def training_windows(
     log_aspect = (math.log(aspect[0]), math.log(aspect[1]))
     ratio = np.exp(log_aspect[0] + (log_aspect[1] - log_aspect[0]) * draws[:, _TRIES : 2 * _TRIES])
 
-    # All tries at once, float64 [n, tries]; the first that fits is taken. Between kinds of CPU the last bit of exp may
-    # differ; that it moves a window by a pixel has a chance of about 1e-13 a draw.
+    # All tries at once, float64 [n, tries]. The last bit of exp may differ between types of CPU; the probability that
+    # this moves a window by a pixel is about 1e-13 per draw.
     pixels = fraction * (height * width)[:, None]
     tried_width, tried_height = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))
     fits = (tried_height >= 1) & (tried_height <= height[:, None])
@@ -58,21 +58,21 @@ def training_windows(
 def _central(
     height: NDArray[np.float64], width: NDArray[np.float64], aspect: tuple[float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Height and width of the largest window whose aspect is allowed."""
+    """Height and width of the largest window with an allowed aspect."""
     lowest, highest = aspect
     return np.clip(np.rint(width / lowest), 1, height), np.clip(np.rint(height * highest), 1, width)
 
 
 def flips(positions: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """Whether each position's window is mirrored left to right, bool [n]: half of them, by (seed, position)."""
+    """Whether each position's image is flipped left to right, bool [n]: p = 0.5, a function of (seed, position)."""
     return uniform(seed, positions, Purpose.FLIP, 1)[:, 0] < 0.5
 
 
 def evaluation_windows(heights: NDArray[np.int32], widths: NDArray[np.int32], fraction: float) -> NDArray[np.int32]:
     """Central squares int32 [n, 4] whose side is `fraction` of the image's shorter side, rounded.
 
-    Resizing the shorter side to 256 and cutting the central 224 × 224 sees the same part of the image: 224 / 256 =
-    0.875. Cutting first resizes fewer pixels and rounds once.
+    A fraction of 0.875 = 224 / 256 gives the same part of the image as resizing the shorter side to 256 and cropping
+    the central 224 × 224 pixels. Cropping first resizes fewer pixels and rounds once.
     """
     shorter = np.minimum(heights, widths)
     side = np.maximum(np.rint(fraction * shorter), 1).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Decoding with NVIDIA DALI, on a GPU or on the CPU. The only file that imports it, and only when it is used.
+"""Decoding with NVIDIA DALI, on a GPU or on the CPU. Only this file imports DALI, when a decoder is used.
 
-DALI decides nothing here: which file, which window and whether to flip come from outside, so that it sees the same
-samples as every other decoder. Decoded pixels and windows equal torchvision's bit for bit on the CPU; resizing rounds
-differently (tests/unit/resnet_dist/data/test_decode_dali.py says by how much).
+Files, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. On the CPU its
+decoded pixels and windows equal torchvision's bit for bit; resizing rounds differently (the test of this module has
+the differences).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from resnet_dist.data.decode_torchvision import decode_sample
-from resnet_dist.data.requests import Request
+from resnet_dist.data.requests import BatchRequest
 from resnet_dist.errors import DataError, MissingPackage
 
-# Sizes for decoders on a GPU, from NVIDIA's ImageNet examples (docs/examples/use_cases in NVIDIA/DALI): room for the
-# largest ImageNet image from the start, because growing a buffer later stalls the GPU.
+# Buffers for decoders on a GPU, from NVIDIA's ImageNet examples (docs/examples/use_cases in NVIDIA/DALI). They fit the
+# largest ImageNet image from the start, because growing a buffer stalls the GPU.
 _GPU_DECODER = {
     "jpeg_fancy_upsampling": True,  # upsample chroma as the CPU decoders do
     "device_memory_padding": 211025920,  # bytes
@@ -32,17 +32,17 @@ _GPU_DECODER = {
 
 
 def is_installed() -> bool:
-    """Whether DALI can be imported here; it is not imported."""
+    """Whether DALI can be imported, without importing it."""
     try:
         return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package of the `nvidia` family at all
+    except ModuleNotFoundError:  # no package `nvidia`
         return False
 
 
 class DaliDecoder:
-    """A `Decoder` of `num_threads` CPU threads, `prefetch` requests ahead, on GPU `device_id` (None: on the CPU).
+    """A `Decoder` on GPU `device_id` (None: the CPU) that works `prefetch` requests ahead in `num_threads` CPU threads.
 
-    A request holds at most `max_batch_size` samples. MissingPackage if DALI is not installed.
+    Requests have at most `max_batch_size` samples. Raises MissingPackage if DALI is not installed.
     """
 
     def __init__(self, num_threads: int, prefetch: int, max_batch_size: int, device_id: int | None = None) -> None:
@@ -51,30 +51,31 @@ class DaliDecoder:
         self.num_threads, self.prefetch = num_threads, prefetch
         self.max_batch_size, self.device_id = max_batch_size, device_id
 
-    def decode(self, requests: Iterator[Request], resolution: int) -> Generator[Tensor, None, None]:
-        """See `Decoder.decode`; tensors are on the GPU if there is one, and stay valid as long as they are kept."""
-        handed_over: deque[Request] = deque()  # to DALI, which reads ahead: the oldest is the one that comes out next
+    def decode(
+        self, requests: Iterator[BatchRequest], resolution: int
+    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
+        """See `Decoder.decode`; tensors are on the GPU if there is one, and remain valid."""
+        pending: deque[BatchRequest] = deque()  # requests that DALI has read, oldest first
 
         def source() -> tuple[Any, ...]:
-            request = next(requests)  # StopIteration is how DALI is told of the end
-            handed_over.append(request)
+            request = next(requests)  # StopIteration tells DALI that there are no more
+            pending.append(request)
             return _arrays(request)
 
-        # Built here and not in the constructor: a pipeline must not cross a fork, and its threads end with it.
+        # Built here, not in the constructor: a pipeline cannot be used after a fork, and its threads end with it.
         pipeline = self._pipeline(source, resolution)
         try:
             while True:
                 (images,) = pipeline.run()
-                handed_over.popleft()
-                # No copy: DALI leaves the memory to the tensor (with its default executor, which is used here).
-                yield from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+                # No copy: with DALI's default executor the tensor owns the memory.
+                yield pending.popleft(), from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
         except StopIteration:
             return
         except RuntimeError as error:
-            broken = _broken_sample(handed_over[0], resolution) if handed_over else None
+            broken = _broken_sample(pending[0], resolution) if pending else None
             if broken is None:
                 raise
-            # Without its traceback, whose frames would keep the pipeline and its threads alive.
+            # The frames of a traceback would keep the pipeline and its threads alive.
             raise broken from error.with_traceback(None)
         finally:
             del pipeline
@@ -82,7 +83,7 @@ class DaliDecoder:
     def _pipeline(self, source: Any, resolution: int) -> Any:
         import nvidia.dali
 
-        dali: Any = nvidia.dali  # its type stubs do not know the names that it makes at import
+        dali: Any = nvidia.dali  # its type stubs lack the names that are defined at import
         fn, types = dali.fn, dali.types
         on_gpu = self.device_id is not None
         pipeline = dali.Pipeline(
@@ -115,17 +116,17 @@ class DaliDecoder:
         return pipeline
 
 
-def _arrays(request: Request) -> tuple[Any, ...]:
-    """A request as DALI takes it: paths as bytes, corners int32 [n, 2], sizes int32 [n, 2], flips int32 [n]."""
+def _arrays(request: BatchRequest) -> tuple[Any, ...]:
+    """A request in DALI's form: paths as bytes, corners int32 [n, 2], sizes int32 [n, 2], flips int32 [n]."""
     paths = [np.frombuffer(path.encode("utf-8", "surrogateescape"), dtype=np.uint8) for path in request.paths]
     corners, sizes = np.ascontiguousarray(request.windows[:, :2]), np.ascontiguousarray(request.windows[:, 2:])
     return paths, corners, sizes, request.flips.astype(np.int32)
 
 
-def _broken_sample(request: Request, resolution: int) -> DataError | None:
-    """The DataError of the sample that DALI failed on; None if no sample is to blame.
+def _broken_sample(request: BatchRequest, resolution: int) -> DataError | None:
+    """The DataError of the first sample that cannot be decoded; None if all can.
 
-    DALI's own message does not always name the file, so the request is decoded once more, sample by sample.
+    DALI's messages do not always name the file, so the request is decoded again with Pillow, sample by sample.
     """
     pixels = np.empty((resolution, resolution, 3), dtype=np.uint8)
     for number in range(len(request)):

@@ -1,6 +1,6 @@
-"""Decoding on the CPU in threads: Pillow decodes, torchvision resizes, and both release Python's lock while they work.
+"""Decoding on the CPU in threads: Pillow decodes and torchvision resizes; both release the GIL.
 
-torchvision's own JPEG decoder is deprecated since 0.29; Pillow gives the same pixels, and reads every other format too.
+torchvision's own JPEG decoder is deprecated since 0.29. Pillow gives the same pixels and reads the other formats too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from resnet_dist.data.requests import Request
+from resnet_dist.data.requests import BatchRequest
 from resnet_dist.errors import DataError
 
 
@@ -29,7 +29,9 @@ class TorchvisionDecoder:
     num_threads: int
     prefetch: int
 
-    def decode(self, requests: Iterator[Request], resolution: int) -> Generator[Tensor, None, None]:
+    def decode(
+        self, requests: Iterator[BatchRequest], resolution: int
+    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
         """See `Decoder.decode`; tensors are on the CPU."""
         ahead: deque[_Decoding] = deque()
         pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
@@ -45,23 +47,24 @@ class TorchvisionDecoder:
 
 
 class _Decoding:
-    """A request on its way: each sample is a task of its own and fills its own slice of the batch."""
+    """A request that is being decoded: one task per sample, which fills its slice of the batch."""
 
-    def __init__(self, request: Request, resolution: int, pool: ThreadPoolExecutor) -> None:
-        # Rows of pixels are copied with numpy, on one thread: torch would start a team of threads in each of ours.
+    def __init__(self, request: BatchRequest, resolution: int, pool: ThreadPoolExecutor) -> None:
+        self._request = request
+        # Rows of pixels are copied with numpy: torch would start a pool of threads in each of these threads.
         self._batch = np.empty((len(request), resolution, resolution, 3), dtype=np.uint8)
         self._tasks: list[Future[None]] = [
             pool.submit(decode_sample, request, number, self._batch[number]) for number in range(len(request))
         ]
 
-    def result(self) -> Tensor:
-        """Wait for the batch; the first broken sample's DataError if there is one."""
+    def result(self) -> tuple[BatchRequest, Tensor]:
+        """Wait for the batch. Raises the DataError of the first sample that cannot be decoded."""
         for task in self._tasks:
             task.result()
-        return torch.from_numpy(self._batch).permute(0, 3, 1, 2)
+        return self._request, torch.from_numpy(self._batch).permute(0, 3, 1, 2)
 
 
-def decode_sample(request: Request, number: int, pixels: NDArray[np.uint8]) -> None:
+def decode_sample(request: BatchRequest, number: int, pixels: NDArray[np.uint8]) -> None:
     """Decode sample `number` of a request into `pixels`, uint8 [resolution, resolution, 3].
 
     DataError if the file cannot be read or decoded, or is smaller than its window.
@@ -69,14 +72,14 @@ def decode_sample(request: Request, number: int, pixels: NDArray[np.uint8]) -> N
     path, sample_id = request.paths[number], int(request.sample_ids[number])
     try:
         window = _read_window(path, request.windows[number])
-    # What Pillow raises for one broken format or another.
+    # Pillow's errors for broken files, which depend on the format.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(path, f"cannot be decoded: {error}", sample_id) from error
     if window is None:
         raise DataError(
             path,
             f"is too small for its window (top, left, height, width) {tuple(request.windows[number].tolist())}: it has "
-            "changed since it was indexed; delete the saved index to have it made again",
+            "changed since it was indexed. Delete the saved index, and it is created again",
             sample_id,
         )
     resized = resize(
@@ -90,9 +93,9 @@ def decode_sample(request: Request, number: int, pixels: NDArray[np.uint8]) -> N
 
 
 def _read_window(path: str, window: NDArray[np.int32]) -> NDArray[np.uint8] | None:
-    """The window of the stored image as RGB, uint8 [height, width, 3]; None if it does not lie inside the image.
+    """The window of the stored image as RGB, uint8 [height, width, 3]; None if the window exceeds the image.
 
-    EXIF orientation is not applied, transparency is dropped.
+    EXIF orientation is ignored, transparency is dropped.
     """
     top, left, height, width = window.tolist()
     with Image.open(path) as image:

@@ -1,6 +1,6 @@
-"""An index from folders: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg, torchvision's ImageFolder layout.
+"""An index of image folders in torchvision's ImageFolder layout: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg.
 
-Every file's header is read, so that a broken file is found before training and not in its third week.
+The header of every file is read, so that broken files are found before training.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from resnet_dist.errors import DataError
 
 Split = Literal["train", "val"]
 
-LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, one folder a class"
+LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, one folder per class"
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_THREADS = 16  # reading headers waits for the disk, most of all a network disk, and not for the CPU
-_NAMED = 5  # broken files that an error names
+_THREADS = 16  # reading headers waits for the disk or the network, not for the CPU
+_NAMED = 5  # files that a message lists
 
 _log = logging.getLogger(__name__)
 
 
 def index_image_folder(root: str, split: Split) -> Index:
-    """Index root/split: classes are the sorted folder names, samples the sorted files of each.
+    """Index root/split: classes are the sorted folder names, samples the sorted files of each class.
 
-    DataError names the path for each of: a missing folder, no class folder, a class without images, classes that
-    differ between train and val, files that are empty, cut short or no images. Other files (by suffix), hidden
-    entries and folders within a class are left out, with one warning that counts them.
+    Files with other suffixes, hidden entries and folders inside a class are left out, with one warning that counts
+    them. Raises DataError, with the path, for a missing folder, no class folders, a class without images, classes that
+    differ between train and val, and files that are empty, truncated or not images.
     """
     classes = _class_names(root, split)
     other: Split = "val" if split == "train" else "train"
@@ -45,14 +45,16 @@ def index_image_folder(root: str, split: Split) -> Index:
 
     paths: list[str] = []
     labels: list[int] = []
-    ignored = _Ignored()
-    # Times are taken before listing: a file added meanwhile makes the index out of date, never silently incomplete.
+    ignored: list[str] = []
+    # Times are taken before listing: a file added in between makes the index outdated, never silently incomplete.
     folder_times_ns = {name: _time_ns(root, name) for name in (split, *(f"{split}/{name}" for name in classes))}
     for label, name in enumerate(classes):
         files = _image_files(root, f"{split}/{name}", ignored)
         paths += files
         labels += [label] * len(files)
-    ignored.warn(f"{root}/{split}")
+    if ignored:
+        where, names = f"{root}/{split}", _some(sorted(ignored))
+        _log.warning("%s: ignored %d entries without the suffix of an image: %s", where, len(ignored), names)
 
     sizes = np.array(_sizes([os.path.join(root, path) for path in paths]), dtype=np.int32)  # noqa: PTH118
     return Index(
@@ -67,9 +69,8 @@ def index_image_folder(root: str, split: Split) -> Index:
 
 
 def count_images(root: str, split: Split) -> int:
-    """How many samples the index of root/split would have; only names are read. DataError as for the index."""
-    ignored = _Ignored()
-    return sum(len(_image_files(root, f"{split}/{name}", ignored)) for name in _class_names(root, split))
+    """The number of samples in the index of root/split, from file names only. Raises DataError as for the index."""
+    return sum(len(_image_files(root, f"{split}/{name}", [])) for name in _class_names(root, split))
 
 
 def _class_names(root: str, split: Split) -> list[str]:
@@ -78,33 +79,30 @@ def _class_names(root: str, split: Split) -> list[str]:
         where = Path(root)
         found = "the folder above does not exist either"
         if where.is_dir():
-            found = f"{root} holds {_some(sorted(entry.name for entry in where.iterdir()))}"
+            found = f"{root} contains {_some(sorted(entry.name for entry in where.iterdir()))}"
         raise DataError(str(folder), f"no such folder; {LAYOUT}; {found}")
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         found = _some(sorted(entry.name for entry in folder.iterdir()))
-        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it holds {found}")
+        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {found}")
     return names
 
 
-def _image_files(root: str, folder: str, ignored: _Ignored) -> list[str]:
-    """Relative paths of the images of one class, sorted."""
-    files = []
+def _image_files(root: str, folder: str, ignored: list[str]) -> list[str]:
+    """Relative paths of the images of one class, sorted. Adds all other entries to `ignored`."""
+    files: list[str] = []
     with os.scandir(Path(root) / folder) as entries:
         for entry in entries:
             is_image = entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
-            if is_image:
-                files.append(f"{folder}/{entry.name}")
-            else:
-                ignored.add(f"{folder}/{entry.name}")
+            (files if is_image else ignored).append(f"{folder}/{entry.name}")
     if not files:
-        raise DataError(str(Path(root) / folder), f"a class without images; known suffixes: {' '.join(_SUFFIXES)}")
+        raise DataError(str(Path(root) / folder), f"is a class without images; known suffixes: {' '.join(_SUFFIXES)}")
     return sorted(files)
 
 
 def _sizes(paths: list[str]) -> list[tuple[int, int]]:
-    """(height, width) of every file; one DataError for all files that are broken."""
+    """(height, width) of every file. Raises one DataError for all broken files."""
 
     def size_or_error(path: str) -> tuple[int, int] | DataError:
         try:
@@ -131,22 +129,3 @@ def _time_ns(root: str, folder: str) -> int:
 def _some(names: Iterable[str]) -> str:
     shown = list(names)
     return f"{', '.join(shown[:_NAMED])}{' ...' if len(shown) > _NAMED else ''}" if shown else "nothing"
-
-
-class _Ignored:
-    """Counts what is left out of the index."""
-
-    def __init__(self) -> None:
-        self._paths: list[str] = []
-
-    def add(self, path: str) -> None:
-        self._paths.append(path)
-
-    def warn(self, where: str) -> None:
-        if self._paths:
-            _log.warning(
-                "%s: left out %d entries that are no image files by their names: %s",
-                where,
-                len(self._paths),
-                _some(sorted(self._paths)),
-            )

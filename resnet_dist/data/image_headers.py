@@ -1,7 +1,7 @@
-"""Height and width of an image file from its first bytes, and whether the file is whole.
+"""Height and width of an image file from its header, and a check that the file is complete.
 
-A data set of a million files is read once before training. Reading a JPEG's frame header by hand takes one small read
-a file and is several times faster than opening it with an image library; other formats are rare and go to Pillow.
+Every file of a data set is read once before training. Parsing the frame header of a JPEG here takes one small read and
+is several times faster than opening the file with an image library. Other formats are rare: Pillow opens them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 
 from resnet_dist.errors import DataError
 
-_HEAD_BYTES = 4096  # holds the frame header of most files; thumbnails and colour profiles push it further back
-_TAIL_BYTES = 64  # some writers leave a few bytes behind the end marker
+_HEAD_BYTES = 4096  # contains the frame header of most files, unless a thumbnail or a colour profile precedes it
+_TAIL_BYTES = 64  # some programs write a few bytes after the end marker
 
 # JPEG markers (ITU-T T.81, table B.1): the byte after 0xFF.
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 but for DHT, JPG and DAC, which share the range
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 without DHT, JPG and DAC
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0..7
 
 _JPEG_MAGIC = b"\xff\xd8"
@@ -27,7 +27,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 def image_size(path: str) -> tuple[int, int]:
     """(height, width) in pixels of the image stored at `path`, as decoded: JPEG EXIF orientation is not applied.
 
-    DataError if the file is missing, empty, no image, or ends before its end marker. Pixels are not decoded.
+    Pixels are not decoded. Raises DataError if the file is missing, empty, truncated or not an image.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -52,7 +52,7 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def _truncated(num_bytes: int) -> str:
-    return f"is cut short: no end marker in its {num_bytes} bytes; copy it again or delete it"
+    return f"is truncated: no end marker in its {num_bytes} bytes; copy it again or delete it"
 
 
 def _size_by_pillow(path: str) -> tuple[int, int]:
@@ -60,24 +60,24 @@ def _size_by_pillow(path: str) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height, mode = image.width, image.height, image.mode
     except UnidentifiedImageError as error:
-        raise DataError(path, "is not an image, whatever its name says; delete it or put the image back") from error
+        raise DataError(path, "is not an image; delete it or restore the image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(path, f"cannot be read as an image: {error}") from error
     if mode.startswith(("I", "F")):
-        # Decoders disagree about how 16 bits become 8.
+        # Decoders convert 16 bits to 8 in different ways.
         raise DataError(path, f"has more than 8 bits a channel (Pillow's mode {mode}); convert it to 8 bits")
     return height, width
 
 
 class _JpegFile:
-    """A JPEG file as a chain of segments, read through a window on its head that is moved when it must be."""
+    """A JPEG file as a sequence of segments, read through a window that starts at the file's beginning."""
 
     def __init__(self, path: str, descriptor: int, num_bytes: int, head: bytes) -> None:
         self._path, self._descriptor, self._num_bytes = path, descriptor, num_bytes
         self._window, self._window_start = head, 0
 
     def size(self) -> tuple[int, int]:
-        """Walk from segment to segment up to the frame header; then make sure that the end is there."""
+        """(height, width) from the frame header. Raises DataError if there is none, or no end marker."""
         offset = 2
         while True:
             if self._bytes(offset, 1)[0] != 0xFF:
@@ -115,5 +115,5 @@ class _JpegFile:
         tail_start = max(after, self._num_bytes - _TAIL_BYTES)
         if end_marker in os.pread(self._descriptor, _TAIL_BYTES, tail_start):
             return True
-        # Padded files exist. Within compressed data 0xFF is always followed by 0, so an end marker is one.
+        # Some files are padded. In compressed data 0xFF is always followed by 0, so these bytes are an end marker.
         return end_marker in os.pread(self._descriptor, self._num_bytes - after, after)

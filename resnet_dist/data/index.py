@@ -1,7 +1,7 @@
-"""The table of samples: where each image lies, what it shows, how large it is.
+"""The index: a table with the path, label and size of every sample.
 
-It is made once, checked while it is made, and saved, so that thousands of restarts need not read a million headers.
-Heights and widths are part of it because a window of an image must be known before the image is opened.
+It is created and checked once, then saved, so that restarts do not read all headers again. It contains heights and
+widths because crops are computed before the images are opened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,14 +24,14 @@ _FORMAT = 1  # of the saved file
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Samples in a fixed order; a sample's id is its row. Compare two with `fingerprint`.
+    """Samples in a fixed order; a sample's id is its row. Use `fingerprint` to compare two indices.
 
     root             folder that the paths are relative to
     classes          name of each label
     paths            relative path of each sample, with forward slashes
     labels           int64 [n]
-    heights, widths  int32 [n], pixels, as stored (EXIF orientation is not applied)
-    folder_times_ns  modification time of each folder that was listed, relative path to nanoseconds; see `is_current`
+    heights, widths  int32 [n], pixels of the stored image (without EXIF orientation)
+    folder_times_ns  modification times of the listed folders in nanoseconds by relative path; see `is_current`
     """
 
     root: str
@@ -56,11 +55,11 @@ class Index:
         return len(self.paths)
 
     def path(self, sample_id: int) -> str:
-        """Where sample `sample_id` is stored."""
-        return os.path.join(self.root, self.paths[sample_id])  # noqa: PTH118  a Path object a sample is slow
+        """The file of sample `sample_id`."""
+        return os.path.join(self.root, self.paths[sample_id])  # noqa: PTH118  Path objects are slow
 
     def fingerprint(self) -> str:
-        """sha256 of the paths, labels and sizes: equal for equal data, wherever its root lies."""
+        """sha256 of the paths, labels and sizes: equal for equal data, independent of the root."""
         digest = hashlib.sha256(len(self).to_bytes(8, "little"))
         digest.update(_packed(self.paths))
         for column, dtype in ((self.labels, "<i8"), (self.heights, "<i4"), (self.widths, "<i4")):
@@ -68,8 +67,8 @@ class Index:
         return digest.hexdigest()
 
     def save(self, file: Path) -> None:
-        """Write to `file`, which is complete or absent at every moment. Parents are created. OSError as it comes."""
-        columns: dict[str, Any] = {
+        """Write to `file` atomically; create its parents. Raises OSError."""
+        columns: dict[str, NDArray[np.generic]] = {
             "format": np.array(_FORMAT),
             "root": _text([self.root]),
             "classes": _text(self.classes),
@@ -81,11 +80,11 @@ class Index:
             "times_ns": np.array(list(self.folder_times_ns.values()), dtype=np.int64),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Several workers may save the same index at once: each writes a file of its own, the last rename wins.
+        # Several processes may save the same index at once: each writes a temporary file, the last rename wins.
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                np.savez(stream, **columns)
+                np.savez(stream, **columns)  # type: ignore[arg-type]
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(temporary).replace(file)
@@ -95,7 +94,7 @@ class Index:
 
     @classmethod
     def load(cls, file: Path) -> Index:
-        """Read what `save` wrote. DataError if the file is missing, torn, or of another format."""
+        """Read a saved index. Raises DataError if the file is missing, damaged or of another format."""
         try:
             with file.open("rb") as stream, np.load(stream, allow_pickle=False) as columns:
                 if int(columns["format"]) != _FORMAT:
@@ -110,14 +109,14 @@ class Index:
                     folder_times_ns=dict(zip(_lines(columns["folders"]), columns["times_ns"].tolist(), strict=True)),
                 )
         except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
-            raise DataError(str(file), f"is not a saved index ({error}); delete it to have it made again") from error
+            raise DataError(str(file), f"is not a saved index ({error}); delete it, and it is created again") from error
 
 
 def is_current(index: Index) -> bool:
-    """Whether the folders behind an index are as they were when it was made: the same files, by modification times.
+    """Whether the folders of an index have the same modification times as when it was created.
 
-    One look at each folder, none at the files. A file overwritten in place is not noticed here; decoding it is checked
-    against the recorded size. An index without recorded folders (a user's source) is never current.
+    Files are not checked: overwriting one in place is not detected here, but decoding compares it with the recorded
+    size. An index without folder times (from a user's source) is never current.
     """
     if not index.folder_times_ns:
         return False
@@ -129,7 +128,7 @@ def is_current(index: Index) -> bool:
 
 
 def check_labels(index: Index, num_classes: int) -> None:
-    """DataError if the index has a label that a model of `num_classes` cannot predict."""
+    """Raise DataError if a label is outside the `num_classes` outputs of the model."""
     highest = int(index.labels.max())
     if highest >= num_classes:
         raise DataError(
@@ -140,9 +139,9 @@ def check_labels(index: Index, num_classes: int) -> None:
 
 
 def check_same_classes(root: str, train: Sequence[str], val: Sequence[str]) -> None:
-    """DataError if the two splits do not have the same classes in the same order, naming those that only one has.
+    """Raise DataError, with the differences, unless both splits have the same classes in the same order.
 
-    A class missing on one side would shift every label after it, and evaluation would compare apples with pears.
+    A class that is missing in one split would shift the labels of all classes after it.
     """
     if tuple(train) == tuple(val):
         return
@@ -157,7 +156,7 @@ def check_same_classes(root: str, train: Sequence[str], val: Sequence[str]) -> N
 
 
 def _packed(lines: Sequence[str]) -> bytes:
-    """Lines as bytes; file names that are not valid UTF-8 survive. No file name holds a zero byte."""
+    """Lines as bytes, also file names that are not valid UTF-8. No file name contains a zero byte."""
     return "\0".join(lines).encode("utf-8", "surrogateescape")
 
 

@@ -1,8 +1,7 @@
-"""Random numbers without state: a hash of (seed, purpose, position).
+"""Counter-based random numbers: a hash of (seed, purpose, position).
 
-A generator that is advanced sample by sample would tie a sample's crop to the worker, the thread and the restart that
-happened to draw it. Here every number is looked up instead: the same question has the same answer everywhere, and any
-position is reached in O(1).
+With a stateful generator, the crop of a sample would depend on the worker, the thread and the restart that drew it. A
+hash gives the same number everywhere, and reaches any position in O(1).
 
 The hash is SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014), used as a
 tree: element p of the sequence with state s is itself the state of a sequence. Seed, purpose, position and column are
@@ -23,12 +22,12 @@ _ONE = np.uint64(1)
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of numbers is for. A purpose never changes its value: that would change every run."""
+    """The use of a sequence of numbers. Changing a value would change the results of every run."""
 
     ORDER = 0
     CROP = 1
     FLIP = 2
-    MODEL = 3  # torch's generators, which a user's modules draw from
+    MODEL = 3  # seeds of torch's generators, which modules of the user may use
 
 
 def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -38,7 +37,7 @@ def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray
     >>> element(state, np.arange(2, dtype=np.uint64)).tolist()
     [6457827717110365317, 3203168211198807973]
     """
-    # uint64 arrays wrap around silently, which is the arithmetic meant here.
+    # uint64 arrays wrap around on overflow, as SplitMix64 requires.
     word = states + (counters + _ONE) * _GOLDEN
     word = (word ^ (word >> _SHIFTS[0])) * _FACTORS[0]
     word = (word ^ (word >> _SHIFTS[1])) * _FACTORS[1]
@@ -47,7 +46,7 @@ def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray
 
 
 def states(seed: int, positions: NDArray[np.int64], purpose: Purpose) -> NDArray[np.uint64]:
-    """The state uint64 [n] of each of `positions` int64 [n]: the root of all numbers drawn there for `purpose`."""
+    """The states, uint64 [n], from which the numbers at `positions` int64 [n] are drawn for `purpose`."""
     root = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
     stream = element(root, np.array([purpose], dtype=np.uint64))
     return element(stream, positions.astype(np.uint64))
@@ -61,9 +60,10 @@ def uniform(seed: int, positions: NDArray[np.int64], purpose: Purpose, num: int)
 
 
 def checksum(sample_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> int:
-    """A sum over samples of a number below 2^32 that depends on the sample and on its position.
+    """A checksum of which sample is at which position: the sum of a hash below 2^32 of each pair.
 
-    It adds up over workers and micro-batches, and tells whether two runs gave the same samples the same places.
+    It is additive over workers and micro-batches. Equal checksums show that two runs had the same samples in the same
+    order.
 
     >>> whole = checksum(np.array([7, 3, 5]), np.array([0, 1, 2]))
     >>> whole == checksum(np.array([7]), np.array([0])) + checksum(np.array([3, 5]), np.array([1, 2]))

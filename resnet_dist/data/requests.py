@@ -1,4 +1,4 @@
-"""What a decoder is asked for, and what every decoder promises."""
+"""The interface of decoders: the requests that they take, and the protocol that they implement."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from resnet_dist.data.index import Index
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """One micro-batch's worth of images, at least one.
+class BatchRequest:
+    """The images of one micro-batch, at least one.
 
+    positions   int64 [n], in the stream (training) or in the split (evaluation); decoders ignore them
     sample_ids  int64 [n], rows of the index
-    paths       [n], where each image is stored
+    paths       [n], files of the images
     windows     int32 [n, 4]: top, left, height, width in pixels of the stored image
-    flips       bool [n]: mirror left to right
+    flips       bool [n]: whether to flip left to right
     """
 
+    positions: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
     paths: list[str]
     windows: NDArray[np.int32]
@@ -30,29 +32,37 @@ class Request:
 
     def __post_init__(self) -> None:
         num = len(self.sample_ids)
-        shapes = (len(self.paths), self.windows.shape, self.flips.shape)
-        if num == 0 or shapes != (num, (num, 4), (num,)):
-            raise ValueError(f"a request of {num} samples with paths, windows, flips of {shapes}")
+        shapes = (len(self.positions), len(self.paths), self.windows.shape, self.flips.shape)
+        if num == 0 or shapes != (num, num, (num, 4), (num,)):
+            raise ValueError(f"a request of {num} samples with positions, paths, windows, flips of {shapes}")
 
     @classmethod
     def of(
-        cls, index: Index, sample_ids: NDArray[np.int64], windows: NDArray[np.int32], flips: NDArray[np.bool_]
-    ) -> Request:
+        cls,
+        index: Index,
+        positions: NDArray[np.int64],
+        sample_ids: NDArray[np.int64],
+        windows: NDArray[np.int32],
+        flips: NDArray[np.bool_],
+    ) -> BatchRequest:
         """A request for rows `sample_ids` of `index`."""
-        return cls(sample_ids, [index.path(sample_id) for sample_id in sample_ids.tolist()], windows, flips)
+        paths = [index.path(sample_id) for sample_id in sample_ids.tolist()]
+        return cls(positions, sample_ids, paths, windows, flips)
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 class Decoder(Protocol):
-    """Reads, decodes, cuts, resizes and flips images, some requests ahead of its consumer."""
+    """Reads, decodes, crops, resizes and flips images, some requests ahead of its consumer."""
 
-    def decode(self, requests: Iterator[Request], resolution: int) -> Generator[Tensor, None, None]:
-        """One tensor a request, in order: uint8 [n, 3, resolution, resolution], RGB, in channels-last memory.
+    def decode(
+        self, requests: Iterator[BatchRequest], resolution: int
+    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
+        """Yield each request with its images: uint8 [n, 3, resolution, resolution], RGB, in channels-last memory.
 
-        What comes out for a sample depends on its file, window and flip alone: not on its neighbours, the number of
-        threads or how far is read ahead. Closing the generator early ends all its threads.
-        DataError names the path and the sample of an image that cannot be decoded.
+        The pixels of a sample depend only on its file, window and flip: not on the other samples, the number of threads
+        or the number of requests ahead. Closing the generator early ends its threads. Raises DataError with the path
+        and the sample of an image that cannot be decoded.
         """
         ...

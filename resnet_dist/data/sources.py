@@ -1,25 +1,24 @@
-"""From a recipe's `data.source` to an index: image folders, or a user's own function."""
+"""From a recipe's `data.source` to an index."""
 
 from __future__ import annotations
-
-import importlib
 
 from resnet_dist.data.image_folder import Split, index_image_folder
 from resnet_dist.data.index import Index
 from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.references import call_function, is_reference
 from resnet_dist.recipe.schema import DataRecipe
 
 _ALLOWED = "imagefolder, or package.module:function that returns a resnet_dist.data.Index"
 
 
 def index_of(recipe: DataRecipe, split: Split) -> Index:
-    """The index of one split, with the recipe's `num_samples` verified on the training split.
+    """The index of one split. The number of training samples is compared with `recipe.num_samples`.
 
-    RecipeError if the source cannot be loaded or is no source, or if the number of samples is another one than the
-    recipe says; DataError if the data is broken.
+    Raises RecipeError if the source cannot be loaded or returns no Index, or if the number of samples differs;
+    DataError for broken data.
     """
-    index = _made_by_source(recipe, split)
-    if split == "train" and recipe.num_samples is not None and recipe.num_samples != len(index):
+    index = _index_of_source(recipe, split)
+    if split == "train" and recipe.num_samples not in (None, len(index)):
         raise RecipeError(
             "data.num_samples",
             f"is {recipe.num_samples}, but the training split in {recipe.root} has {len(index)} images",
@@ -28,20 +27,12 @@ def index_of(recipe: DataRecipe, split: Split) -> Index:
     return index
 
 
-def _made_by_source(recipe: DataRecipe, split: Split) -> Index:
+def _index_of_source(recipe: DataRecipe, split: Split) -> Index:
     if recipe.source == "imagefolder":
         return index_image_folder(recipe.root, split)
-    module_name, separator, function_name = recipe.source.partition(":")
-    if not separator or not module_name or not function_name:
+    if not is_reference(recipe.source):
         raise RecipeError("data.source", f"{recipe.source!r} is not a source", _ALLOWED)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError("data.source", f"{module_name} cannot be imported: {error}", _ALLOWED) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise RecipeError("data.source", f"{module_name} has no function {function_name}", _ALLOWED)
-    index = function(root=recipe.root, split=split)
+    index: object = call_function("data.source", recipe.source, root=recipe.root, split=split)
     if not isinstance(index, Index):
         raise RecipeError("data.source", f"{recipe.source} returned {type(index).__name__}, not an Index", _ALLOWED)
     return index

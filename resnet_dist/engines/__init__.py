@@ -1,1 +1,1 @@
-"""What turns a batch into an optimizer step."""
+"""Engines: data-parallel training with DDP or ZeRO. Each turns micro-batches into an optimizer step."""

@@ -1,51 +1,38 @@
-"""Forward and backward pass as one CUDA graph: launched by one call instead of a thousand.
+"""Forward and backward pass as one CUDA graph: one launch instead of about a thousand.
 
-It pays where kernels are shorter than their launches: shares of a few dozen images. Written after torch's notes on
-CUDA graphs; never run here for want of a GPU. What does not need one (when it is captured, what is copied, what is
-restored) is tested with a stand-in for the graph.
+It is faster if kernels are shorter than their launches: with per-worker batches of a few dozen images. Follows torch's
+notes on CUDA graphs. Not tested on a GPU; the parts that need none (when the graph is captured, what is copied, what is
+restored) are tested with a replacement for the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from resnet_dist.models.batch_norm import SpanBatchNorm
 
-WARM_UPS = 11  # what torch asks for where DDP is captured: it looks at its buckets again in the first ten
+WARM_UPS = 11  # as torch requires for DDP, which may rebuild its buckets in the first ten iterations
 
-# images, labels -> sum of losses, number of right answers; gradients are left in the parameters
+# images, labels -> sum of losses, number of correct predictions; sets the gradients of the parameters
 ForwardBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class Recorder(Protocol):
-    """What captures and replays: CUDA's graphs, or a stand-in."""
-
-    def warming_up(self) -> AbstractContextManager[None]:
-        """The stream in which the work runs before it is captured."""
-        ...
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run `work` once while it is recorded; returns what repeats it."""
-        ...
-
-
 class CudaRecorder:
-    """CUDA graphs by torch."""
+    """Captures and replays work with torch's CUDA graphs."""
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """A side stream, as torch asks for: the default stream cannot be captured."""
+        """Return a side stream, as torch requires: the default stream cannot be captured."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         context: AbstractContextManager[None] = torch.cuda.stream(stream)
         return context
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record `work` as a graph."""
+        """Run `work` once while recording it; return a function that repeats it."""
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -55,12 +42,12 @@ class CudaRecorder:
 
 
 class GraphedGradients:
-    """Calls `run` a few times, records it once, and replays it from then on; for inputs of one shape.
+    """Calls `run` a few times, records it once, and then replays it. All inputs must have the same shape.
 
-    Gradients are set by each replay, not added to: one micro-batch a step.
+    A replay sets gradients and does not add to them, so a step has one micro-batch.
     """
 
-    def __init__(self, run: ForwardBackward, module: nn.Module, recorder: Recorder | None = None) -> None:
+    def __init__(self, run: ForwardBackward, module: nn.Module, recorder: CudaRecorder | None = None) -> None:
         self._run, self._module = run, module
         self._recorder = CudaRecorder() if recorder is None else recorder
         self._inputs: tuple[Tensor, Tensor] | None = None
@@ -68,7 +55,7 @@ class GraphedGradients:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of these images; returns the sum of losses and the number of right answers."""
+        """Compute the gradients; return the sum of losses and the number of correct predictions."""
         if self._inputs is None:
             self._inputs = images.clone(), labels.clone()
             self._capture()
@@ -84,7 +71,9 @@ class GraphedGradients:
         assert self._inputs is not None
         images, labels = self._inputs
         layers = [layer for layer in self._module.modules() if isinstance(layer, SpanBatchNorm)]
-        collected = next((layer.collected for layer in layers if layer.collected is not None), None)  # of all layers
+        collected = next(
+            (layer.collected for layer in layers if layer.collected is not None), None
+        )  # shared by all layers
         before = None if collected is None else collected.clone()
         with self._recorder.warming_up():
             for _ in range(WARM_UPS):
@@ -95,5 +84,5 @@ class GraphedGradients:
             self._outputs = self._run(images, labels)
 
         self._replay = self._recorder.capture(work)
-        if collected is not None and before is not None:  # nothing of all this belongs to a step
+        if collected is not None and before is not None:  # the warm-up is not part of a step
             collected.copy_(before)

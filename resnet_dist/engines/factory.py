@@ -1,4 +1,4 @@
-"""From a recipe to its engine."""
+"""Builds the engine of a recipe."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, None: None}
 
 
 def build_engine(recipe: Recipe, module: nn.Module, optimizer: torch.optim.Optimizer, loss_sum: LossSum) -> Engine:
-    """The engine that `recipe.engine` names, around a module that has its weights and its device. A collective.
+    """Return the engine of `recipe.engine` for a module that has its weights and is on its device. A collective.
 
-    Raises RecipeError for an unknown name and for a user's function that returns no engine, MissingPackage where
-    DeepSpeed is asked for and not installed.
+    Raises RecipeError for an unknown name and for a user's function that returns no engine, MissingPackage if DeepSpeed
+    is needed and not installed.
     """
-    engine, speed, batch = recipe.engine, recipe.speed, recipe.batch
+    engine, speed = recipe.engine, recipe.speed
+    sizes = {"batch_size": recipe.batch.size, "num_micro_batches": recipe.batch.parts}
     dtype = _DTYPES[engine.gradient_dtype]
     if engine.name == "ddp":
         settings = DdpSettings(
             bucket_mb=engine.bucket_mb,
             gradient_dtype=dtype,
-            bucket_views=speed.bucket_views,
-            static_graph=speed.static_graph,
             compile_backend="inductor" if speed.compile else None,
             cuda_graph=speed.cuda_graph,
         )
@@ -36,8 +35,7 @@ def build_engine(recipe: Recipe, module: nn.Module, optimizer: torch.optim.Optim
             module,
             optimizer,
             loss_sum,
-            batch_size=batch.size,
-            num_micro_batches=batch.parts,
+            **sizes,
             autocast_dtype=autocast_dtype(recipe),
             gradient_clipping=recipe.optimizer.gradient_clipping,
             settings=settings,
@@ -49,29 +47,19 @@ def build_engine(recipe: Recipe, module: nn.Module, optimizer: torch.optim.Optim
             module,
             optimizer,
             loss_sum,
-            batch_size=batch.size,
-            num_micro_batches=batch.parts,
+            **sizes,
             autocast_dtype=autocast_dtype(recipe),
             stage=DEFAULT_STAGE if engine.stage is None else engine.stage,
             bucket_size_bytes=int(engine.bucket_mb * 2**20),
             gradient_clipping=recipe.optimizer.gradient_clipping,
             gradient_dtype=torch.float32 if dtype is None else dtype,
         )
-    made = call_function(
-        "engine.name",
-        engine.name,
-        module,
-        optimizer,
-        loss_sum,
-        batch_size=batch.size,
-        num_micro_batches=batch.parts,
-        **engine.arguments,
-    )
+    made = call_function("engine.name", engine.name, module, optimizer, loss_sum, **sizes, **engine.arguments)
     return _checked(engine.name, made)
 
 
 def autocast_dtype(recipe: Recipe) -> torch.dtype | None:
-    """What autocast computes in, or None where it is off."""
+    """Return the dtype of autocast, or None if it is off."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
 
 

@@ -1,8 +1,8 @@
-"""Parameters that the loss of a step does not depend on: their gradient is 0, on every engine and number of workers.
+"""Gradients of 0 for parameters that the loss of a step does not depend on, for every engine and number of workers.
 
 Torch leaves such a parameter without a gradient. One process then skips its update, ZeRO updates it with zeros, and
-DistributedDataParallel refuses the next step. The gradient of a sum over samples is 0 where no sample uses a parameter,
-so 0 it is everywhere: momentum and weight decay act as for any other parameter.
+DistributedDataParallel refuses the next step. The gradient of a sum over samples is 0 if no sample uses the parameter,
+so it is set to 0: momentum and weight decay act as for any other parameter.
 """
 
 from __future__ import annotations
@@ -22,77 +22,79 @@ _HIDES_ITS_PARAMETERS = "CheckpointFunctionBackward"  # of torch.utils.checkpoin
 
 
 class MissingGradients:
-    """Gives every trainable parameter of a module a gradient; names those that needed one, once."""
+    """Gives every trainable parameter of a module a gradient. Logs each parameter that needed one once."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._named: set[str] = set()
-        self._hidden = False  # from the last `join`
+        self._logged: set[str] = set()
+        self._hidden = False  # whether the last `join` could not see which parameters its loss reaches
         self._joined: list[str] = []  # by the last `join`
-        self._always: list[str] | None = None  # by the first one, on every worker
+        self._first_joined: list[str] | None = None  # by the first one, on every worker
 
     def join(self, loss: Tensor) -> Tensor:
-        """`loss`, whose backward pass reaches every trainable parameter: DDP waits for all of them.
+        """Return `loss` with a backward pass that reaches every trainable parameter: DDP waits for all of them.
 
-        A graph that hides which parameters it reaches (reentrant activation checkpointing) is left as it is.
+        A graph that hides which parameters it reaches (reentrant activation checkpointing) is not changed.
         """
-        found = _reached(loss)
+        found = self.unreached(loss)
         self._hidden = found is None
-        missing = [] if found is None else _others(self._module, found)
-        self._joined = missing
+        self._joined = missing = found or []
         if not missing:
             return loss
-        self._name(missing)
+        self._log(missing)
         return _WithZeros.apply(loss, *(self._parameters[name] for name in missing))  # type: ignore[no-any-return]
 
-    def check_unchanged(self) -> None:
-        """For an engine that exchanges gradients in the order in which they come: it must be the same on all workers.
+    def unreached(self, loss: Tensor) -> list[str] | None:
+        """Return the parameters that get no gradient from `loss`; None if its graph does not show all that do."""
+        reached = _reached(loss)
+        return None if reached is None else [name for name, p in self._parameters.items() if id(p) not in reached]
 
-        Raises RecipeError where the last loss depended on other parameters than another worker's, or than the first
-        one. The first call is a collective.
+    def check_unchanged(self) -> None:
+        """Check that gradients come in the same order on all workers, for an engine that exchanges them in that order.
+
+        Raises RecipeError if the last loss depended on other parameters than another worker's, or than the first one.
+        The first call is a collective.
         """
         found = [self._joined]
-        if self._always is None:
-            found = [self._joined for _ in range(dist.get_world_size())]
+        if self._first_joined is None:
+            found = [self._joined] * dist.get_world_size()
             dist.all_gather_object(found, self._joined)
-            self._always = self._joined
-        changing = {name for missing in found for name in set(missing) ^ set(self._always)}
+            self._first_joined = self._joined
+        changing = {name for missing in found for name in set(missing) ^ set(self._first_joined)}
         if changing:
             raise RecipeError(
                 "engine.stage",
-                f"the loss depends on {min(changing)} in some steps or on some workers only, and stage 2 exchanges"
-                " gradients as they come, which must be in the same order on all workers",
+                f"the loss depends on {min(changing)} in some steps or on some workers only. Stage 2 exchanges"
+                " gradients in the order of the backward pass, which must be the same on all workers",
                 "0 or 1; or engine ddp",
             )
 
     def check_none_hidden(self) -> None:
-        """For DDP on several workers, after the backward pass: it has waited in vain for gradients that do not come.
+        """Raise RecipeError if a parameter got no gradient and `join` could not see that.
 
-        Raises RecipeError where `join` could not see that a parameter would get none.
+        For DDP on several workers, after the backward pass: it waits for such gradients, which never come.
         """
         missing = self._without_gradient()
         if missing and self._hidden:
             raise RecipeError(
                 "model.name",
-                f"the loss does not depend on {missing[0]}, which reentrant activation checkpointing hides: several"
-                " workers wait for its gradient",
-                "checkpoint(..., use_reentrant=False), or parameters that are all used",
+                f"the loss does not depend on {missing[0]}, which reentrant activation checkpointing hides, so that"
+                " DDP waits for its gradient",
+                "checkpoint(..., use_reentrant=False), or a model that uses all parameters",
             )
 
     def fill(self) -> None:
-        """After the backward pass: zeros for parameters that have no gradient."""
+        """Set missing gradients to zeros, after the backward pass."""
         missing = self._without_gradient()
         for name in missing:
             self._parameters[name].grad = torch.zeros_like(self._parameters[name])
-        if missing:
-            self._name(missing)
+        self._log(missing)
 
     def _without_gradient(self) -> list[str]:
         return [name for name, parameter in self._parameters.items() if parameter.grad is None]
 
-    def _name(self, missing: list[str]) -> None:
-        new = [name for name in missing if name not in self._named]
+    def _log(self, missing: list[str]) -> None:
+        new = [name for name in missing if name not in self._logged]
         if new:
             log.warning(
                 "the loss does not depend on %d of %d trainable parameters (%s%s): their gradient is 0. Weight decay"
@@ -102,11 +104,11 @@ class MissingGradients:
                 ", ".join(new[:3]),
                 ", ..." if len(new) > 3 else "",
             )
-        self._named.update(new)
+        self._logged.update(new)
 
 
 class _WithZeros(torch.autograd.Function):
-    """The loss; backward, also zeros for the parameters given with it."""
+    """Identity of the loss, whose backward pass also returns zeros for the parameters."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
@@ -118,18 +120,8 @@ class _WithZeros(torch.autograd.Function):
         return gradient, *map(torch.zeros_like, ctx.parameters)
 
 
-def unreached(module: nn.Module, loss: Tensor) -> list[str]:
-    """The trainable parameters that get no gradient from `loss`; none where its graph does not show them all."""
-    found = _reached(loss)
-    return [] if found is None else _others(module, found)
-
-
-def _others(module: nn.Module, found: set[int]) -> list[str]:
-    return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in found]
-
-
 def _reached(loss: Tensor) -> set[int] | None:
-    """The ids of the tensors that get a gradient from `loss`; None where its graph does not show all of them."""
+    """Return the ids of the tensors that get a gradient from `loss`; None if its graph does not show all of them."""
     reached: set[int] = set()
     if loss.grad_fn is None:
         return reached

@@ -1,4 +1,4 @@
-"""The state of an optimizer on flat partitions, from and to the one form that all engines share. Torch only."""
+"""Converts the state of an optimizer on flat partitions to and from the form that all engines share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from resnet_dist.engines.partition import PartitionTable
 from resnet_dist.engines.protocol import OptimizerPart, OptimizerState
-from resnet_dist.engines.state import is_count
+from resnet_dist.engines.state import check_names_and_shapes, is_count
 from resnet_dist.errors import RecipeError
 
-AllGather = Callable[[Tensor], Tensor]  # the workers' [size], in the order of ranks, as one [workers × size]
+AllGather = Callable[[Tensor], Tensor]  # concatenates the workers' [size] in the order of ranks: [workers × size]
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,21 @@ class FlatGroup:
     flat: Tensor  # [partition_size]: the group's one parameter in the optimizer
     table: PartitionTable
 
+    def states(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Return {state name: tensor [partition_size] or 0-d}, live."""
+        states = optimizer.state.get(self.flat, {})
+        return {key: torch.as_tensor(value).detach() for key, value in states.items() if value is not None}
+
 
 def check_states(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> None:
-    """Raise RecipeError where a state is neither one number an element nor one number in all.
+    """Raise RecipeError if a state is neither one number per element nor a single number.
 
-    Such an optimizer knows its parameters' shapes: on a partition it computes something else.
+    Such an optimizer depends on its parameters' shapes: on a partition it computes something else.
     """
     for group in groups:
-        for key, value in optimizer.state.get(group.flat, {}).items():
-            shape = tuple(getattr(value, "shape", ()))
-            if value is not None and shape not in ((), tuple(group.flat.shape)):
+        for key, value in group.states(optimizer).items():
+            shape = tuple(value.shape)
+            if shape not in ((), tuple(group.flat.shape)):
                 raise RecipeError(
                     "optimizer.name",
                     f"{type(optimizer).__name__} keeps {key} of shape {shape} for {group.flat.numel()} elements",
@@ -45,62 +50,52 @@ def check_states(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) 
 def gather_state(
     groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer, all_gather: AllGather
 ) -> dict[str, dict[str, Tensor]]:
-    """{parameter name: {state name: tensor on the CPU}}, whole on every worker, nothing shared. A collective."""
+    """Return {parameter name: {state name: whole tensor on the CPU}}, copies, on every worker. A collective."""
     check_states(groups, optimizer)
     state: dict[str, dict[str, Tensor]] = {}
     for group in groups:
-        for key, value in optimizer.state.get(group.flat, {}).items():
-            if value is None:
-                continue
-            tensor = torch.as_tensor(value).detach()
-            whole = all_gather(tensor).cpu() if tensor.dim() else None
-            places = zip(group.names, group.parameters, group.table.offsets, strict=True)
-            for name, parameter, offset in places:
-                own = tensor.cpu() if whole is None else whole[offset : offset + parameter.numel()]
-                shaped = own if whole is None else own.view(parameter.shape)
-                state.setdefault(name, {})[key] = shaped.clone()
+        for key, tensor in group.states(optimizer).items():
+            whole = all_gather(tensor).cpu() if tensor.dim() else tensor.cpu()
+            for name, parameter, offset in zip(group.names, group.parameters, group.table.offsets, strict=True):
+                own = whole[offset : offset + parameter.numel()].view(parameter.shape) if whole.dim() else whole
+                state.setdefault(name, {})[key] = own.clone()
     return state
 
 
 def own_part(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer) -> OptimizerPart:
-    """This worker's part of the state: views of its partitions. No collective.
+    """Return this worker's part of the state: views of its partitions. No collective.
 
-    One number for a whole parameter is with the worker that holds the parameter's first element.
+    A single number for a whole parameter belongs to the worker that holds the parameter's first element.
     """
     check_states(groups, optimizer)
     state: dict[str, dict[str, Tensor]] = {}
-    pieces: dict[str, tuple[int, tuple[int, ...]]] = {}
+    shards: dict[str, tuple[int, tuple[int, ...]]] = {}
     for group in groups:
-        states = {key: value for key, value in optimizer.state.get(group.flat, {}).items() if value is not None}
-        for piece in group.table.pieces if states else ():
-            name, shape = group.names[piece.parameter], tuple(group.parameters[piece.parameter].shape)
-            is_whole = piece.stop - piece.start == group.parameters[piece.parameter].numel()
+        states = group.states(optimizer)
+        for shard in group.table.shards if states else ():
+            name, parameter = group.names[shard.parameter], group.parameters[shard.parameter]
+            shape, start = tuple(parameter.shape), shard.in_parameter.start
+            is_whole = shard.in_parameter == slice(0, parameter.numel())
             if not is_whole:
-                pieces[name] = (piece.offset, shape)
+                shards[name] = (start, shape)
             state[name] = {}
-            for key, value in states.items():
-                tensor = torch.as_tensor(value).detach()
+            for key, tensor in states.items():
                 if tensor.dim() > 0:
-                    part = tensor[piece.in_partition]
+                    part = tensor[shard.in_partition]
                     state[name][key] = part.view(shape) if is_whole else part
-                elif piece.offset == 0:
+                elif start == 0:
                     state[name][key] = tensor
-    return OptimizerPart(state, pieces)
+    return OptimizerPart(state, shards)
 
 
 def scatter_state(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Put this worker's part of `state` into `optimizer`, on the device of its partition.
+    """Copy this worker's part of `state` into `optimizer`, to the device of its partition.
 
-    ValueError for a name or shape that does not fit, or parts of a group that do not go together.
+    Raises ValueError if a name or shape does not fit, or if the states of a group's parameters do not match.
     """
-    parameters = {name: p for group in groups for name, p in zip(group.names, group.parameters, strict=True)}
-    for name, entries in state.items():
-        if name not in parameters:
-            raise ValueError(f"optimizer state of {name}, which the model does not have")
-        for key, value in entries.items():
-            shape = tuple(parameters[name].shape)
-            if value.dim() and tuple(value.shape) != shape:
-                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {shape}")
+    check_names_and_shapes(
+        {n: p for group in groups for n, p in zip(group.names, group.parameters, strict=True)}, state
+    )
     for group in groups:
         keys = {key: None for name in group.names for key in state.get(name, {})}  # a set that keeps its order
         if keys:
@@ -110,16 +105,16 @@ def scatter_state(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer,
 def _part(group: FlatGroup, key: str, state: OptimizerState) -> Tensor:
     missing = [name for name in group.names if key not in state.get(name, {})]
     if missing:
-        raise ValueError(f"no {key} of {missing[0]}, which others of its group have")
+        raise ValueError(f"{missing[0]} has no {key}, which other parameters of its group have")
     values = [state[name][key] for name in group.names]
     first = values[0]
     if is_count(key, first, group.parameters[0]):
         for name, value in zip(group.names, values, strict=True):
             if not torch.equal(value, first):
-                problem = f"{value.item()} for {name}, {first.item()} for {group.names[0]}"
-                raise ValueError(f"{key} is {problem}: a group that ZeRO keeps in one piece has one")
+                problem = f"{value.item()} for {name} and {first.item()} for {group.names[0]}"
+                raise ValueError(f"{key} is {problem}: under ZeRO it must be the same for all parameters of a group")
         return first.clone()
     part = torch.zeros_like(group.flat, dtype=first.dtype, requires_grad=False)
-    for piece in group.table.pieces:
-        part[piece.in_partition] = values[piece.parameter].flatten()[piece.in_parameter].to(part.device)
+    for shard in group.table.shards:
+        part[shard.in_partition] = values[shard.parameter].flatten()[shard.in_parameter].to(part.device)
     return part

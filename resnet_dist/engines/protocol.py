@@ -1,4 +1,4 @@
-"""What every engine is to the trainer."""
+"""The interface of an engine, as the trainer uses it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from resnet_dist.telemetry.step_totals import StepSums
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One worker's share of one micro-batch, on the device.
+    """One worker's part of one micro-batch, on the device.
 
-    images      floating [share, 3, height, width], normalised
-    labels      int64 [share]
+    images      floating [samples, 3, height, width], normalised
+    labels      int64 [samples]
     """
 
     images: Tensor
@@ -29,33 +29,33 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class OptimizerPart:
-    """What one worker holds of an optimizer's state that is partitioned: the live tensors, on their device.
+    """What one worker holds of a partitioned optimizer state: the live tensors, on their device.
 
-    All workers' parts together are the whole state, each element of it once.
+    The workers' parts together hold each element of the state once.
     """
 
     state: OptimizerState
-    # of `state`, by parameter name: what is not whole but a flat piece (number of its first element, shape of the
-    # whole); a state without dimensions is whole in any case
-    pieces: Mapping[str, tuple[int, tuple[int, ...]]]
+    # {parameter name: (first element, shape of the whole parameter)}: these parameters' states are flat shards, except
+    # for states without dimensions
+    shards: Mapping[str, tuple[int, tuple[int, ...]]]
 
 
 @runtime_checkable
 class HoldsPart(Protocol):
-    """An engine whose optimizer state may be partitioned: each worker saves its own part, nothing is gathered."""
+    """An engine whose optimizer state may be partitioned. Each worker saves its own part; nothing is gathered."""
 
     def optimizer_part(self) -> OptimizerPart | None:
-        """This worker's part; None where every worker holds all of it. The same on all workers, and no collective."""
+        """Return this worker's part, or None on every worker if each of them holds the whole state. No collective."""
         ...
 
 
 class Engine(Protocol):
     """Turns the micro-batches of a step into an optimizer step: gradient = sum over the global batch / its size.
 
-    `step` raises ValueError where it gets another number of micro-batches than it was made for. A trainable parameter
-    that the loss does not depend on has a gradient of 0.
-    `module` is the model itself, whole on every worker, for evaluation and checkpoints. A step calls it, or what wraps
-    it, for each micro-batch (not its `forward`): hooks on it collect the statistics of batch norm.
+    The gradient of a trainable parameter that the loss does not depend on is 0. `module` is the model itself, whole on
+    every worker, for evaluation and checkpoints. A step calls it, or a wrapper of it, for each micro-batch (not its
+    `forward`): hooks on it collect the statistics of batch norm. The methods of the loss scaler have defaults for
+    engines without one.
     """
 
     @property
@@ -64,26 +64,26 @@ class Engine(Protocol):
         ...
 
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
-        """One optimizer step. The iterable yields exactly the step's micro-batches, in order."""
+        """Make one optimizer step. Raises ValueError for another number of micro-batches than the engine's."""
         ...
 
     def optimizer_state(self) -> OptimizerState:
-        """The whole optimizer state by parameter name. A collective: every worker calls it."""
+        """Return the whole optimizer state by parameter name. A collective."""
         ...
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Take up a state that `optimizer_state` of any engine gave. Names and shapes must fit: ValueError."""
+        """Load a state that `optimizer_state` of any engine returned. Raises ValueError if it does not fit."""
         ...
 
     @property
     def skips_overflows(self) -> bool:
-        """Whether a step whose gradient is not finite leaves the weights as they are, and is counted."""
-        ...
+        """Whether a step whose gradient is not finite is skipped, leaving the weights as they are, and counted."""
+        return False
 
     def scaler_state(self) -> Mapping[str, float]:
-        """What a loss scaler must remember; empty where there is none."""
-        ...
+        """Return the state of the loss scaler; empty without one."""
+        return {}
 
     def load_scaler_state(self, state: Mapping[str, float]) -> None:
-        """Take up what `scaler_state` gave; an empty one leaves everything as it is."""
-        ...
+        """Load what `scaler_state` returned. An empty state changes nothing."""
+        return

@@ -1,6 +1,8 @@
-"""Optimizer state by parameter name: the one form in which engines hand it to checkpoints and to each other."""
+"""Optimizer state by parameter name: the form that engines, checkpoints and numbers of workers share."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from resnet_dist.engines.protocol import OptimizerState
 
 
 def state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """{parameter name: {state name: the live tensor, on its device}}; a parameter without state yet is left out.
+    """Return {parameter name: {state name: the live tensor, on its device}}, without parameters that have no state yet.
 
     A state that is a Python number (a step count of a user's optimizer) becomes a 0-d tensor.
     """
@@ -25,25 +27,32 @@ def state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def load_state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Put `state` into `optimizer`, on each parameter's device. ValueError for a name or shape that does not fit."""
+    """Copy `state` into `optimizer`, to each parameter's device. Raises ValueError if a name or shape does not fit."""
     parameters = dict(module.named_parameters())
+    check_names_and_shapes(parameters, state)
     for name, entries in state.items():
-        if name not in parameters:
-            raise ValueError(f"optimizer state of {name}, which the model does not have")
         parameter = parameters[name]
-        for key, value in entries.items():
-            if value.dim() and value.shape != parameter.shape:
-                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
         optimizer.state[parameter] = {
-            # copied into the parameter's own memory layout, so that a resumed step adds up in the same order
+            # in the parameter's memory layout, so that a resumed step sums in the same order
             key: value.clone() if is_count(key, value, parameter) else _in_layout_of(parameter, value)
             for key, value in entries.items()
         }
 
 
+def check_names_and_shapes(parameters: Mapping[str, Tensor], state: OptimizerState) -> None:
+    """Raise ValueError for a state of an unknown parameter, or whose shape is neither the parameter's nor ()."""
+    for name, entries in state.items():
+        if name not in parameters:
+            raise ValueError(f"optimizer state of {name}, which is not a parameter of the model")
+        shape = tuple(parameters[name].shape)
+        for key, value in entries.items():
+            if value.dim() and tuple(value.shape) != shape:
+                raise ValueError(f"{key} of {name} has shape {tuple(value.shape)}, but the parameter has {shape}")
+
+
 def is_count(key: str, value: Tensor, parameter: Tensor) -> bool:
-    """Whether a state is one number for the whole parameter, not one for each of its elements."""
-    # torch's optimizers count steps on the CPU under this name; a 0-d state of a 0-d parameter goes where that is
+    """Return whether a state is one number for the whole parameter, not one per element."""
+    # torch's optimizers count steps on the CPU under this name; a 0-d state of a 0-d parameter goes to its device
     return value.dim() == 0 and (key == "step" or parameter.dim() > 0)
 
 

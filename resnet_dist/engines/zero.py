@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO, stages 0 to 2, with the loss curve of plain data parallelism.
 
-Everything of DeepSpeed is in this file. What it would do on its own, it is told not to: averaging over workers instead
-of samples, clipping to 1.0, dropping a step whose gradient is not finite, its own autocast, its own checkpoints.
+This is the only file that uses DeepSpeed. Its defaults that would change the curve are turned off: averaging over
+workers instead of samples, clipping to 1.0, dropping steps whose gradient is not finite, its autocast, its checkpoints.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,18 +17,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from resnet_dist.engines.clipping import clip_scale
+from resnet_dist.engines.accumulate import accumulate
+from resnet_dist.engines.clipping import clip
+from resnet_dist.engines.ddp import LossSum
 from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.engines.partition import (
     Partition,
     PartitionedLars,
     PartitionError,
+    PartitionTable,
     check_covered,
     for_partitions,
     partition_table,
 )
 from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, own_part, scatter_state
-from resnet_dist.engines.protocol import MicroBatch, OptimizerPart, OptimizerState
+from resnet_dist.engines.protocol import Engine, MicroBatch, OptimizerPart, OptimizerState
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.errors import MissingPackage, RecipeError
 from resnet_dist.models.loss import num_correct
@@ -36,27 +39,27 @@ from resnet_dist.optim.lars import squared_norms
 from resnet_dist.telemetry.step_totals import StepSums
 
 STAGES = (0, 1, 2)
-BUCKET_SIZE_BYTES = 25 * 2**20  # as torch's DistributedDataParallel
+BUCKET_SIZE_BYTES = 25 * 2**20  # the default of torch's DistributedDataParallel
 _NEVER = 10**9  # steps
-_TRIED = "0.19.8"
+_TESTED = "0.19.8"
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-class ZeroEngine:
-    """DeepSpeed ZeRO: optimizer state (stage 1) and gradients (2) cut over the workers; at stage 0 all are whole.
+class ZeroEngine(Engine):
+    """DeepSpeed ZeRO: optimizer state (stage 1) and gradients (stage 2) are sharded over the workers; at stage 0 none.
 
-    Parameters stay whole on every worker, in float32, so `module` is the model at every stage. Build the engine when
-    `module` has its weights: the workers' partitions are copies. A process group must be up, of one process too.
+    Parameters stay whole on every worker, in float32, so `module` is the model at every stage. Build the engine after
+    `module` has its weights: the workers' partitions are copies. Needs a process group, even with one process.
 
-    Of gradients, the sum over all samples divided by `batch_size` is exchanged in `gradient_dtype`, in buckets of
-    `bucket_size_bytes`, at stage 2 after every micro-batch. `Lars` works on partitions as on whole parameters.
+    Gradients, sums over all samples divided by `batch_size`, are exchanged in `gradient_dtype`, in buckets of
+    `bucket_size_bytes`, at stage 2 after every micro-batch. `Lars` computes norms of whole parameters at every stage.
     """
 
     def __init__(
         self,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss_sum: Callable[[Tensor, Tensor], Tensor],
+        loss_sum: LossSum,
         *,
         batch_size: int,
         num_micro_batches: int,
@@ -68,14 +71,14 @@ class ZeroEngine:
     ) -> None:
         """Wrap `module` and take over `optimizer`; a collective.
 
-        Raises MissingPackage without DeepSpeed, RecipeError for an optimizer that cannot be cut and for a DeepSpeed
-        that keeps its partitions in another way, RuntimeError without a process group.
+        Raises MissingPackage without DeepSpeed, RecipeError for an optimizer that does not work on shards and for a
+        version of DeepSpeed with another layout of partitions, RuntimeError without a process group.
         """
         assert stage in STAGES
         assert all(parameter.dtype is torch.float32 for parameter in module.parameters())
         if not dist.is_initialized():
             raise RuntimeError(
-                "ZeRO needs a process group, of one process too: call torch.distributed.init_process_group first"
+                "ZeRO needs a process group, even with one process: call torch.distributed.init_process_group first"
             )
         self._module = module
         self._loss_sum = loss_sum
@@ -89,13 +92,17 @@ class ZeroEngine:
         self._missing = MissingGradients(module)
         parameters = [list(group["params"]) for group in self._optimizer.param_groups]
         for parameter in module.parameters():
-            # from channels-last, which DeepSpeed cannot broadcast; contiguous() leaves 1 × 1 kernels as they are
+            # DeepSpeed cannot broadcast channels-last tensors; contiguous() would leave 1 × 1 kernels as they are
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
         deepspeed = _import_deepspeed(self._device)
         config = _config(stage, bucket_size_bytes // 4, gradient_dtype)
-        _forget_world_of_before(deepspeed)
-        with _environment(LOCAL_RANK=_local_rank(self._device)):
+        # DeepSpeed keeps its process group, even after that was destroyed
+        deepspeed.utils.groups._WORLD_GROUP = None
+        deepspeed.comm.comm.cdb = None
+        # DeepSpeed uses LOCAL_RANK as the number of the GPU, also if each worker sees only one GPU
+        index = self._device.index
+        with _environment(LOCAL_RANK=os.environ.get("LOCAL_RANK", "0") if index is None else str(index)):
             self._engine, *_ = deepspeed.initialize(
                 model=_Forward(module, autocast_dtype),
                 optimizer=self._optimizer,
@@ -112,26 +119,12 @@ class ZeroEngine:
         return self._module
 
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
-        """One optimizer step; ValueError where the number of micro-batches is not the engine's."""
+        """Make one optimizer step. Raises ValueError for another number of micro-batches than the engine's."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        correct = torch.zeros((), dtype=torch.float64, device=self._device)
-        number = 0
-        for number, batch in enumerate(micro_batches, start=1):
-            self._engine.set_gradient_accumulation_boundary(number == self._num_micro_batches)
-            logits = self._engine(batch.images)
-            loss_sum = self._loss_sum(logits, batch.labels)
-            scaled = self._missing.join(loss_sum / self._batch_size)
-            if self._stage == 2 and dist.get_world_size() > 1:
-                self._missing.check_unchanged()
-            self._engine.backward(scaled, scale_wrt_gas=False)
-            loss += loss_sum.detach()
-            correct += num_correct(logits.detach(), batch.labels)
-        if number != self._num_micro_batches:
-            raise ValueError(f"a step has {self._num_micro_batches} micro-batches, got {number}")
+        loss, correct = accumulate(micro_batches, self._num_micro_batches, self._device, self._run)
         if self._stage == 0:
-            self._missing.fill()  # where activation checkpointing hides which parameters are used
+            self._missing.fill()  # reentrant activation checkpointing hides which parameters are used
         gradient_squared = self._clip()
         self._engine.step()
         if not self._states_checked:
@@ -139,8 +132,18 @@ class ZeroEngine:
             self._states_checked = True
         return StepSums(loss, correct, gradient_squared)
 
+    def _run(self, batch: MicroBatch, is_last: bool) -> tuple[Tensor, Tensor]:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        logits = self._engine(batch.images)
+        loss_sum = self._loss_sum(logits, batch.labels)
+        scaled = self._missing.join(loss_sum / self._batch_size)
+        if self._stage == 2 and dist.get_world_size() > 1:
+            self._missing.check_unchanged()
+        self._engine.backward(scaled, scale_wrt_gas=False)
+        return loss_sum.detach(), num_correct(logits.detach(), batch.labels)
+
     def optimizer_state(self) -> OptimizerState:
-        """The whole optimizer state by parameter name, on the CPU: copies, on every worker. A collective."""
+        """Return the whole optimizer state by parameter name, copies, on every worker. A collective."""
         if self._stage > 0:
             state = gather_state(self._groups, self._optimizer, _all_gather)
             return {name: state[name] for name, _ in self._module.named_parameters() if name in state}
@@ -150,74 +153,62 @@ class ZeroEngine:
         }
 
     def optimizer_part(self) -> OptimizerPart | None:
-        """What this worker's partitions hold, live; None at stage 0 and on one worker, where they are whole."""
+        """Return this worker's part, live; None at stage 0 and on one worker, where the state is whole."""
         if self._stage == 0 or dist.get_world_size() == 1:
             return None
         return own_part(self._groups, self._optimizer)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Take up a state of any engine and number of workers; ValueError if its names or shapes do not fit."""
+        """Load a state of any engine and number of workers. Raises ValueError if its names or shapes do not fit."""
         if self._stage > 0:
             scatter_state(self._groups, self._optimizer, state)
         else:
             load_state_by_name(self._module, self._optimizer, state)
 
-    @property
-    def skips_overflows(self) -> bool:
-        """Never: there is no loss scaler."""
-        return False
-
-    def scaler_state(self) -> Mapping[str, float]:
-        """Empty: float16, which needs a loss scale, is for engine ddp."""
-        return {}
-
-    def load_scaler_state(self, state: Mapping[str, float]) -> None:
-        """Leaves everything as it is: there is no scaler that could take up `state`."""
-
     @torch.no_grad()
     def _clip(self) -> Tensor:
-        """Clip the gradient where that is asked for; returns this worker's part of its squared norm before."""
+        """Clip the gradient if requested. Returns this worker's summand of its squared norm before clipping."""
         if self._stage == 0:
-            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-            gradients = [parameter.grad for parameter in parameters]
-        else:  # of this worker's partitions, and zeros where they are padded
+            gradients = [parameter.grad for group in self._optimizer.param_groups for parameter in group["params"]]
+        else:  # of this worker's partitions; zeros in the padding
             gradients = [part for parts in self._engine.optimizer.averaged_gradients.values() for part in parts]
         own = squared_norms(gradients).sum()
         if self._gradient_clipping is not None:
             whole = own.clone()
             if self._stage > 0:
                 dist.all_reduce(whole)
-            torch._foreach_mul_(gradients, clip_scale(whole, self._gradient_clipping).to(gradients[0].dtype))
+            clip(gradients, whole, self._gradient_clipping)
         if self._stage == 0 and dist.get_rank() != 0:
-            return torch.zeros_like(own)  # every worker has all of the gradient; it counts once
+            return torch.zeros_like(own)  # every worker has the whole gradient; it is counted once
         return own
 
     def _bind(self, parameters: list[list[Tensor]], version: str) -> list[FlatGroup]:
-        """The table of each group, checked against what DeepSpeed has laid out. Fails on all workers or on none."""
+        """Return the groups with their tables, checked against DeepSpeed's layout. Raises on all workers or on none."""
         names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        trained = [[parameter for parameter in group if parameter.requires_grad] for group in parameters if group]
         groups: list[FlatGroup] = []
         problem = ""
         try:
-            _check_attributes(self._engine.optimizer)
-            for number, group in enumerate(group for group in parameters if group):
-                trained = [parameter for parameter in group if parameter.requires_grad]
-                groups.append(_flat_group(self._engine.optimizer, number, trained, names))
-        except PartitionError as error:
+            if not hasattr(self._engine.optimizer, "averaged_gradients"):  # read at each step
+                raise PartitionError("its optimizer has no averaged_gradients")
+            for number, group in enumerate(trained):
+                groups.append(_flat_group(self._engine.optimizer, number, group, names))
+        except (AttributeError, PartitionError) as error:
             problem = str(error)
-        found: list[Any] = [None] * dist.get_world_size()
+        found: list[tuple[str, list[PartitionTable]]] = [("", [])] * dist.get_world_size()
         dist.all_gather_object(found, (problem, [group.table for group in groups]))
-        problem = next((problem for problem, _ in found if problem), "")
         try:
-            for tables in zip(*(tables for _, tables in found), strict=True) if not problem else ():
+            for problem, _ in found:
+                if problem:
+                    raise PartitionError(problem)
+            for tables in zip(*(tables for _, tables in found), strict=True):
                 check_covered(tables)
         except PartitionError as error:
-            problem = str(error)
-        if problem:
             raise RecipeError(
                 "engine.name",
-                f"DeepSpeed {version} does not lay out its partitions as expected: {problem}",
-                f"DeepSpeed {_TRIED}, with which this was tried; or engine ddp",
-            )
+                f"DeepSpeed {version} does not lay out its partitions as expected: {error}",
+                f"DeepSpeed {_TESTED}, which was tested; or engine ddp",
+            ) from error
         if isinstance(self._optimizer, PartitionedLars):
             for bound in groups:
                 self._optimizer.bind(bound.flat, Partition(bound.table, dist.all_reduce))
@@ -225,7 +216,7 @@ class ZeroEngine:
 
 
 class _Forward(nn.Module):
-    """The model's forward pass under autocast: within it, DeepSpeed leaves an autocast of ours alone."""
+    """The model's forward pass under autocast: inside it, DeepSpeed does not change the autocast state."""
 
     def __init__(self, module: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -239,7 +230,7 @@ class _Forward(nn.Module):
 
 
 def _config(stage: int, bucket_size: int, gradient_dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration, with every default that could bend the curve. `bucket_size` is in elements."""
+    """Return DeepSpeed's configuration, with every default that could change the curve. `bucket_size`: elements."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     zero: dict[str, Any] = {
@@ -249,19 +240,19 @@ def _config(stage: int, bucket_size: int, gradient_dtype: torch.dtype) -> dict[s
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket_size": bucket_size,
-        "allgather_bucket_size": bucket_size + bucket_size % 2,  # DeepSpeed asks for an even one
+        "allgather_bucket_size": bucket_size + bucket_size % 2,  # DeepSpeed requires an even number
     }
-    # Newer than the oldest DeepSpeed that is allowed, which refuses what it does not know. Without a norm of its own
-    # it does not drop the steps whose gradient is not finite: they must show in the loss, as they do with DDP.
+    # Options that the oldest allowed version does not know, and refuses. Without a gradient norm of its own, DeepSpeed
+    # does not drop steps whose gradient is not finite: these must show in the loss, as with DDP.
     newer = {"compute_grad_norm": False, "parameter_alignment": False} if stage > 0 else {}
     zero |= {key: value for key, value in newer.items() if key in DeepSpeedZeroConfig.model_fields}
     world_size = dist.get_world_size()
     return {
-        # only the product of these is checked; the engine counts micro-batches itself
+        # DeepSpeed checks the product of these only; the engine counts micro-batches
         "train_batch_size": world_size,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,  # its default is 1.0
+        "gradient_clipping": 0.0,  # off; the default is 1.0
         "gradient_allreduce_op": "sum",  # the loss is divided by the batch size already
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
@@ -276,47 +267,34 @@ def _config(stage: int, bucket_size: int, gradient_dtype: torch.dtype) -> dict[s
     }
 
 
-def _check_attributes(zero: Any) -> None:
-    needed = (
-        "averaged_gradients",
-        "partition_size",
-        "round_robin_bit16_groups",
-        "round_robin_bit16_offsets",
-        "single_partition_of_fp32_groups",
-    )
-    missing = [name for name in needed if not hasattr(zero, name)]
-    if missing:
-        raise PartitionError(f"its optimizer has no {', '.join(missing)}")
-
-
 def _flat_group(zero: Any, number: int, parameters: list[Tensor], names: dict[int, str]) -> FlatGroup:
-    """Group `number` and its table, which must find every parameter's weights in the partition."""
+    """Return group `number` with its table, after comparing the weights in the partition with the parameters."""
     flat: Tensor = zero.single_partition_of_fp32_groups[number]
     in_order: list[Tensor] = list(zero.round_robin_bit16_groups[number])
     if {id(parameter) for parameter in in_order} != {id(parameter) for parameter in parameters}:
-        raise PartitionError(f"group {number} has other parameters than it was given")
+        raise PartitionError(f"group {number} has other parameters than the optimizer's")
     numels = [parameter.numel() for parameter in in_order]
     offsets = [int(offset) for offset in zero.round_robin_bit16_offsets[number]]
     table = partition_table(numels, offsets, int(zero.partition_size[number]), dist.get_rank())
     if flat.numel() != table.partition_size:
         raise PartitionError(f"the partition of group {number} has {flat.numel()} elements, not {table.partition_size}")
-    for piece in table.pieces:
-        own = in_order[piece.parameter].detach().flatten()[piece.in_parameter]
-        if not torch.equal(flat.detach()[piece.in_partition], own):
-            raise PartitionError(f"the weights of {names[id(in_order[piece.parameter])]} are elsewhere")
+    for shard in table.shards:
+        own = in_order[shard.parameter].detach().flatten()[shard.in_parameter]
+        if not torch.equal(flat.detach()[shard.in_partition], own):
+            raise PartitionError(f"the weights of {names[id(in_order[shard.parameter])]} are at another place")
     return FlatGroup(tuple(names[id(parameter)] for parameter in in_order), tuple(in_order), flat, table)
 
 
 def _all_gather(part: Tensor) -> Tensor:
-    """The workers' parts, one after another."""
+    """Return the workers' parts, concatenated in the order of ranks."""
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.cat(parts)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, quiet, for `device`."""
-    # newer torch warns of the name by which DeepSpeed calls it at every step
+    """Import DeepSpeed for `device`, without its log output and warnings."""
+    # newer torch warns of the deprecated name that DeepSpeed uses at every step
     old_name = r"`torch\.distributed\.all_gather_into_tensor` is deprecated"
     warnings.filterwarnings("ignore", message=old_name, category=FutureWarning)
     with _environment(**({"DS_ACCELERATOR": "cpu"} if device.type == "cpu" else {})):
@@ -327,27 +305,16 @@ def _import_deepspeed(device: torch.device) -> Any:
             raise MissingPackage("engine.name", "DeepSpeed", install) from error
         found = deepspeed.accelerator.get_accelerator().device_name()
     if found != device.type:
-        raise RuntimeError(f"DeepSpeed was imported for {found} before; in this process it cannot train on {device}")
+        raise RuntimeError(f"DeepSpeed was already imported for {found}; it cannot train on {device} in this process")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}  # or it compiles one that nothing here uses, for half a minute
+        deepspeed.ops.__compatible_ops__ = {}  # otherwise it compiles an unused operator for half a minute
     return deepspeed
-
-
-def _local_rank(device: torch.device) -> str:
-    """What DeepSpeed must read for it: it takes it for the number of the GPU, also where each worker sees but one."""
-    return os.environ.get("LOCAL_RANK", "0") if device.index is None else str(device.index)
-
-
-def _forget_world_of_before(deepspeed: Any) -> None:
-    # DeepSpeed keeps its process group for good, even one that has been destroyed
-    deepspeed.utils.groups._WORLD_GROUP = None
-    deepspeed.comm.comm.cdb = None
 
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables that are needed for a moment."""
+    """Set environment variables during the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""Networks, their initialisation and their batch norm."""
+"""Networks, their initialisation, and batch norm over spans."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ MODELS: dict[str, Builder] = {
 
 
 def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
-    """The network of `recipe`, float32, on the CPU, in training mode, its parameters a pure function of `seed`.
+    """The network of `recipe`: float32, on the CPU, in training mode, with parameters that depend only on `seed`.
 
-    Every worker builds the same one. Torch's CPU generator is seeded for the building and left as it was found. A
-    user's function is called as `function(num_classes=..., **arguments)` and initialises its model itself.
+    The state of torch's CPU generator is restored. A user's function is called as
+    `function(num_classes=..., **arguments)` and initialises its model itself.
 
-    Raises RecipeError for an unknown name, arguments that a built-in model does not take, a user's function that cannot
-    be loaded or returns no module, `zero_gamma` where there are no blocks of ours, and weights that do not fit.
+    Raises RecipeError for an unknown name, arguments for a built-in model, a user's function that cannot be loaded or
+    returns no module, `zero_gamma` for a model without our residual blocks, and weights that do not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: that reseeds the GPUs as well, which nothing would undo.
+        # torch.manual_seed would also reseed the GPUs, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         model = _create(recipe)
     if recipe.zero_gamma:
@@ -78,14 +78,14 @@ def _create(recipe: ModelRecipe) -> nn.Module:
     if not isinstance(made, nn.Module):
         problem = f"{recipe.name!r} returned an object of type {type(made).__name__}"
         raise RecipeError("model.name", problem, "a function that returns a torch.nn.Module")
-    _obey_own_train(made)
+    _call_own_train(made)
     return made
 
 
-def _obey_own_train(model: nn.Module) -> None:
-    """Call each `train` that a class of the user's defines, as a loop that begins with `model.train()` does.
+def _call_own_train(model: nn.Module) -> None:
+    """Call each `train` method that a user's class defines, as `model.train()` would: it may freeze layers.
 
-    It is the usual place to freeze layers. What the user put into evaluation mode before stays in it.
+    Modules that are in evaluation mode stay in it.
     """
     frozen = [module for module in model.modules() if not module.training]
     for module in model.modules():

@@ -1,10 +1,10 @@
-"""Batch norm over spans of the global batch: the same statistics on any number of workers.
+"""Batch norm over spans of the global batch, with the same statistics on any number of workers.
 
-A span that lies on one worker goes through torch's own kernel (cuDNN's where there is one). A span that several workers
-share costs one exchange forward and one backward, among exactly those workers. torch.nn.SyncBatchNorm refuses CPU
-tensors, takes whatever each worker happens to hold for a span, and synchronises the host at every layer.
+A span on one worker uses torch's own kernel (cuDNN's if available). A span on several workers costs one exchange in the
+forward and one in the backward pass, between those workers only. torch.nn.SyncBatchNorm rejects CPU tensors, normalises
+over all samples of all workers, and makes the host wait for the device in every layer.
 
-`resnet_dist.models.running_statistics` moves the running statistics, once a step.
+`resnet_dist.models.running_statistics` updates the running statistics, once per step.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.models.spans import Piece, Spans
+from resnet_dist.models.spans import Spans, SpanSlice
 
 log = logging.getLogger(__name__)
 
-# The forward passes that `SpanBatchNorm` can stand in for: any other may do more than to normalise.
+# The forward methods that `SpanBatchNorm` can replace. Others may do more than normalise.
 _TORCHS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-_TIMMS = "timm.layers.norm_act"  # a batch norm, then its children `drop` and `act`
-_REPEATED = -1  # in place of a call's number: the call belongs to no step
+_TIMMS = "timm.layers.norm_act"  # batch norm, followed by its children `drop` and `act`
+_REPEATED = -1  # instead of a call's number: a repeated forward pass, which belongs to no step
 
 
 class SpanBatchNorm(_BatchNorm):
-    """Batch norm over spans, for inputs [share, channels, ...].
+    """Batch norm over spans, for inputs [samples, channels, ...].
 
-    `use_spans` makes such layers out of the batch norms of a model. They stay the same objects, with their parameters,
-    buffers, hooks and mode, and instances of their own class.
+    `use_spans` converts the batch norms of a model to such layers. They remain the same objects, with their parameters,
+    buffers, hooks and mode, and instances of their original class.
 
-    In each call of a training forward pass (`spans.recording`), `uses` gets the means and variances of the spans that
-    this worker owns, [2, spans, channels], and the number of values that a sample has of each channel. Variances are
-    unbiased where the spans lie on one worker (torch's kernel gives these), else biased and float64.
+    Each call in a training forward pass (`spans.recording`) appends to `uses` the means and variances of the spans that
+    this worker owns, [2, spans, channels], and the number of values per sample and channel. Variances are unbiased for
+    spans on one worker (from torch's kernel), else biased and float64.
     """
 
     spans: Spans
     name: str  # in the model
-    number: int  # among the layers that share `spans`
-    after: tuple[str, ...]  # children that are called with the normalised input
-    uses: list[tuple[Tensor, int]]  # of the running or the last forward pass
-    places: dict[int, Tensor]  # where torch's kernel leaves each use: kept, as compiled code needs
-    collected: Tensor | None  # what `RunningStatistics` keeps of the step, of all layers
+    number: int  # of the layer in `spans`
+    after: tuple[str, ...]  # children that are applied to the normalised input
+    uses: list[tuple[Tensor, int]]  # of the current or the last forward pass, see above
+    places: dict[int, Tensor]  # outputs of torch's kernel by number of the call: kept, as compiled code requires
+    collected: Tensor | None  # buffer of `RunningStatistics` for the step, shared by all layers
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
-            raise ValueError(f"batch norm takes [samples, channels, ...], got {input.dim()} dimensions")
+            raise ValueError(f"batch norm expects [samples, channels, ...], got {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`: this worker's share of a micro-batch in training, anything in evaluation.
+        """Normalise `input`: in training, this worker's part of a micro-batch; in evaluation, any batch.
 
-        Raises RecipeError in training for another number of rows than the worker has samples, and where a span has one
-        value of each channel, which has no variance.
+        In training, raises RecipeError if the number of rows is not the worker's number of samples, or if a span has a
+        single value per channel, which has no variance.
         """
         self._check_input_dim(input)
         output = self._in_training(input) if self.training else self._in_evaluation(input)
@@ -72,34 +72,33 @@ class SpanBatchNorm(_BatchNorm):
         return F.batch_norm(input, mean, variance, self.weight, self.bias, mean is None, 0.0, self.eps)
 
     def _in_training(self, input: Tensor) -> Tensor:
-        if input.shape[0] != self.spans.share_size:
+        if input.shape[0] != self.spans.num_samples:
             raise RecipeError(
                 "model.name",
-                f"{self.name} gets {len(input)} rows for {self.spans.share_size} samples: which sample a row belongs to"
-                " is not known, and spans are made of samples",
+                f"{self.name} gets {len(input)} rows for {self.spans.num_samples} samples: spans consist of samples,"
+                " and the sample of a row is unknown",
                 "batch norm of inputs [samples, channels, ...]",
             )
         num_positions = math.prod(input.shape[2:])
         if self.spans.smallest * num_positions == 1:
             raise RecipeError(
                 "batch_norm.span",
-                f"a span of 1 sample has one value of each channel at {self.name}, whose input has the shape"
+                f"a span of 1 sample has one value per channel at {self.name}, whose input has the shape"
                 f" {list(input.shape)}: one value has no variance",
                 "a span of 2 samples or more, or a larger data.resolution",
             )
-        return self._by_piece(input) if self.spans.group is None else self._exchanged(input)
+        return self._by_slice(input) if self.spans.group is None else self._exchanged(input)
 
-    def _by_piece(self, input: Tensor) -> Tensor:
-        """Each span through torch's kernel; with a momentum of 1 it hands over the span's own mean and variance.
+    def _by_slice(self, input: Tensor) -> Tensor:
+        """Normalise each span with torch's kernel, which with a momentum of 1 returns the span's mean and variance.
 
-        Spans that are whole on a worker have one size, so all factors are plain numbers: nothing is copied to the
-        device, which would wait for it.
+        All spans have one size here, so all factors are Python numbers and no tensor is copied to the device.
         """
-        sizes = [piece.size for piece in self.spans.pieces]
+        sizes = [span_slice.size for span_slice in self.spans.slices]
         means: Sequence[Tensor | None] = [None] * len(sizes)
         variances = means
         if self.running_mean is not None:
-            # a repeated forward pass must save as many tensors as the first: it has a place, too
+            # a repeated forward pass must save as many tensors as the first, so it needs a place, too
             use = len(self.uses) if self.spans.recording else _REPEATED
             place = self.place_of(use, torch.promote_types(input.dtype, torch.float32), input.device)
             means, variances = place[0].unbind(), place[1].unbind()
@@ -114,28 +113,28 @@ class SpanBatchNorm(_BatchNorm):
         return torch.cat(outputs)
 
     def place_of(self, use: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Where torch's kernel leaves the statistics of the layer's `use`-th call in a forward pass, from 0."""
+        """The output of torch's kernel for the statistics of call number `use` (from 0) in a forward pass."""
         place = self.places.get(use)
         if place is None or place.dtype is not dtype or place.device != device:
-            place = torch.zeros((2, len(self.spans.pieces), self.num_features), dtype=dtype, device=device)
+            place = torch.zeros((2, len(self.spans.slices), self.num_features), dtype=dtype, device=device)
             self.places[use] = place
         return place
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _exchanged(self, input: Tensor) -> Tensor:
         output, moments = _ExchangedNorm.apply(input, self.weight, self.bias, self.eps, self.spans, self.number)
-        owned = [number for number, piece in enumerate(self.spans.pieces) if piece.owned]
+        owned = [number for number, span_slice in enumerate(self.spans.slices) if span_slice.owned]
         if self.spans.recording and self.running_mean is not None:
-            # neighbours, or none; a list of numbers would be copied to the device
+            # a slice (owned spans are adjacent): a list of numbers would be copied to the device
             rows = slice(owned[0], owned[-1] + 1) if owned else slice(0)
             self.uses.append((moments[rows].transpose(0, 1), math.prod(input.shape[2:])))
         return output  # type: ignore[no-any-return]
 
 
 class _ExchangedNorm(torch.autograd.Function):
-    """Normalise by statistics of spans that several workers share.
+    """Normalise by statistics of spans on several workers.
 
-    Each worker contributes the mean and the variance of its pieces, in float64. The gradients of weight and bias stay
+    Each worker contributes the mean and the variance of its slices, in float64. The gradients of weight and bias remain
     local: the engine's gradient all-reduce sums them. Formulas: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
     """
 
@@ -143,7 +142,7 @@ class _ExchangedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
     ) -> tuple[Tensor, Tensor]:
-        own = input.new_zeros((len(spans.pieces), 2, input.shape[1]), dtype=torch.float64)
+        own = input.new_zeros((len(spans.slices), 2, input.shape[1]), dtype=torch.float64)
         for number, _, part in _parts(input, spans):
             own[number, 1], own[number, 0] = torch.var_mean(part, dim=_all_but_channels(part), correction=0)
         moments = spans.moments(layer, own)
@@ -152,9 +151,9 @@ class _ExchangedNorm(torch.autograd.Function):
         scale = inverse_std if weight is None else inverse_std * weight.double()
         shift = torch.zeros_like(means) if bias is None else bias.double().expand_as(means)
         output = torch.empty_like(input)
-        for number, piece, part in _parts(input, spans):
-            out = output[piece.start : piece.stop]
-            # centred before it is scaled: x · scale + (bias - mean · scale) would cancel what x has beyond its spread
+        for number, span_slice, part in _parts(input, spans):
+            out = output[span_slice.start : span_slice.stop]
+            # subtract the mean before scaling: x · scale + (bias - mean · scale) loses precision if the mean is large
             centred = part - _like(means[number], part)
             out.copy_(torch.addcmul(_like(shift[number], part), centred, _like(scale[number], part)))
         ctx.save_for_backward(input, weight, means, inverse_std)
@@ -167,9 +166,9 @@ class _ExchangedNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, means, inverse_std = ctx.saved_tensors
         spans: Spans = ctx.spans
-        own = means.new_zeros((len(spans.pieces), 2, input.shape[1]))  # sums of g and of g × x_hat
-        for number, piece, part in _parts(input, spans):
-            g = gradient[piece.start : piece.stop].to(part.dtype)
+        own = means.new_zeros((len(spans.slices), 2, input.shape[1]))  # sums of g and of g × x_hat
+        for number, span_slice, part in _parts(input, spans):
+            g = gradient[span_slice.start : span_slice.stop].to(part.dtype)
             dims = _all_but_channels(part)
             own[number, 0] = g.sum(dims)
             centred = part - _like(means[number], part)
@@ -180,21 +179,21 @@ class _ExchangedNorm(torch.autograd.Function):
         slope = -scale * inverse_std * average[:, 1]
         offset = -scale * average[:, 0]
         input_gradient = torch.empty_like(input)
-        for number, piece, part in _parts(input, spans):
-            g = gradient[piece.start : piece.stop].to(part.dtype)
+        for number, span_slice, part in _parts(input, spans):
+            g = gradient[span_slice.start : span_slice.stop].to(part.dtype)
             centred = part - _like(means[number], part)
             dx = torch.addcmul(_like(offset[number], part), centred, _like(slope[number], part))
-            input_gradient[piece.start : piece.stop] = dx.addcmul_(g, _like(scale[number], part))
+            input_gradient[span_slice.start : span_slice.stop] = dx.addcmul_(g, _like(scale[number], part))
         total = own.sum(0)  # this worker's part of the gradients of bias and weight
         weight_gradient = None if weight is None else total[1].to(weight.dtype)
         bias_gradient = None if weight is None else total[0].to(weight.dtype)
         return input_gradient, weight_gradient, bias_gradient, None, None, None
 
 
-def _parts(input: Tensor, spans: Spans) -> list[tuple[int, Piece, Tensor]]:
-    """The pieces with their samples, in float32 or float64: a half-precision sum would lose the variance."""
+def _parts(input: Tensor, spans: Spans) -> list[tuple[int, SpanSlice, Tensor]]:
+    """The slices with their numbers and samples, in float32 or float64: half precision loses the variance."""
     dtype = torch.promote_types(input.dtype, torch.float32)
-    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.pieces)]
+    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.slices)]
 
 
 def _all_but_channels(input: Tensor) -> list[int]:
@@ -202,17 +201,17 @@ def _all_but_channels(input: Tensor) -> list[int]:
 
 
 def _like(per_channel: Tensor, input: Tensor) -> Tensor:
-    """A float64 [channels] as [1, channels, 1, 1] in the type of `input`."""
+    """[channels] as [1, channels, 1, 1] in the dtype of `input`."""
     return per_channel.to(input.dtype).view(1, -1, *[1] * (input.dim() - 2))
 
 
 def use_spans(
     model: nn.Module, spans: Spans, *, momentum: float | None = None, epsilon: float | None = None
 ) -> nn.Module:
-    """Make every batch norm of `model` one over spans, in place; returns the model.
+    """Convert every batch norm of `model` to one over spans, in place; returns the model.
 
-    Each layer keeps its own momentum and epsilon where they are not given. Raises RecipeError for a batch norm whose
-    class has a forward pass of its own (timm's BatchNormAct2d is known), or whose number of channels is not known yet.
+    `momentum` and `epsilon` of None keep each layer's own. Raises RecipeError for a batch norm whose class has another
+    forward method than torch's (timm's BatchNormAct2d is supported), or whose number of channels is not known yet.
     """
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, SpanBatchNorm):
@@ -224,17 +223,17 @@ def _convert(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None,
     kind = type(layer)
     is_timms = kind.forward.__module__ == _TIMMS
     if kind.forward not in _TORCHS and not is_timms:
-        found = f"{name} is a {kind.__module__}.{kind.__qualname__}, a batch norm with a forward pass of its own"
+        found = f"{name} is a {kind.__module__}.{kind.__qualname__}, a batch norm with its own forward method"
         raise RecipeError("model.name", f"{found}, which would be lost", "torch's batch norms, and modules after them")
     if layer.num_features == 0 or any(map(is_lazy, layer.parameters())):
         found = f"{name} is a {kind.__qualname__} whose number of channels is not known yet"
         raise RecipeError("model.name", found, "a model that has seen an input, or a batch norm with num_features")
     if epsilon is not None and layer.eps != epsilon:
-        log.warning("%s was built with epsilon %g; batch_norm.epsilon %g holds", name, layer.eps, epsilon)
+        log.warning("%s was built with epsilon %g; it is replaced by batch_norm.epsilon %g", name, layer.eps, epsilon)
     if layer.running_mean is None:
         log.warning(
-            "%s keeps no running statistics (track_running_stats=False): it normalises a batch of the evaluation by"
-            " itself, so that results depend on evaluate.batch_size and on the number of workers",
+            "%s has no running statistics (track_running_stats=False): in evaluation it uses the statistics of each"
+            " batch, so results depend on evaluate.batch_size and on the number of workers",
             name,
         )
     layer.__class__ = type(kind.__name__, (SpanBatchNorm, kind), {})

@@ -1,4 +1,4 @@
-"""How the weights of a residual network start."""
+"""Initialisation of residual networks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def initialise(model: nn.Module) -> None:
 
 
 def zero_last_gammas(model: nn.Module) -> None:
-    """Set the weight of each residual block's last batch norm to 0: every block starts as its shortcut.
+    """Set the weight of each residual block's last batch norm to 0, so that every block starts as its shortcut.
 
-    Source: Goyal et al. 2017, section 5.1. Raises RecipeError for a model that has no `ResidualBlock`.
+    Source: Goyal et al. 2017, section 5.1. Raises RecipeError for a model without a `ResidualBlock`.
     """
     blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
     if not blocks:
-        problem = f"{type(model).__name__} has none of the residual blocks of resnet_dist.models"
-        raise RecipeError("model.zero_gamma", problem, "false for this model; its own function can set its weights")
+        problem = f"{type(model).__name__} has no residual blocks of resnet_dist.models"
+        raise RecipeError("model.zero_gamma", problem, "false for this model; set the weights in its own function")
     for block in blocks:
         nn.init.zeros_(block.last_norm.weight)

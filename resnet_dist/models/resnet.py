@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2015, arXiv 1512.03385): the ImageNet family and the one for 32-pixel images.
 
-The ImageNet networks name their modules as torchvision's do, so state dicts load strictly in both directions.
+The ImageNet networks have torchvision's module names: state dicts can be loaded strictly in both directions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A square convolution that keeps the image's size at stride 1. No bias: the batch norm after it has one."""
+    """A square convolution that keeps the image's size at stride 1. No bias: a batch norm follows."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
@@ -20,22 +20,22 @@ class ResidualBlock(nn.Module, ABC):
     """relu(branch(x) + shortcut(x)). `expansion` is the block's output channels / its `width`."""
 
     expansion = 1
-    downsample: nn.Module | None  # the shortcut where the block changes the shape; None is the identity
+    downsample: nn.Module | None  # the shortcut if the block changes the shape; None: identity
     relu: nn.ReLU
 
     @abstractmethod
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
-        """Each kind of block registers its modules itself, in torchvision's order, which is that of its parameters."""
+        """Subclasses register their modules in torchvision's order, which is that of the parameters."""
         super().__init__()
 
     @property
     @abstractmethod
     def last_norm(self) -> nn.BatchNorm2d:
-        """The batch norm that ends the branch: with its weight at 0 the block starts as its shortcut."""
+        """The last batch norm of the branch: with a weight of 0 the block starts as its shortcut."""
 
     @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
-        """Everything but the shortcut, before the sum."""
+        """The residual branch, without the shortcut."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x  floating [batch, in_channels, h, w] -> [batch, width * expansion, h / stride, w / stride]."""
@@ -124,7 +124,7 @@ class ResNet(nn.Module):
 
 
 def _stage(block: type[ResidualBlock], depth: int, in_channels: int, width: int, stride: int) -> nn.Sequential:
-    """Blocks of one width; the first changes the shape, by a projection on its shortcut (option B) where it must."""
+    """Blocks of one width. If the first changes the shape, its shortcut is a projection (option B)."""
     out_channels = width * block.expansion
     downsample = None
     if stride != 1 or in_channels != out_channels:
@@ -134,10 +134,10 @@ def _stage(block: type[ResidualBlock], depth: int, in_channels: int, width: int,
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: takes every `stride`-th pixel and adds channels of zeros; no parameters."""
+    """Shortcut without parameters (option A): every `stride`-th pixel, and additional channels of zeros."""
 
     def __init__(self, stride: int, new_channels: int) -> None:
-        """`new_channels` of zeros come after the channels of the input."""
+        """`new_channels` is the number of additional channels."""
         super().__init__()
         self.stride, self.new_channels = stride, new_channels
 

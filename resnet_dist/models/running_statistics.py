@@ -1,9 +1,9 @@
-"""The running means and variances of batch norm: one update a step, by what the layers normalised in that step.
+"""The running means and variances of batch norm, updated once per step.
 
-A layer's statistics move by exactly the samples that it normalised in training mode in the step, as if they were one
-batch: over all spans, micro-batches, workers and calls. A layer that normalised none (frozen, or not called) keeps its
-own bits. Parts are combined around their mean, as in Chan, Golub and LeVeque 1983 ("Algorithms for computing the sample
-variance"): sums of squares cancel where the mean is large.
+A layer's statistics are updated with all samples that it normalised in training mode in the step, as if they were one
+batch: over all spans, micro-batches, workers and calls. A layer that normalised no samples (frozen, or not called) does
+not change. Parts are combined as in Chan, Golub and LeVeque 1983 ("Algorithms for computing the sample
+variance"): sums of squares lose precision if the mean is large.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from resnet_dist.models.spans import Spans
 
 @dataclass(frozen=True)
 class _Columns:
-    """Some of the layers, with the size of their spans."""
+    """The columns of some layers in the collected statistics."""
 
     layers: tuple[int, ...]
-    counts: tuple[int, ...]  # values of each channel in a span, by layer
-    index: Tensor | None  # int64: the columns of these layers' channels; None: all columns, in order
+    counts: tuple[int, ...]  # values per channel in a span, by layer
+    index: Tensor | None  # int64: the columns of these layers; None: all columns, in order
     values: Tensor  # float64: `counts` by channel
 
 
 class RunningStatistics:
-    """The running statistics of all batch norms of a model, updated once a step.
+    """The running statistics of all batch norms of a model.
 
-    During the step it collects what this worker's layers normalise: `count`, `mean` and `squares` (the sum of squared
-    deviations from the mean), each float64 [num_channels], all layers' channels one after another.
+    During a step it collects `count`, `mean` and `squares` (the sum of squared deviations from the mean) of the values
+    that this worker's layers normalise, each float64 [num_channels], with the channels of all layers concatenated.
 
-        statistics.sums()                  what to add up over all workers
-        statistics.update(sums, add_up)    moves the buffers, and begins the next step
+        statistics.sums()                      this worker's sums, to be reduced over all workers
+        statistics.update(sums, all_reduce)    updates the buffers, and begins the next step
     """
 
     def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
-        """Follow the forward passes of `model`, by hooks on it; `device` is the model's, the CPU if not given."""
+        """Register hooks on `model` that collect the statistics. `device` is the model's; the default is the CPU."""
         self.layers = [m for m in model.modules() if isinstance(m, SpanBatchNorm) and m.running_mean is not None]
         self.num_channels = sum(layer.num_features for layer in self.layers)
         self._sizes = [layer.num_features for layer in self.layers]
@@ -49,10 +49,10 @@ class RunningStatistics:
         self._layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self._sizes, dtype=torch.int64))
         self._layer_of = self._layer_of.to(self._device)  # of each channel
         self._collected = torch.zeros((3, self.num_channels), dtype=torch.float64, device=self._device)
-        self._columns: list[_Columns] = []  # of the first calls of the layers, the second ones, ...: the newest
+        self._columns: list[_Columns] = []  # of the layers' first calls, second calls, ...
         self._momenta_of: list[float] = []
         self._momenta = torch.empty(0)
-        self._depth = 0  # of running calls of the model: it may call itself
+        self._depth = 0  # of nested calls of the model
         spans = next((m.spans for m in model.modules() if isinstance(m, SpanBatchNorm)), None)
         if spans is None:
             return
@@ -62,7 +62,7 @@ class RunningStatistics:
         model.register_forward_pre_hook(self._begin)
         model.register_forward_hook(self._end, always_call=True)
         if spans.group is None:
-            for layer in self.layers:  # made now: compiled code would be compiled again for it
+            for layer in self.layers:  # allocated now: a later allocation would cause a recompilation
                 dtype = torch.promote_types(layer.get_buffer("running_mean").dtype, torch.float32)
                 layer.place_of(0, dtype, self._device)
 
@@ -73,12 +73,12 @@ class RunningStatistics:
             return
         for layer in self.layers:
             layer.uses = []
-        self._spans.recording = torch.is_grad_enabled()  # an evaluation is no part of a step
+        self._spans.recording = torch.is_grad_enabled()  # an evaluation does not belong to a step
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _end(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """After a forward pass: add what its layers have left. `output` is None where an exception has ended it."""
+        """After a forward pass: collect the statistics of its layers. `output` is None after an exception."""
         self._depth -= 1
         if self._depth > 0 or not self._spans.recording:
             return
@@ -91,15 +91,15 @@ class RunningStatistics:
             self._add(use, [number for number, layer in enumerate(self.layers) if len(layer.uses) > use])
 
     def _add(self, use: int, numbers: Sequence[int]) -> None:
-        """Add the `use`-th call of some layers to what is collected."""
+        """Add the statistics of call number `use` of some layers."""
         means, variances = torch.cat([self.layers[number].uses[use][0] for number in numbers], dim=2).double()
         num_spans = len(means)
         if num_spans == 0:
-            return  # of the spans that its workers share, others own each
+            return  # other workers own all spans of this worker
         columns = self._columns_of(use, numbers)
         values = columns.values  # of each channel in one span
         if self._spans.group is None:
-            variances = variances * ((values - 1) / values)  # torch's kernel gives unbiased ones
+            variances = variances * ((values - 1) / values)  # torch's kernel returns unbiased variances
         mean = means.mean(0)
         squares = values * (variances + (means - mean).square()).sum(0)
         count = values * num_spans
@@ -124,7 +124,7 @@ class RunningStatistics:
         newest = self._columns[use] if use < len(self._columns) else None
         if newest is not None and (newest.layers, newest.counts) == (layers, counts):
             return newest
-        # made on the device: a copy from the host's memory would wait for it
+        # created on the device: a copy from the host would wait for it
         made = [self._collected.new_full((self._sizes[n],), count) for n, count in zip(layers, counts, strict=True)]
         index = None
         if len(layers) < len(self.layers):
@@ -139,11 +139,11 @@ class RunningStatistics:
         return torch.stack((count, count * mean))
 
     @torch.no_grad()
-    def update(self, sums: Tensor, add_up: Callable[[Tensor], object] = lambda tensor: None) -> None:
-        """Move the running statistics by one step, and begin the next one.
+    def update(self, sums: Tensor, all_reduce: Callable[[Tensor], object] = lambda tensor: None) -> None:
+        """Update the running statistics, and begin the next step.
 
-        `sums` is what `sums()` gave, added up over all workers. `add_up` adds a float64 [num_channels] up over all
-        workers, in place: squared deviations from the mean, which is known only now.
+        `sums` is the result of `sums()`, summed over all workers. `all_reduce` sums a float64 [num_channels] over all
+        workers in place: the squared deviations from the global mean.
         """
         if not self.layers:
             return
@@ -151,7 +151,7 @@ class RunningStatistics:
         mean = total / count.clamp_min(1)
         own_count, own_mean, own_squares = self._collected
         squares = own_squares + own_count * (own_mean - mean).square()
-        add_up(squares)
+        all_reduce(squares)
         variance = squares / (count - 1).clamp_min(1)  # unbiased, as torch's
         moved = count > 0
         trackers = self._buffers("num_batches_tracked")
@@ -164,12 +164,12 @@ class RunningStatistics:
             running = self._buffers(name)
             before = torch.cat(running)
             after = torch.lerp(before, new.to(before.dtype), weight.to(before.dtype))
-            after = torch.where(moved, after, before)  # a layer that normalised nothing keeps its bits
+            after = torch.where(moved, after, before)  # a layer that normalised nothing does not change
             torch._foreach_copy_(running, list(after.split(self._sizes)))
         self.clear()
 
     def _momenta_now(self) -> Tensor:
-        """The momentum of each layer, float64 [layers]; below 0 for None, torch's cumulative average."""
+        """The momentum of each layer, float64 [layers]; negative for None, which is torch's cumulative average."""
         momenta = [-1.0 if layer.momentum is None else layer.momentum for layer in self.layers]
         if momenta != self._momenta_of:
             made = [torch.full((1,), value, dtype=torch.float64, device=self._device) for value in momenta]
@@ -177,9 +177,9 @@ class RunningStatistics:
         return self._momenta
 
     def clear(self) -> None:
-        """Forget what was collected since the last update.
+        """Discard the statistics collected since the last update.
 
-        What torch's kernel has left goes too: it multiplies it by 0, and 0 × NaN is NaN. The backward pass needs it.
+        The outputs of torch's kernel are set to 0 as well: the kernel multiplies them by 0, and 0 × NaN is NaN.
         """
         self._collected.zero_()
         places = [place for layer in self.layers for place in layer.places.values()]
@@ -187,5 +187,5 @@ class RunningStatistics:
             torch._foreach_zero_(places)
 
     def _buffers(self, name: str) -> list[Tensor]:
-        # read anew each step: moving a model to another device or dtype replaces its buffers
+        # looked up in each step: moving a model to another device or dtype replaces its buffers
         return [layer.get_buffer(name) for layer in self.layers]

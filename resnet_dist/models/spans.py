@@ -1,7 +1,7 @@
-"""Where batch-norm spans lie: which workers share them, and which of this worker's samples belong to which.
+"""The spans of batch norm: which workers they lie on, which samples of this worker they contain, and their exchange.
 
-A span is a fixed run of positions of the global batch, so neither the number of workers nor the split into
-micro-batches changes what it holds. Every micro-batch is split over the workers in the same way: computed once.
+A span is a fixed range of positions of the global batch, independent of the number of workers and of micro-batches.
+Every micro-batch is split over the workers in the same way, so the slices of spans are computed once.
 """
 
 from __future__ import annotations
@@ -18,113 +18,114 @@ from torch import Tensor
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.batch_layout import BatchLayout
 
-_END = -1  # in place of a layer: the forward pass has ended
+_END = -1  # instead of a layer: the end of the forward pass
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of this worker's samples that belong to one span: samples [start, stop) of the share."""
+class SpanSlice:
+    """The samples [start, stop) of a worker's part of a micro-batch that belong to one span."""
 
-    row: int  # the span's number among those of its team
+    row: int  # number of the span in its group
     start: int
     stop: int
-    owned: bool  # whether the span's first sample is here: one worker speaks for each span
+    owned: bool  # whether it has the span's first sample: each span has one owner
 
     @property
     def size(self) -> int:
-        """Samples of the piece."""
+        """Number of samples."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True)
-class Team:
-    """The workers that share spans with each other: their ranks, and their positions of a micro-batch."""
+class SpanGroup:
+    """Workers with common spans: their ranks, and their positions in a micro-batch."""
 
     ranks: range
     positions: range
 
 
-def teams(layout: BatchLayout, span: int) -> list[Team]:
-    """Cut the workers into the smallest runs such that no span of `span` samples belongs to two of them.
+def span_groups(layout: BatchLayout, span: int) -> list[SpanGroup]:
+    """Divide the workers into the smallest ranges such that no span of `span` samples lies on two of them.
 
-    >>> [list(team.ranks) for team in teams(BatchLayout(size=48, world_size=4), span=24)]
+    >>> [list(group.ranks) for group in span_groups(BatchLayout(size=48, world_size=4), span=24)]
     [[0, 1], [2, 3]]
     """
     cuts = [(rank, edge) for rank, edge in enumerate(layout.boundaries(), start=1) if edge % span == 0]
     starts = [(0, 0), *cuts]
     stops = [*cuts, (layout.world_size, layout.micro_batch_size)]
     return [
-        Team(range(first, last), range(start, stop)) for (first, start), (last, stop) in zip(starts, stops, strict=True)
+        SpanGroup(range(first, last), range(start, stop))
+        for (first, start), (last, stop) in zip(starts, stops, strict=True)
     ]
 
 
-def pieces(own: range, span: int, origin: int) -> tuple[Piece, ...]:
-    """Cut the worker's positions `own` where spans of `span` samples end; row 0 is the span that begins at `origin`.
+def span_slices(own: range, span: int, origin: int) -> tuple[SpanSlice, ...]:
+    """Divide the worker's positions `own` into spans of `span` samples; row 0 is the span that begins at `origin`.
 
-    >>> [(piece.row, piece.size, piece.owned) for piece in pieces(range(10, 24), span=8, origin=8)]
+    >>> [(part.row, part.size, part.owned) for part in span_slices(range(10, 24), span=8, origin=8)]
     [(0, 6, False), (1, 8, True)]
     """
     inner = range(own.start - own.start % span + span, own.stop, span)
     edges = [own.start, *inner, own.stop]
     return tuple(
-        Piece((start - origin) // span, start - own.start, stop - own.start, owned=start % span == 0)
+        SpanSlice((start - origin) // span, start - own.start, stop - own.start, owned=start % span == 0)
         for start, stop in itertools.pairwise(edges)
     )
 
 
 class Spans:
-    """The spans of every micro-batch on one worker. All batch norms of a model share one.
+    """The spans of every micro-batch on one worker, used by all batch norms of a model.
 
-    `span` is a number of samples that divides the micro-batch, `global` (the micro-batch itself) or `worker` (each
-    worker's share, however large: the one setting whose statistics depend on the number of workers).
-    With a process group up, creating one is a collective. `group` is None where this worker shares no span.
+    `span` is a number of samples that divides the micro-batch, `global` (the micro-batch), or `worker` (each worker's
+    part of the micro-batch, the only setting whose statistics depend on the number of workers). Creation is a
+    collective if there is a process group. `group` is None if all spans of this worker lie on it entirely.
 
-    `recording` is True while the model's forward pass runs in training: what a layer normalises then belongs to the
-    step. Activation checkpointing repeats parts of the forward pass during the backward pass: `recording` is False.
+    `recording` is True during a forward pass of the model in training, whose statistics belong to the step. It is False
+    when activation checkpointing repeats parts of the forward pass during the backward pass.
     """
 
     def __init__(self, layout: BatchLayout, rank: int, span: int | Literal["global", "worker"]) -> None:
         self.recording = False
-        self.waited_s = 0.0  # in collectives: other workers' time, not this one's
+        self.waited_s = 0.0  # seconds spent in collectives, which wait for other workers
         self.group: dist.ProcessGroup | None = None
-        self.share_size = len(layout.share(0, rank).own)
-        self.span_size = self.share_size
+        self.num_samples = len(layout.worker_micro_batch(0, rank))
+        self.span_size = self.num_samples
         self.smallest = layout.micro_batch_size // layout.world_size  # samples of the smallest span on any worker
-        self.pieces: tuple[Piece, ...] = (Piece(0, 0, self.share_size, owned=True),)
+        self.slices: tuple[SpanSlice, ...] = (SpanSlice(0, 0, self.num_samples, owned=True),)
         self._layers: list[str] = []
         self._widest = 0  # channels of the widest layer
         if span == "worker":
             return
         self.span_size = self.smallest = layout.micro_batch_size if span == "global" else span
-        for team in teams(layout, self.span_size):
-            group = _process_group(team.ranks, layout.world_size)
-            if rank in team.ranks:
-                self.join(team, group, layout, rank)
+        for members in span_groups(layout, self.span_size):
+            group = _process_group(members.ranks, layout.world_size)
+            if rank in members.ranks:
+                self.join(members, group, layout, rank)
 
-    def join(self, team: Team, group: dist.ProcessGroup | None, layout: BatchLayout, rank: int) -> None:
-        """Share spans with the workers of `team`, this one among them, through `group`."""
+    def join(self, members: SpanGroup, group: dist.ProcessGroup | None, layout: BatchLayout, rank: int) -> None:
+        """Exchange spans with the workers `members`, which include this one, through `group`."""
         self.group = group
-        self.pieces = pieces(layout.share(0, rank).own, self.span_size, team.positions.start)
-        self._ranks = team.ranks
-        self._table = _Table(team, layout, self.span_size)
+        self.slices = span_slices(layout.worker_micro_batch(0, rank), self.span_size, members.positions.start)
+        self._ranks = members.ranks
+        self._table = _Table(members, layout, self.span_size)
         self._own = self._table.own(rank)
-        self._checked = True  # whether messages say which layer they come from
+        self._checked = True  # whether messages name their layer
 
     def add_layer(self, name: str, num_channels: int) -> int:
-        """The number of the layer `name`, which is the same on every worker."""
+        """Register the layer `name`; returns its number, which is the same on every worker."""
         self._layers.append(name)
         self._widest = max(self._widest, num_channels)
         return len(self._layers) - 1
 
     def moments(self, layer: int, own: Tensor) -> Tensor:
-        """Mean and biased variance of whole spans, from those of this worker's pieces. A collective.
+        """Mean and biased variance of whole spans, from those of this worker's slices. A collective.
 
-        `own` and the result are float64 [pieces, 2, channels]. The parts of a span are combined around its mean, as
-        Chan, Golub and LeVeque (1983, equation 2.1) do: sums of squares cancel where the mean is large.
+        `own` and the result are float64 [slices, 2, channels]. The slices of a span are combined as in Chan, Golub and
+        LeVeque (1983, equation 2.1): sums of squares lose precision if the mean is large.
         """
         gathered, combined = self._exchange(2 * layer, own), own.clone()
         for number, (rows, weights) in self._own.items():
-            if weights.device != own.device:  # once: a copy at each call would wait for the device
+            if weights.device != own.device:  # copied once, since a copy waits for the device
                 self._own[number] = (rows, weights := weights.to(own.device))
             means, variances = gathered[rows].unbind(1)
             mean = means[0] + (weights * (means - means[0])).sum(0)
@@ -133,7 +134,7 @@ class Spans:
         return combined
 
     def sums(self, layer: int, own: Tensor) -> Tensor:
-        """Sums over whole spans, from those over this worker's pieces: float64 [pieces, 2, channels]. A collective."""
+        """Sums over whole spans, from those over this worker's slices: float64 [slices, 2, channels]. A collective."""
         gathered, combined = self._exchange(2 * layer + 1, own), own.clone()
         for number, (rows, _) in self._own.items():
             combined[number] = gathered[rows].sum(0)
@@ -142,15 +143,15 @@ class Spans:
     def end_forward(self, device: torch.device) -> None:
         """Check that the other workers have called the same layers in this forward pass. A collective."""
         if self.group is not None and self._layers and self._checked:
-            self._exchange(_END, torch.zeros((len(self.pieces), 2, 0), dtype=torch.float64, device=device))
+            self._exchange(_END, torch.zeros((len(self.slices), 2, 0), dtype=torch.float64, device=device))
             self._checked = device.type == "cpu"
 
     def _exchange(self, call: int, own: Tensor) -> Tensor:
-        """What the team's workers have of the spans that they share: float64 [rows of the table, 2, channels].
+        """Gather the values of common spans from the workers of the group: float64 [rows of the table, 2, channels].
 
-        `call` names the layer and the pass. On a CPU, and in the first forward pass on a GPU (later the check would
-        have to wait for the device), all messages have one size and end with `call`: workers that call different
-        layers raise RecipeError, all of them, instead of waiting for each other.
+        `call` identifies the layer and the pass. On a CPU, and in the first forward pass on a GPU (where the check
+        waits for the device), all messages have one size and end with `call`: if workers call different layers, all of
+        them raise RecipeError instead of waiting for each other.
         """
         rows = torch.zeros((self._table.num_slots, *own.shape[1:]), dtype=own.dtype, device=own.device)
         for slot, number in enumerate(self._own):
@@ -176,8 +177,8 @@ class Spans:
         other = next(rank for rank in self._ranks if where[rank] != where[first])
         raise RecipeError(
             "batch_norm.span",
-            f"worker {first} is at {where[first]}, worker {other} at {where[other]}: batch norms whose spans lie on"
-            " several workers must be called by all of them, in the same order",
+            f"worker {first} is at {where[first]}, worker {other} at {where[other]}: workers with common spans must"
+            " call the same batch norms in the same order",
             "a model that calls the same batch norms on every worker, or a span that lies on one worker",
         )
 
@@ -188,27 +189,32 @@ class Spans:
 
 
 class _Table:
-    """The layout of what a team's workers send each other: `num_slots` rows a worker, one for each shared piece.
+    """The layout of the gathered values: `num_slots` rows per worker, one for each slice of a span on several workers.
 
-    A worker shares at most the spans of its first and its last piece. Rows that a worker does not need are zero.
+    Only the first and the last slice of a worker can be parts of such spans. Unused rows are zero.
     """
 
-    def __init__(self, team: Team, layout: BatchLayout, span: int) -> None:
-        self._team, self._span = team, span
-        by_rank = [pieces(layout.share(0, rank).own, span, team.positions.start) for rank in team.ranks]
-        self._shared = [{i: piece for i, piece in enumerate(own) if piece.size < span} for own in by_rank]
+    def __init__(self, members: SpanGroup, layout: BatchLayout, span: int) -> None:
+        self._first_rank, self._span = members.ranks.start, span
+        by_rank = [
+            span_slices(layout.worker_micro_batch(0, rank), span, members.positions.start) for rank in members.ranks
+        ]
+        self._shared = [
+            {i: span_slice for i, span_slice in enumerate(own) if span_slice.size < span} for own in by_rank
+        ]
         self.num_slots = max(map(len, self._shared))
-        self._rows: list[Piece | None] = []
+        self._rows: list[SpanSlice | None] = []
         for own in self._shared:
             self._rows += [*own.values(), *[None] * (self.num_slots - len(own))]
 
     def own(self, rank: int) -> dict[int, tuple[slice, Tensor]]:
-        """For each piece of `rank` that is shared, by its number: the rows with all parts of its span (neighbours),
-        and each part's fraction of the span's samples, float64 [rows, 1]; 0 for an empty row among them.
+        """For each slice of `rank` in a span on several workers, by number: the rows of that span and their weights.
+
+        The rows are adjacent. The weights, float64 [rows, 1], are fractions of the span's samples; 0 for unused rows.
         """
         entries = {}
-        for number, piece in self._shared[rank - self._team.ranks.start].items():
-            parts = [i for i, part in enumerate(self._rows) if part is not None and part.row == piece.row]
+        for number, span_slice in self._shared[rank - self._first_rank].items():
+            parts = [i for i, part in enumerate(self._rows) if part is not None and part.row == span_slice.row]
             rows = slice(parts[0], parts[-1] + 1)
             sizes = [[0 if part is None else part.size] for part in self._rows[rows]]
             entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64) / self._span)
@@ -216,10 +222,10 @@ class _Table:
 
 
 def _process_group(ranks: range, world_size: int) -> dist.ProcessGroup | None:
-    """The group of `ranks`. Every worker must take part in creating every group, in the same order."""
+    """The process group of `ranks`. All workers must create all groups, in the same order."""
     if len(ranks) == 1:
         return None
     if len(ranks) == world_size:
         return dist.group.WORLD
     group = dist.new_group(list(ranks))
-    return group if isinstance(group, dist.ProcessGroup) else None  # a placeholder where this worker is not in it
+    return group if isinstance(group, dist.ProcessGroup) else None  # a placeholder if this worker is not a member

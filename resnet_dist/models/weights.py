@@ -1,4 +1,4 @@
-"""Starting from trained weights instead of random ones."""
+"""Loading of trained weights."""
 
 from __future__ import annotations
 
@@ -15,61 +15,59 @@ from resnet_dist.errors import MissingPackage, RecipeError
 
 _KEY = "model.weights"
 _ALLOWED = "a state dict of this architecture: a .pt or .pth file of torch.save, or a .safetensors file"
-_LISTED = 5  # names in a message before it says how many more there are
+_LISTED = 5  # names in a message; the rest are counted
 
 _log = logging.getLogger(__name__)
 
 
 def load_weights(model: nn.Module, path: str, num_classes: int) -> tuple[str, ...]:
-    """Copy the state dict in `path` into `model`, but for a head of another size.
+    """Copy the state dict in `path` into `model`, except a head of another size.
 
-    The head is the model's last linear layer with `num_classes` outputs. Where the file's has another number of classes
-    the model's stays as it was initialised; that is logged, and the names of its parameters are returned.
+    The head is the model's last linear layer with `num_classes` outputs. If the file's head has another number of
+    classes, the model's head keeps its initial weights, with a warning, and the names of its parameters are returned.
 
-    Raises RecipeError where the file cannot be read, or names or shapes differ anywhere else; MissingPackage for a
-    .safetensors file without safetensors. The model is changed only if all of it fits.
+    Raises RecipeError if the file cannot be read, or if any other names or shapes differ; MissingPackage for a
+    .safetensors file if safetensors is not installed. The model is unchanged after an error.
     """
     given = read_state_dict(path)
     own = model.state_dict()
     left_out = _head_of_another_size(model, num_classes, given)
-    # Files from before torch 0.4.1 lack this counter, which serves only batch norm without a momentum.
+    # Files of torch before 0.4.1 lack this counter, which only batch norm without a momentum uses.
     counters = {
         f"{name}.num_batches_tracked" for name, module in model.named_modules() if isinstance(module, _NormBase)
     }
     _refuse("lacks", sorted(own.keys() - given.keys() - counters), path)
-    _refuse("holds names that the model has not:", sorted(given.keys() - own.keys()), path)
+    _refuse("has names that the model does not have:", sorted(given.keys() - own.keys()), path)
     others = [name for name in own if name in given and name not in left_out and own[name].shape != given[name].shape]
     shapes = [f"{name} {list(given[name].shape)} (the model's is {list(own[name].shape)})" for name in others]
-    _refuse("holds tensors of another shape:", shapes, path)
+    _refuse("has tensors of another shape:", shapes, path)
     model.load_state_dict({name: tensor for name, tensor in given.items() if name not in left_out}, strict=False)
     if left_out:
         found = given[left_out[0]].shape[0]
-        _log.warning("%s: its head has %d classes, not %d; it starts untrained", path, found, num_classes)
+        _log.warning("%s: its head has %d classes, not %d; the model's head starts untrained", path, found, num_classes)
     return left_out
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:
     """The tensors in a .pt, .pth or .safetensors file by name, on the CPU. Raises as `load_weights` does.
 
-    A pickle is read with `weights_only`: it can hold tensors, but not run code.
+    Pickles are loaded with `weights_only`, so they cannot run code.
     """
     file = Path(path)
     if not file.is_file():
-        raise RecipeError(_KEY, f"{path}: there is no such file", _ALLOWED)
+        raise RecipeError(_KEY, f"{path}: no such file", _ALLOWED)
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix not in (".pt", ".pth"):
-        raise RecipeError(_KEY, f"{path}: cannot tell its format from the ending {file.suffix!r}", _ALLOWED)
+        raise RecipeError(_KEY, f"{path}: unknown format {file.suffix!r}", _ALLOWED)
     try:
         loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RecipeError(
-            _KEY, f"{path}: not a file of tensors that is safe to read ({_first_line(error)})", _ALLOWED
-        ) from error
+        raise RecipeError(_KEY, f"{path}: cannot be loaded as tensors only ({_first_line(error)})", _ALLOWED) from error
     if not isinstance(loaded, Mapping):
-        raise RecipeError(_KEY, f"{path}: holds an object of type {type(loaded).__name__}", _ALLOWED)
+        raise RecipeError(_KEY, f"{path}: contains an object of type {type(loaded).__name__}", _ALLOWED)
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
-    _refuse("holds more than tensors by name:", others, path)
+    _refuse("contains values that are not tensors:", others, path)
     return {str(name): tensor for name, tensor in loaded.items()}
 
 
@@ -86,7 +84,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _head_of_another_size(model: nn.Module, num_classes: int, given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The names of the head's parameters, where the file's differ in the number of classes and nothing else."""
+    """The names of the head's parameters if those in the file differ only in the number of classes, else ()."""
     heads = [
         (name, module)
         for name, module in model.named_modules()
@@ -106,7 +104,7 @@ def _head_of_another_size(model: nn.Module, num_classes: int, given: Mapping[str
 
 
 def _refuse(problem: str, names: list[str], path: str) -> None:
-    """RecipeError that lists the first of `names`, if there are any."""
+    """Raise RecipeError, with the first of `names`, unless it is empty."""
     if names:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise RecipeError(_KEY, f"{path} {problem} {', '.join(names[:_LISTED])}{more}", _ALLOWED)

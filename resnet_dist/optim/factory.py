@@ -1,4 +1,4 @@
-"""From the optimizer's recipe to the optimizer."""
+"""Builds the optimizer of a recipe."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Kernels = Literal["foreach", "fused", "loop"]
 
 
 def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
-    """What `speed.optimizer` names; `auto` is fused on a CPU, where it takes a third of the time, and foreach on a GPU.
+    """The kernels that `speed.sgd_kernel` names; `auto` is fused on a CPU (a third of the time), else foreach.
 
-    torch's fused SGD makes its momentum in the first step, unwritten where a loss scaler skips that step, and fails
-    where a parameter gets its first gradient later than others of its group: `auto` does not take it for float16, nor
-    for a user's model.
+    torch's fused SGD allocates its momentum in the first step. The momentum is uninitialised if a loss scaler skips
+    that step, and the optimizer fails if a parameter gets its first gradient in a later step than others of its group.
+    `auto` is therefore foreach for float16 and for a user's model.
     """
-    if recipe.speed.optimizer != "auto":
-        return recipe.speed.optimizer
+    if recipe.speed.sgd_kernel != "auto":
+        return recipe.speed.sgd_kernel
     is_safe = recipe.precision != "float16" and not is_reference(recipe.model.name)
     return "fused" if device.type == "cpu" and is_safe else "foreach"
 
@@ -32,16 +32,15 @@ def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
 def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "foreach") -> torch.optim.Optimizer:
     """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
 
-    Its LR is 0 until the trainer writes the step's LR into the groups. `sgd` is torch's, with L2 weight decay in the
-    decaying group only, and with `kernels` as named. `lars` has MLPerf's trust_coefficient 0.001, epsilon 0 and the
-    convention lr_inside where they are not given. A user's function gets the groups; it must return a torch optimizer
-    over exactly these parameters.
+    The LR is 0 until the engine writes the step's LR into the groups. `sgd` is torch's, with the given kernels. The
+    defaults of `lars` are MLPerf's: trust_coefficient 0.001, epsilon 0, LR inside the momentum. A user's function gets
+    the groups and returns a torch optimizer over exactly these parameters.
 
-    Raises RecipeError for an unknown name, Nesterov momentum with LARS, and a user's function that breaks the above.
+    Raises RecipeError for an unknown name, Nesterov momentum with LARS, and an invalid result of a user's function.
     """
     groups = decay_groups(model)
     if not groups:
-        raise RecipeError("model", "has no trainable parameter", "a model with at least one")
+        raise RecipeError("model", "has no trainable parameters", "a model with at least one")
     if recipe.name == "sgd":
         return torch.optim.SGD(
             groups,
@@ -69,7 +68,7 @@ def _lars(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> Lars:
         weight_decay=recipe.weight_decay,
         trust_coefficient=0.001 if recipe.trust_coefficient is None else recipe.trust_coefficient,
         epsilon=0.0 if recipe.epsilon is None else recipe.epsilon,
-        convention="lr_inside" if recipe.convention is None else recipe.convention,
+        lr_in_momentum=True if recipe.lr_in_momentum is None else recipe.lr_in_momentum,
     )
 
 
@@ -84,6 +83,6 @@ def _from_function(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> tor
         raise RecipeError(key, problem, "a function that returns a torch.optim.Optimizer")
     theirs = sorted(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
     if ours != theirs:
-        problem = f"{recipe.name!r} gave an optimizer whose {len(theirs)} parameters are not the {len(ours)} given"
+        problem = f"{recipe.name!r} returned an optimizer over {len(theirs)} parameters, not over the {len(ours)} given"
         raise RecipeError(key, problem, "an optimizer over exactly the parameters in the groups it is called with")
     return optimizer

@@ -1,4 +1,4 @@
-"""Which parameters decay: the weights of convolutions and linear layers, and nothing else of a ResNet."""
+"""Parameter groups: with weight decay (the weights of convolutions and linear layers) and without."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ NORMALISATIONS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.Layer
 
 
 def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: first those that decay, then those that do not.
+    """The trainable parameters in two groups: with weight decay, then without. Empty groups are left out.
 
-    Left out of weight decay, and of LARS's trust ratio, are every parameter of a normalisation layer and every bias.
-    They are found by the type of the module that owns them: the batch norm of a ResNet's shortcut is called
-    `downsample.1`, so a search for "bn" in the names would let it decay. A bias is a parameter that its module's class
-    calls so (`bias`, `in_proj_bias`, `bias_hh_l0`), whatever the module's own place in the model is called.
+    All parameters of normalisation layers and all biases are excluded from weight decay and from LARS's trust ratio.
+    Normalisation layers are found by type: names are not reliable, since the batch norm of a ResNet's shortcut is
+    called `downsample.1`. A bias is a parameter with `bias` in its own name (`bias`, `in_proj_bias`, `bias_hh_l0`).
 
-    Returns groups with `params`, `names` (full names, in the order of `params`), `decay`, and, where `decay` is False,
-    `weight_decay` 0, which any torch optimizer obeys. Order is that of `model.named_parameters()`. A parameter that
-    several modules share is in one group, once, and decays only if none of its owners forbids it.
+    Groups have `params`, `names` (full names, in the order of `params`), `decay`, and, if `decay` is False,
+    `weight_decay` 0 for torch's optimizers. The order is that of `model.named_parameters()`. A parameter of several
+    modules is in one group, once; it decays unless one of them excludes it.
 
     Source: MLPerf training rules for ResNet; Goyal et al. 2017 (arXiv 1706.02677), section 5.1, for batch norm.
     """

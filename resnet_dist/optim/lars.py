@@ -1,24 +1,20 @@
-"""LARS: layer-wise adaptive rate scaling, in both of its conventions."""
+"""LARS: layer-wise adaptive rate scaling, with the learning rate inside or outside the momentum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Convention = Literal["lr_inside", "lr_outside"]
-CONVENTIONS: tuple[Convention, ...] = ("lr_inside", "lr_outside")
-
-
-_ROW = 4096  # elements; rows this long add up to within 2e-7 of the sum in float64
+_ROW = 4096  # elements; float32 norms of rows this long give sums within 2e-7 of those in float64
 
 
 def squared_norms(tensors: list[Tensor]) -> Tensor:
-    """Sums of squares, float64 [len(tensors)], without a wait for the device.
+    """Sums of squares, float64 [len(tensors)], without waiting for the device.
 
-    In float64, so that a tensor that is cut over workers has, after adding up its pieces, the norm it has as a whole.
+    In float64, so that the sum over the shards of a tensor equals the result for the whole tensor.
     """
     if all(tensor.device.type == "cpu" and tensor.dtype is torch.float32 for tensor in tensors):
         return torch.stack([_squared_norm(tensor) for tensor in tensors])
@@ -26,7 +22,7 @@ def squared_norms(tensors: list[Tensor]) -> Tensor:
 
 
 def _squared_norm(tensor: Tensor) -> Tensor:
-    """Of a float32 tensor on a CPU, where torch would first copy all of it to float64, for longer than it adds up."""
+    """For float32 on a CPU, where torch would first convert the whole tensor to float64, which is slow."""
     in_memory_order = tensor if tensor.dim() != 4 or tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)
     flat = in_memory_order.reshape(-1)
     whole = flat.numel() // _ROW * _ROW
@@ -43,7 +39,8 @@ def trust_ratios(
 
         trust = trust_coefficient * |w| / (|g| + weight_decay * |w| + epsilon),   1 where |w| or |g| is 0
 
-    Norms and result have one shape and dtype. Source: You et al. 2017, arXiv 1708.03888, equation 6; the 1 is MLPerf's.
+    Norms and result have the same shape and dtype. Source: You et al. 2017, arXiv 1708.03888, equation 6; the value 1
+    is MLPerf's.
 
     >>> trust_ratios(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 5.0]), weight_decay=0.5, trust_coefficient=0.1,
     ...              epsilon=0.0)
@@ -62,21 +59,21 @@ def update_weights(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
-    convention: Convention,
+    lr_in_momentum: bool,
 ) -> None:
-    """Move `weights` and `momenta` in place by one step of LARS, or of plain momentum SGD where `ratios` is None.
+    """Update `weights` and `momenta` in place by one step of LARS, or of momentum SGD if `ratios` is None.
 
-    The tensors may be whole parameters or pieces of them: all it needs of a layer is its trust ratio.
-    `ratios` is floating [len(weights)]; gradients are left as they are.
+    The tensors are whole parameters or shards of them. `ratios` are the layers' trust ratios, floating [len(weights)].
+    Gradients are not changed.
     """
     scaled = list(torch._foreach_add(gradients, weights, alpha=weight_decay)) if weight_decay else gradients
-    inside = learning_rate if convention == "lr_inside" else 1.0
+    inside = learning_rate if lr_in_momentum else 1.0
     if ratios is not None:
         scaled = list(torch._foreach_mul(scaled, (ratios * inside).to(weights[0].dtype).unbind()))
         inside = 1.0
     torch._foreach_mul_(momenta, momentum)
     torch._foreach_add_(momenta, scaled, alpha=inside)
-    torch._foreach_add_(weights, momenta, alpha=-1.0 if convention == "lr_inside" else -learning_rate)
+    torch._foreach_add_(weights, momenta, alpha=-1.0 if lr_in_momentum else -learning_rate)
 
 
 class Lars(torch.optim.Optimizer):
@@ -84,24 +81,24 @@ class Lars(torch.optim.Optimizer):
 
     With g' = g + weight_decay * w, and `trust_ratios` giving trust:
 
-        lr_inside     m <- momentum * m + lr * trust * g'      w <- w - m         (the TensorFlow reference's)
-        lr_outside    m <- momentum * m + trust * g'           w <- w - lr * m    (PyTorch's, and MXNet's SGDwLARS)
+        lr_in_momentum=True     m <- momentum * m + lr * trust * g'    w <- w - m         (TensorFlow's reference)
+        lr_in_momentum=False    m <- momentum * m + trust * g'         w <- w - lr * m    (PyTorch, MXNet's SGDwLARS)
 
-    The two agree only while lr is constant: in warm-up and decay lr_inside remembers the rates of the past. A published
-    peak LR belongs to the convention it was tuned with.
+    The two agree only while lr is constant: with the LR inside, the momentum buffer holds the rates of earlier steps.
+    A published peak LR is valid only for the form it was tuned with.
 
-    Groups are those of `resnet_dist.optim.decay_groups`: where a group has `decay` False there is neither a trust ratio
-    nor weight decay, but momentum SGD under the same convention; a group without the key is adapted. State is one
-    tensor a parameter, `momentum_buffer`, of its shape and dtype. A step never waits for the device.
+    Groups are those of `resnet_dist.optim.decay_groups`: a group with `decay` False has neither a trust ratio nor
+    weight decay, but momentum SGD of the same form. The state is one tensor per parameter, `momentum_buffer`, of its
+    shape and dtype. A step never waits for the device.
 
-    Source: You et al. 2017, arXiv 1708.03888; the rules of MLPerf training: epsilon, zero norms, what is left out.
+    Source: You et al. 2017, arXiv 1708.03888; MLPerf training rules for epsilon, zero norms and excluded parameters.
 
-    How others differ:
+    Differences in other implementations:
     apex's LARC     a wrapper that writes into the gradients. By default (clip=True) trust_coefficient * |w| / ... is an
-                    upper bound of the LR instead of its factor; coefficient 0.02, epsilon 1e-8; where a norm is 0 there
-                    is no weight decay either; batch norm and biases are adapted as well.
-    timm's Lars     lr_outside only; epsilon 1e-8; offers Nesterov, dampening and LARC's clipping; a group is left out
-                    of the trust ratio by its weight decay being 0, so LARS without weight decay needs a flag.
+                    upper bound of the LR instead of its factor; coefficient 0.02, epsilon 1e-8; no weight decay if a
+                    norm is 0; batch norm and biases have trust ratios, too.
+    timm's Lars     lr_in_momentum=False only; epsilon 1e-8; Nesterov, dampening and LARC's clipping as options; a group
+                    has no trust ratio if its weight decay is 0, so LARS without weight decay needs a flag.
     """
 
     def __init__(
@@ -113,11 +110,11 @@ class Lars(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
         epsilon: float = 0.0,
-        convention: Convention = "lr_inside",
+        lr_in_momentum: bool = True,
     ) -> None:
-        """Take parameters or groups. `lr` is a number that the trainer writes into the groups before each step.
+        """Take parameters or groups. The engine writes the `lr` of each step into the groups.
 
-        Raises ValueError where a number is out of its range or the convention is unknown.
+        Raises ValueError if a number is out of range.
         """
         if lr < 0 or weight_decay < 0 or epsilon < 0:
             raise ValueError(f"lr={lr}, weight_decay={weight_decay} and epsilon={epsilon} must not be negative")
@@ -125,22 +122,20 @@ class Lars(torch.optim.Optimizer):
             raise ValueError(f"momentum={momentum} must be in [0, 1)")
         if trust_coefficient <= 0:
             raise ValueError(f"trust_coefficient={trust_coefficient} must be positive")
-        if convention not in CONVENTIONS:
-            raise ValueError(f"convention={convention!r} must be one of {', '.join(CONVENTIONS)}")
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "epsilon": epsilon,
-            "convention": convention,
+            "lr_in_momentum": lr_in_momentum,
             "decay": True,
         }
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step from the gradients in `.grad`; a parameter without one stays as it is."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -170,7 +165,7 @@ class Lars(torch.optim.Optimizer):
             learning_rate=group["lr"],
             momentum=group["momentum"],
             weight_decay=group["weight_decay"] if group["decay"] else 0.0,
-            convention=group["convention"],
+            lr_in_momentum=group["lr_in_momentum"],
         )
 
     def _momentum_of(self, weight: Tensor) -> Tensor:

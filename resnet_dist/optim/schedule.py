@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: no state, so a resumed run cannot get it wrong."""
+"""The learning rate as a function of the step, without state."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim.scaling import peak_learning_rate
 from resnet_dist.recipe.references import is_reference, load_function
+from resnet_dist.recipe.scaling import peak_learning_rate
 from resnet_dist.recipe.schema import ScheduleRecipe
 
-# After warm-up: progress in [0, 1] -> factor in [0, 1], which is the LR's place between the end (0) and the peak (1).
+# Progress in [0, 1] after warm-up -> factor in [0, 1], where 0 is the end LR and 1 the peak LR.
 Decay = Callable[[float], float]
 
 
 class Corner(NamedTuple):
-    """A point worth showing of a schedule."""
+    """A characteristic point of a schedule."""
 
     step: int
     name: str
@@ -30,9 +30,9 @@ class Schedule:
 
         k <  W      start + (peak - start) (k + 1) / W
         k >= W      end + (peak - end) decay(p)              p = (k - W) / (T - W)
-                    peak gamma^(milestones <= k)             where there are milestones, counted from step 0
+                    peak gamma^(milestones <= k)             with milestones, counted from step 0
 
-    Warm-up reaches the peak with its last step; the step after the last, T, would have the end LR.
+    The last step of warm-up has the peak LR. Step T, one after the last, would have the end LR.
     """
 
     peak_lr: float
@@ -40,12 +40,12 @@ class Schedule:
     warmup_steps: int = 0
     warmup_start_lr: float = 0.0
     end_lr: float = 0.0
-    decay: Decay | None = None  # None: stairs, which stay flat where there are no milestones
+    decay: Decay | None = None  # None: step decay, which is constant without milestones
     milestones: tuple[int, ...] = ()  # steps
     gamma: float = 1.0
 
     def __call__(self, step: int) -> float:
-        """The learning rate of step number `step` (0 is the first). Past the end it stays as it is at the end."""
+        """The learning rate of step number `step` (0 is the first). Constant after the end."""
         if step < self.warmup_steps:
             return self.warmup_start_lr + (self.peak_lr - self.warmup_start_lr) * (step + 1) / self.warmup_steps
         if self.decay is None:
@@ -58,7 +58,7 @@ class Schedule:
         return (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
 
     def corners(self) -> list[Corner]:
-        """What to show of this schedule, by step: its first and last step, the end of warm-up, half way, milestones."""
+        """First and last step, end of warm-up, half way and milestones, ordered by step."""
         last = self.total_steps - 1
         points = [(0, "first step"), (self.total_steps // 2, "half way"), (last, "last step")]
         if self.warmup_steps:
@@ -72,8 +72,8 @@ class Schedule:
 def build_schedule(recipe: ScheduleRecipe, *, batch_size: int, num_samples: int, total_steps: int) -> Schedule:
     """The schedule of a run of `total_steps`; `batch_size` is the global batch, `num_samples` the data set's size.
 
-    Polynomial decay has power 2 where none is given (MLPerf's LARS reference), stairs have gamma 0.1 (Goyal et al.
-    2017, section 5.1). Raises RecipeError for an unknown decay, or a user's function that cannot be loaded.
+    Defaults: power 2 (MLPerf's LARS reference), gamma 0.1 (Goyal et al. 2017, section 5.1). Raises RecipeError for an
+    unknown decay, or a user's function that cannot be loaded.
     """
     stairs = recipe.decay == "step"
     milestones = recipe.milestones if stairs else ()
@@ -107,12 +107,12 @@ def cosine(progress: float) -> float:
     >>> cosine(0.0), cosine(0.5), cosine(1.0)
     (1.0, 0.5, 0.0)
     """
-    # math.cos(pi / 2) is 6e-17: rounding that a table should not show.
+    # math.cos(pi / 2) is 6e-17
     return 0.5 if progress == 0.5 else (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 def polynomial(power: float) -> Decay:
-    """(1 - progress)^power: linear for 1, the LARS references' for 2.
+    """(1 - progress)^power. 1: linear; 2: that of the LARS references.
 
     >>> polynomial(2.0)(0.5)
     0.25
@@ -121,7 +121,7 @@ def polynomial(power: float) -> Decay:
 
 
 def _checked(reference: str) -> Decay:
-    """The user's decay, its answers checked: one step with a wild LR ruins a run."""
+    """The user's decay, with a check of its results: a single step with a wrong LR can ruin a run."""
     function = load_function("schedule.decay", reference)
 
     def decay(progress: float) -> float:

@@ -1,8 +1,8 @@
-"""Who takes which positions of the global batch: micro-batches first, workers after.
+"""How the global batch is split: into micro-batches first, each of them over the workers.
 
-Micro-batch m is a contiguous slice of the global batch; each micro-batch is split over the workers into contiguous
-shares that differ by at most one sample. Batch-norm spans are fixed by positions of the global batch, so neither
-the number of workers nor the split changes what a span holds.
+Micro-batch m is a contiguous slice of the global batch. Each worker takes a contiguous part of it; the sizes of the
+parts differ by at most one sample. Batch-norm spans are fixed positions of the global batch, so neither the number of
+workers nor the number of micro-batches changes which samples a span contains.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-# The spans that `auto` looks for. 64 is that of configs/rn50_8node.yaml, from published runs with a batch of 8,192;
-# half and twice as many are a guess at what changes the accuracy little.
+# The spans that `auto` considers. 64 is the span of configs/rn50_8node.yaml, from published runs with a batch of 8,192.
+# Assumption: half or twice as many samples change the accuracy little.
 WANTED_SPAN, LEAST_SPAN, LARGEST_SPAN = 64, 32, 128
 
 
 def split(total: int, parts: int, part: int) -> range:
-    """Positions of `part` when `total` are split into `parts` contiguous pieces that differ by at most one.
+    """Positions of `part` when `total` are split into `parts` contiguous ranges whose sizes differ by at most one.
 
     >>> [len(split(37, 3, rank)) for rank in range(3)]
     [12, 12, 13]
@@ -26,18 +26,10 @@ def split(total: int, parts: int, part: int) -> range:
 
 
 @dataclass(frozen=True)
-class Share:
-    """One worker's part of one micro-batch, in positions of the global batch (0 is the batch's first sample)."""
-
-    micro_batch: range  # the whole micro-batch
-    own: range  # this worker's contiguous part of it
-
-
-@dataclass(frozen=True)
 class BatchLayout:
-    """How a global batch is cut.
+    """How a global batch of `size` samples is split.
 
-    `size` samples in `num_micro_batches` equal micro-batches (`size` must divide), each over `world_size` workers.
+    There are `num_micro_batches` equal micro-batches (the number must divide `size`), each over `world_size` workers.
     """
 
     size: int
@@ -55,29 +47,29 @@ class BatchLayout:
         """Samples of one micro-batch over all workers."""
         return self.size // self.num_micro_batches
 
-    def share(self, micro_batch: int, rank: int) -> Share:
-        """What worker `rank` takes of micro-batch number `micro_batch`."""
+    def worker_micro_batch(self, micro_batch: int, rank: int) -> range:
+        """The positions in the global batch that worker `rank` takes of micro-batch number `micro_batch`."""
         start = micro_batch * self.micro_batch_size
         own = split(self.micro_batch_size, self.world_size, rank)
-        return Share(range(start, start + self.micro_batch_size), range(start + own.start, start + own.stop))
+        return range(start + own.start, start + own.stop)
 
-    def shares(self, rank: int) -> Iterator[Share]:
-        """The shares of worker `rank`, one a micro-batch."""
-        return (self.share(micro_batch, rank) for micro_batch in range(self.num_micro_batches))
+    def worker_micro_batches(self, rank: int) -> Iterator[range]:
+        """The positions that worker `rank` takes, one range per micro-batch."""
+        return (self.worker_micro_batch(number, rank) for number in range(self.num_micro_batches))
 
     def boundaries(self) -> tuple[int, ...]:
-        """Where one worker's part of a micro-batch ends and the next one's begins, from the micro-batch's start."""
+        """Offsets in a micro-batch at which the positions of workers 1, 2, ... begin."""
         return tuple(split(self.micro_batch_size, self.world_size, rank).start for rank in range(1, self.world_size))
 
     def spans_cross_workers(self, span: int) -> bool:
-        """Whether any span of `span` samples is shared by two workers."""
+        """Whether any span of `span` samples is split over several workers."""
         return any(boundary % span for boundary in self.boundaries())
 
 
 def stream_step(step: int, skipped: Sequence[range]) -> int:
     """The step of the stream whose samples training step `step` (0 is the first) takes.
 
-    `skipped` are runs of the stream's steps that are left out, ascending; where there are none the two are the same.
+    `skipped` are the skipped ranges of the stream's steps, in ascending order.
 
     >>> [stream_step(step, [range(2, 5)]) for step in range(4)]
     [0, 1, 5, 6]
@@ -89,15 +81,15 @@ def stream_step(step: int, skipped: Sequence[range]) -> int:
 
 
 def allowed_spans(micro_batch_size: int) -> list[int]:
-    """The spans that divide a micro-batch, ascending."""
+    """The divisors of a micro-batch's size, ascending."""
     small = [n for n in range(1, int(micro_batch_size**0.5) + 1) if micro_batch_size % n == 0]
     return sorted({*small, *(micro_batch_size // n for n in small)})
 
 
 def automatic_span(micro_batch_size: int) -> int | Literal["global"]:
-    """The span that `auto` stands for: the divisor nearest 64 between 32 and 128, the smaller one of two.
+    """The span that `auto` selects: the divisor nearest to 64 from 32 to 128 (the smaller of two), else `global`.
 
-    It is `global` where a micro-batch has no such divisor. The number of workers takes no part in it.
+    It does not depend on the number of workers.
 
     >>> automatic_span(8192), automatic_span(96), automatic_span(2 * 131)
     (64, 48, 'global')

@@ -1,7 +1,7 @@
-"""One way to say how long: `44 epochs`, `500 steps`, `1e6 samples`.
+"""Durations: `44 epochs`, `500 steps`, `1e6 samples`.
 
-A duration is counted in samples, the stream's own unit, so that every event of a run (its end, an evaluation, a
-checkpoint, the end of warm-up) is a pure function of the step, whatever unit the config used.
+All units are converted to samples, so that every event of a run (its end, an evaluation, a checkpoint, the end of
+warm-up) is a function of the step, in whatever unit the config gives it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORM = "a number and a unit: epochs, steps or samples (for example: 5 epochs, 50
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training, exact: `count` is a fraction, so `0.1 epochs` of 1,281,167 samples has no rounding.
+    """A length of training. `count` is a fraction, so `0.1 epochs` of 1,281,167 samples is exact.
 
     >>> Duration.parse("44 epochs").steps(batch_size=8192, num_samples=1281167)
     6882
@@ -34,7 +34,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read `text`; ValueError says which forms are allowed."""
+        """Parse `text`. Raises ValueError, with the allowed forms."""
         match = _PATTERN.match(text)
         if match is None:
             raise ValueError(f"{text!r} is not a duration; write {FORM}")
@@ -46,18 +46,18 @@ class Duration:
         return f"{number} {self.unit.removesuffix('s') if self.count == 1 else self.unit}"
 
     def samples(self, *, batch_size: int, num_samples: int) -> Fraction:
-        """Length in samples. `batch_size` is the global batch, `num_samples` the data set's size."""
+        """The length in samples. `batch_size` is the global batch, `num_samples` the data set's size."""
         per_unit = {"epochs": num_samples, "steps": batch_size, "samples": 1}[self.unit]
         return self.count * per_unit
 
     def steps(self, *, batch_size: int, num_samples: int) -> int:
-        """Length in optimizer steps, rounded up: `ceil(samples / batch_size)`."""
+        """The length in optimizer steps, rounded up: `ceil(samples / batch_size)`."""
         return math.ceil(self.samples(batch_size=batch_size, num_samples=num_samples) / batch_size)
 
 
 @dataclass(frozen=True)
 class Every:
-    """An event that recurs. It fires after the first step whose end position reaches the next multiple.
+    """A recurring event. It fires after the first step whose end position reaches the next multiple of the period.
 
     >>> evaluate = Every(period=Fraction(1000), batch_size=300)    # every epoch of 1,000 samples
     >>> [step for step in range(1, 11) if evaluate.fires_after(step)]

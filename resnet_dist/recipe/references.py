@@ -1,4 +1,4 @@
-"""The user's own code, named in the config as `package.module:function`."""
+"""Functions of the user, named in the config as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
 
 from resnet_dist.errors import RecipeError
 
@@ -24,11 +23,11 @@ def is_reference(name: str) -> bool:
     return _REFERENCE.match(name) is not None
 
 
-def load_function(key: str, reference: str) -> Callable[..., Any]:
-    """Import the function, or class, that `reference` names. `key` is the config's dotted key, for messages.
+def load_function(key: str, reference: str) -> Callable[..., object]:
+    """Import the function or class that `reference` names. `key` is the config's dotted key, for messages.
 
-    Raises RecipeError where the form is wrong, there is no such module, the module has no such name, or what it names
-    cannot be called. An error inside the module itself comes out as it is: it is the user's, with its own traceback.
+    Raises RecipeError if the form is wrong, the module or the name does not exist, or the object is not callable. An
+    exception raised by the module itself is passed on.
     """
     if not is_reference(reference):
         raise RecipeError(key, f"{reference!r} does not name a function", FORM)
@@ -37,29 +36,29 @@ def load_function(key: str, reference: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
-        # A module that is there but imports something missing is another mistake than a mistyped name.
+        # Distinguish a module that does not exist from one that imports a missing package.
         if module_name != missing and not module_name.startswith(f"{missing}."):
             problem = f"module {module_name} imports {missing}, which is not installed here"
             raise RecipeError(key, problem, f"{FORM}; install {missing}") from error
         raise RecipeError(key, f"{reference!r}: there is no module {missing}", FORM) from error
     if not hasattr(module, function_name):
         raise RecipeError(key, f"module {module_name} has no {function_name}", FORM)
-    function = getattr(module, function_name)
+    function: object = getattr(module, function_name)
     if not callable(function):
         raise RecipeError(key, f"{reference!r} is of type {type(function).__name__}, which cannot be called", FORM)
-    return function  # type: ignore[no-any-return]
+    return function
 
 
-def call_function(key: str, reference: str, /, *args: object, **kwargs: object) -> Any:
+def call_function(key: str, reference: str, /, *args: object, **kwargs: object) -> object:
     """Load `reference` and call it.
 
-    Raises RecipeError as `load_function` does, and where the function does not take these arguments; what the function
-    itself raises comes out as it is.
+    Raises RecipeError as `load_function` does, and if the function does not accept these arguments. An exception raised
+    by the function itself is passed on.
     """
     function = load_function(key, reference)
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some functions written in C have no signature to look at
+    except ValueError:  # some C functions have no signature
         return function(*args, **kwargs)
     try:
         signature.bind(*args, **kwargs)

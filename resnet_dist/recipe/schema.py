@@ -1,12 +1,12 @@
-"""What is trained: a frozen description that knows neither torch nor the place where it runs.
+"""The recipe: a frozen description of what is trained. It depends on neither torch nor the machine.
 
-Every value of a recipe changes the loss curve or the data it sees; where and how a run is carried out is the
-launcher's business. Field names are the keys of the YAML file. `resnet_dist.recipe.rules` says which combinations
-make sense.
+Field names are the keys of the YAML file; the comment at the end of a field's line is its meaning in docs/config.md.
+`resnet_dist.recipe.rules` checks values and combinations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,185 +19,179 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16", "float64"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
-    """The network. `name` is one of `resnet_dist.models.MODELS`, or `package.module:function`.
+    """The network: one of `resnet_dist.models.MODELS`, or a function `package.module:function`.
 
-    A user's function is called as `function(num_classes=..., **arguments)` and returns a torch module.
+    The function is called as `function(num_classes=..., **arguments)` and returns a torch module.
     """
 
-    name: str = "resnet50"
-    num_classes: int = 1000
-    zero_gamma: bool = False  # the last batch norm of each block starts at 0 (Goyal et al. 2017, section 5.1)
-    weights: str | None = None  # a state dict to start from; a head of another size is left at its initialisation
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # for a user's function
+    name: str = "resnet50"  # resnet18 to resnet152, resnet20 to resnet110 (32-pixel images), or package.module:function
+    num_classes: int = 1000  # number of outputs
+    zero_gamma: bool = False  # start the last batch norm of each block at 0 (Goyal et al. 2017, section 5.1)
+    weights: str | None = None  # file with a state dict to start from; a head of another size keeps its initial weights
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """The images. `source`: `imagefolder` (root/train/CLASS/*.jpg, root/val/CLASS/*.jpg) or `package.module:function`.
 
-    A user's function is called as `function(root=..., split="train" | "val")` and returns a `resnet_dist.data.Index`.
+    The function is called as `function(root=..., split="train" | "val")` and returns a `resnet_dist.data.Index`.
     """
 
-    root: str
-    source: str = "imagefolder"
-    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI where there is a GPU, torchvision on a CPU
-    resolution: int = 224  # pixels, height and width
-    crop_area: tuple[float, float] = (0.08, 1.0)  # fraction of the image's area, drawn uniformly
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, drawn log-uniformly
-    flip: bool = True  # mirror every other sample; off where left and right differ in meaning
-    evaluation_crop: float = 0.875  # side of the central square / the image's shorter side (224 / 256)
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet's channels, in 0..1 (torchvision)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    on_error: Literal["fail"] = "fail"  # a broken image ends the run, named
-    num_samples: int | None = None  # of the training split, where `plan` runs without the data; verified where it is
-    prefetch: int = 2  # micro-batches decoded ahead
+    root: str  # folder of the data set
+    source: str = "imagefolder"  # imagefolder or package.module:function
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, torchvision on a CPU
+    resolution: int = 224  # height and width of the network's input in pixels
+    crop_area: tuple[float, float] = (0.08, 1.0)  # random crop: fraction of the image's area, drawn uniformly
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height, drawn log-uniformly
+    flip: bool = True  # random horizontal flip, p = 0.5
+    evaluation_crop: float = 0.875  # central crop: its side / the image's shorter side (224 / 256)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
+    on_error: Literal["fail"] = "fail"  # fail: an image that cannot be decoded ends the run
+    num_samples: int | None = None  # images in the training split; for `plan` where there is no data
+    prefetch: int = 2  # micro-batches that are decoded ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRecipe:
     """The global batch: samples per optimizer step over all workers.
 
-    `num_micro_batches: auto` begins with 1; when a worker runs out of memory, the run goes on with the smallest number
-    that fits and that batch norm's span allows.
+    `num_micro_batches: auto` starts with 1. When a worker runs out of memory, the run continues with the smallest
+    number that fits and that the batch-norm span allows.
     """
 
-    size: int
-    num_micro_batches: int | Literal["auto"] = 1
+    size: int  # samples per optimizer step over all workers
+    num_micro_batches: int | Literal["auto"] = 1  # equal slices of the batch whose gradients are accumulated
 
     @property
     def parts(self) -> int:
-        """The number of micro-batches as a number; 1 for `auto`, which the launcher resolves before a worker starts."""
+        """The number of micro-batches; 1 for `auto`, which the launcher resolves before a worker starts."""
         return 1 if self.num_micro_batches == "auto" else self.num_micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormRecipe:
-    """Over how many samples batch norm computes its statistics.
+    """The number of samples over which batch norm computes its statistics, and its constants.
 
-    `auto` is the divisor of batch.size / num_micro_batches nearest 64 that lies between 32 and 128, and `global` where
-    there is none; the number of workers takes no part in it. Where momentum or epsilon is not given, each layer keeps
-    its own: the built-in networks have 0.1 and 1e-5. A run goes on with the values that it began with, where the config
-    does not give them.
+    `span: auto` selects the divisor of batch.size / num_micro_batches nearest to 64 from 32 to 128, or `global` if
+    there is none; the number of workers does not matter. Layers keep their own momentum and epsilon unless they are
+    given; the built-in networks have 0.1 and 1e-5. A resumed run keeps the values that it started with unless the
+    config gives them.
     """
 
-    span: int | Literal["auto", "global", "worker"] = "auto"  # samples; global: the whole batch; worker: a share
+    span: int | Literal["auto", "global", "worker"] = "auto"  # samples; global: the batch; worker: a worker's part
     momentum: float | None = None  # weight of the newest step in the running statistics (torch's convention)
-    epsilon: float | None = None
+    epsilon: float | None = None  # added to the variance
 
     @property
     def fixed_span(self) -> int | Literal["global", "worker"]:
-        """The span that is computed with. `resnet_dist.recipe.rules.settled` replaces `auto` before that."""
+        """The span, after `resnet_dist.recipe.rules.settled` has replaced `auto`."""
         assert self.span != "auto"
         return self.span
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """`name` is `sgd`, `lars` or `package.module:function`.
+    """The optimizer: `sgd`, `lars` or `package.module:function`.
 
-    A user's function is called as `function(groups, momentum=..., weight_decay=..., **arguments)`.
+    The function is called as `function(groups, momentum=..., weight_decay=..., **arguments)`.
     """
 
-    name: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0  # L2, on the weights of convolutions and linear layers only
+    name: str = "sgd"  # sgd, lars or package.module:function
+    momentum: float = 0.9  # decay of the momentum buffer per step
+    nesterov: bool = False  # Nesterov momentum; sgd only
+    weight_decay: float = 0.0  # L2 penalty; only on the weights of convolutions and linear layers
     gradient_clipping: float | None = None  # largest L2 norm of the whole gradient (Pascanu et al. 2013)
-    trust_coefficient: float | None = None  # LARS: eta; 0.001 where it is not given
-    epsilon: float | None = None  # LARS: added to the trust ratio's denominator; 0 where it is not given
-    convention: Literal["lr_inside", "lr_outside"] | None = None  # LARS: lr_inside where it is not given
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    trust_coefficient: float | None = None  # LARS: eta of the trust ratio; default 0.001
+    epsilon: float | None = None  # LARS: added to the trust ratio's denominator; default 0
+    lr_in_momentum: bool | None = None  # LARS: whether the LR enters the momentum buffer; default true
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
     """The learning rate as a function of the step: linear warm-up, then decay.
 
-    Give `peak_lr`, or `base_lr` (for a batch of 256) and have it scaled: peak = base × B / 256 (linear scaling,
-    Goyal et al. 2017). `decay` may be `package.module:function`, called with the progress in [0, 1) after warm-up and
-    returning the factor in [0, 1] between `end_lr` (0) and the peak (1).
+    Give either `peak_lr` or `base_lr`, the LR for a batch of 256: peak LR = base LR × batch.size / 256 (linear
+    scaling, Goyal et al. 2017). `decay` may be `package.module:function`: it is called with the progress in [0, 1)
+    after warm-up and returns a factor in [0, 1], where 0 is `end_lr` and 1 the peak LR.
     """
 
-    peak_lr: float | None = None
-    base_lr: float | None = None
-    warmup: Duration = field(default_factory=lambda: Duration(Fraction(0), "steps"))
-    warmup_start_lr: float = 0.0
-    decay: str = "cosine"  # constant | cosine | polynomial | step | package.module:function
-    power: float | None = None  # polynomial: 2 where it is not given
-    end_lr: float = 0.0
-    milestones: tuple[Duration, ...] = ()  # step: where the LR is multiplied by gamma
-    gamma: float | None = None  # step: 0.1 where it is not given
+    peak_lr: float | None = None  # LR at the end of warm-up
+    base_lr: float | None = None  # LR for a batch of 256, scaled linearly with the batch (Goyal et al. 2017)
+    warmup: Duration = field(default_factory=lambda: Duration(Fraction(0), "steps"))  # length of the linear warm-up
+    warmup_start_lr: float = 0.0  # LR before the first step of warm-up
+    decay: str = "cosine"  # constant, cosine, polynomial, step or package.module:function
+    power: float | None = None  # polynomial: exponent; default 2
+    end_lr: float = 0.0  # LR at the end of the run; cosine, polynomial and package.module:function
+    milestones: tuple[Duration, ...] = ()  # step: times at which the LR is multiplied by gamma
+    gamma: float | None = None  # step: factor at each milestone; default 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizationRecipe:
-    """What keeps a model from fitting the training set too well, beside weight decay."""
+    """Regularization other than weight decay."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # probability spread evenly over all classes (Szegedy et al. 2016, section 7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmaRecipe:
-    """An exponential moving average of the weights: evaluation uses it, training does not know of it.
+    """An exponential moving average of the weights, for evaluation only.
 
-    It begins as a copy of the weights and forgets them within a few 1 / (1 - decay) of its updates. Batch norm's
+    It starts as a copy of the weights, whose influence vanishes within a few 1 / (1 - decay) updates. Batch norm's
     running statistics are averaged as well, as in timm's ModelEmaV2.
     """
 
-    decay: float | None = None  # what stays of the average at each update, e.g. 0.9999; not given: there is none
-    every_steps: int = 1  # between two updates
+    decay: float | None = None  # weight of the average at each update, for example 0.9999; default: no average
+    every_steps: int = 1  # steps between two updates
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRecipe:
-    """What turns a batch into an optimizer step: `ddp`, `zero` (DeepSpeed) or `package.module:function`.
+    """The engine, which turns a batch into an optimizer step: `ddp`, `zero` (DeepSpeed) or `package.module:function`.
 
-    A user's function is called as `function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...,
+    The function is called as `function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...,
     **arguments)` and returns a `resnet_dist.engines.protocol.Engine`; `resnet_dist.testing` checks one.
     """
 
-    name: str = "ddp"
-    stage: int | None = None  # zero: 0 nothing is partitioned, 1 optimizer state, 2 gradients too; 2 where not given
+    name: str = "ddp"  # ddp, zero or package.module:function
+    stage: int | None = None  # zero: 0 nothing is partitioned, 1 optimizer state, 2 gradients too; default 2
     bucket_mb: float = 25.0  # MiB of gradients that are exchanged at once (torch's default)
-    gradient_dtype: Literal["float32", "bfloat16"] | None = None  # of the exchange; not given: the parameters' own
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # for a user's function
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None  # of the exchange; default: that of the parameters
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRecipe:
-    """How fast a step is. None of it changes what is computed; the order of sums, and so rounding, it may.
+    """Keys that change the speed of a step, and at most its rounding. docs/performance.md shows what each is worth."""
 
-    docs/performance.md has what each is worth; `true` or `auto` means: wherever it can be used.
-    """
-
-    channels_last: bool = True  # memory layout of images and weights: what cuDNN and oneDNN compute in
-    compile: bool = False  # torch.compile the model: fused element-wise kernels, a minute or more at the start
-    cuda_graph: bool = False  # replay forward and backward as one CUDA graph: for shares of a few dozen images
-    optimizer: Literal["auto", "foreach", "fused", "loop"] = "auto"  # SGD's kernels; LARS is foreach
-    bucket_views: bool = True  # gradients live in the buckets that are exchanged: one copy less
-    static_graph: bool = False  # DDP: the same parameters get gradients in every step
-    copy_stream: bool = True  # GPU: copy the next images while this step computes, from pinned memory
-    cudnn_benchmark: bool = True  # GPU: let cuDNN try its algorithms once; off under `deterministic: true`
-    cpu_affinity: bool = False  # CPUs of its own for each worker, where no other run shares the node
+    channels_last: bool = True  # memory layout of images and weights: the layout in which cuDNN and oneDNN compute
+    compile: bool = False  # torch.compile the model: fuses element-wise kernels; takes a minute or more at the start
+    cuda_graph: bool = False  # GPU: replay forward and backward as one CUDA graph; for a few dozen images per worker
+    sgd_kernel: Literal["auto", "foreach", "fused", "loop"] = "auto"  # auto: fused on a CPU, foreach on a GPU
+    copy_stream: bool = True  # GPU: copy the next images from pinned memory while this step computes
+    cudnn_benchmark: bool = True  # GPU: let cuDNN time its algorithms once; off under `deterministic: true`
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRecipe:
-    """When the model is evaluated on the val split; the end of the run always evaluates."""
+    """When the model is evaluated on the val split. The end of the run always evaluates."""
 
-    every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))
+    every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))  # time between two evaluations
     batch_size: int = 64  # samples per forward pass on one worker; changes no result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run, whole, but for where it runs."""
+    """Everything that determines a training run, except where and how it is carried out."""
 
     data: DataRecipe
     batch: BatchRecipe
-    duration: Duration
+    duration: Duration  # length of the training
     schedule: ScheduleRecipe
-    seed: int = 0
+    seed: int = 0  # of the initial weights, the order of the samples, crops and flips
     model: ModelRecipe = field(default_factory=ModelRecipe)
     batch_norm: BatchNormRecipe = field(default_factory=BatchNormRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
@@ -206,12 +200,29 @@ class Recipe:
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     speed: SpeedRecipe = field(default_factory=SpeedRecipe)
-    precision: Precision = "float32"
-    deterministic: bool = False  # the same bits on a GPU at every run, at a price in speed; a CPU always is
+    precision: Precision = "float32"  # bfloat16, float16: autocast with float32 weights; tf32: GPU; float64: everything
+    deterministic: bool = False  # GPU: the same bits in every run, at lower speed; on a CPU they always are
 
 
-# What a recorded recipe that lacks a key meant by it, by dotted key. A checkpoint or config.yaml of an earlier version
-# lacks the keys that later versions added; such a key takes its present default, unless a line here says otherwise.
-# Whoever adds a key whose default changes what earlier versions did adds a line. A default that changes needs another
-# way, since earlier versions recorded the old value: see `launcher.run.recorded.LEFT_TO_THE_RUN`.
+# Values of keys that a recorded recipe (in a checkpoint or config.yaml of an earlier version) lacks, by dotted key. A
+# key without a line here has its present default. A new key whose default changes earlier behaviour needs a line. A
+# changed default needs another way, since earlier versions recorded the old one: `launcher.run.recorded`.
 MEANT_BY_ABSENCE: Mapping[str, Any] = {}
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's and YAML's own types: dataclasses become dicts, tuples lists, and durations text.
+
+    Objects with a method `plain` are replaced by its result.
+    """
+    if isinstance(value, Duration):
+        return str(value)
+    if hasattr(value, "plain"):
+        return value.plain()
+    if dataclasses.is_dataclass(value):
+        return {part.name: plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value

@@ -1,12 +1,13 @@
-"""What holds a run up: input, copies, compute, communication or one slow worker; and how far it is from the hardware.
+"""The bottleneck of a run: input, copies, compute, communication or a straggler; and its FLOP/s against the device's.
 
-All of it from times that the trainer takes anyway, means over the steps of a lap:
+Computed from times that the trainer measures anyway, averaged over the steps of a logging window:
 
-    step        |-- input --|-- copies --|------ own compute ------|-- the rest --|
-    own_s       |<------------ of each worker, by rank ----------->|
+    step          |-- input --|-- copies --|------ compute ------|-- communication --|
+    local time    |<------------ of each worker, by rank ------->|
 
-`own_s` ends with a worker's last gradient and leaves out its waits for others, so what the slowest worker's own_s does
-not explain is communication (and, small, the optimizer); what the slowest takes more than the others is a straggler's.
+A worker's local step time ends with its last gradient and excludes waits for other workers. The part of a step that
+the slowest worker's local time does not cover is communication (and the optimizer's update, which is short). The time
+by which the slowest worker exceeds the median of all workers is the straggler's.
 """
 
 from __future__ import annotations
@@ -14,26 +15,24 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-# A worker that needs a tenth more than the median costs all of them a tenth: worth a name in the verdict.
-_STRAGGLER_FROM = 1.1
+_STRAGGLER_FROM = 1.1  # times the median: from here on, the slowest worker is reported as a straggler
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Means over some steps, in seconds. The last two are this worker's, which is rank 0."""
+    """Means over a logging window, in seconds. Input and copies are those of this worker, which is rank 0."""
 
     num_steps: int
     step_s: float
-    own_s: tuple[float, ...]  # by rank; 0.0 where it is not known
-    input_s: float  # waited for images
-    copies_s: float  # moved them to the device and normalised them, on the host's clock
+    local_step_times_s: tuple[float, ...]  # by rank; 0.0, or empty, if unknown
+    input_s: float  # waits for decoded images
+    copies_s: float  # moving images to the device and normalising them, by the host's clock
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Parts of a step's time, which add up to 1, and what they mean."""
+class StepBottleneck:
+    """The fractions of a step's time, which add up to 1, and the largest of them."""
 
     bound_by: str  # input | copies | compute | communication | straggler
     input: float
@@ -43,64 +42,56 @@ class Verdict:
     straggler: float
     straggler_rank: int | None
     step_time_s: float
-    flops_utilisation: float | None  # model FLOPs per second / what the device can do; None where that is not known
-    peak: str  # what "can do" is taken from
+    flops_utilisation: float | None  # model FLOP/s divided by the device's peak; None if unknown
+    peak: str  # source of the peak
 
     def __str__(self) -> str:
         parts = ", ".join(
             f"{name} {getattr(self, name):.0%}" for name in ("input", "copies", "compute", "communication", "straggler")
         )
-        who = f" (rank {self.straggler_rank})" if self.straggler_rank is not None else ""
-        text = f"bound by {self.bound_by}{who}: {parts}"
+        rank = f" (rank {self.straggler_rank})" if self.straggler_rank is not None else ""
+        text = f"bound by {self.bound_by}{rank}: {parts}"
         if self.flops_utilisation is None:
             return text
         return f"{text}; model FLOPs {self.flops_utilisation:.0%} of {self.peak}"
 
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+    def record(self) -> dict[str, object]:
+        """The fields and the text, for JSON."""
+        return {**asdict(self), "text": str(self)}
 
 
-def _mean_by_rank(laps: Sequence[StepTimes]) -> list[float]:
-    """Each worker's own time, over laps in which it is known: a GPU's first steps have none yet."""
-    num_steps = sum(lap.num_steps for lap in laps)
-    return [
-        sum(own_s * lap.num_steps for own_s, lap in zip(times, laps, strict=True)) / num_steps
-        for times in zip(*(lap.own_s for lap in laps), strict=True)
-    ]
+def _mean(windows: Sequence[StepTimes], values: Sequence[float]) -> float:
+    """The mean of one value per window, weighted by the number of steps."""
+    num_steps = sum(window.num_steps for window in windows)
+    return sum(value * window.num_steps for value, window in zip(values, windows, strict=True)) / num_steps
 
 
-def judge(
-    laps: Sequence[StepTimes], flops_per_s: float | None = None, peak: tuple[float, str] | None = None
-) -> Verdict | None:
-    """The verdict over `laps`; None where there is no step to judge.
+def classify(
+    windows: Sequence[StepTimes], flops_per_s: float | None = None, peak: tuple[float, str] | None = None
+) -> StepBottleneck | None:
+    """The bottleneck over `windows`; None if they have no steps.
 
-    flops_per_s    of the model's mathematics on one worker, forward and backward, at one step a second
-    peak           FLOP/s that a worker's device can do, and where that number is from
+    flops_per_s    FLOPs of the model on one worker, forward and backward, for one step; at one step per second
+    peak           FLOP/s of a worker's device, and the source of that number
     """
-    num_steps = sum(lap.num_steps for lap in laps)
-    if not num_steps:
+    if not any(window.num_steps for window in windows):
         return None
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(value * lap.num_steps for value, lap in zip(values, laps, strict=True)) / num_steps
-
-    step_s = mean([lap.step_s for lap in laps])
-    by_rank = _mean_by_rank([lap for lap in laps if lap.own_s])
-    own_s = max(by_rank, default=0.0) if all(by_rank) else 0.0
-    own_s = min(own_s, step_s)
-    # Where the workers' own times are not known, all that is neither input nor copies counts as compute.
-    busy_s = own_s or step_s
-    input_s = min(mean([lap.input_s for lap in laps]), busy_s)
-    copies_s = min(mean([lap.copies_s for lap in laps]), busy_s - input_s)
+    step_s = _mean(windows, [window.step_s for window in windows])
+    timed = [window for window in windows if window.local_step_times_s]  # a GPU's first steps have no times
+    by_rank = [_mean(timed, times) for times in zip(*(window.local_step_times_s for window in timed), strict=True)]
+    slowest_s = min(max(by_rank, default=0.0), step_s) if all(by_rank) else 0.0
+    # If the local times are unknown, everything that is neither input nor copies counts as compute.
+    busy_s = slowest_s or step_s
+    input_s = min(_mean(windows, [window.input_s for window in windows]), busy_s)
+    copies_s = min(_mean(windows, [window.copies_s for window in windows]), busy_s - input_s)
     straggler_s, straggler = 0.0, None
-    if len(by_rank) > 1 and own_s:
+    if len(by_rank) > 1 and slowest_s:
         typical_s = statistics.median(by_rank)
-        if own_s > _STRAGGLER_FROM * typical_s:
-            straggler, straggler_s = by_rank.index(max(by_rank)), own_s - typical_s
+        if slowest_s > _STRAGGLER_FROM * typical_s:
+            straggler, straggler_s = by_rank.index(max(by_rank)), slowest_s - typical_s
             input_s, copies_s = min(input_s, typical_s), min(copies_s, max(typical_s - input_s, 0.0))
     if len(by_rank) == 1:
-        busy_s = step_s  # nobody to wait for: the rest is the optimizer's
+        busy_s = step_s  # no other worker to wait for: the rest of the step is the optimizer's update
     seconds = {
         "input": input_s,
         "copies": copies_s,
@@ -109,9 +100,9 @@ def judge(
         "straggler": straggler_s,
     }
     utilisation = None if flops_per_s is None or peak is None else flops_per_s / step_s / peak[0]
-    if utilisation is not None and utilisation > 1:  # a CPU that was busy with something else while it was measured
+    if utilisation is not None and utilisation > 1:  # the peak was measured while the CPU was busy with other work
         utilisation = None
-    return Verdict(
+    return StepBottleneck(
         bound_by=max(seconds, key=lambda name: seconds[name]),
         **{name: part_s / step_s for name, part_s in seconds.items()},
         straggler_rank=straggler,

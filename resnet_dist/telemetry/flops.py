@@ -1,4 +1,4 @@
-"""How many floating-point operations a model takes, and how many a device can do."""
+"""The floating-point operations of a model, and the peak of a device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense peak of tensor cores, FLOP/s, from NVIDIA's data sheets; the first name found in the device's own holds.
+# Dense peak of the tensor cores in FLOP/s, from NVIDIA's data sheets. The first name that the device's name contains is
+# used.
 # precision: bfloat16 and float16 | tf32 | float32 (without tensor cores)
 _GPUS = {
     "H200": (989e12, 494e12, 67e12),
@@ -23,14 +24,14 @@ _GPUS = {
     "T4": (65e12, 8.1e12, 8.1e12),  # float16 only; no TF32
 }
 _COLUMN = {"bfloat16": 0, "float16": 0, "tf32": 1, "float32": 2}
-_MATRIX, _TIMES = 768, 4  # of the CPU's measurement: a tenth of a second on a laptop
+_MATRIX, _TIMES = 768, 4  # of the measurement on a CPU: a tenth of a second on a laptop
 
 
 def flops_per_image(model: nn.Module, resolution: int) -> int:
-    """Operations of one image, forward and backward, a multiplication and an addition counted as two.
+    """FLOPs per image, forward and backward; a multiplication and an addition count as two.
 
-    Counted on a copy without memory, in evaluation mode. The first layer's gradient by the image is included, as torch
-    counts it; 24.3e9 for ResNet-50 at 224 pixels.
+    Counted by torch on a copy on the meta device, in evaluation mode; the gradient with respect to the image is
+    included. 24.3e9 for ResNet-50 at 224 pixels.
     """
     weightless = copy.deepcopy(model).to("meta").eval()
     dtype = next(weightless.parameters()).dtype
@@ -42,7 +43,7 @@ def flops_per_image(model: nn.Module, resolution: int) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None:
-    """FLOP/s that `device` can do, and where the number is from; None for a GPU whose data sheet is not known here."""
+    """The peak FLOP/s of `device` and its source; None for a GPU that is not in the table."""
     if device.type != "cuda":
         return _matrix_rate(torch.float64 if precision == "float64" else torch.float32)
     name = torch.cuda.get_device_name(device)
@@ -53,7 +54,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None
 
 
 def _matrix_rate(dtype: torch.dtype) -> tuple[float, str]:
-    """What a CPU does in a matrix product, measured here and now with this process's threads."""
+    """The CPU's rate in a matrix product, measured with this process's threads."""
     left, right = torch.rand((2, _MATRIX, _MATRIX), dtype=dtype)
     best_s = float("inf")
     for _ in range(_TIMES):

@@ -1,7 +1,7 @@
-"""Files of JSON lines: one JSON object a line, appended by one process, read by others at any time.
+"""JSON lines: files with one JSON object per line, appended by one process and read by others at any time.
 
-A kill, or a full disk, can leave a line incomplete, and people edit files. Every reader here passes over what is not a
-JSON object, and the next append begins a new line after an incomplete one.
+A killed process or a full disk can leave an incomplete line. Readers skip lines that are not JSON objects, and
+appending after an incomplete line starts a new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TAIL_BYTES = 200_000  # enough for several hundred lines of metrics
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
-    r"""`record` as one line. A number that is not finite becomes null: JSON has no NaN and no infinity.
+    r"""`record` as one line. NaN and infinity become null, since JSON has neither.
 
     >>> encode({"step": 3, "loss": float("nan")})
     b'{"step": 3, "loss": null}\n'
@@ -29,7 +29,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one record and bring it to the disk. Raises OSError."""
+    """Append a record and flush it to the disk. Raises OSError."""
     with path.open("ab+") as file:
         if ends_inside_a_line(file):
             file.write(b"\n")
@@ -39,17 +39,22 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All records of a file, oldest first; lines that hold none are counted in the log. Raises OSError."""
-    return _records(path, path.read_bytes().splitlines())
+    """All records of a file, oldest first. Logs the number of lines that are not records. Raises OSError."""
+    lines = path.read_bytes().splitlines()
+    records = list(_parsed(lines))
+    num_ignored = sum(1 for line in lines if line.strip()) - len(records)
+    if num_ignored:
+        log.warning("%s: %d lines are not JSON objects and were ignored", path, num_ignored)
+    return records
 
 
 def read_tail(path: Path, num_lines: int) -> list[dict[str, Any]]:
-    """The records among the last `num_lines` lines; an empty list where the file cannot be read."""
+    """The records in the last `num_lines` lines; an empty list if the file cannot be read."""
     return list(_parsed(line.encode() for line in last_lines(path, num_lines)))
 
 
 def last_lines(path: Path, num_lines: int, at_most_bytes: int = TAIL_BYTES) -> list[str]:
-    """The last lines of a text file; an empty list where it cannot be read."""
+    """The last lines of a text file; an empty list if it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -68,7 +73,7 @@ def ends_inside_a_line(file: BinaryIO) -> bool:
 
 
 class Follower:
-    """Yields the records that are appended to a file from now on; a line counts once it is complete."""
+    """Reads the records that are appended to a file after this object is created, once their lines are complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -88,9 +93,7 @@ class Follower:
 
 
 def without_non_finite(value: Any) -> Any:
-    """`value` with None in place of each number that is not finite, inside mappings, lists and tuples too.
-
-    Everything that is written as JSON and may hold a metric goes through here.
+    """`value` with NaN and infinity replaced by None, also inside mappings, lists and tuples.
 
     >>> without_non_finite({"top1": float("nan"), "losses": (0.5, float("inf"))})
     {'top1': None, 'losses': [0.5, None]}
@@ -102,14 +105,6 @@ def without_non_finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_non_finite(item) for item in value]
     return value
-
-
-def _records(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
-    records = list(_parsed(lines))
-    num_dropped = sum(1 for line in lines if line.strip()) - len(records)
-    if num_dropped:
-        log.warning("%s: %d lines are not JSON objects and were ignored", path, num_dropped)
-    return records
 
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

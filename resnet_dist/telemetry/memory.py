@@ -1,4 +1,4 @@
-"""How much memory a step takes on a worker, and into how many micro-batches it must be cut to fit."""
+"""The memory of a step on a worker, and the number of micro-batches with which it fits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from resnet_dist.recipe.batch_layout import split
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import Recipe
 
-# On top of what is saved for the backward pass: gradients of two layers at a time, workspaces, fragments.
-# An assumption; on a GPU the next attempt measures whether it was enough.
+# Factor on the memory saved for the backward pass: gradients of two layers at a time, workspaces, fragmentation.
+# Assumption; if it is too small, the next attempt uses more micro-batches.
 _HEADROOM = 1.2
 _MIB = 2**20
 
@@ -24,26 +24,25 @@ _MIB = 2**20
 def num_micro_batches_that_fit(
     recipe: Recipe, world_size: int, limit_bytes: int, largest_world_size: int | None = None
 ) -> int | None:
-    """The smallest number of micro-batches above the present one that the recipe allows and that fits into
-    `limit_bytes` on every worker; None where no number does.
+    """The smallest larger number of micro-batches that is allowed and fits into `limit_bytes` on every worker.
 
-    A number is allowed if it divides the batch, leaves whole batch-norm spans, and gives every worker a sample; also
-    when the run has grown to `largest_world_size` workers.
+    None if there is none. A number is allowed if it divides the batch, keeps whole batch-norm spans, and gives every
+    worker a sample, also on `largest_world_size` workers.
     """
     static_bytes, sample_bytes = step_bytes(recipe)
     for count in allowed_micro_batches(recipe, max(world_size, largest_world_size or 0)):
-        share = len(split(recipe.batch.size // count, world_size, 0))
-        if count > recipe.batch.parts and static_bytes + sample_bytes * share <= limit_bytes:
+        num_samples = len(split(recipe.batch.size // count, world_size, 0))
+        if count > recipe.batch.parts and static_bytes + sample_bytes * num_samples <= limit_bytes:
             return count
     return None
 
 
 def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
-    """The numbers of micro-batches that change no result of `recipe` on `world_size` workers, ascending."""
+    """The numbers of micro-batches that do not change the results of `recipe` on `world_size` workers, ascending."""
     size, span = recipe.batch.size, settled(recipe).batch_norm.fixed_span
     if span == "global":
         return [1]
-    if span == "worker":  # its spans are the micro-batches' shares: another number is another recipe
+    if span == "worker":  # the spans depend on the number of micro-batches
         return [recipe.batch.parts]
     return [
         count
@@ -53,16 +52,16 @@ def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
 
 
 def step_bytes(recipe: Recipe) -> tuple[int, int]:
-    """Bytes that a worker holds in a step whatever its share, and bytes for each sample of its share.
+    """The bytes that a worker needs in a step independent of its number of samples, and the bytes per sample.
 
-    The first are weights, gradients, momentum and the weights' average; the second what autograd saves for the backward
-    pass, counted on a copy of the model without memory, and headroom.
+    The former are weights, gradients, momentum and the average of the weights. The latter are the tensors that autograd
+    saves for the backward pass, counted on a copy of the model on the meta device, times a factor for other memory.
     """
-    # Weights to start from take no other memory, and need not be there to plan.
+    # The file of `model.weights` need not exist.
     model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
     width = torch.float64 if recipe.precision == "float64" else torch.float32
     num_elements = sum(parameter.numel() for parameter in model.parameters())
-    copies = 3 if recipe.optimizer.momentum else 2  # an optimizer of the user's own may hold more
+    copies = 3 if recipe.optimizer.momentum else 2  # a user's optimizer may have more state
     copies += recipe.ema.decay is not None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     saved = _saved_bytes(model, recipe.data.resolution, half or width)
@@ -70,41 +69,41 @@ def step_bytes(recipe: Recipe) -> tuple[int, int]:
 
 
 def _saved_bytes(model: nn.Module, resolution: int, dtype: torch.dtype) -> int:
-    """What autograd keeps for one more image."""
+    """Bytes that autograd saves for one more image."""
 
     def of(num_images: int) -> int:
         storages: dict[int, int] = {}
 
         def count(tensor: Tensor) -> Tensor:
             storages[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            kept.append(tensor)  # so that no later storage gets its id
+            kept.append(tensor)  # so that its id is not reused
             return tensor
 
         kept: list[Tensor] = []
         images = torch.empty(num_images, 3, resolution, resolution, dtype=dtype, device="meta")
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            weightless(images)
+            on_meta(images)
         return sum(storages.values())
 
-    weightless = model.to(device="meta", dtype=dtype).train()
+    on_meta = model.to(device="meta", dtype=dtype).train()
     return of(3) - of(2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left."""
+    """Whether `error` means that a device or the host ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def explain(
+def translate_oom(
     error: BaseException,
     recipe: Recipe,
     world_size: int,
     device: torch.device,
     largest_world_size: int | None = None,
 ) -> OutOfMemory | None:
-    """How many micro-batches would fit, where `error` says that memory ran out; None for any other error."""
+    """An OutOfMemory with the number of micro-batches that would fit; None if `error` is another error."""
     if not is_out_of_memory(error):
         return None
     first_line = str(error).partition("\n")[0]
@@ -113,12 +112,12 @@ def explain(
 
 
 def limit_bytes(device: torch.device) -> int:
-    """The memory of a GPU, or what a process may have of the host's (its control group's limit, if it has one)."""
+    """The memory of a GPU, or the host memory that this process may use (with its control group's limit)."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     limits = [2**63 - 1]
     with contextlib.suppress(OSError, ValueError):
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is no number: no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is not a number: no limit
     with contextlib.suppress(OSError, ValueError, IndexError):
         total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
         limits.append(int(total.split()[1]) * 1024)

@@ -1,13 +1,13 @@
-"""The one place for what a run says of itself: metrics.jsonl and TensorBoard on rank 0, nothing on the others.
+"""The metrics of a run: metrics.jsonl and TensorBoard, written by rank 0.
 
-Lines of metrics.jsonl, one JSON object each, with "kind" and "step" (completed steps) in all of them:
+Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps):
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
     "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
-              num_nonfinite (samples with logits that are not finite; with any, top1, top5 and loss are null)
-    "event"   event detail; the event "started" is written by every attempt, with the step that it goes on from
+              num_nonfinite (samples with logits that are not finite; if there are any, top1, top5 and loss are null)
+    "event"   event detail; every attempt writes the event "started" with the step that it continues from
 
-JSON has no NaN and no infinity: such a number is written as null.
+NaN and infinity are written as null.
 """
 
 from __future__ import annotations
@@ -25,43 +25,44 @@ from resnet_dist.telemetry import json_lines
 log = logging.getLogger(__name__)
 
 KINDS = ("train", "eval", "event")
+BOTTLENECK_EVENTS = ("bottleneck", "verdict")  # the newer name first; version 0.1 wrote "verdict"
 
 
 class Sink(Protocol):
-    """Takes the run's records. Every worker has one; only rank 0's writes."""
+    """Takes the records of a run. Every worker has one; only that of rank 0 writes."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Take one record: "kind" (train, eval or event), "step", and plain Python values."""
+        """Write a record: "kind" (train, eval or event), "step", and plain Python values."""
         ...
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Flush and close."""
         ...
 
 
 class NoSink:
-    """The sink of every worker but rank 0."""
+    """The sink of all workers except rank 0, which writes nothing."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Rank 0 has the same record and writes it."""
+        """Ignore the record."""
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing."""
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl, a line at a time, and draws the numbers of train and eval records in TensorBoard.
+    """Appends records to metrics.jsonl, and the numbers of train and eval records to TensorBoard.
 
-    `tensorboard` is the folder of its event files, or None for none. Opening raises StorageError when the disk refuses.
-    Later a full disk does not end the training: lines wait in memory until the file takes them again, which is tried
-    with each new one and at the end; what could not be written by then is logged.
+    `tensorboard` is the folder of TensorBoard's event files, or None. Raises StorageError if the file cannot be opened.
+    A disk that is full later does not end the training: lines are kept in memory and written with a later record or on
+    closing. Lines that are lost then are logged.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
         self._path = path
         self._tensorboard = tensorboard
-        self._waiting = b""  # lines that the file did not take, or the rest of one
-        self._writer: Any = None  # a SummaryWriter from the first record on: a resumed run's needs its step
+        self._waiting = b""  # bytes that could not be written yet
+        self._writer: Any = None  # a SummaryWriter, created with the first record, whose step it needs
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+", buffering=0)
@@ -72,7 +73,7 @@ class MetricsFile:
             raise StorageError(str(path), error.strerror or str(error)) from error
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; it has left this process when the call returns, unless the disk is full."""
+        """Append a record. Unless the disk is full, the operating system has it when the call returns."""
         if record.get("kind") not in KINDS or type(record.get("step")) is not int:
             raise ValueError(f"a record needs a step and a kind ({', '.join(KINDS)}): {dict(record)}")
         refused_before = bool(self._waiting)
@@ -83,10 +84,12 @@ class MetricsFile:
                 self._draw(record, self._tensorboard)
         except OSError as error:
             if not refused_before:
-                log.warning("%s: %s; its lines wait in memory", self._path, error.strerror or error)
+                log.warning(
+                    "%s: %s; lines are kept in memory until they can be written", self._path, error.strerror or error
+                )
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Flush everything to the disk."""
         if self._file.closed:
             return
         try:
@@ -101,7 +104,7 @@ class MetricsFile:
             self._file.close()
 
     def _append_waiting(self) -> None:
-        while self._waiting:  # a raw write may take less than all of it
+        while self._waiting:  # a raw write may write only a part
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def _draw(self, record: Mapping[str, Any], folder: Path) -> None:
@@ -118,23 +121,23 @@ class MetricsFile:
 
 
 def _summary_writer(folder: Path, first: Mapping[str, Any]) -> Any:
-    """A SummaryWriter, or None where TensorBoard is not installed."""
+    """A SummaryWriter, or None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning("TensorBoard is not installed: metrics go to metrics.jsonl only (pip install tensorboard)")
         return None
-    # What an earlier attempt drew beyond the step that this one goes on from is hidden: it will be drawn again.
+    # Hide the points of an earlier attempt after the step that this attempt continues from.
     purge_step = first["step"] + 1 if first.get("event") == "started" else None
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl as one uninterrupted run would have written them, in the file's order.
+    """The records of metrics.jsonl as an uninterrupted run would have written them, in the file's order.
 
-    An attempt that went on from step k does the steps after k again: what earlier attempts wrote of them is dropped.
-    Of train records of the same step the last one counts, and so for eval; events of the same step are all kept.
-    Lines that are not records are ignored, and logged. Raises OSError.
+    An attempt that continues from step k repeats the steps after k: their records of earlier attempts are dropped. Of
+    several train (or eval) records of one step the last is used; events are all kept. Events of earlier versions have
+    their present names. Lines that are not records are ignored and logged. Raises OSError.
     """
     records: list[dict[str, Any]] = []
     num_ignored = 0
@@ -144,6 +147,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         if record.get("event") == "started":
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
+        if record.get("event") in BOTTLENECK_EVENTS:
+            record = {**record, "event": BOTTLENECK_EVENTS[0]}
         records.append(record)
     if num_ignored:
         log.warning("%s: %d records without a kind or a step were ignored", path, num_ignored)

@@ -1,4 +1,4 @@
-"""A look into chosen steps: torch's profiler, as a trace to open and a table to read."""
+"""Profiles of selected steps with torch's profiler: a trace and a table."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch.profiler import ProfilerActivity, profile
 
 log = logging.getLogger(__name__)
 
-_ROWS = 40  # of the table: what comes after the fortieth operation is small change
+_ROWS = 40  # of the table
 
 
 class StepProfiler:
-    """Profiles steps `first` to `last` (both included) of a worker into `folder`.
+    """Profiles steps `first` to `last`, inclusive, of a worker.
 
-    Leaves `rank-K.trace.json.gz` (for chrome://tracing or Perfetto) and `rank-K.txt`, operations by time.
+    Writes `rank-K.trace.json.gz` (for Perfetto or chrome://tracing) and `rank-K.txt`, a table of operations by time, to
+    `folder`.
     """
 
     def __init__(self, first: int, last: int, folder: Path, rank: int, device: torch.device) -> None:
@@ -29,9 +30,9 @@ class StepProfiler:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """The work inside is step `number`."""
+        """Profile the code inside the context if step `number` is selected."""
         if number == self._first:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # above all: it says that there is no GPU, as an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # disables an error message about a missing GPU
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
             self._profile = profile(activities=activities, acc_events=True)
             self._profile.start()
@@ -40,7 +41,7 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """Write what was seen, where the profiler runs; a run may end before the last step asked for."""
+        """Write the profile if the profiler is running: a run may end before the last selected step."""
         if self._profile is None:
             return
         finished, self._profile = self._profile, None

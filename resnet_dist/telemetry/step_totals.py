@@ -1,6 +1,6 @@
-"""What every worker knows after a step: one all-reduce carries the loss, the counts, requests and batch means.
+"""The totals of a step over all workers, from one all-reduce: loss, counts, stop requests and batch-norm means.
 
-Where the model has batch norm, a second one follows: its variances, around the means that are known by then.
+If the model has batch norm, a second all-reduce follows for its variances, which need the global means.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resnet_dist.models.running_statistics import RunningStatistics
-from resnet_dist.stop_request import Request
 
-_LOSS, _CORRECT, _GRADIENT, _CHECKSUM, _SAVE, _STOP, _HEADER = range(7)
+_LOSS, _CORRECT, _GRADIENT, _CHECKSUM, _STOP, _HEADER = range(6)
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """One worker's sums of one step, 0-d tensors on the device: not reduced over workers, not copied to the host."""
+
+    loss: Tensor  # float64
+    num_correct: Tensor  # float64: samples whose top-1 prediction is right
+    gradient_squared: Tensor  # float64: this worker's summand of the gradient's squared L2 norm, before clipping
+    skipped: bool = False  # whether the engine skipped the update because the gradient was not finite
+    # with a loss scaler: loss_scale (of this step) and num_skipped (up to and including this step), for the metrics
+    scaling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,16 +37,16 @@ class StepTotals:
     step: int  # completed steps
     loss: float  # mean over the global batch
     top1: float  # fraction of the global batch
-    gradient_norm: float  # L2, of the mean over the global batch, before clipping
-    checksum: int  # of the samples and their positions, whatever worker had them
-    request: Request  # the strongest that any worker was asked for
-    own_s: tuple[float, ...] = ()  # what the step took each worker alone, by rank; 0.0 where that is not known
-    skipped: bool = False  # whether a loss scaler left the weights as they were
-    scaling: Mapping[str, float] = field(default_factory=dict)  # as StepSums has it
+    gradient_norm: float  # L2 norm of the global batch's mean gradient, before clipping
+    checksum: int  # of the samples and their positions; independent of which worker had them
+    stop_requested: bool  # by the supervisor of any worker
+    local_step_times_s: tuple[float, ...] = ()  # by rank, without waits for other workers; 0.0 if unknown
+    skipped: bool = False  # whether the loss scaler skipped the update
+    scaling: Mapping[str, float] = field(default_factory=dict)  # see StepSums
 
 
 class PendingTotals:
-    """Totals on their way to the host: reading them waits for their step, not for what was started since."""
+    """Totals on their way to the host. Reading them waits for their own step only, not for later work."""
 
     def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums) -> None:
         self._step, self._batch_size = step, batch_size
@@ -50,29 +61,27 @@ class PendingTotals:
             self._header = header.clone()
 
     def read(self) -> StepTotals:
-        """The totals, as Python numbers."""
+        """The totals as Python numbers."""
         if self._ready is not None:
             self._ready.synchronize()
         header = self._header.tolist()
-        request = Request.STOP if header[_STOP] else Request.SAVE if header[_SAVE] else Request.CONTINUE
         return StepTotals(
             step=self._step,
             loss=header[_LOSS] / self._batch_size,
             top1=header[_CORRECT] / self._batch_size,
             gradient_norm=math.sqrt(header[_GRADIENT]) if header[_GRADIENT] >= 0 else math.nan,
             checksum=int(header[_CHECKSUM]),
-            request=request,
-            own_s=tuple(header[_HEADER:]),
+            stop_requested=header[_STOP] > 0,
+            local_step_times_s=tuple(header[_HEADER:]),
             skipped=self._skipped,
             scaling=self._scaling,
         )
 
 
 class StepExchange:
-    """What the workers of a step exchange beside the gradients: a float64 vector, summed over all of them.
+    """Sums a float64 vector over all workers after each step, and updates the running statistics of batch norm.
 
-    It also carries the batch-norm sums of the step, and moves the running statistics with them; and a place for every
-    worker, where it alone writes its own time.
+    The vector holds the totals' header, one element per worker for its local step time, and the batch-norm sums.
     """
 
     def __init__(self, statistics: RunningStatistics, device: torch.device, batch_size: int) -> None:
@@ -84,36 +93,28 @@ class StepExchange:
         self._sums = self._vector[self._num_header :].view(2, statistics.num_channels)
 
     def finish(
-        self, step: int, sums: StepSums, request: Request, own_s: float = 0.0, checksum: int = 0
+        self,
+        step: int,
+        sums: StepSums,
+        stop_requested: bool = False,
+        local_step_time_s: float = 0.0,
+        checksum: int = 0,
     ) -> PendingTotals:
-        """Exchange what step number `step` left on this worker, and what it took it alone. A collective.
+        """Reduce the sums of step number `step` over all workers. A collective.
 
-        `checksum` is that of this worker's samples, below 2^32 for each: sums stay exact for a million samples a step.
+        `checksum` is that of this worker's samples, below 2^32 each: the sum is exact up to a million samples a step.
         """
         self._vector[_LOSS], self._vector[_CORRECT] = sums.loss, sums.num_correct
         self._vector[_GRADIENT] = sums.gradient_squared
-        # filled, not assigned: no tensor is made of a number of the host's
+        # fill_ instead of assignment: it makes no tensor on the host
         self._vector[_CHECKSUM].fill_(checksum)
-        self._vector[_HEADER + self._rank].fill_(own_s)
-        if request is not Request.CONTINUE:
-            self._vector[_STOP if request is Request.STOP else _SAVE] = 1.0
+        self._vector[_HEADER + self._rank].fill_(local_step_time_s)
+        if stop_requested:
+            self._vector[_STOP] = 1.0
         self._sums.copy_(self._statistics.sums())
-        add_up = dist.all_reduce if dist.is_initialized() else lambda tensor: None
-        add_up(self._vector)
-        self._statistics.update(self._sums, add_up)
+        all_reduce = dist.all_reduce if dist.is_initialized() else lambda tensor: None
+        all_reduce(self._vector)
+        self._statistics.update(self._sums, all_reduce)
         pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size, sums)
         self._vector.zero_()
         return pending
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """This worker's sums of one step, 0-d on the device: not yet added up over workers, not yet fetched."""
-
-    loss: Tensor  # float64
-    num_correct: Tensor  # float64: right top-1 answers
-    # float64: this worker's part of the squared L2 norm of the step's gradient, before clipping; the parts add up to it
-    gradient_squared: Tensor
-    skipped: bool = False  # the gradient was not finite, and the engine left the weights as they were
-    # with a loss scaler, for the step's row of the metrics: loss_scale (of this step), num_skipped (up to this step)
-    scaling: Mapping[str, float] = field(default_factory=dict)

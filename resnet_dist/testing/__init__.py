@@ -1,11 +1,11 @@
-"""Conformance suites: what a part of your own must do to take the place of one of ours.
+"""Conformance suites for models, engines and decoders of the user.
 
     from resnet_dist.testing import check_engine, check_model
     def test_my_parts_conform():
         check_engine(my_package.engine)
         check_model(my_package.model)
 
-Each raises AssertionError that names the promise which is broken.
+Each raises an AssertionError that names the requirement that is not met.
 """
 
 from __future__ import annotations

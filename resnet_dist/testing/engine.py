@@ -1,4 +1,4 @@
-"""What an engine must do to take the place of one of ours."""
+"""The conformance suite for engines."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.models.loss import cross_entropy_sum
 
-# function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...) -> Engine: as `engine.name` calls it
+# function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...) -> Engine, as for `engine.name`
 MakeEngine = Callable[..., Engine]
 
 _BATCH, _CLASSES, _STEPS = 6, 5, 4
-_RATES = (0.1, 0.05, 0.2, 0.1)  # one a step: an engine that keeps its own would show
+_RATES = (0.1, 0.05, 0.2, 0.1)  # by step; they differ, so that an engine with its own LR fails
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
 
 def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
-    """Check an engine on this process (one worker; a process group of one may be up) against plain SGD with momentum.
+    """Check an engine in this process (one worker, with or without a process group) against SGD with momentum.
 
-    Promises: a step's gradient is the sum over its samples / B, however the batch is cut into micro-batches; the given
-    learning rate holds; sums are sums; another number of micro-batches is refused; the optimizer's state goes out and
-    in by parameter name, into another engine too; the module is the model itself.
+    Requirements: the gradient of a step is the sum over its samples / B for any number of micro-batches; the step uses
+    the given learning rate; losses and counts are sums; a wrong number of micro-batches raises ValueError; the
+    optimizer state is saved and loaded by parameter name, also by another engine; `module` is the model itself. Raises
+    AssertionError.
     """
     expected = _reference(dtype)
     for num_micro_batches in (1, 2, 3):
@@ -82,19 +83,19 @@ def _micro_batches(step: int, num: int, dtype: torch.dtype) -> Iterator[MicroBat
     return (MicroBatch(*part) for part in zip(images.chunk(num), labels.chunk(num), strict=True))
 
 
-# --- the promises
+# --- the checks
 
 
 def _check_step(
     engine: Engine, step: int, num_micro_batches: int, expected: nn.Module, loss: Tensor, dtype: torch.dtype
 ) -> None:
-    where = f"step {step + 1} in {num_micro_batches} micro-batches"
+    where = f"step {step + 1} with num_micro_batches {num_micro_batches}"
     sums = engine.step(_micro_batches(step, num_micro_batches, dtype), _RATES[step])
     for name in ("loss", "num_correct", "gradient_squared"):
         value = getattr(sums, name)
         assert value.dtype is torch.float64, f"{where}: {name} must be float64, is {value.dtype}"
         assert value.dim() == 0, f"{where}: {name} must be 0-d"
-    _assert_close(sums.loss, loss, dtype, f"{where}: the sum of losses (a sum, not a mean)")
+    _assert_close(sums.loss, loss, dtype, f"{where}: the loss, a sum over samples")
     assert sums.gradient_squared > 0, f"{where}: the squared norm of the gradient"
     own = dict(engine.module.named_parameters())
     for name, parameter in expected.named_parameters():
@@ -109,11 +110,11 @@ def _check_refusals(make: MakeEngine, dtype: torch.dtype) -> None:
             engine.step(_micro_batches(0, given, dtype), 0.1)
         except ValueError:
             continue
-        raise AssertionError(f"{given} micro-batches instead of 2 must raise ValueError")
+        raise AssertionError(f"num_micro_batches 2: a step with {given} must raise ValueError")
 
 
 def _check_state(make: MakeEngine, expected: list[tuple[nn.Module, Tensor]], dtype: torch.dtype) -> None:
-    """Half of the steps in one engine, the rest in another that took up its state."""
+    """Run half of the steps in one engine, the rest in another one with its state."""
     first = _engine(make, _model(dtype), 1)
     half = len(expected) // 2
     for step in range(half):

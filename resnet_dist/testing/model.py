@@ -1,4 +1,4 @@
-"""What a model must do for the promises of docs/reproducibility.md to hold."""
+"""The conformance suite for models: the guarantees of docs/reproducibility.md."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.engines.missing_gradients import unreached
+from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.models.batch_norm import SpanBatchNorm
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.testing.trial import Result, Trainee, Trial, batch, run
 
-# Relative differences in float64: of the first step's loss, and of all losses, weights and buffers. Small spans and
-# small images amplify rounding: 1.4e-9 was seen after two steps of timm's resnet10t on 8 pixels with spans of 3.
+# Largest relative differences in float64 of the first step's loss, and of all losses, weights and buffers. Small spans
+# and images amplify rounding: timm's resnet10t on 8 pixels with spans of 3 has 1.4e-9 after two steps.
 FIRST_STEP, ALL_STEPS = 1e-12, 1e-7
-_ITS_BITS = 0.0
+_SAME_BITS = 0.0
 
 
 def check_model(
@@ -31,32 +31,32 @@ def check_model(
     num_steps: int = 4,
     draws_random_numbers: bool = False,
 ) -> None:
-    """Check that `model(num_classes=..., **arguments)`, as the key `model` calls it, keeps its loss curve.
+    """Check that the loss curve of `model(num_classes=..., **arguments)` is reproducible.
 
     The model is trained in float64 on random images [batch_size, 3, resolution, resolution] for `num_steps`: twice,
     with an evaluation after every step, resumed in the middle, in 2 micro-batches, and on 2 workers (processes that
-    are started here), with batch norm over half of the batch. `model` is a function at the top of a module, or its
-    name `package.module:function`.
+    this function starts), with batch norm over half of the batch. `model` is a function at the top level of a module,
+    or its name `package.module:function`.
 
-    The random numbers of a model of its own (`nn.Dropout`) are the same at every run on as many workers, and others on
-    another number of workers or micro-batches: say `draws_random_numbers` where that is meant.
+    The model's random numbers (`nn.Dropout`) are the same in all runs on the same number of workers, but depend on the
+    number of workers and micro-batches. Set `draws_random_numbers` to allow that.
 
-    Raises AssertionError with a line for each promise that does not hold, and a line for each cause that was found;
-    ValueError for a function that another process could not import, and for sizes that are too small.
+    Raises AssertionError with a line for each failed check and for each cause that was found; ValueError for a function
+    that other processes cannot import, and for sizes that are too small.
     """
     if num_steps < 2 or batch_size < 4 or batch_size % 2:
         found = f"num_steps {num_steps}, batch_size {batch_size}"
-        raise ValueError(f"{found}: give 2 steps or more, and an even batch of 4 or more")
+        raise ValueError(f"{found}. Allowed: at least 2 steps, and an even batch of at least 4")
     trial = Trial(
         _reference(model), dict(arguments or {}), num_classes, resolution, batch_size, batch_size // 2, num_steps
     )
-    lines = list(_broken_promises(trial, same_everywhere=not draws_random_numbers))
+    lines = list(_broken_checks(trial, same_everywhere=not draws_random_numbers))
     try:
         causes = list(_causes(trial, draws_random_numbers))
     except Exception as error:
         if not lines:
             raise
-        lines.append(f"no cause was looked for: the model raises {type(error).__name__} in its first forward pass")
+        lines.append(f"causes unknown: the model raises {type(error).__name__} in its first forward pass")
         causes = []
     if lines or causes:
         raise AssertionError("\n".join([f"{trial.model} does not conform:", *(f"- {line}" for line in lines + causes)]))
@@ -68,16 +68,18 @@ def _reference(model: str | Callable[..., nn.Module]) -> str:
     else:
         name = f"{getattr(model, '__module__', '')}:{getattr(model, '__qualname__', '')}"
     if not is_reference(name) or name.startswith("__main__:"):
-        raise ValueError(f"{name}: workers cannot import it; give a function at the top of a module that is imported")
+        raise ValueError(
+            f"{name}: workers cannot import it. Allowed: a function at the top level of an importable module"
+        )
     return name
 
 
-# --- the promises
+# --- the checks
 
 
 @dataclass(frozen=True)
-class _Promise:
-    """`trial` is to end as `like` does, up to a relative difference."""
+class _Check:
+    """`trial` must end as `like` does, up to a relative difference."""
 
     name: str
     trial: Trial
@@ -85,41 +87,41 @@ class _Promise:
     tolerance: float
 
 
-def _promises(trial: Trial, same_everywhere: bool) -> list[_Promise]:
+def _checks(trial: Trial, same_everywhere: bool) -> list[_Check]:
     half = trial.num_steps // 2
     two = replace(trial, workers=2)
-    promises = [
-        _Promise("a second run", replace(trial), trial, _ITS_BITS),
-        _Promise("a run with an evaluation after every step", replace(trial, evaluates=True), trial, _ITS_BITS),
-        _Promise(f"a run resumed after step {half}", replace(trial, resumes_after=half), trial, _ITS_BITS),
+    checks = [
+        _Check("a second run", replace(trial), trial, _SAME_BITS),
+        _Check("a run with an evaluation after every step", replace(trial, evaluates=True), trial, _SAME_BITS),
+        _Check(f"a run resumed after step {half}", replace(trial, resumes_after=half), trial, _SAME_BITS),
     ]
     if not same_everywhere:
         resumed = replace(two, resumes_after=half)
-        return [*promises, _Promise(f"a run on 2 workers resumed after step {half}", resumed, two, _ITS_BITS)]
+        return [*checks, _Check(f"a run on 2 workers resumed after step {half}", resumed, two, _SAME_BITS)]
     return [
-        *promises,
-        _Promise("a run with 2 micro-batches", replace(trial, num_micro_batches=2), trial, ALL_STEPS),
-        _Promise("a run on 2 workers", two, trial, ALL_STEPS),
-        _Promise("a run on 2 workers with 2 micro-batches", replace(two, num_micro_batches=2), trial, ALL_STEPS),
+        *checks,
+        _Check("a run with 2 micro-batches", replace(trial, num_micro_batches=2), trial, ALL_STEPS),
+        _Check("a run on 2 workers", two, trial, ALL_STEPS),
+        _Check("a run on 2 workers with 2 micro-batches", replace(two, num_micro_batches=2), trial, ALL_STEPS),
     ]
 
 
-def _broken_promises(trial: Trial, *, same_everywhere: bool) -> Iterator[str]:
-    promises = _promises(trial, same_everywhere)
-    references = list({promise.like.workers: promise.like for promise in promises}.values())
-    results = run([*references, *(promise.trial for promise in promises)])
+def _broken_checks(trial: Trial, *, same_everywhere: bool) -> Iterator[str]:
+    checks = _checks(trial, same_everywhere)
+    references = list({check.like.workers: check.like for check in checks}.values())
+    results = run([*references, *(check.trial for check in checks)])
     expected = dict(zip([like.workers for like in references], results, strict=False))
-    for promise, found in zip(promises, results[len(references) :], strict=True):
-        like = expected[promise.like.workers]
+    for check, found in zip(checks, results[len(references) :], strict=True):
+        like = expected[check.like.workers]
         if isinstance(found, str) or isinstance(like, str):
-            yield f"{promise.name} fails: {found if isinstance(found, str) else like}"
+            yield f"{check.name} fails: {found if isinstance(found, str) else like}"
             continue
-        yield from (f"{promise.name} {line}" for line in _differences(like[0], found[0], promise.tolerance))
-        yield from (f"{promise.name} {line}" for line in _workers_apart(found))
+        yield from (f"{check.name} {line}" for line in _differences(like[0], found[0], check.tolerance))
+        yield from (f"{check.name} {line}" for line in _workers_apart(found))
 
 
 def _differences(expected: Result, found: Result, tolerance: float) -> Iterator[str]:
-    """In what a run differs from what it is to be equal to, one line."""
+    """The first difference between two runs that should be equal, as a line."""
     for step, (own, other) in enumerate(zip(expected.losses, found.losses, strict=True), start=1):
         allowed = min(tolerance, FIRST_STEP) if step == 1 else tolerance
         if not abs(own - other) <= allowed * abs(own):
@@ -154,7 +156,7 @@ def _gap(expected: Tensor, found: Tensor) -> float:
 
 
 def _causes(trial: Trial, draws_random_numbers: bool) -> Iterator[str]:
-    """What in the model breaks promises, by calling each of its modules once more."""
+    """Causes of failed checks, found by calling each module of the model again."""
     model = Trainee(replace(trial, span=None), rank=0).model
     calls = _first_calls(model, batch(trial, 0, range(trial.batch_size)).images)
     mixing, drawing, unseeded = [], [], []
@@ -167,24 +169,26 @@ def _causes(trial: Trial, draws_random_numbers: bool) -> Iterator[str]:
         elif len(images) == trial.batch_size and not _by_sample(module, images, same):
             mixing.append(name)
     for name in _innermost(unseeded):
-        yield f"{name} draws random numbers that torch's generators do not give: no two runs are the same"
+        yield f"{name} draws random numbers from other generators than torch's: no two runs are the same"
     for name in [] if draws_random_numbers else _innermost(drawing):
         yield (
-            f"{name} draws random numbers: they are others on another number of workers or micro-batches"
-            " (draws_random_numbers=True if that is meant)"
+            f"{name} draws random numbers, which depend on the number of workers and micro-batches"
+            " (draws_random_numbers=True allows that)"
         )
     for name in _innermost(mixing):
-        yield f"{name} mixes samples: what it gives for a sample depends on which others its worker has"
+        yield f"{name} mixes samples: its output for a sample depends on the other samples of its worker"
     labels = batch(trial, 0, range(trial.batch_size)).labels
     model = Trainee(replace(trial, span=None), rank=0).model
     loss = cross_entropy_sum(model(batch(trial, 0, range(trial.batch_size)).images), labels)
-    for name in unreached(model, loss):
-        yield f"{name} has no part in the loss: its gradient is 0, and weight decay still moves it"
+    for name in MissingGradients(model).unreached(loss) or []:
+        yield f"{name} does not affect the loss: its gradient is 0, and weight decay still changes it"
 
 
 def _first_calls(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-    """Of each module that takes and gives one tensor with the samples in its first dimension: its first input in a
-    training forward pass, and the generator's state before. Batch norm takes its running statistics in it."""
+    """Each module with one input tensor of the form [samples, ...], by name: its first input and the generator's state.
+
+    Both are taken from a training forward pass in which batch norm uses its running statistics.
+    """
     for module in model.modules():
         if isinstance(module, SpanBatchNorm):
             module.eval()
@@ -209,7 +213,7 @@ def _first_calls(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module,
 
 @torch.no_grad()
 def _again(module: nn.Module, images: Tensor, state: Tensor | None) -> Tensor:
-    """The module's output, with torch's generator in `state`, or in another one; its buffers are left as they were."""
+    """The module's output with torch's generator in `state` (None: in another state). Restores the buffers."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         if state is None:
@@ -223,7 +227,7 @@ def _again(module: nn.Module, images: Tensor, state: Tensor | None) -> Tensor:
 
 
 def _by_sample(module: nn.Module, images: Tensor, whole: Tensor) -> bool:
-    """Whether half of the samples give half of the output."""
+    """Whether the first half of the samples gives the first half of the output."""
     half = len(images) // 2
     with torch.no_grad():
         first = module(images[:half].clone())
@@ -231,5 +235,5 @@ def _by_sample(module: nn.Module, images: Tensor, whole: Tensor) -> bool:
 
 
 def _innermost(names: list[str]) -> list[str]:
-    """Without the modules that contain another of them."""
+    """`names` without modules that contain another one of them."""
     return [n for n in names if not any(o != n and (n == "the model" or o.startswith(f"{n}.")) for o in names)]

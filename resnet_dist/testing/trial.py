@@ -28,7 +28,6 @@ from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import ModelRecipe, OptimizerRecipe
-from resnet_dist.stop_request import Request
 from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.device import seed_generators
 from resnet_dist.training.evaluate import evaluate
@@ -103,14 +102,16 @@ class Trainee:
     def step(self, step: int) -> float:
         """Step number `step`, 0 the first; returns its loss."""
         seed_generators(SEED, step, self.rank, CPU)
-        micro_batches = (batch(self.trial, step, share.own) for share in self.layout.shares(self.rank))
+        micro_batches = (
+            batch(self.trial, step, positions) for positions in self.layout.worker_micro_batches(self.rank)
+        )
         sums = self._engine().step(micro_batches, PEAK_LR)
-        return self.exchange.finish(step + 1, sums, Request.CONTINUE).read().loss
+        return self.exchange.finish(step + 1, sums).read().loss
 
     def evaluate(self) -> float:
         """The loss on other images, of which each worker has some."""
         layout = BatchLayout(self.trial.batch_size, 1, self.trial.workers)
-        batches = [batch(self.trial, -1, layout.share(0, self.rank).own)]
+        batches = [batch(self.trial, -1, layout.worker_micro_batch(0, self.rank))]
         return evaluate(self.model, batches, self.trial.batch_size, CPU).loss
 
     def _engine(self) -> Engine:

@@ -1,1 +1,1 @@
-"""The training loop: steps, evaluation, checkpoints in time."""
+"""The training loop: steps, evaluation, checkpoints."""

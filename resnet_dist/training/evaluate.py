@@ -1,4 +1,4 @@
-"""Exact evaluation: every sample counts once, whatever the number of workers."""
+"""Evaluation in which every sample counts exactly once, on any number of workers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from resnet_dist.models.loss import cross_entropy_sum, num_correct, num_in_top_k
 class Evaluation:
     """A model on a split: fractions of `num_samples` and the mean cross-entropy (without label smoothing).
 
-    top1, top5 and loss are NaN where any sample has logits that are not finite: a fraction of the others would look
-    like the result of a model that works.
+    top1, top5 and loss are NaN if any sample has logits that are not finite: a fraction of the others would look like a
+    valid result.
     """
 
     top1: float
@@ -44,9 +44,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
 
-    `average` holds tensors by the names of parameters and buffers, to be used in their place; the model keeps its own.
-    Afterwards each module is in the mode that it was in, also where an exception ends the evaluation. Raises
-    RuntimeError if the workers together did not see exactly `num_samples` samples.
+    `average` has tensors by names of parameters and buffers, which are used instead of the model's. The training mode
+    of each module is restored, also after an exception. Raises RuntimeError unless the workers together have evaluated
+    exactly `num_samples` samples.
     """
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # top-1, top-5, not finite, samples
     loss = torch.zeros(1, dtype=torch.float64, device=device)
@@ -72,13 +72,13 @@ def evaluate(
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The whole model in evaluation mode; afterwards each module in its own: the user may have frozen some."""
+    """Put the model into evaluation mode, then restore the mode of each module: the user may have frozen some."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(modes[0][1])  # a `train` of the user's may do more than set the attribute
+        model.train(modes[0][1])  # a user's `train` method may do more than set the attribute
         for module, training in modes:
             module.training = training
 

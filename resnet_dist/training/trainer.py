@@ -7,21 +7,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from resnet_dist.checkpoint.saver import Failed, Saved
 from resnet_dist.data import HostBatch
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.scaler import LEAST_SCALE
 from resnet_dist.errors import DivergedError
 from resnet_dist.recipe.durations import Every
-from resnet_dist.stop_request import Request, Supervisor
-from resnet_dist.telemetry.bottleneck import StepTimes, Verdict
-from resnet_dist.telemetry.liveness import Pulse
+from resnet_dist.stop_request import Supervisor
+from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
+from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
-from resnet_dist.telemetry.step_timer import StepClock
+from resnet_dist.telemetry.profiler import StepProfiler
+from resnet_dist.telemetry.step_timer import StepTimer
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.training.evaluate import Evaluation
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Timetable:
-    """When a run does what; all of it a pure function of the step."""
+    """The events of a run, as functions of the step."""
 
     total_steps: int
     batch_size: int
@@ -43,109 +43,89 @@ class Timetable:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `fit` ended: all steps done, or stopped on request with a checkpoint saved."""
+    """The end of a call of `fit`: all steps done, or stopped on request with a checkpoint saved."""
 
     step: int
     finished: bool
-    evaluation: Evaluation | None  # of the last step, where it was evaluated
+    evaluation: Evaluation | None  # of the last step, if it was evaluated
 
 
 class Checkpoints(Protocol):
-    """Saves the run's state; what it has to tell goes into the metrics by itself."""
+    """Saves the run's state and records its own events."""
 
     def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
-        """Save `step` completed steps; with `wait`, until it is on the disk. A collective."""
+        """Save `step` completed steps; with `wait`, return once the checkpoint is on the disk. A collective."""
         ...
 
-    def poll(self) -> list[Saved | Failed]:
-        """What has been written since the last call. Raises StorageError when too many failed in a row."""
+    def poll(self) -> object:
+        """Record what has been written since the last call. Raises StorageError after too many failures in a row."""
         ...
 
     def close(self, *, patient: bool) -> None:
-        """Wait for what is under way; without patience, for what is on this machine only."""
+        """Wait for pending writes; if not `patient`, only for those to this machine's disk."""
         ...
-
-
-class Profiler(Protocol):
-    """Looks into chosen steps."""
-
-    def step(self, number: int) -> AbstractContextManager[None]:
-        """The work inside is step `number`."""
-        ...
-
-    def close(self) -> None:
-        """Write what was seen."""
-        ...
-
-
-class Unprofiled:
-    """No profiler."""
-
-    def step(self, number: int) -> AbstractContextManager[None]:
-        """Nothing is measured."""
-        return nullcontext()
-
-    def close(self) -> None:
-        """Nothing was seen."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The finished parts that a trainer drives."""
+class TrainerParts:
+    """The components that a trainer drives."""
 
     engine: Engine
     learning_rate: Callable[[int], float]
-    batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches, endless enough
+    batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
     to_device: Callable[[HostBatch], MicroBatch]
     evaluate: Callable[[], Evaluation]
     exchange: StepExchange
     checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
-    seed: Callable[[int], None] = lambda step: None  # torch's generators, before a step (0 is the first)
-    average: Callable[[int], None] = lambda step: None  # takes in the weights after a step, where they are averaged
-    pulse: Pulse = field(default_factory=Pulse)
-    profiler: Profiler = field(default_factory=Unprofiled)
-    judge: Callable[[list[StepTimes]], Verdict | None] = lambda laps: None
-    explain: Callable[[BaseException], Exception | None] = lambda error: None  # what a step's error means, if known
+    seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
+    average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
+    liveness: Liveness = field(default_factory=Liveness)
+    profiler: StepProfiler | None = None
+    classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
+    translate_oom: Callable[[BaseException], Exception | None] = lambda error: None  # None: not out of memory
 
 
 class Trainer:
-    """Runs steps `first_step` to the end of the timetable, or until any worker is asked to stop.
+    """Runs the steps after `first_step` to the end of the timetable, or until any worker is asked to stop.
 
-    Losses and requests of a step are read when the next step has been started, so that the host never waits for the
-    device; a request is therefore obeyed at the second step boundary after it at the latest.
+    The totals of a step are read after the next step has been started, so that the host never waits for the device.
+    A stop request therefore takes effect at the second step boundary after it at the latest.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TrainerParts,
         timetable: Timetable,
         num_micro_batches: int,
         first_step: int = 0,
-        evaluation_is_owed: bool = False,
+        evaluate_first: bool = False,
         skipped: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.parts = parts
         self.timetable = timetable
         self.num_micro_batches = num_micro_batches
         self.first_step = first_step
-        self.evaluation_is_owed = evaluation_is_owed  # of `first_step`: the attempt before was stopped ahead of it
-        self.skipped = skipped  # [first, end) steps of the stream that are left out; said at the start
-        self._clock = StepClock()
-        self._laps: list[StepTimes] = []
+        self.evaluate_first = evaluate_first  # the previous attempt stopped before the evaluation of `first_step`
+        self.skipped = skipped  # [first, end) steps of the stream that are left out, for the record
+        self._timer = StepTimer()
+        self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
         self._checksum = 0
 
     def fit(self) -> Outcome:
-        """Train; returns on every worker at the same step.
+        """Train; returns on every worker after the same step.
 
-        Raises DivergedError when the loss or the gradient is not finite, of which no checkpoint is written, and
+        Raises DivergedError if the loss or the gradient is not finite (no checkpoint contains such a step), and
         OutOfMemory.
         """
         timetable = self.timetable
-        started: dict[str, Any] = {"total_steps": timetable.total_steps}
-        started |= {"batch_size": timetable.batch_size, "num_samples": timetable.num_samples}
+        started: dict[str, object] = {
+            "total_steps": timetable.total_steps,
+            "batch_size": timetable.batch_size,
+            "num_samples": timetable.num_samples,
+        }
         if self.skipped:
             started["skipped_steps_of_the_stream"] = [list(run) for run in self.skipped]
         self._event(self.first_step, "started", started)
@@ -154,56 +134,61 @@ class Trainer:
             outcome = self._steps()
             patient = outcome.finished
         except Exception as error:
-            explained = self.parts.explain(error)
-            if explained is None:
+            translated = self.parts.translate_oom(error)
+            if translated is None:
                 raise
-            raise explained from error
+            raise translated from error
         finally:
             try:
                 self.parts.checkpoints.close(patient=patient)
             finally:
-                self.parts.profiler.close()
-        self._report_checkpoints()
-        self._judge(outcome.step)
+                if self.parts.profiler is not None:
+                    self.parts.profiler.close()
+        self.parts.checkpoints.poll()
+        # The first window includes one-time work: choosing kernels, allocating memory, filling file caches.
+        bottleneck = self.parts.classify(self._windows[1:] or self._windows)
+        if bottleneck is not None:
+            self._event(outcome.step, "bottleneck", bottleneck.record())
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
         return outcome
 
     def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
         pending: PendingTotals | None = None
-        evaluation = self._evaluate(self.first_step) if self.evaluation_is_owed else None
+        evaluation = self._evaluate(self.first_step) if self.evaluate_first else None
         with closing(parts.batches_from(self.first_step)) as batches:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
                 is_last = step == timetable.total_steps
                 # --- one optimizer step
                 parts.seed(step - 1)
-                parts.pulse.enter("step", step)
-                with parts.profiler.step(step), self._clock.running(step):
+                parts.liveness.enter("step", step)
+                profiled = nullcontext() if parts.profiler is None else parts.profiler.step(step)
+                with profiled, self._timer.running(step):
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
-                    asked, own_s = parts.supervisor.request(), parts.pulse.own_s()
-                    finished = parts.exchange.finish(step, sums, asked, own_s, self._checksum)
-                    if not sums.skipped:  # after the exchange: it moves the running statistics
+                    asked, local_s = parts.supervisor.stop_requested(), parts.liveness.local_step_time_s()
+                    finished = parts.exchange.finish(step, sums, asked, local_s, self._checksum)
+                    if not sums.skipped:  # after the exchange, which updates the running statistics
                         parts.average(step)
                     previous, pending = pending, finished
-                    totals = previous.read() if previous else None  # on a GPU, the wait for its work is here
+                    totals = previous.read() if previous else None  # on a GPU, waits for the previous step
 
-                # --- what the step before has left, a step late
-                request = self._record(totals) if totals else Request.CONTINUE
-                self._report_checkpoints()
+                # --- totals of the previous step
+                stop = self._record(totals) if totals else False
+                parts.checkpoints.poll()
 
-                # --- events of this boundary
+                # --- events of this step boundary
                 evaluation_is_due = timetable.evaluate.fires_after(step) or is_last
                 checkpoint_is_due = timetable.checkpoint.fires_after(step) or is_last
-                if evaluation_is_due or checkpoint_is_due or request is not Request.CONTINUE:
-                    with self._clock.running(step):
+                if evaluation_is_due or checkpoint_is_due or stop:
+                    with self._timer.running(step):
                         totals = pending.read()
-                    request, pending = max(request, self._record(totals)), None
-                stops = request is Request.STOP and not is_last
-                # Whoever stops a run may not wait for an evaluation: the next attempt owes it.
-                evaluation = self._evaluate(step) if evaluation_is_due and not stops else None
-                if checkpoint_is_due or request is not Request.CONTINUE:
-                    self._save(step, evaluation, wait=stops or is_last)
-                if stops:
+                    stop, pending = self._record(totals) or stop, None
+                stop = stop and not is_last
+                # A stop request does not wait for an evaluation: the next attempt begins with it.
+                evaluation = self._evaluate(step) if evaluation_is_due and not stop else None
+                if checkpoint_is_due or stop:
+                    self._save(step, evaluation, wait=stop or is_last)
+                if stop:
                     return Outcome(step, finished=False, evaluation=None)
         if evaluation is None:  # resumed after the last step
             evaluation = self._evaluate(timetable.total_steps)
@@ -212,46 +197,49 @@ class Trainer:
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine asks for it."""
         self._checksum = 0
-        for batch in itertools.islice(self._clock.waiting(batches), self.num_micro_batches):
+        for batch in itertools.islice(self._timer.waiting(batches), self.num_micro_batches):
             self._checksum += batch.checksum
-            yield self._clock.copying(self.parts.to_device, batch)
+            yield self._timer.copying(self.parts.to_device, batch)
 
-    def _record(self, totals: StepTotals) -> Request:
-        """Check a step's totals and write them where they are due; returns what any worker asked for."""
+    def _record(self, totals: StepTotals) -> bool:
+        """Check a step's totals and log them if due; returns whether any worker was asked to stop."""
         if not math.isfinite(totals.loss):
             raise DivergedError(totals.step, totals.loss)
         if not math.isfinite(totals.gradient_norm) and not self.parts.engine.skips_overflows:
-            problem = f"the gradient's norm of step {totals.step} is {totals.gradient_norm}"
+            problem = f"the gradient norm of step {totals.step} is {totals.gradient_norm}"
             raise DivergedError(totals.step, totals.gradient_norm, problem)
         self._check_scaling(totals)
-        self._clock.add_own(totals.step, totals.own_s)
-        for straggler in self._stragglers.add(totals.own_s):
+        self._timer.add_local(totals.step, totals.local_step_times_s)
+        for straggler in self._stragglers.add(totals.local_step_times_s):
             self._event(totals.step, "straggler", asdict(straggler))
-        timetable = self.timetable
-        if totals.step % timetable.log_every == 0 or totals.step == timetable.total_steps:
-            lap = self._clock.lap(totals.step)
-            self._laps.append(lap)
-            self._write(
-                {
-                    "kind": "train",
-                    "step": totals.step,
-                    "epoch": self._epoch(totals.step),
-                    "loss": totals.loss,
-                    "top1": totals.top1,
-                    "gradient_norm": totals.gradient_norm if math.isfinite(totals.gradient_norm) else None,
-                    "sample_ids": totals.checksum,
-                    "learning_rate": self.parts.learning_rate(totals.step - 1),
-                    "images_per_s": timetable.batch_size / lap.step_s,
-                    "step_time_s": lap.step_s,
-                    "data_wait_s": lap.input_s,
-                    "time_left_s": (timetable.total_steps - totals.step) * lap.step_s,
-                    **totals.scaling,
-                }
-            )
-        return totals.request
+        if totals.step % self.timetable.log_every == 0 or totals.step == self.timetable.total_steps:
+            self._log(totals)
+        return totals.stop_requested
+
+    def _log(self, totals: StepTotals) -> None:
+        """End a logging window, and write its train record."""
+        window = self._timer.end_window(totals.step)
+        self._windows.append(window)
+        self.parts.sink.write(
+            {
+                "kind": "train",
+                "step": totals.step,
+                "epoch": self._epoch(totals.step),
+                "loss": totals.loss,
+                "top1": totals.top1,
+                "gradient_norm": totals.gradient_norm if math.isfinite(totals.gradient_norm) else None,
+                "sample_ids": totals.checksum,
+                "learning_rate": self.parts.learning_rate(totals.step - 1),
+                "images_per_s": self.timetable.batch_size / window.step_s,
+                "step_time_s": window.step_s,
+                "data_wait_s": window.input_s,
+                "time_left_s": (self.timetable.total_steps - totals.step) * window.step_s,
+                **totals.scaling,
+            }
+        )
 
     def _check_scaling(self, totals: StepTotals) -> None:
-        """Raise DivergedError where a loss scaler skips steps at its least scale, or has skipped every step."""
+        """Raise DivergedError if a loss scaler skips a step at its smallest scale, or has skipped every step."""
         if not totals.skipped:
             return
         scale, num_skipped = totals.scaling["loss_scale"], totals.scaling["num_skipped"]
@@ -265,7 +253,7 @@ class Trainer:
         raise DivergedError(totals.step, scale, problem, advice, by_samples=False)
 
     def _evaluate(self, step: int) -> Evaluation:
-        self.parts.pulse.enter("evaluate", step)
+        self.parts.liveness.enter("evaluate", step)
         started = time.perf_counter()
         evaluation = self.parts.evaluate()
         seconds = time.perf_counter() - started
@@ -273,33 +261,19 @@ class Trainer:
             text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
         record = {"kind": "eval", "step": step, "epoch": self._epoch(step), **asdict(evaluation), "time_s": seconds}
-        self._write(record)
+        self.parts.sink.write(record)
         return evaluation
 
     def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:
-        self.parts.pulse.enter("save", step)
+        self.parts.liveness.enter("save", step)
         metrics = {}
         if evaluation is not None:
             metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
         self.parts.checkpoints.save(step, wait=wait, metrics=metrics)
-        self._report_checkpoints()
+        self.parts.checkpoints.poll()
 
-    def _report_checkpoints(self) -> None:
-        for report in self.parts.checkpoints.poll():
-            if isinstance(report, Saved):
-                self.parts.supervisor.checkpoint(str(report.path), report.step)
-
-    def _judge(self, step: int) -> None:
-        # The first lap holds what happens once: kernels are chosen, memory is found, files are read for the first time.
-        verdict = self.parts.judge(self._laps[1:] or self._laps)
-        if verdict is not None:
-            self._event(step, "verdict", {**verdict.record(), "text": str(verdict)})
-
-    def _event(self, step: int, event: str, detail: dict[str, Any]) -> None:
-        self._write({"kind": "event", "step": step, "event": event, "detail": detail})
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self.parts.sink.write(record)
+    def _event(self, step: int, event: str, detail: Mapping[str, object]) -> None:
+        self.parts.sink.write({"kind": "event", "step": step, "event": event, "detail": detail})
 
     def _epoch(self, step: int) -> float:
         return step * self.timetable.batch_size / self.timetable.num_samples

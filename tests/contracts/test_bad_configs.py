@@ -119,7 +119,7 @@ CASES = [
     case("a range above the batch", "workers: 2", "workers: 2..65", 9, "workers", "found 65", "at most 64"),
     case("no address", "", "checkpoint: {mirror: /copy}", 10, "checkpoint.mirror", "/copy", "s3://BUCKET"),
     case(
-        "nobody to tell", "", "notify: {no_progress_minutes: 5}", 10, "notify.no_progress_minutes", "nobody", "webhook"
+        "nobody to notify", "", "notify: {no_progress_minutes: 5}", 10, "notify.no_progress_minutes", "found 5", "webhook"
     ),
     case(
         "a secret in an address",
@@ -134,7 +134,7 @@ CASES = [
     case("object store", "/runs", "s3://bucket/runs", 3, "storage", "object store", "a folder that every node sees"),
     case("variable in a path", "/runs", "$SCRATCH/runs", 3, "storage", "$SCRATCH", "on the command line"),
     case(
-        "option without effect", "0.9}", "0.9, epsilon: 0}", 7, "optimizer.epsilon", "do nothing", "optimizer.name lars"
+        "option without effect", "0.9}", "0.9, epsilon: 0}", 7, "optimizer.epsilon", "has no effect", "optimizer.name lars"
     ),
     case("duplicate key", "", "name: again", 10, "name", "given twice, first in line 2", "each key once"),
     case("duplicate inner key", "0.9}", "0.9, name: lars}", 7, "optimizer.name", "given twice", "each key once"),
@@ -153,7 +153,7 @@ CASES = [
         "a key that is not there", "optimizer.momentun=0.9", "optimizer.momentun", "unknown key", "mean momentum?"
     ),
     override("a section's key gone", "batch.size=null", "batch.size", "found nothing (null)", "a whole number"),
-    override("no equals sign", "optimizer.momentum", "optimizer.momentum", "no override", "key=value", code=64),
+    override("no equals sign", "optimizer.momentum", "optimizer.momentum", "not an override", "key=value", code=64),
     override("no value", "workers=", "workers", "no value", "workers=VALUE", code=64),
     override("a value that is not YAML", "workers=[1", "workers", "not YAML", "", code=64),
     override(

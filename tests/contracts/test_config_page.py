@@ -12,6 +12,14 @@ def test_the_page_is_what_the_code_says() -> None:
 
 
 def test_a_key_has_its_type_default_and_meaning() -> None:
-    row = "| data.resolution | whole number | 224 | pixels, height and width |"
-    assert row in page().splitlines()
+    assert "| data.resolution | whole number | 224 | height and width of the network's input in pixels |" in page()
+    assert "| data.mean | list of 3 numbers | [0.485, 0.456, 0.406] | " in page()
+    assert "| schedule.milestones | list of durations | [] | " in page()
+    assert "| checkpoint.keep_every | duration or null | null | " in page()
     assert Path(PAGE).name == "config.md"
+
+
+def test_every_key_has_a_meaning() -> None:
+    rows = [line for line in page().splitlines() if line.startswith("| ")]
+    assert len(rows) > 80
+    assert [row for row in rows if not row.removesuffix("|").rpartition("|")[2].strip()] == []

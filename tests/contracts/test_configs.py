@@ -63,7 +63,7 @@ def test_the_eight_node_config_is_the_published_reference() -> None:
     assert (run.workers, run.cluster.nodes, run.resources.gpus_per_worker) == (Workers(64, 64), 8, 1)
     assert (run.batch.size, run.batch_norm.span, run.duration) == (8192, 64, Duration.parse("44 epochs"))
     optimizer, schedule = run.optimizer, run.schedule
-    assert (optimizer.name, optimizer.convention, optimizer.trust_coefficient) == ("lars", "lr_inside", 0.001)
+    assert (optimizer.name, optimizer.lr_in_momentum, optimizer.trust_coefficient) == ("lars", True, 0.001)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 2e-4)
     assert (schedule.peak_lr, schedule.warmup) == (17.0, Duration.parse("5 epochs"))
     assert (schedule.decay, schedule.power, schedule.end_lr) == ("polynomial", 2.0, 1e-4)

@@ -38,18 +38,18 @@ def test_every_rule_says_what_a_person_does() -> None:
     assert all(rule.advice for rule in RULES)
 
 
-def test_the_page_for_whoever_is_paged_has_every_exit_code() -> None:
+def test_the_operations_page_has_every_exit_code() -> None:
     text = (DOCS / "operations.md").read_text(encoding="utf-8")
     codes = {int(code) for line in re.findall(r"^\| ([0-9, ]+) \|", text, re.MULTILINE) for code in line.split(",")}
     assert codes == {int(code) for code in ExitCode}
 
 
-def test_every_fault_that_was_struck_names_tests_that_are_there() -> None:
+def test_every_fault_test_of_the_page_exists() -> None:
     tests = Path(__file__).parents[1]
     text = "".join(file.read_text(encoding="utf-8") for file in sorted(tests.rglob("test_*.py")))
     there = set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
     page = (DOCS / "faults.md").read_text(encoding="utf-8")
-    table = [row for row in page.partition("## What was struck for real")[2].splitlines() if row.startswith("| ")][1:]
+    table = [row for row in page.partition("## Fault tests")[2].splitlines() if row.startswith("| ")][1:]
     assert table
     for row in table:
         named = set(re.findall(r"`(test_\w+)`", row))

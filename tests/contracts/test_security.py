@@ -30,7 +30,7 @@ SECRETS = {
     "NCCL_SECRET": "sw0rdfish-nccl",
     "OMP_API_KEY": "sw0rdfish-omp",
     "MY_CREDENTIALS": "sw0rdfish-mine",
-    "PAGER_URL": "http://127.0.0.1:9/hook/sw0rdfish-pager",  # nobody answers there
+    "PAGER_URL": "http://127.0.0.1:9/hook/sw0rdfish-pager",  # no server listens there
 }
 SECRET = "sw0rdfish"
 
@@ -251,7 +251,7 @@ def test_a_slurm_job_keeps_its_token_in_a_closed_file_of_a_closed_folder(tmp_pat
     writes = [line.strip() for line in ray.splitlines() if '> "$JOB_DIR/token"' in line]
     assert writes
     for number, line in enumerate(writes):
-        script = f"umask 0; token=secret; JOB_DIR={tmp_path}/job{number}; say() {{ :; }}\n{make_folder}\nmake_folder\n"
+        script = f"umask 0; token=secret; JOB_DIR={tmp_path}/job{number}; log() {{ :; }}\n{make_folder}\nmake_folder\n"
         subprocess.run(["bash", "-c", script + line], check=True)
         folder = tmp_path / f"job{number}"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -69,7 +69,7 @@ def test_plan_of_the_eight_node_config(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["plan", str(config)]) == 0
     plan = capsys.readouterr().out
     # 44 epochs × 1,281,167 images / 8,192 a step, rounded up; 8,192 / 64 workers; 8,192 / 64 a span
-    for fact in ("6,882 = 44 epochs", "64 on 8 nodes", "128 images a worker", "128 spans of 64 images", "17"):
+    for fact in ("6,882 = 44 epochs", "64 on 8 nodes", "128 images per worker", "128 spans of 64 images", "17"):
         assert fact in plan
     assert "each on one worker: nothing is exchanged" in plan
 

@@ -188,15 +188,15 @@ class TestCheckModel:
     @pytest.mark.parametrize(
         ("model", "lines"),
         [
-            ("dropout", ["a run on 2 workers has another loss in step 1", "between draws random numbers: they are"]),
+            ("dropout", ["a run on 2 workers has another loss in step 1", "between draws random numbers, which depend"]),
             (
                 "careless",
                 [
                     "a second run has another loss in step 1",
                     "a run with 2 micro-batches has another loss in step 1",
-                    "between.0 draws random numbers that torch's generators do not give",
+                    "between.0 draws random numbers from other generators than torch's",
                     "between.1 mixes samples",
-                    "between.2.never has no part in the loss",
+                    "between.2.never does not affect the loss",
                 ],
             ),
             ("reshaped", ["a second run fails: RecipeError: model.name: between.1 gets 40 rows for 10 samples"]),
@@ -220,7 +220,7 @@ class TestCheckModel:
 
     @pytest.mark.parametrize("sizes", [{"num_steps": 1}, {"batch_size": 9}, {"batch_size": 2}])
     def test_sizes_that_are_too_small_are_refused(self, sizes: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="give 2 steps or more, and an even batch of 4 or more"):
+        with pytest.raises(ValueError, match="at least 2 steps, and an even batch of at least 4"):
             check_model("models_of_users:plain", **sizes)
 
     def test_a_function_that_workers_cannot_import_is_refused(self) -> None:
@@ -266,7 +266,7 @@ def test_one_value_a_channel_is_refused_by_name(config: dict[str, Any], tmp_path
     file = written({**config, "model": model, "data": data, "batch_norm": {"span": 1}}, tmp_path)
     assert main([file, "faults.max_failures=0"]) == 78
     error = capsys.readouterr().err
-    assert "batch_norm.span: a span of 1 sample has one value of each channel at layer4.0." in error
+    assert "batch_norm.span: a span of 1 sample has one value per channel at layer4.0." in error
     assert "Traceback" not in error
 
 

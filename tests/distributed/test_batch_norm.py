@@ -42,7 +42,7 @@ class Case:
 
 # Boundaries between workers: 7 -> 3 | 2, 4;  20 -> 10 | 6, 13;  8 -> 4 | 2, 5;  12 -> 6 | 4, 8
 CASES = {
-    "global, unequal shares": Case(7, "global"),
+    "global, unequal micro-batches": Case(7, "global"),
     "crossing workers": Case(20, 4),
     "teams: one boundary of three workers is aligned": Case(8, 2),
     "aligned on every worker": Case(12, 2),
@@ -52,7 +52,7 @@ CASES = {
     "two dimensions, crossing": Case(20, 4, shape=()),
     "channels last": Case(20, 5, channels_last=True),
     "no weight, no bias": Case(7, "global", affine=False),
-    "one worker's share": Case(7, "worker"),
+    "one worker's micro-batch": Case(7, "worker"),
     "float32 far from zero": Case(20, 4, dtype=torch.float32),
     "1e4 from zero": Case(20, 4, offset=1e4),
     "1e4 from zero, global, two micro-batches": Case(14, "global", num_micro_batches=2, offset=1e4),
@@ -95,15 +95,15 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     statistics = RunningStatistics(layer)
     inputs, coefficients, direction = data(case)
     result: dict[str, Any] = {"ranks": 1 if spans.group is None else dist.get_world_size(spans.group), "parts": []}
-    for share in layout.shares(rank):
-        own = slice(share.own.start, share.own.stop)
+    for positions in layout.worker_micro_batches(rank):
+        own = slice(positions.start, positions.stop)
         input = inputs[own].to(case.dtype)
         if case.channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
         input.requires_grad_()
         output = layer(input)
         output.backward(coefficients[own].to(case.dtype))
-        result["parts"].append((share.own, output.detach(), input.grad))
+        result["parts"].append((positions, output.detach(), input.grad))
     add_up = dist.all_reduce if world_size > 1 else lambda tensor: None
     sums = statistics.sums()
     add_up(sums)
@@ -114,8 +114,8 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
         for sign in (1, -1):
             moved = inputs + sign * PERTURBATION * direction
             result[f"loss {sign:+d}"] = sum(
-                (layer(moved[s.own.start : s.own.stop].to(case.dtype)) * coefficients[s.own.start : s.own.stop]).sum()
-                for s in layout.shares(rank)
+                (layer(moved[s.start : s.stop].to(case.dtype)) * coefficients[s.start : s.stop]).sum()
+                for s in layout.worker_micro_batches(rank)
             )
     return result
 
@@ -161,7 +161,7 @@ def spans_of(case: Case, world_size: int) -> list[int]:
     """The sizes of all spans of the global batch, in order."""
     if case.span == "worker":
         layout = BatchLayout(case.size, case.num_micro_batches, world_size)
-        return [len(layout.share(m, r).own) for m in range(case.num_micro_batches) for r in range(world_size)]
+        return [len(layout.worker_micro_batch(m, r)) for m in range(case.num_micro_batches) for r in range(world_size)]
     size = case.size // case.num_micro_batches if case.span == "global" else case.span
     return [size] * (case.size // size)
 
@@ -258,7 +258,7 @@ def test_only_workers_that_share_spans_exchange_them(world: list[dict[str, Any]]
     assert ranks("teams: one boundary of three workers is aligned") == {2: [1, 1], 3: [1, 2, 2]}[len(world)]
     assert ranks("aligned on every worker") == [1] * len(world)
     assert ranks("crossing workers") == [len(world)] * len(world)
-    assert ranks("one worker's share") == [1] * len(world)
+    assert ranks("one worker's micro-batch") == [1] * len(world)
 
 
 def test_memory_layout_is_kept(world: list[dict[str, Any]]) -> None:

@@ -29,13 +29,14 @@ from launcher.ray_backend import environment as ray_environment
 ray_environment.set_up()
 import ray
 from ray.cluster_utils import Cluster
-from launcher.ray_backend.doctor import node_reports, ray_findings
+from launcher.ray_backend.doctor import RayHosts, ray_findings
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-reports = node_reports(60)
+hosts = RayHosts(None)
+facts = hosts.run({host: ("facts", {}) for host in hosts.hosts}, 60)
 findings = [finding.described() for finding in ray_findings(None, 200)]
-print(json.dumps({"reports": list(reports.values()), "findings": findings}), flush=True)
+print(json.dumps({"facts": list(facts.values()), "findings": findings}), flush=True)
 ray.shutdown()
 cluster.shutdown()
 """
@@ -87,7 +88,7 @@ def test_every_node_of_a_ray_cluster_is_looked_at(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert len(answer["reports"]) == 2
-    assert all(report["packages"]["torch"] for report in answer["reports"])
+    assert len(answer["facts"]) == 2
+    assert all(facts["packages"]["torch"] for facts in answer["facts"])
     found = by_name(answer["findings"])
     assert (found["reached"], found["all-reduce"], found["matmul"]) == ("pass", "pass", "pass")

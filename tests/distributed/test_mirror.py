@@ -13,9 +13,10 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from resnet_dist.checkpoint import format
-from resnet_dist.checkpoint.mirror import Mirror, complete_steps, fetch, fetch_newest, newest_in_mirror
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.mirror import complete_steps, fetch, fetch_newest
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 from resnet_dist.errors import CheckpointError, StorageError
 
 URL = "s3://bucket/runs/one/checkpoints"
@@ -55,13 +56,13 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def run(folder: Path, steps: list[int], retention: Retention) -> list[tuple[int, str, dict[str, Any]]]:
     """Save `steps` with a mirror, and return the events."""
     events: list[tuple[int, str, dict[str, Any]]] = []
-    saver = Saver(
-        folder, retention, on_event=lambda *event: events.append(event), mirror=Mirror(URL, retention), max_failures=1
-    )
+    options = CheckpointOptions(folder, retention, mirror=URL, max_failures=1)
+    saver = Saver(options, on_event=lambda *event: events.append(event))
     for step in steps:
         weight = torch.full((1000,), float(step))
         state = {"weight": {"momentum": weight + 1}}
-        saver.save(step, {"weight": weight}, state, {}, wait=False, metrics={"top1": 1 / step})
+        content = CheckpointContent(step, {"weight": weight}, state, {"metrics": {"top1": 1 / step}})
+        saver.save(content, wait=False)
         while not any(event[0] == step and event[1].startswith("mirror") for event in events):
             saver.poll()
     saver.close()
@@ -90,7 +91,7 @@ def test_a_run_whose_directory_is_gone_goes_on_from_the_mirror(tmp_path: Path, b
 def test_without_its_manifest_a_checkpoint_there_is_none(tmp_path: Path, bucket: Any) -> None:
     run(tmp_path / "run", [1, 2], Retention())
     bucket.rm_file(f"{URL}/step-00000002/manifest.json")
-    assert newest_in_mirror(URL) == 1
+    assert complete_steps(URL)[0] == 1
 
 
 def test_a_copy_that_was_altered_is_found_by_its_hash(tmp_path: Path, bucket: Any) -> None:
@@ -130,7 +131,7 @@ def test_a_server_that_is_gone_is_told_of(
     assert [event[:2] for event in events] == [(1, "checkpoint"), (1, "mirror_failed")]
     assert "Could not connect" in events[1][2]["problem"]
     with pytest.raises(StorageError, match="Could not connect"):
-        newest_in_mirror(URL)
+        complete_steps(URL)
 
 
 @pytest.fixture

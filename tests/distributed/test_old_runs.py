@@ -48,8 +48,8 @@ def test_a_run_that_was_killed_goes_on_with_its_own_span_and_the_same_losses(old
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on at step 5, from step-00000004" in done.stdout
-    assert "kept from the run, as the config leaves it open: batch_norm.span global" in done.stdout
+    assert "resumes at step 5, from step-00000004" in done.stdout
+    assert "kept from the run, since the config leaves them open: batch_norm.span global" in done.stdout
     assert "finished  8 steps" in done.stdout
     found, expected = losses_of(stopped), losses_of(whole)
     assert sorted(found) == sorted(expected) == list(range(1, 9))

@@ -32,8 +32,10 @@ import torch
 import torch.distributed as dist
 
 from launcher.commands.prepare import write_digits
-from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint import restore
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
     BatchNormRecipe,
@@ -48,7 +50,7 @@ from resnet_dist.recipe.schema import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.stop_request import Request, Unattended
+from resnet_dist.stop_request import Unattended
 from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
 from resnet_dist.training.ema import WeightAverage
 
@@ -165,9 +167,9 @@ def curve(
 
     In float64 the last record also has what an evaluation of the model finds.
     """
-    bookkeeping = Bookkeeping(folder / "checkpoints", folder / "index", Duration.parse("1000 steps"), 1, 1)
+    options = RunOptions(CheckpointOptions(folder / "checkpoints"), folder / "index", Duration.parse("1000 steps"), 1)
     worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=num_threads)
-    trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, bookkeeping, NoSink(), Unattended())
+    trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, options, NoSink(), Unattended())
     parts, records = trainer.parts, []
     with torch.no_grad():
         weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
@@ -178,7 +180,7 @@ def curve(
         rate = parts.learning_rate(step - 1)
         sums = parts.engine.step(map(parts.to_device, taken), rate)
         checksum = sum(batch.checksum for batch in taken)
-        totals = parts.exchange.finish(step, sums, Request.CONTINUE, checksum=checksum).read()
+        totals = parts.exchange.finish(step, sums, checksum=checksum).read()
         if not sums.skipped:
             average.update(step)
         records.append({"loss": totals.loss, "lr": rate, "norm": totals.gradient_norm, "ids": totals.checksum})
@@ -205,14 +207,14 @@ class Killed(Unattended):
         self._rank, self._pids, self._checkpoint = rank, pids, checkpoint
         self._num_steps = 0
 
-    def request(self) -> Request:
+    def stop_requested(self) -> bool:
         self._num_steps += 1
         if self._num_steps == KILLED_IN:
             while self._rank > 0 or not self._checkpoint.exists():
                 time.sleep(0.01)
             for pid in reversed(self._pids):  # its own comes last
                 os.kill(pid, signal.SIGKILL)
-        return Request.CONTINUE
+        return False
 
 
 def go_on(run: Path, root: Path, rank: int, workers: int) -> None:
@@ -225,11 +227,11 @@ def go_on(run: Path, root: Path, rank: int, workers: int) -> None:
         next_step = (0 if saved is None else saved.step) + CHECKPOINT_EVERY
         supervisor = Killed(rank, pids, run / "checkpoints" / f"step-{next_step:08d}")
     every = Duration.parse(f"{CHECKPOINT_EVERY} steps")
-    bookkeeping = Bookkeeping(run / "checkpoints", run / "index", every, keep=1, log_every=1)
+    options = RunOptions(CheckpointOptions(run / "checkpoints", Retention(1)), run / "index", every, log_every=1)
     averaged = dataclasses.replace(recipe(RESIZED, root, SpeedRecipe()), ema=EmaRecipe(decay=EMA_DECAY))
     worker = Worker(rank, workers, torch.device("cpu"), num_threads=1)
     sink = MetricsFile(run / "metrics.jsonl") if rank == 0 else NoSink()
-    build(averaged, worker, bookkeeping, sink, supervisor, None if saved is None else saved.path).fit()
+    build(averaged, worker, options, sink, supervisor, None if saved is None else saved.path).fit()
     sink.close()
 
 
@@ -393,7 +395,7 @@ def print_kernels(folder: Path) -> None:
             "the same once more": run(),
             "`speed.channels_last: false`": run(SpeedRecipe(channels_last=False)),
             "`speed.compile: true`": run(SpeedRecipe(compile=True)),
-            "`speed.optimizer: foreach`": run(SpeedRecipe(optimizer="foreach")),
+            "`speed.sgd_kernel: foreach`": run(SpeedRecipe(sgd_kernel="foreach")),
             "2 threads": run(num_threads=2),
         }
         with torch.backends.mkldnn.flags(enabled=False):

@@ -46,7 +46,7 @@ def test_a_killed_run_resumes_with_the_same_bits(
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     output = train("name=killed", *overrides, "--resume", "must")
-    assert "goes on at step" in output
+    assert "resumes at step" in output
     assert losses_of(storage / "killed") == losses_of(storage / "untouched")
     found, expected = weights(storage / "killed"), weights(storage / "untouched")
     assert found.keys() == expected.keys()

@@ -104,7 +104,7 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     command = ["submit", "ray", str(config_file), "place=ray", "workers=1", "duration=100000 steps"]
     refused = run_launcher(*command, "--address", address, HOME=str(tmp_path / "nobody"), RAY_AUTH_MODE="disabled")
     assert refused.returncode == 69, refused.stderr
-    assert "the cluster wants its token" in refused.stderr
+    assert "the cluster requires its token" in refused.stderr
 
     run = tmp_path / "runs" / "tiny"
     run.parent.mkdir()
@@ -166,8 +166,8 @@ def test_too_few_nodes_end_a_run_in_time_with_what_is_missing(
     end = run.fatal()
     assert end is not None
     assert (end.exit_code, end.kind) == (69, "ClusterUnavailable")
-    assert re.search(r"3 workers of 1 CPU each were not to be had within [0-9]+ s", end.message)
-    assert re.search(r"The Ray cluster has \S+: room for 2, [0-2] free", end.message)
+    assert re.search(r"3 workers with 1 CPU each could not be placed within [0-9]+ s", end.message)
+    assert re.search(r"The Ray cluster has \S+: capacity 2, [0-2] free", end.message)
     assert run.attempts() == []
 
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resnet_dist.checkpoint import format
-from resnet_dist.checkpoint.hand_out import hand_out
-from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.broadcast import load_and_broadcast
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.zero import ZeroEngine
@@ -36,7 +36,7 @@ from resnet_dist.models.spans import Spans
 from resnet_dist.optim import Lars, decay_groups
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.telemetry.metrics_file import NoSink
-from resnet_dist.training.checkpointing import RunCheckpoints, SavingPlan
+from resnet_dist.training.checkpointing import RunCheckpoints
 
 # 22 samples: shares of 11, 11 and 7, 7, 8; in two micro-batches of 11: 5, 6 and 3, 4, 4
 BATCH_SIZE, SPAN, CLASSES, STEPS, LEARNING_RATE, TIMEOUT_S = 22, 11, 7, 10, 0.05, 300
@@ -94,14 +94,14 @@ def model_of(case: Case, rank: int, world_size: int) -> nn.Module:
 def optimizer_of(case: Case, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if case.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=1e-3)
-    convention: Any = "lr_inside" if case.optimizer == "lars_inside" else "lr_outside"
-    return Lars(groups, momentum=0.9, weight_decay=1e-3, trust_coefficient=0.1, convention=convention)
+    inside = case.optimizer == "lars_inside"
+    return Lars(groups, momentum=0.9, weight_decay=1e-3, trust_coefficient=0.1, lr_in_momentum=inside)
 
 
 class LarsOfOne(torch.optim.Optimizer):
     """The oracle: every group is one tensor, so the norms of a flat partition, padded with zeros, are parts of its own.
 
-    It needs to know nothing of where DeepSpeed puts what. As `optimizer_of` has it, lr_outside.
+    It needs to know nothing of where DeepSpeed puts what. As `optimizer_of` has it, lr_in_momentum is False.
     """
 
     @torch.no_grad()
@@ -150,8 +150,8 @@ def batches(step: int, case: Case, rank: int, world_size: int) -> Iterator[Micro
     generator = torch.Generator().manual_seed(step % 2)  # the same two batches again and again: losses fall
     images = torch.randn(BATCH_SIZE, 3, 9, 9, generator=generator)
     labels = torch.randint(CLASSES, (BATCH_SIZE,), generator=generator)
-    for share in BatchLayout(BATCH_SIZE, case.num_micro_batches, world_size).shares(rank):
-        own = slice(share.own.start, share.own.stop)
+    for positions in BatchLayout(BATCH_SIZE, case.num_micro_batches, world_size).worker_micro_batches(rank):
+        own = slice(positions.start, positions.stop)
         yield MicroBatch(images[own].contiguous(memory_format=torch.channels_last), labels[own])
 
 
@@ -177,11 +177,9 @@ def train(
             model = {name: value.clone() for name, value in net.state_dict().items()}
             record["broken"] = {"model": model, "optimizer": engine.optimizer_state()}
         if checkpoints is not None and step == BROKEN_AT:
-            saving = RunCheckpoints(
-                SavingPlan(checkpoints, Retention(1)), engine, {"batch_size": BATCH_SIZE}, rank, NoSink()
-            )
+            saving = RunCheckpoints(CheckpointOptions(checkpoints), engine, {"batch_size": BATCH_SIZE}, rank, NoSink())
             saving.save(BROKEN_AT, wait=True, metrics={})
-            assert [report.step for report in saving.poll()] == ([BROKEN_AT] if rank == 0 else [])
+            assert rank > 0 or (checkpoints / format.folder_name(BROKEN_AT)).exists()
             saving.close(patient=True)
         sums = engine.step(batches(step, case, rank, world_size), LEARNING_RATE)
         totals = torch.stack([sums.loss, sums.gradient_squared])
@@ -218,13 +216,13 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
             for kind in kinds:
                 records[f"{name}, resumed", kind] = train(kind, CASES[name], rank, world_size, start)
             saved = folder / name / f"step-{BROKEN_AT:08d}"
-            checkpoint = hand_out(saved, rank, world_size, torch.device("cpu"))
+            checkpoint = load_and_broadcast(saved, rank, world_size, torch.device("cpu"))
             start = {"model": checkpoint.model, "optimizer": checkpoint.optimizer}
             for kind in ("ddp", "zero 1"):
                 records[f"{name}, resumed from 4", kind] = train(kind, CASES[name], rank, world_size, start)
             records[f"{name}, resumed from 4", "files"] = {"names": sorted(format.read_manifest(saved))}
         with pytest.raises(CheckpointError) as caught:
-            hand_out(folder / "no checkpoint", rank, world_size, torch.device("cpu"))
+            load_and_broadcast(folder / "no checkpoint", rank, world_size, torch.device("cpu"))
         records["no checkpoint", "error"] = {"text": str(caught.value)}
     torch.save(records, folder / f"{world_size} workers, rank {rank}.pt")
     dist.destroy_process_group()

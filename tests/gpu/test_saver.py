@@ -1,4 +1,4 @@
-"""Saving from a GPU: pinned memory that is kept, and a training that goes on at once."""
+"""Saving from a GPU: pinned memory that is reused, and training that continues at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.host_copy import HostBuffers
 from resnet_dist.checkpoint.restore import load
-from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -22,22 +22,24 @@ def test_copies_are_pinned_kept_and_complete_when_the_call_returns() -> None:
         "count": torch.tensor(7, device="cuda"),
         "on_the_host": torch.randn(5),
     }
-    copies = buffers.copy(tensors)
-    assert [copy.is_pinned() for copy in copies.values()] == [True, True, False]
+    with buffers.copying() as copy:
+        copies = {name: copy(tensor) for name, tensor in tensors.items()}
+    assert [copied.is_pinned() for copied in copies.values()] == [True, True, False]
     for name, tensor in tensors.items():
         expected = tensor.cpu()
         tensor.zero_()
         assert torch.equal(copies[name], expected)
-    again = buffers.copy(tensors)
-    assert [copy.data_ptr() for copy in again.values()] == [copy.data_ptr() for copy in copies.values()]
+    with buffers.copying() as copy:
+        again = [copy(tensor).data_ptr() for tensor in tensors.values()]
+    assert again == [copied.data_ptr() for copied in copies.values()]
 
 
 def test_a_checkpoint_holds_the_weights_of_its_step_while_the_next_steps_change_them(tmp_path: Path) -> None:
     weight = torch.full((1 << 22,), 1.0, device="cuda")
-    saver = Saver(tmp_path, Retention(), on_event=lambda *event: None)
+    saver = Saver(CheckpointOptions(tmp_path), on_event=lambda *event: None)
     saver.reserve([weight])
     for step in range(1, 4):
-        saver.save(step, {"weight": weight}, {}, {}, wait=False)
+        saver.save(CheckpointContent(step, {"weight": weight}, {}, {}), wait=False)
         weight += 1
     saver.close()
     for step in range(1, 4):

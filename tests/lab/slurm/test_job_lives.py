@@ -231,7 +231,7 @@ def test_restarts_are_capped(slurm: Any, slow_jobs: dict[str, str]) -> None:
     job = slow_jobs["capped"]
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "76:0", "2"), slurm.output(job)
-    assert "no restart is left of 2" in slurm.output(job)
+    assert "all 2 restarts are used" in slurm.output(job)
 
 
 def test_one_task_of_an_array_is_requeued_alone(slurm: Any, slow_jobs: dict[str, str]) -> None:
@@ -247,7 +247,7 @@ def test_a_driver_that_ignores_the_notice_is_killed_in_time_and_requeued(slurm: 
     job = slow_jobs["deaf"]
     ended = slurm.wait(job)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), slurm.output(job)
-    assert "nothing ended within 6 s of the notice" in slurm.output(job)
+    assert "killed: still running 6 s after the notice" in slurm.output(job)
     assert slurm.leftovers(job) == []
 
 

@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "model": {"name": "resnet20", "num_classes": 10},
     "data": {"resolution": 16, "flip": False, "crop_area": [0.7, 1.0]},
     "batch": {"size": 37},
-    "optimizer": {"name": "lars", "momentum": 0.9, "weight_decay": 1e-4, "convention": "lr_outside"},
+    "optimizer": {"name": "lars", "momentum": 0.9, "weight_decay": 1e-4, "lr_in_momentum": False},
     "schedule": {"peak_lr": 0.5, "warmup": "5 steps", "decay": "cosine"},
     "evaluate": {"every": "1000 steps"},
     "checkpoint": {"every": "1000 steps"},

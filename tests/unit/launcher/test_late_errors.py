@@ -53,4 +53,4 @@ def test_a_warm_up_that_turns_out_longer_than_the_run_has_its_line(write: Callab
 
 def test_another_number_of_workers_is_told_once_the_run_has_begun(write: Callable[..., Path], capsys: Capture) -> None:
     assert train.main([str(write("1 step"))]) == 0
-    assert "1 worker here (the config asks for 2): same losses" in capsys.readouterr().out
+    assert "1 worker here (the config has 2): same losses" in capsys.readouterr().out

@@ -14,11 +14,11 @@ import pytest
 
 from launcher import cli
 from launcher.api import load_run
-from launcher.commands.notice import needed_s
+from launcher.commands.plan import stop_s
 from launcher.commands.report import goodput
 from launcher.console import Progress, summary_lines
 from launcher.run.directory import RunDirectory
-from launcher.train import _images_per_s
+from launcher.run.progress import images_per_s
 from resnet_dist.telemetry.metrics_file import read_metrics
 
 Capture = pytest.CaptureFixture[str]
@@ -99,12 +99,12 @@ READERS: dict[str, Callable[[RunDirectory], object]] = {
     "status --json": lambda run: cli.main(["status", str(run.path), "--json"]),
     "list": lambda run: cli.main(["list", str(run.storage)]),
     "list --json": lambda run: cli.main(["list", str(run.storage), "--json"]),
-    "report": lambda run: cli.main(["report", str(run.path), "--incidents"]),
+    "report": lambda run: cli.main(["report", str(run.path)]),
     "compare": lambda run: cli.main(["compare", str(run.path), str(run.path)]),
     "compare --json": lambda run: cli.main(["compare", str(run.path), str(run.path), "--json"]),
     "logs": lambda run: cli.main(["logs", str(run.path)]),
     "goodput": lambda run: int(goodput(run).useful),
-    "images per second": lambda run: int(_images_per_s(run)),
+    "images per second": lambda run: int(images_per_s(run)),
 }
 
 
@@ -141,12 +141,12 @@ def test_status_for_machines_tells_what_is_not_finite_from_what_is_not_known(
 @pytest.mark.parametrize("kind", ["null", "missing"])
 def test_a_notice_is_compared_with_the_times_that_are_known(kind: str, small_run: RunDirectory) -> None:
     run = written(small_run, CHANGES[kind])
-    assert needed_s(run) is None
+    assert stop_s(run) is None
     timed = {"kind": "train", "step": 2, "step_time_s": 4.0}
     unknown = {**SAVED, "detail": {"stalled_s": None, "write_s": None}}
     with run.metrics.open("a") as file:
         file.writelines(f"{json.dumps(record)}\n" for record in (timed, unknown))
-    assert needed_s(run) == 3.0 + 2 * 4.0
+    assert stop_s(run) == 3.0 + 2 * 4.0
 
 
 def test_a_null_of_a_table_is_nan_in_a_column_of_numbers(small_run: RunDirectory) -> None:

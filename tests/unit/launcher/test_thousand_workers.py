@@ -1,4 +1,4 @@
-"""A run on 1,024 workers whose nodes fail at random, through the real retry policy, shares and order.
+"""A run on 1,024 workers whose nodes fail at random, through the real retry policy, batch layout and order.
 
 128 nodes of 8 workers that do nothing but say which images they take. Whatever fails, and however many workers are
 left, step k has the images that an undisturbed run gives it, each once, and the run ends.
@@ -20,7 +20,7 @@ NUM_NODES, WORKERS_PER_NODE = 128, 8
 BATCH_SIZE, NUM_MICRO_BATCHES = 4096, 2
 NUM_SAMPLES = 10_007  # a prime: epochs end inside batches
 TOTAL_STEPS, SAVE_EVERY = 60, 7
-POLICY = Policy(least=512, most=1024, max_failures=3, node_strikes=2)
+POLICY = Policy(min_workers=512, max_workers=1024, max_failures=3, max_node_failures=2)
 
 
 @dataclass
@@ -63,10 +63,12 @@ class Outcome:
 def take(stream: Stream, step: int, world_size: int) -> NDArray[np.int64]:
     """The samples of a step, micro-batch by micro-batch and worker by worker: each worker works out its own alone."""
     layout = BatchLayout(BATCH_SIZE, NUM_MICRO_BATCHES, world_size)
-    shares = [layout.share(part, rank).own for part in range(NUM_MICRO_BATCHES) for rank in range(world_size)]
-    sizes = {len(share) for share in shares}
+    parts = [
+        layout.worker_micro_batch(number, rank) for number in range(NUM_MICRO_BATCHES) for rank in range(world_size)
+    ]
+    sizes = {len(part) for part in parts}
     assert max(sizes) - min(sizes) <= 1
-    positions = np.concatenate([np.arange(share.start, share.stop) for share in shares])
+    positions = np.concatenate([np.arange(part.start, part.stop) for part in parts])
     return stream.sample_ids(step * BATCH_SIZE + positions)
 
 
@@ -146,7 +148,7 @@ def test_the_run_shrinks_when_nodes_are_gone_and_grows_when_they_are_back() -> N
     assert min(outcome.world_sizes) < 1024
     changes = np.diff(outcome.world_sizes)
     assert changes.min() < 0 < changes.max()
-    assert all(POLICY.least <= size <= POLICY.most for size in outcome.world_sizes)
+    assert all(POLICY.min_workers <= size <= POLICY.max_workers for size in outcome.world_sizes)
 
 
 def test_nodes_that_fail_again_and_again_are_left_out_and_the_run_ends() -> None:

@@ -1,25 +1,25 @@
-"""Started again: by a place that repeats a submission, and by a person."""
+"""Starts of a run that has ended, by a scheduler that repeats a submission and by a person."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from launcher import train as module
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.console import Progress
 from launcher.errors import ClusterUnavailable, WorkerLost
-from launcher.recovery import root_cause as fatal
+from launcher.exit_codes import ExitCode
+from launcher.recovery.attempt import AttemptResult
+from launcher.recovery.root_cause import record_failure
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import acquire
 from launcher.train import train
 from resnet_dist.errors import DataError
 
-Started = list[dict[str, Any]]
+Started = list[RunConfig]
 
 
 @pytest.fixture
@@ -29,31 +29,31 @@ def config(write_config: Callable[..., Path]) -> RunConfig:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Started:
-    """Every run that is carried out, which is stopped at once."""
+    """The configs of all runs that start training; they stop at once."""
     runs: Started = []
 
-    def carried_out(*arguments: Any) -> tuple[Any, dict[str, Any]]:
-        runs.append({"config": arguments[0]})
-        return module.ExitCode.STOPPED, {"step": 3, "finished": False}
+    def run_local(config: RunConfig, *_: object, **__: object) -> tuple[ExitCode, AttemptResult]:
+        runs.append(config)
+        return ExitCode.STOPPED, AttemptResult(3, finished=False)
 
-    monkeypatch.setattr(module, "_carried_out", carried_out)
+    monkeypatch.setattr("launcher.local.run.run_local", run_local)
     monkeypatch.delenv("LAUNCHER_SUBMISSION", raising=False)
     return runs
 
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, small_run: RunDirectory) -> Callable[..., None]:
-    """End the run for good, under a submission."""
+    """Record a failure of the run, under a submission."""
 
     def end(error: Exception, submission: str) -> None:
         with monkeypatch.context() as patch:
             patch.setenv("LAUNCHER_SUBMISSION", submission)
-            fatal.tell(small_run, error)
+            record_failure(small_run, error)
 
     return end
 
 
-def test_a_submission_that_has_ended_for_good_is_not_repeated(
+def test_a_submission_that_failed_for_good_is_not_repeated(
     config: RunConfig,
     started: Started,
     ended: Callable[..., None],
@@ -66,7 +66,7 @@ def test_a_submission_that_has_ended_for_good_is_not_repeated(
     assert (code, started) == (65, [])
     assert run.fatal() is not None
     output = capsys.readouterr().out
-    assert "this submission ended for good" in output
+    assert "this submission failed for good" in output
     assert "DataError: a.jpg: broken" in output
 
 
@@ -85,7 +85,7 @@ def test_a_new_submission_and_a_person_start_normally(
     assert len(started) == 1
 
 
-def test_what_a_person_has_ended_for_good_binds_no_submission(
+def test_a_failure_of_a_person_does_not_affect_a_submission(
     config: RunConfig, started: Started, ended: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended(DataError("a.jpg", "broken"), "")
@@ -96,7 +96,7 @@ def test_what_a_person_has_ended_for_good_binds_no_submission(
 
 
 @pytest.mark.parametrize("error", [WorkerLost("node-7", 1, "killed"), ClusterUnavailable("no node")])
-def test_what_may_go_better_on_other_machines_is_repeated(
+def test_a_failure_that_may_not_repeat_on_other_machines_is_retried(
     config: RunConfig,
     started: Started,
     ended: Callable[..., None],
@@ -109,7 +109,7 @@ def test_what_may_go_better_on_other_machines_is_repeated(
     assert len(started) == 1
 
 
-def test_an_end_that_comes_while_the_predecessor_is_waited_for_is_seen(
+def test_a_failure_during_the_wait_for_the_predecessor_is_seen(
     config: RunConfig,
     started: Started,
     ended: Callable[..., None],

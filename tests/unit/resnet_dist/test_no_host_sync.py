@@ -22,7 +22,7 @@ from resnet_dist.data import HostBatch
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
-from resnet_dist.models.spans import Spans, Team
+from resnet_dist.models.spans import SpanGroup, Spans
 from resnet_dist.optim import build_optimizer, sgd_kernels
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.durations import Duration
@@ -37,7 +37,6 @@ from resnet_dist.recipe.schema import (
     ScheduleRecipe,
     SpeedRecipe,
 )
-from resnet_dist.stop_request import Request
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.ema import WeightAverage
@@ -101,7 +100,7 @@ def recipe_of(
         optimizer=OptimizerRecipe(name=optimizer, weight_decay=1e-4, gradient_clipping=clipping),
         precision=precision,
         # on a GPU `auto` is foreach; on this CPU it would be fused
-        speed=SpeedRecipe(optimizer="foreach" if optimizer == "sgd" else "auto"),
+        speed=SpeedRecipe(sgd_kernel="foreach" if optimizer == "sgd" else "auto"),
     )
 
 
@@ -130,7 +129,7 @@ class Run:
     def step(self, number: int) -> PendingTotals:
         micro_batches = map(self.to_device, self.batches)
         sums = self.engine.step(micro_batches, learning_rate=0.1)
-        finished = self.exchange.finish(number, sums, Request.CONTINUE, own_s=0.5, checksum=number)
+        finished = self.exchange.finish(number, sums, local_step_time_s=0.5, checksum=number)
         if not sums.skipped:
             self.average.update(number)
         return finished
@@ -171,7 +170,7 @@ def test_no_step_waits_where_spans_are_exchanged(monkeypatch: pytest.MonkeyPatch
     run = Run(recipe_of("sgd"))
     spans = next(layer.spans for layer in run.engine.module.modules() if hasattr(layer, "spans"))
     spans.span_size = 2 * BATCH  # shared with a second worker, which has the same numbers
-    spans.join(Team(range(2), range(2 * BATCH)), object(), BatchLayout(2 * BATCH, world_size=2), 0)
+    spans.join(SpanGroup(range(2), range(2 * BATCH)), object(), BatchLayout(2 * BATCH, world_size=2), 0)
     monkeypatch.setattr(spans, "_checked", False)  # as on a GPU after the first forward pass
     both = lambda parts, message, group: [part.copy_(message) for part in parts]  # noqa: E731
     monkeypatch.setattr("resnet_dist.models.spans.dist.all_gather", both)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.data import Request, crops, index_image_folder
+from resnet_dist.data import BatchRequest, crops, index_image_folder
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.engines.ddp import DdpEngine, LossSum
 from resnet_dist.engines.protocol import MicroBatch
@@ -59,10 +59,10 @@ class Lenient(DdpEngine):
 @pytest.mark.parametrize(
     ("engine", "promise"),
     [
-        (OfMeans, "step 1 in 2 micro-batches: the sum of losses"),
+        (OfMeans, "step 1 with num_micro_batches 2: the loss, a sum"),
         (OwnRate, "step 2 in 1 micro-batches: 0.weight after the update"),
         (Forgetful, "step 3 in 1 micro-batches"),
-        (Lenient, "1 micro-batches instead of 2 must raise ValueError"),
+        (Lenient, "num_micro_batches 2: a step with 1 must raise ValueError"),
     ],
 )
 def test_a_broken_engine_is_told_which_promise_it_breaks(engine: type[DdpEngine], promise: str) -> None:
@@ -71,24 +71,24 @@ def test_a_broken_engine_is_told_which_promise_it_breaks(engine: type[DdpEngine]
 
 
 @pytest.fixture
-def requests(tmp_path: Path, write_images: Callable[[Path], Path]) -> list[Request]:
+def requests(tmp_path: Path, write_images: Callable[[Path], Path]) -> list[BatchRequest]:
     index = index_image_folder(str(write_images(tmp_path / "images")), "train")
     made = []
     for ids in (torch.arange(3).numpy(), torch.arange(3, 5).numpy()):
         windows = crops.evaluation_windows(index.heights[ids], index.widths[ids], 0.875)
-        made.append(Request.of(index, ids, windows, ids % 2 == 0))
+        made.append(BatchRequest.of(index, ids, ids, windows, ids % 2 == 0))
     return made
 
 
-def test_our_decoder_conforms(requests: list[Request]) -> None:
+def test_our_decoder_conforms(requests: list[BatchRequest]) -> None:
     check_decoder(TorchvisionDecoder(num_threads=2, prefetch=1), requests, resolution=8)
 
 
-def test_a_decoder_in_the_wrong_layout_is_told_so(requests: list[Request]) -> None:
+def test_a_decoder_in_the_wrong_layout_is_told_so(requests: list[BatchRequest]) -> None:
     class Planar:
         def decode(self, wanted: Any, resolution: int) -> Any:
-            for images in TorchvisionDecoder(2, 1).decode(wanted, resolution):
-                yield images.contiguous()
+            for request, images in TorchvisionDecoder(2, 1).decode(wanted, resolution):
+                yield request, images.contiguous()
 
     with pytest.raises(AssertionError, match="channels-last"):
         check_decoder(Planar(), requests, resolution=8)  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.build import RunOptions, Worker, build
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
     BatchRecipe,
@@ -26,7 +27,7 @@ from resnet_dist.recipe.schema import (
     RegularizationRecipe,
     ScheduleRecipe,
 )
-from resnet_dist.stop_request import Request, Unattended
+from resnet_dist.stop_request import Unattended
 from resnet_dist.telemetry.metrics_file import NoSink
 
 STEPS, RATE, WEIGHT_DECAY, SMOOTHING, CLASSES = 12, 5e-4, 1e-3, 0.1, 2  # a rate at which training is stable
@@ -47,8 +48,10 @@ def curves(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         regularization=RegularizationRecipe(label_smoothing=SMOOTHING),
         precision="float64",
     )
-    books = Bookkeeping(folder / "checkpoints", folder / "index", Duration.parse("1000 steps"), keep=1, log_every=1)
-    trainer = build(recipe, Worker(0, 1, torch.device("cpu"), 1), books, NoSink(), Unattended())
+    options = RunOptions(
+        CheckpointOptions(folder / "checkpoints"), folder / "index", Duration.parse("1000 steps"), log_every=1
+    )
+    trainer = build(recipe, Worker(0, 1, torch.device("cpu"), 1), options, NoSink(), Unattended())
     theirs = torchvision.models.get_model(request.param, num_classes=CLASSES).double()
     theirs.load_state_dict(trainer.parts.engine.module.state_dict())
     return run(trainer, theirs)
@@ -69,7 +72,7 @@ def run(trainer: object, theirs: nn.Module) -> Curves:
     for step in range(STEPS):
         host = next(batches)
         sums = parts.engine.step([parts.to_device(host)], parts.learning_rate(step))
-        own_losses.append(parts.exchange.finish(step + 1, sums, Request.CONTINUE).read().loss)
+        own_losses.append(parts.exchange.finish(step + 1, sums).read().loss)
 
         image = normalised(host.images)
         output = theirs(image)

@@ -180,12 +180,12 @@ def test_the_hosts_network_keeps_the_clusters_names(render):
 def test_everything_that_is_wrong_is_found_at_once(spec, profile):
     with pytest.raises(PlaceError) as error:
         manifests(dataclasses.replace(spec, walltime_s=None), dataclasses.replace(profile, image="launcher"))
-    assert [mismatch.key for mismatch in error.value.mismatches] == ["cluster.walltime", "image"]
+    assert [problem.key for problem in error.value.problems] == ["cluster.walltime", "image"]
 
 
 def test_overrides_are_folded_into_the_config_by_the_caller(spec, profile):
     for changed in ({"overrides": ("seed=1",)}, {"variants": (Variant(name="a", overrides=("name=a",)),)}):
-        with pytest.raises(ValueError, match="fold overrides in"):
+        with pytest.raises(AssertionError):
             manifests(dataclasses.replace(spec, **changed), profile)
 
 

@@ -40,15 +40,15 @@ def run(script: str, **variables: str) -> str:
         ('trap "" USR2; echo ready; exit 0', 0),
     ],
 )
-def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int, tmp_path: Path) -> None:
+def test_the_exit_code_of_the_child_survives_signals(child: str, code: int, tmp_path: Path) -> None:
     script = f"""
         exec 8<> <(:); num_signals=0; trap 'num_signals=$((num_signals + 1))' USR2
-        {functions("pause", "keep", "kept", "exit_code")}
+        {functions("pause", "run_child", "child_pid", "wait_for_child")}
         JOB_DIR={tmp_path}
-        keep bash -c '{child}' &
-        keeper=$!
-        driver=$(kept)
-        exit_code
+        run_child bash -c '{child}' &
+        child_shell=$!
+        driver=$(child_pid)
+        wait_for_child
         echo "$?"
     """
     command = ["bash", "-uc", script]
@@ -63,16 +63,16 @@ def test_the_childs_own_code_is_kept_whatever_signals_come(child: str, code: int
         assert process.stdout.read() == f"{code}\n"
 
 
-def test_a_keeper_that_is_killed_does_not_hang_the_job(tmp_path: Path) -> None:
+def test_a_background_shell_that_is_killed_does_not_hang_the_job(tmp_path: Path) -> None:
     script = f"""
         exec 8<> <(:)
-        {functions("pause", "keep", "kept", "exit_code")}
+        {functions("pause", "run_child", "child_pid", "wait_for_child")}
         JOB_DIR={tmp_path}
-        keep sleep 5 &
-        keeper=$!
-        driver=$(kept)
-        kill -KILL "$keeper" "$driver"
-        exit_code
+        run_child sleep 5 &
+        child_shell=$!
+        driver=$(child_pid)
+        kill -KILL "$child_shell" "$driver"
+        wait_for_child
         echo "$?"
     """
     assert run(script) == "76\n"
@@ -103,29 +103,29 @@ def test_the_address_is_the_one_that_the_other_side_sees() -> None:
         (["0", "0"], 0),
         (["75", "75"], 75),
         (["75", "76"], 76),
-        (["76", "65"], 165),  # what must not be tried again wins over what may
+        (["76", "65"], 165),  # a code that must not be retried wins
         (["65", "143"], 165),
         (["137", "0"], 76),  # killed: out of memory, perhaps
-        (["0"], 76),  # the other never said a word
+        (["0"], 76),  # the other one wrote no code
         ([], 169),  # none was started
         (["1", "130"], 230),
     ],
 )
-def test_a_node_has_one_verdict(codes: list[str], worst: int, tmp_path: Path) -> None:
+def test_a_node_has_one_exit_code(codes: list[str], worst: int, tmp_path: Path) -> None:
     for rank, code in enumerate(codes):
         (tmp_path / f"code-{rank}").write_text(f"{code}\n")
-    script = functions("verdict") + "\nverdict; echo $?"
+    script = functions("node_exit_code") + "\nnode_exit_code; echo $?"
     assert run(script, JOB_DIR=str(tmp_path), WORKERS_PER_NODE="2") == f"{worst}\n"
 
 
 def test_a_folder_that_is_there_already_is_not_used(tmp_path: Path) -> None:
-    script = functions("say", "make_folder") + '\nmake_folder; echo "never"'
+    script = functions("log", "make_folder") + '\nmake_folder; echo "never"'
     done = subprocess.run(
         ["bash", "-uc", script], env={"PATH": os.environ["PATH"], "JOB_DIR": str(tmp_path), "SLURMD_NODENAME": "n1"},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 69
     assert "never" not in done.stdout
-    make = functions("say", "make_folder") + "\nmake_folder"
+    make = functions("log", "make_folder") + "\nmake_folder"
     run(make, JOB_DIR=str(tmp_path / "new"), SLURMD_NODENAME="n1")
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700

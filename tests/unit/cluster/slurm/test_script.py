@@ -157,13 +157,13 @@ def test_modules_and_environments_are_set_up_before_anything_runs() -> None:
 @pytest.mark.parametrize(
     ("spec", "profile", "launcher", "message"),
     [
-        ({}, {"spare_nodes": 1}, "torchrun", "spare_nodes: 1, which torchrun cannot use. Allowed: 0 with --launcher"),
-        ({"least_workers": 8}, {}, "torchrun", "workers: 8..16, which torchrun cannot do"),
-        ({"walltime_s": 240}, {}, "ray", "cluster.walltime: 240 s, of which the last 120 s are the notice"),
+        ({}, {"spare_nodes": 1}, "torchrun", "spare_nodes: found 1, which torchrun cannot use. Allowed: 0 with --launcher"),
+        ({"least_workers": 8}, {}, "torchrun", "workers: found 8..16, which torchrun does not support"),
+        ({"walltime_s": 240}, {}, "ray", "cluster.walltime: found 240 s, of which the last 120 s are the notice"),
         ({"storage": "/a:b"}, {"container": PYXIS}, "ray", "storage: found"),
         ({"config": "x" * 100_001}, {}, "ray", "a config of more than 100000 bytes"),
-        ({"config": "a\0b"}, {}, "ray", "config: cannot stand in a script"),
-        ({"storage": "\ud800"}, {}, "ray", "storage: cannot stand in a script"),
+        ({"config": "a\0b"}, {}, "ray", "config: cannot be written into a script"),
+        ({"storage": "\ud800"}, {}, "ray", "storage: cannot be written into a script"),
         ({"variants": SEEDS * 400}, {}, "ray", "1200 variants. Allowed: at most 1000"),
         ({}, {"partition": "a\n#SBATCH --uid=0"}, "ray", "letters, digits and"),
         ({}, {"qos": "a b"}, "ray", "letters, digits and"),

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from launcher.checks import accelerator, arithmetic
 from launcher.checks.children import Child, run_children
-from launcher.checks.needs import Needs
 
 CPU = torch.device("cpu")
 
@@ -22,7 +21,7 @@ def one_thread() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_sound_device_multiplies_without_an_error(dtype: torch.dtype) -> None:
+def test_a_working_device_multiplies_without_an_error(dtype: torch.dtype) -> None:
     assert arithmetic.product_errors(CPU, dtype) == 0
 
 
@@ -45,7 +44,7 @@ def test_not_a_number_is_wrong() -> None:
     assert wrong == 2 * 512 * 512
 
 
-def test_memory_that_forgets_a_bit_is_found() -> None:
+def test_memory_that_loses_a_bit_is_found() -> None:
     buffer = torch.empty(1000, dtype=torch.int64)
     assert arithmetic.pattern_errors(buffer) == 0
 
@@ -92,21 +91,21 @@ def test_the_driver_against_the_cuda_that_torch_wants(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", wanted)
     monkeypatch.setattr(accelerator, "driver_cuda", lambda: offered)
-    assert accelerator.driver(Needs(gpus=gpus)).status == status
+    assert accelerator.driver(gpus).status == status
 
 
 def test_fewer_gpus_than_asked_fail_and_name_what_hides_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    finding = accelerator.gpus(Needs(gpus=4), seen=1)
+    finding = accelerator.gpus(4, visible=1)
     assert finding.status == "fail"
-    assert "1 GPU seen, 4 asked (CUDA_VISIBLE_DEVICES='0')" in finding.found
-    assert accelerator.gpus(Needs(gpus=4), seen=4).status == "pass"
+    assert "1 GPU visible, 4 required (CUDA_VISIBLE_DEVICES='0')" in finding.found
+    assert accelerator.gpus(4, visible=4).status == "pass"
 
 
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
     [
-        ({"wrong_products": 0, "changed_words": 0}, "pass", "products right"),
+        ({"wrong_products": 0, "changed_words": 0}, "pass", "products are right"),
         ({"wrong_products": 5, "changed_words": 0}, "fail", "5 elements of products wrong"),
         ({"wrong_products": 0, "changed_words": 1}, "fail", "1 word of 2.0 GiB changed"),
         ("no answer within 90 s", "fail", "no answer"),
@@ -122,17 +121,17 @@ def test_what_a_gpu_answers(answer: dict[str, int] | str, status: str, said: str
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_this_gpu_is_sound() -> None:
-    assert {finding.status for finding in accelerator.gpu_arithmetic(Needs(gpus=1))} == {"pass"}
+def test_this_gpu_computes_correctly() -> None:
+    assert {finding.status for finding in accelerator.gpu_arithmetic()} == {"pass"}
 
 
 def test_a_child_answers_dies_or_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "child.py").write_text(
         "import json, os, signal, sys, time\n"
-        "told = json.loads(sys.argv[1])\n"
-        "if told['do'] == 'sleep': time.sleep(600)\n"
-        "if told['do'] == 'die': os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "if told['do'] == 'raise': sys.exit('no such device')\n"
+        "argument = json.loads(sys.argv[1])\n"
+        "if argument['do'] == 'sleep': time.sleep(600)\n"
+        "if argument['do'] == 'die': os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "if argument['do'] == 'raise': sys.exit('no such device')\n"
         "print('a warning\\n' + json.dumps({'variable': os.environ['MINE']}))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

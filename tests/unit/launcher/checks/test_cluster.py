@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from launcher.checks.cluster import Call, cluster_findings, folded, reduce_over
+from launcher.checks.cluster import cluster_findings, merged, reduce_over
 from launcher.checks.finding import Finding, failed, passed, warned
-from launcher.checks.store_hosts import StoreHosts, introduce, met, serve
-from launcher.checks.tasks import perform
+from launcher.checks.hosts import Call, Host
+from launcher.checks.store_hosts import StoreHosts, register, registered, serve
+from launcher.checks.tasks import run_task
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 
@@ -29,32 +30,25 @@ class FakeHosts:
     """Hosts whose tasks run here one after the other, unless a fault answers in their place."""
 
     def __init__(self, count: int, fault: Fault = lambda host, task, arguments: None) -> None:
-        self.names: Sequence[str] = [f"n{number}" for number in range(count)]
-        self.addresses: Mapping[str, str] = dict.fromkeys(self.names, "127.0.0.1")
-        self.workers: Mapping[str, int] = dict.fromkeys(self.names, 1)
-        self.gpus: Mapping[str, int] = dict.fromkeys(self.names, 0)
-        self.cpus: Mapping[str, int] = dict.fromkeys(self.names, 1)
+        host = Host("127.0.0.1", workers=1, gpus=0, cpus=1)
+        self.hosts: Mapping[str, Host] = {f"n{number}": host for number in range(count)}
         self._fault = fault
 
     def run(self, calls: Mapping[str, Call], seconds: float) -> dict[str, Answer]:
-        return {host: self._answer(host, *call) for host, call in self._in_order(calls)}
+        return {host: self._answer(host, *call) for host, call in calls.items()}
 
     def _answer(self, host: str, task: str, arguments: Mapping[str, Any]) -> Answer:
         answer = self._fault(host, task, arguments)
         if answer is not None:
             return answer
         match task:
-            case "report":
+            case "facts":
                 return dict(EQUAL)
             case "findings":
                 return {"findings": [passed("CPUs", "1 allowed").described()]}
             case "reduce":
                 return {"problems": [], "wrong": 0, "bus_bytes_per_s": 1e9}
-        return perform(task, arguments)
-
-    @staticmethod
-    def _in_order(calls: Mapping[str, Call]) -> list[tuple[str, Call]]:
-        return list(calls.items())
+        return run_task(task, arguments)
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def bad(findings: Sequence[Finding]) -> list[tuple[str, str, str]]:
     return [(one.name, one.host, one.status) for one in findings if one.status in ("warn", "fail")]
 
 
-def test_sound_hosts_have_nothing_to_complain_of(config: RunConfig, tmp_path: Path) -> None:
+def test_hosts_without_a_fault_pass_every_check(config: RunConfig, tmp_path: Path) -> None:
     findings = cluster_findings(FakeHosts(4), config, 60)
     assert bad(findings) == []
     names = ["reached", "resources", "versions", "clocks", "shared storage", "CPUs", "all-reduce"]
@@ -99,13 +93,13 @@ def test_a_host_with_its_own_storage_is_named(config: RunConfig, tmp_path: Path)
             return None
         elsewhere = arguments["folder"].replace(str(tmp_path), str(own))
         more = {"seconds": 0.1} if task == "see" else {}
-        return perform(task, {**arguments, "folder": elsewhere, **more})
+        return run_task(task, {**arguments, "folder": elsewhere, **more})
 
     findings = cluster_findings(FakeHosts(4, fault), config, 1, quick=True)
     storage = [finding for finding in findings if finding.name == "shared storage"]
     assert {finding.host for finding in storage} == {"n0", "n1", "n2", "n3"}
-    assert "does not see what n3 wrote" in storage[0].found
-    assert "does not see what n0, n1, n2 wrote" in storage[3].found
+    assert "does not see the files of n3 in" in storage[0].found
+    assert "does not see the files of n0, n1, n2 in" in storage[3].found
     assert list(own.iterdir()) == []
 
 
@@ -115,7 +109,7 @@ def test_a_mount_that_is_missing_on_one_host_is_named_and_stays_empty(config: Ru
     def fault(host: str, task: str, arguments: Mapping[str, Any]) -> Answer | None:
         if host == "n1" and task == "write":
             try:
-                perform(task, {**arguments, "folder": f"{missing}/.doctor-x"})
+                run_task(task, {**arguments, "folder": f"{missing}/.doctor-x"})
             except FileNotFoundError as error:
                 return f"FileNotFoundError: {error}"
         return None
@@ -128,7 +122,7 @@ def test_a_mount_that_is_missing_on_one_host_is_named_and_stays_empty(config: Ru
 def test_a_clock_that_is_wrong_is_named(config: RunConfig) -> None:
     def fault(host: str, task: str, arguments: Mapping[str, Any]) -> Answer | None:
         if task == "clock" and host == "n1":
-            return {"time_s": perform("clock", {})["time_s"] + 100}
+            return {"time_s": run_task("clock", {})["time_s"] + 100}
         return None
 
     findings = cluster_findings(FakeHosts(4, fault), config, 60, quick=True)
@@ -166,10 +160,10 @@ def test_quick_leaves_the_all_reduce_out(config: RunConfig) -> None:
     assert findings[-1] == Finding("all-reduce", "skipped", "left out by --quick")
 
 
-def test_findings_of_many_hosts_are_folded_but_for_the_bad_ones() -> None:
+def test_passes_of_many_hosts_are_merged_and_warnings_are_not() -> None:
     good = [passed("CPUs", "8 allowed"), passed("disk", "9 GiB")]
     worse = [passed("CPUs", "8 allowed"), warned("disk", "1 GiB", "free some")]
-    findings = folded({"n0": good, "n1": good, "n2": worse})
+    findings = merged({"n0": good, "n1": good, "n2": worse})
     assert findings == [
         passed("CPUs", "3 hosts: 8 allowed"),
         passed("disk", "2 hosts: 9 GiB"),
@@ -180,15 +174,14 @@ def test_findings_of_many_hosts_are_folded_but_for_the_bad_ones() -> None:
 def test_hosts_answer_through_a_store(config: RunConfig) -> None:
     store = HashStore()
     store.set_timeout(timedelta(seconds=20))
-    heard: list[list[dict[str, Any]]] = []
-    other = threading.Thread(target=lambda: heard.append(serve(store, 1, 20)))
+    received: list[list[Finding]] = []
+    other = threading.Thread(target=lambda: received.append(serve(store, 1, 20)))
     other.start()
     for number in (0, 1):
-        introduce(store, number)
-    hosts = StoreHosts(store, met(store, 2, 2, config))
-    assert len(set(hosts.names)) == 2
-    assert list(hosts.cpus.values()) == [2, 2]
-    first, second = hosts.names
+        register(store, number, 2, config)
+    hosts = StoreHosts(store, registered(store, 2))
+    assert [host.cpus for host in hosts.hosts.values()] == [2, 2]
+    first, second = hosts.hosts
     answers = hosts.run({first: ("port", {}), second: ("clock", {})}, 20)
     assert set(answers[first]) == {"port"}
     assert set(answers[second]) == {"time_s"}
@@ -196,25 +189,25 @@ def test_hosts_answer_through_a_store(config: RunConfig) -> None:
     assert "FileNotFoundError" in refused[second]
     again = hosts.run({second: ("clock", {})}, 20)  # an error does not end the service
     assert set(again[second]) == {"time_s"}
-    told = failed("disk", "full", "empty it")
-    hosts.end([told])
+    finding = failed("disk", "full", "empty it")
+    hosts.end([finding])
     other.join(20)
-    assert heard == [[told.described()]]
+    assert received == [[finding]]
 
 
 def test_a_host_that_is_gone_is_not_waited_for_longer_than_asked(config: RunConfig) -> None:
     store = HashStore()
-    store.set("1/host", '{"host": "gone", "address": "10.0.0.9"}')
-    introduce(store, 0)
-    hosts = StoreHosts(store, met(store, 2, 1, config))
+    store.set("1/host", '["gone", {"address": "10.0.0.9", "workers": 1, "gpus": 0, "cpus": 1}]')
+    register(store, 0, 1, config)
+    hosts = StoreHosts(store, registered(store, 2))
     assert hosts.run({"gone": ("clock", {})}, 0.1)["gone"] == "no answer within 0.1 s"
 
 
-def test_remains_of_a_storage_test_are_taken_away(tmp_path: Path) -> None:
+def test_the_files_of_a_storage_test_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / ".doctor-1"
-    perform("write", {"folder": str(folder), "name": "0", "content": "x"})
-    assert perform("see", {"folder": str(folder), "contents": {"0": "x"}, "seconds": 0})["missing"] == []
-    assert perform("see", {"folder": str(folder), "contents": {"0": "y"}, "seconds": 0})["missing"] == ["0"]
-    perform("remove", {"folder": str(folder), "names": ["0"]})
+    run_task("write", {"folder": str(folder), "name": "0", "content": "x"})
+    assert run_task("see", {"folder": str(folder), "contents": {"0": "x"}, "seconds": 0})["missing"] == []
+    assert run_task("see", {"folder": str(folder), "contents": {"0": "y"}, "seconds": 0})["missing"] == ["0"]
+    run_task("remove", {"folder": str(folder), "names": ["0"]})
     assert not folder.exists()
     assert shutil.disk_usage(tmp_path).total

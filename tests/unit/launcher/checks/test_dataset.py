@@ -104,7 +104,3 @@ def test_an_image_that_cannot_be_decoded_fails(root: Path) -> None:
 
 def test_a_source_of_the_users_own_is_not_called(root: Path) -> None:
     assert statuses(config(root, source="no_such_module:function")) == [("data", "skipped")]
-
-
-def test_without_a_config_there_is_no_data_to_look_at() -> None:
-    assert [finding.status for finding in dataset.data(None)] == ["skipped"]

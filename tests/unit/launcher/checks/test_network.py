@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from launcher.checks import network
-from launcher.checks.needs import Needs
+from launcher.checks.host_requirements import HostRequirements
+from launcher.checks.suite import host_checks
 
 
 @pytest.fixture
@@ -19,10 +20,10 @@ def taken_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_taken_port_is_named_with_whose_it_would_be(taken_port: int) -> None:
+def test_a_port_in_use_is_named_with_its_user(taken_port: int) -> None:
     finding = network.ports({taken_port: "torchrun's rendezvous"})
     assert finding.status == "warn"
-    assert f"{taken_port} (torchrun's rendezvous) is taken" in finding.found
+    assert f"{taken_port} (torchrun's rendezvous) in use" in finding.found
 
 
 def test_a_free_port_is_free() -> None:
@@ -41,61 +42,60 @@ def test_a_port_that_cannot_be_reached_fails(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_rendezvous_port_is_wanted_before_torchrun_and_not_inside_it() -> None:
-    alone = Needs(workers=2)
-    wanted = [check for check in network.checks(alone, {"MASTER_PORT": "12345"}) if check.name == "ports"]
-    assert "12345" in wanted[0].run().found  # type: ignore[union-attr]
-    inside = [check for check in network.checks(alone, {"RANK": "0"}) if check.name == "ports"]
-    assert "any free port" in inside[0].run().found  # type: ignore[union-attr]
+    required = HostRequirements(workers=2)
+    assert network.wanted_ports(required, {"MASTER_PORT": "12345"}) == {12345: "torchrun's rendezvous"}
+    assert network.wanted_ports(required, {"RANK": "0"}) == {}
 
 
-def test_a_name_that_only_this_host_understands_fails_with_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_resolves_to_the_loopback_address_fails_with_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("127.0.1.1", 0))])
-    assert network.host_name(Needs(nodes=1)).status == "pass"
-    assert network.host_name(Needs(nodes=2)).status == "fail"
+    assert network.host_name(several_nodes=False).status == "pass"
+    assert network.host_name(several_nodes=True).status == "fail"
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
-    assert network.host_name(Needs(nodes=2)).status == "pass"
+    assert network.host_name(several_nodes=True).status == "pass"
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("10.1.2.3", 0))])
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    assert network.host_name(Needs(nodes=2)).status == "pass"
+    assert network.host_name(several_nodes=True).status == "pass"
 
 
 def test_a_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
-    assert network.host_name(Needs(nodes=1)).status == "warn"
-    assert network.host_name(Needs(nodes=2)).status == "fail"
+    assert network.host_name(several_nodes=False).status == "warn"
+    assert network.host_name(several_nodes=True).status == "fail"
 
 
 PROXY = {"http_proxy": "http://user:hidden@proxy:3128"}
 
 
-def test_a_proxy_that_catches_cluster_traffic() -> None:
-    several = Needs(nodes=2)
-    finding = network.proxies(several, ["10.0.0.5", "127.0.0.1"], {**PROXY, "no_proxy": "127.0.0.1"})
+def test_a_proxy_that_would_apply_to_cluster_traffic() -> None:
+    finding = network.proxies(["10.0.0.5", "127.0.0.1"], {**PROXY, "no_proxy": "127.0.0.1"}, alone=False)
     assert finding.status == "fail"
     assert "10.0.0.5" in finding.advice
     assert "127.0.0.1" not in finding.advice
     assert "hidden" not in finding.found + finding.advice  # a proxy's address may hold a password
-    assert network.proxies(Needs(), ["10.0.0.5"], PROXY).status == "warn"
+    assert network.proxies(["10.0.0.5"], PROXY, alone=True).status == "warn"
 
 
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "grpc_proxy", "ALL_PROXY"])
 def test_every_proxy_variable_counts(variable: str) -> None:
-    assert network.proxies(Needs(nodes=2), ["n1"], {variable: "http://proxy:3128"}).status == "fail"
+    assert network.proxies(["n1"], {variable: "http://proxy:3128"}, alone=False).status == "fail"
 
 
 @pytest.mark.parametrize("exceptions", ["*", "10.0.0.5", "10.0.0.0/8", "localhost, 10.0.0.5"])
 def test_exceptions_are_understood(exceptions: str) -> None:
-    assert network.proxies(Needs(nodes=2), ["10.0.0.5"], {**PROXY, "NO_PROXY": exceptions}).status == "pass"
+    assert network.proxies(["10.0.0.5"], {**PROXY, "NO_PROXY": exceptions}, alone=False).status == "pass"
 
 
 def test_no_proxy_at_all() -> None:
-    assert network.proxies(Needs(nodes=2), ["10.0.0.5"], {}).status == "pass"
+    assert network.proxies(["10.0.0.5"], {}, alone=False).status == "pass"
 
 
 def test_addresses_that_the_environment_names_are_looked_at() -> None:
     environment = {**PROXY, "RAY_ADDRESS": "ray-head.site:6379", "MASTER_ADDR": "n0", "no_proxy": "127.0.0.1"}
-    check = next(check for check in network.checks(Needs(nodes=2), environment) if check.name == "proxies")
+    check = next(
+        check for check in host_checks(None, HostRequirements(nodes=2), {}, environment) if check.name == "proxies"
+    )
     finding = check.run()
     assert "n0" in finding.found  # type: ignore[union-attr]
     assert "ray-head.site" in finding.found  # type: ignore[union-attr]

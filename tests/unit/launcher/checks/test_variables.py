@@ -6,13 +6,12 @@ import pytest
 
 from cluster.profile import KubernetesProfile, Network, SlurmProfile
 from launcher.checks import variables
-from launcher.checks.needs import Needs
 
 HERE = ("lo", "eth0", "ib0", "ib1")
 
 
 def statuses(profile: dict[str, str], environment: dict[str, str], gpus: int = 8) -> list[tuple[str, str]]:
-    found = variables.variables(Needs(gpus=gpus), profile, environment, HERE)
+    found = variables.variables(profile, environment, HERE, on_gpu=gpus > 0)
     return [(finding.status, finding.found) for finding in found]
 
 
@@ -57,17 +56,17 @@ def test_the_profiles_interface_is_looked_for_too() -> None:
 
 
 def test_the_kernel_is_asked_for_this_hosts_interfaces() -> None:
-    (finding,) = variables.variables(Needs(), {}, {"GLOO_SOCKET_IFNAME": "no-such-interface"})
+    (finding,) = variables.variables({}, {"GLOO_SOCKET_IFNAME": "no-such-interface"}, on_gpu=False)
     assert finding.status == "fail"
 
 
 @pytest.mark.parametrize("name", ["NCCL_P2P_DISABLE", "NCCL_IB_DISABLE", "NCCL_SHM_DISABLE"])
-def test_what_takes_a_transport_away_is_warned_of(name: str) -> None:
+def test_disabling_a_transport_is_a_warning(name: str) -> None:
     assert statuses({}, {name: "1"})[0][0] == "warn"
     assert statuses({}, {name: "0"})[0][0] == "pass"
     assert statuses({}, {name: "1"}, gpus=0)[0][0] == "pass"  # gloo does not read it
 
 
-def test_a_debug_level_that_fills_the_logs_is_warned_of() -> None:
+def test_a_debug_level_that_fills_the_logs_is_a_warning() -> None:
     assert statuses({}, {"NCCL_DEBUG": "info"})[0][0] == "warn"
     assert statuses({}, {"NCCL_DEBUG": "WARN"})[0][0] == "pass"

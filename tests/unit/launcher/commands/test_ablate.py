@@ -1,4 +1,4 @@
-"""What holds a run up: which figures are measured, and how they are told."""
+"""`launcher plan --ablate`: what is measured, and how it is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launcher.commands import ablate
-from launcher.commands.ablate import Found, Measurement, alone, changes, lines, workers_here
+from launcher.commands.ablate import Measurement, Speed, changes, lines, recipe_of_one_worker, workers_here
 from launcher.commands.ablate_worker import measure
 from launcher.config.schema import Resources, RunConfig, Workers
 from launcher.errors import UsageError
@@ -55,29 +55,29 @@ def config(tmp_path: Path, root: Path | None = None, workers: int = 2, **changes
         (37, 1, 3, "global", 13, "worker"),
         (37, 1, 1, "global", 37, "global"),
         (8192, 1, 128, "auto", 64, 64),
-        (8192, 1, 256, "auto", 32, "worker"),  # the batch's span is 64: a share of 32 would choose 32
+        (8192, 1, 256, "auto", 32, "worker"),  # the batch's span is 64: auto would choose 32 for a batch of 32
     ],
 )
-def test_one_workers_share_is_a_recipe_of_its_own(
+def test_the_per_worker_batch_as_a_recipe(
     tmp_path: Path, size: int, parts: int, workers: int, span: Any, expected_size: int, expected_span: Any
 ) -> None:
     recipe = config(
         tmp_path, batch=BatchRecipe(size=size, num_micro_batches=parts), batch_norm=BatchNormRecipe(span=span)
     ).recipe()
-    share = alone(recipe, workers)
-    assert (share.batch.size, share.batch.parts, share.batch_norm.span) == (expected_size, parts, expected_span)
+    single = recipe_of_one_worker(recipe, workers)
+    assert (single.batch.size, single.batch.parts, single.batch_norm.span) == (expected_size, parts, expected_span)
 
 
 def test_every_speed_key_is_given_each_value_that_it_does_not_have() -> None:
     found = list(changes(SpeedRecipe()))
     assert ("channels_last", False) in found
     assert ("compile", True) in found
-    assert [value for key, value in found if key == "optimizer"] == ["foreach", "fused", "loop"]
-    without_loop = [value for key, value in changes(SpeedRecipe(optimizer="loop")) if key == "optimizer"]
+    assert [value for key, value in found if key == "sgd_kernel"] == ["foreach", "fused", "loop"]
+    without_loop = [value for key, value in changes(SpeedRecipe(sgd_kernel="loop")) if key == "sgd_kernel"]
     assert without_loop == ["foreach", "fused"]
 
 
-def test_a_machine_too_small_for_all_workers_stands_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_too_small_for_all_workers_runs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ablate.os, "cpu_count", lambda: 2)
     assert workers_here(config(tmp_path, workers=2)) == (2, "")
     assert workers_here(config(tmp_path, workers=3)) == (1, ": this machine has 2 CPUs")
@@ -89,26 +89,26 @@ def test_a_machine_too_small_for_all_workers_stands_for_one(tmp_path: Path, monk
         workers_here(on_gpus)
 
 
-def test_the_lowest_ceiling_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speeds = {"whole": 90.0, "loader": 100.0, "synthetic": 250.0, "one worker": 150.0}
+def test_the_slowest_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"whole": 90.0, "loader": 100.0, "synthetic": 200.0}
 
-    def run(measurement: Measurement, folder: Path) -> Found:
-        if measurement.name == "compile":
-            return Found(None, "failed: no compiler")
-        return Found(speeds.get(measurement.name, 200.0), "bound by input" if measurement.kind == "whole" else "")
+    def measure(folder: Path, measurement: Measurement) -> Speed:
+        if measurement.recipe.speed.compile:
+            return Speed(None, "failed: no compiler")
+        speed = 150.0 if measurement.workers == 1 else speeds[measurement.kind]
+        return Speed(speed, "bound by input" if measurement.kind == "whole" else "")
 
-    monkeypatch.setattr(ablate, "_run", run)
     monkeypatch.setattr(ablate.os, "cpu_count", lambda: 2)
-    text = "\n".join(lines(config(tmp_path), steps=5))
+    text = "\n".join(lines(config(tmp_path), 5, measure))
     assert "5 steps each, on 2 of 2 workers" in text
     assert "2 x one worker        300.0 images/s" in text
-    assert "the lowest ceiling is loader; the whole reaches 90% of it" in text
+    assert "the slowest part is loader; the whole reaches 90% of it" in text
     assert "bound by input" in text
-    assert "twice, 0.0% apart" in text
+    assert "measured twice, 0.0% apart" in text
     assert "channels_last: false          200.0 images/s, 1.000 times" in text
     assert "failed: no compiler" in text
-    assert "cuda_graph: true                  - does nothing on a CPU" in text
-    assert "speed.optimizer: found loop, which would do nothing here" in text  # LARS has no other kernels
+    assert "cuda_graph: true                  - has no effect on a CPU" in text
+    assert "speed.sgd_kernel: found loop, which has no effect here" in text  # LARS has no other kernels
 
 
 def test_no_step_is_refused(tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_a_measurement_reads_the_runs_own_images_and_leaves_nothing(
     tmp_path: Path, recipe: Recipe, kind: ablate.Kind
 ) -> None:
     threads = torch.get_num_threads()
-    measurement = Measurement("some", kind, recipe, workers=1, steps=2, num_threads=1, on_gpu=False)
+    measurement = Measurement(kind, recipe, workers=1, steps=2, num_threads=1, on_gpu=False)
     found = measure(measurement, Worker(0, 1, torch.device("cpu"), 1), tmp_path / "scratch")
     torch.set_num_threads(threads)
     assert found["images_per_s"] > 0
-    assert bool(found["verdict"]) == (kind == "whole")
+    assert bool(found["bottleneck"]) == (kind == "whole")
     left = {path.name for path in (tmp_path / "scratch").rglob("*") if path.is_file()}
     assert left == {"train.npz", "val.npz"}
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Two runs side by side: the first step that differs, in what, by how much, and what may explain it."""
+"""Two runs side by side: the first step that differs, in what, by how much, and the possible cause."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_absolute_relative_and_largest_difference(runs: Runs) -> None:
     assert found["train"]["largest"]["learning_rate"]["absolute"] == 0
 
 
-def test_what_lies_within_the_tolerance_is_the_same_and_still_shown(runs: Runs) -> None:
+def test_differences_within_the_tolerance_are_the_same_and_still_shown(runs: Runs) -> None:
     runs.write("a", change=lambda record: record.update(loss=1.0))
     runs.write("b", change=lambda record: record.update(loss=1.0 + 1e-5 if record["step"] == 5 else 1.0))
     assert runs.text("--tolerance", "1e-4")[0] == 0
@@ -139,11 +139,11 @@ def test_no_tolerance_lets_another_sample_pass(runs: Runs) -> None:
     runs.write("b", change=at(1, "sample_ids", 10**15 + 1))
     code, text = runs.text("--tolerance", "0.5")
     assert code == 1
-    assert "the runs saw other images" in text
+    assert "the runs used different images" in text
     assert "1000000000000001" in text
 
 
-def test_what_older_runs_lack_is_said_and_the_rest_compared(runs: Runs) -> None:
+def test_quantities_that_older_runs_lack_are_named_and_the_others_compared(runs: Runs) -> None:
     runs.write("a", change=without("gradient_norm", "sample_ids"))
     runs.write("b", change=at(4, "loss", 9.0))
     code, found = runs.data()
@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_differs_from_one_that_is(runs: Runs) -> None:
     assert runs.text()[0] == 0
 
 
-def test_only_common_steps_are_compared_and_a_different_interval_is_warned_of(runs: Runs) -> None:
+def test_only_common_steps_are_compared_with_a_warning_for_a_different_interval(runs: Runs) -> None:
     runs.write("a", steps=range(1, 21))
     runs.write("b", steps=range(5, 31, 5), config="schema: 1\nlog: {every_steps: 5}\n")
     code, text = runs.text()
@@ -203,7 +203,7 @@ def test_a_different_evaluation_is_a_difference(runs: Runs) -> None:
     assert found["eval"]["first_difference"]["quantities"]["top1"]["differs"]
 
 
-def test_config_and_environment_are_told_by_dotted_key_and_change_no_exit_code(runs: Runs) -> None:
+def test_config_and_environment_are_shown_by_dotted_key_and_do_not_change_the_exit_code(runs: Runs) -> None:
     runs.write("a", config="schema: 1\nengine: {name: ddp}\n", environment={"time": "1", "packages": {"torch": "2.11"}})
     config = "schema: 1\nengine: {name: zero, stage: 1}\n"
     runs.write("b", config=config, environment={"time": "2", "packages": {"torch": "2.14"}, "host": "n1"})
@@ -250,25 +250,25 @@ def test_no_run_there_is_a_usage_error(runs: Runs, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
-def test_a_tolerance_that_is_none_is_refused(runs: Runs, tolerance: str) -> None:
+def test_an_invalid_tolerance_is_refused(runs: Runs, tolerance: str) -> None:
     with pytest.raises(UsageError, match="a number from 0 up"):
         runs.text("--tolerance", tolerance)
 
 
-def test_steps_that_were_not_written_are_told_where_the_runs_may_part(runs: Runs) -> None:
+def test_steps_that_were_not_logged_before_the_first_difference_are_named(runs: Runs) -> None:
     sparse = "schema: 1\nlog: {every_steps: 10}\n"
     runs.write("a", steps=range(10, 41, 10), config=sparse)
     runs.write("b", steps=range(10, 41, 10), config=sparse, change=at(20, "loss", 9.0))
     code, text = runs.text()
     assert code == 1
     assert "differ from step 20 on" in text
-    assert "steps 11 to 19 were not written by both (log.every_steps), and may differ already" in text
+    assert "steps 11 to 19 were not logged by both (log.every_steps), and may differ already" in text
 
 
-def test_no_common_step_says_what_each_has_written(runs: Runs) -> None:
+def test_without_a_common_step_the_logged_steps_are_shown(runs: Runs) -> None:
     runs.write("a", steps=range(10, 41, 10), config="schema: 1\nlog: {every_steps: 10}\n")
     runs.write("b", steps=range(7, 29, 7), config="schema: 1\nlog: {every_steps: 7}\n")
     code, text = runs.text()
     assert code == 1
-    assert "A wrote steps 10 to 40 by 10, B wrote 7 to 28 by 7 (log.every_steps)" in text
+    assert "A logged steps 10 to 40 by 10, B logged 7 to 28 by 7 (log.every_steps)" in text
     assert "train both with log.every_steps=1" in text

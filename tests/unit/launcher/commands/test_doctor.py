@@ -1,4 +1,4 @@
-"""The verb: a table for a person, JSON for machines, exit codes for schedulers."""
+"""`launcher doctor`: its table, its JSON and its exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from launcher.arguments import Parser
 from launcher.checks.finding import Finding, failed, passed, skipped, warned
-from launcher.checks.needs import Needs, needs_of
+from launcher.checks.host_requirements import HostRequirements, requirements_of
 from launcher.commands import doctor
 from launcher.config import load as configs
 from launcher.errors import UsageError
@@ -51,7 +51,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return start
 
 
-def test_this_machine_can_be_looked_at_without_a_config(run: Run) -> None:
+def test_this_machine_can_be_checked_without_a_config(run: Run) -> None:
     code, text = run("--quick")
     assert code == 0
     assert "packages" in text
@@ -71,11 +71,11 @@ def test_a_run_that_fits_passes(run: Run, config_file: Path) -> None:
 def test_a_check_that_fails_gives_69(run: Run, config_file: Path) -> None:
     code, text = run("--quick", str(config_file), "resources.gpus_per_worker=1", "workers=64", "batch.size=64")
     assert code == 69
-    assert "GPUs seen, 64 asked" in text
-    assert "-> ask the scheduler" in text
+    assert "GPUs visible, 64 required" in text
+    assert "-> request this number per node" in text
 
 
-def test_a_wrong_config_gives_78_and_the_machine_is_looked_at_all_the_same(run: Run, config_file: Path) -> None:
+def test_a_wrong_config_gives_78_and_the_machine_is_checked_anyway(run: Run, config_file: Path) -> None:
     code, text = run("--quick", "--json", str(config_file), "batch.size=many")
     report = json.loads(text)
     assert code == report["exit_code"] == 78
@@ -99,7 +99,7 @@ def test_conflicts_with_a_profile_are_named(run: Run, tmp_path: Path, monkeypatc
         run("--quick", "--profile", str(tmp_path / "none.yaml"))
 
 
-def test_the_table_is_aligned_and_says_what_to_do() -> None:
+def test_the_table_is_aligned_and_shows_the_advice() -> None:
     findings = [
         passed("disk", "9 GiB free"),
         warned("host name", "n1 is 127.0.0.1", "give it an address").on("n1"),
@@ -124,14 +124,14 @@ def test_long_findings_are_wrapped_below_themselves() -> None:
     assert all(row.startswith(" " * len("pass     disk  ")) for row in rows[1:])
 
 
-def test_what_a_run_asks_of_a_host(config_file: Path) -> None:
+def test_the_requirements_of_a_run(config_file: Path) -> None:
     gpus = "resources.gpus_per_worker=1"
     eight = configs.load(config_file, ["workers=8", "cluster.nodes=2", gpus, "batch.size=8"])
-    asked = needs_of(eight, {})
-    assert (asked.workers, asked.gpus, asked.cpus, asked.nodes, asked.ray) == (4, 4, 4, 2, False)
-    assert needs_of(eight, {"LOCAL_WORLD_SIZE": "3"}).workers == 3
-    assert needs_of(None) == Needs()
+    required = requirements_of(eight, {})
+    assert (required.workers, required.gpus, required.cpus, required.nodes, required.ray) == (4, 4, 4, 2, False)
+    assert requirements_of(eight, {"LOCAL_WORLD_SIZE": "3"}).workers == 3
+    assert requirements_of(None) == HostRequirements()
     on_ray = configs.load(config_file, ["workers=8", "cluster.nodes=2", "place=ray", "batch.size=8"])
-    driver = needs_of(on_ray, {"RAY_ADDRESS": "n0:6379"})
+    driver = requirements_of(on_ray, {"RAY_ADDRESS": "n0:6379"})
     assert (driver.workers, driver.ray, driver.joins_a_cluster) == (0, True, True)
     assert driver.on_host(4, 0, 4).workers == 4

@@ -1,12 +1,16 @@
-"""What a plan says of a config that is allowed and surprising."""
+"""The lines of a plan: warnings, spans, averages and the preemption notice."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from launcher import cli
+from launcher.commands.plan import preemption_notice
+from launcher.errors import ConfigError
+from launcher.run.directory import RunDirectory
 
 CONFIG = str(Path(__file__).parents[4] / "configs" / "rn50_8node.yaml")
 
@@ -16,17 +20,17 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     return capsys.readouterr().out
 
 
-def test_a_batch_with_more_than_the_data_set_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_larger_than_the_data_set_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WARNING" not in plan(capsys)
-    assert "WARNING: a batch has more than the 5,000 images" in plan(capsys, "data.num_samples=5000")
+    assert "WARNING: the batch has more than the 5,000 images" in plan(capsys, "data.num_samples=5000")
 
 
-def test_the_average_that_is_evaluated_is_told_with_its_length(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_moving_average_is_shown_with_its_length(capsys: pytest.CaptureFixture[str]) -> None:
     assert "moving average" not in plan(capsys)
-    assert "about 2,000 steps long" in plan(capsys, "ema={decay: 0.999, every_steps: 2}")
+    assert "over about 2,000 steps" in plan(capsys, "ema={decay: 0.999, every_steps: 2}")
 
 
-def test_the_span_that_auto_chooses_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_span_that_auto_chooses_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "chosen by auto" not in plan(capsys)
     chosen = plan(capsys, "batch_norm={span: auto}", "batch.size=8320")
     assert "130 spans of 64 images" in chosen
@@ -34,11 +38,42 @@ def test_the_span_that_auto_chooses_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "WARNING" not in chosen
 
 
-def test_a_batch_without_a_span_for_auto_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_without_a_span_for_auto_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(plan(capsys, "batch_norm={span: auto}", "batch.size=8209").split())  # a prime
-    assert "1 spans of 8209 images" in text
+    assert "1 span of 8,209 images" in text
     assert (
         "WARNING: span global: no divisor of 8,209 lies between 32 and 128; statistics over the whole batch are the"
         " slowest choice on a cluster"
     ) in text
     assert "WARNING" not in plan(capsys, "batch_norm={span: global}", "batch.size=8209")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = RunDirectory(tmp_path, "run")
+    run.create()
+    return run
+
+
+def saved(run: RunDirectory, write_s: float) -> None:
+    """Record a save, and a step of 2 s."""
+    detail = {"path": "x", "stalled_s": 1.0, "write_s": write_s}
+    event = {"kind": "event", "step": 1, "event": "checkpoint", "detail": detail}
+    train = {"kind": "train", "step": 1, "step_time_s": 2.0}
+    run.metrics.write_text(f"{json.dumps(train)}\n{json.dumps(event)}\n")
+
+
+def test_a_preemption_notice_is_not_checked_before_the_first_save(run: RunDirectory) -> None:
+    assert "not checked" in "".join(preemption_notice(30, run))
+    assert list(preemption_notice(None, run)) == []
+
+
+def test_a_preemption_notice_that_is_long_enough_is_shown(run: RunDirectory) -> None:
+    saved(run, write_s=25.0)
+    assert "has taken 30.0 s" in "".join(preemption_notice(30, run))
+
+
+def test_a_preemption_notice_shorter_than_a_save_and_two_steps_is_refused(run: RunDirectory) -> None:
+    saved(run, write_s=25.1)
+    with pytest.raises(ConfigError, match=r"preemption\.notice_s: found 30, .* 30\.1 s"):
+        list(preemption_notice(30, run))

@@ -74,7 +74,7 @@ def test_images_show_the_digits_of_scikit_learn(digits: Path) -> None:
 
 
 @needs_sklearn
-def test_writing_again_reuses_what_is_whole(digits: Path) -> None:
+def test_writing_again_keeps_a_complete_folder(digits: Path) -> None:
     before = snapshot(digits)
     assert prepare.write_digits(digits) == digits
     assert snapshot(digits) == before
@@ -108,7 +108,7 @@ def test_drawn_digits_are_the_same_at_every_call_and_no_two_alike(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", ["delete an image", "change an image", "add an image", "break the marker"])
-def test_what_is_no_longer_whole_is_written_again(damage: str, tmp_path: Path, few: None) -> None:
+def test_an_incomplete_folder_is_written_again(damage: str, tmp_path: Path, few: None) -> None:
     folder = prepare.write_drawn_digits(tmp_path / "digits")
     whole = contents(folder)
     victim = folder / "train" / "4" / "0001.jpg"
@@ -136,7 +136,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_other_things_in_it_is_never_touched(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_never_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="not empty and was not written by `prepare`; choose another folder"):
         prepare.write_drawn_digits(tmp_path)
@@ -153,7 +153,7 @@ def test_without_scikit_learn_the_demo_draws_its_digits_and_says_so(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     folder, label = prepare.write_demo_images(tmp_path / "digits")
     assert label == (
-        "digits drawn with Pillow's font (scikit-learn is not installed): 80 images to train on, 20 to evaluate on"
+        "digits drawn with Pillow's font (scikit-learn is not installed): 80 images for training, 20 for evaluation"
     )
     assert json.loads((folder / "digits.json").read_text())["source"] == "drawn"
     with pytest.raises(MissingPackage, match="scikit-learn"):
@@ -166,5 +166,5 @@ def test_without_scikit_learn_the_demo_draws_its_digits_and_says_so(
 def test_with_scikit_learn_the_demo_takes_its_digits_and_says_so(digits: Path) -> None:
     assert prepare.write_demo_images(digits) == (
         digits,
-        "scikit-learn's handwritten digits: 1442 images to train on, 355 to evaluate on",
+        "scikit-learn's handwritten digits: 1442 images for training, 355 for evaluation",
     )

@@ -1,4 +1,4 @@
-"""launcher render: a config becomes a script or manifests; what does not fit is told with the user's own line."""
+"""`launcher render`: a config becomes a script or manifests; problems are reported with the user's own line."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_misspelt_option_is_refused_and_no_override(write_config: Write, capsy
     assert "--lancher" in capsys.readouterr().err
 
 
-def test_what_a_place_cannot_take_is_told_with_the_line_of_the_config(write_config: Write) -> None:
+def test_a_problem_is_reported_with_the_line_of_the_config(write_config: Write) -> None:
     file = write_config("cluster:", '  walltime: "00:01:00"')
     with pytest.raises(ConfigError) as raised:
         slurm(str(file), [])
@@ -70,13 +70,13 @@ def test_what_a_place_cannot_take_is_told_with_the_line_of_the_config(write_conf
     assert (problem.place, problem.key) == (f"{file}:10", "cluster.walltime")
 
 
-def test_and_with_the_override_where_that_gave_it(write_config: Write) -> None:
+def test_a_problem_is_reported_with_the_override_that_caused_it(write_config: Write) -> None:
     with pytest.raises(ConfigError) as raised:
         slurm(str(write_config()), ['cluster.walltime="00:01:00"'])
     assert raised.value.problems[0].place == 'command line: cluster.walltime="00:01:00"'
 
 
-def test_and_with_the_line_of_the_profile_where_that_is_at_fault(write_config: Write, tmp_path: Path) -> None:
+def test_a_problem_is_reported_with_the_line_of_the_profile(write_config: Write, tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     site.write_text("kind: slurm\nscratch: /tmp\nspare_nodes: 1\n")
     with pytest.raises(ConfigError) as raised:
@@ -85,14 +85,29 @@ def test_and_with_the_line_of_the_profile_where_that_is_at_fault(write_config: W
     assert (problem.place, problem.key) == (f"{site}:3", "spare_nodes")
 
 
-def test_kubernetes_asks_for_a_walltime_at_the_place_where_it_is_missing(write_config: Write) -> None:
+def test_kubernetes_requires_a_walltime_and_names_the_section(write_config: Write) -> None:
     file = write_config("cluster: {nodes: 1}")
     with pytest.raises(ConfigError) as raised:
         kubernetes(str(file), [], "kubernetes-cpu")
     assert {(one.place, one.key) for one in raised.value.problems} == {(f"{file}:9", "cluster.walltime")}
 
 
-def test_a_profile_that_is_wrong_is_told_with_its_own_line(write_config: Write, tmp_path: Path) -> None:
+def test_a_rule_of_kubernetes_names_the_line_of_the_profile(write_config: Write, tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("kind: kubernetes\nimage: launcher\nhead:\n  cpus: all\n")
+    with pytest.raises(ConfigError) as raised:
+        kubernetes(str(write_config('cluster: {walltime: "01:00:00"}')), [], str(site))
+    found = [(problem.place, problem.key) for problem in raised.value.problems]
+    assert found == [(f"{site}:2", "image"), (f"{site}:4", "head.cpus")]
+
+
+def test_kubernetes_refuses_a_run_without_ray(write_config: Write) -> None:
+    file = write_config("place: local")
+    with pytest.raises(ConfigError, match=f"{file}:9: place: found local. Allowed: ray or auto"):
+        kubernetes(str(file), [], "kubernetes-cpu")
+
+
+def test_a_wrong_profile_is_reported_with_its_own_line(write_config: Write, tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     site.write_text("kind: slurm\npartitoin: gpu\n")
     with pytest.raises(ConfigError, match=re.escape(f"{site}:2: partitoin: unknown key")):
@@ -106,7 +121,7 @@ def test_a_place_that_the_launcher_would_override_is_refused(write_config: Write
         slurm(str(file), [], launcher=launcher)  # type: ignore[arg-type]
 
 
-def test_a_sweep_is_a_job_array_of_runs_with_names_of_their_own(write_config: Write, tmp_path: Path) -> None:
+def test_a_sweep_is_a_job_array_of_runs_with_their_own_names(write_config: Write, tmp_path: Path) -> None:
     job = slurm(str(write_config()), [], sweep=["seed=0,1", "schedule.peak_lr=0.1,0.2"])
     assert [variant.name for variant in job.spec.variants] == [
         "small-seed-0-peak_lr-0.1", "small-seed-0-peak_lr-0.2", "small-seed-1-peak_lr-0.1", "small-seed-1-peak_lr-0.2",
@@ -122,11 +137,11 @@ def test_every_value_of_a_sweep_is_checked_before_anything_is_submitted(write_co
     with pytest.raises(ConfigError, match="seed"):
         slurm(str(write_config()), [], sweep=["seed=0,first"])
     for text in ("seed", "seed=", "seed=1,,2", "=1"):
-        with pytest.raises(UsageError, match="this is no sweep"):
+        with pytest.raises(UsageError, match="not a sweep"):
             slurm(str(write_config()), [], sweep=[text])
-    with pytest.raises(UsageError, match="two runs would be called"):
+    with pytest.raises(UsageError, match="two runs would have the name"):
         slurm(str(write_config()), [], sweep=["seed=1,1"])
-    with pytest.raises(UsageError, match="a name of its own"):
+    with pytest.raises(UsageError, match="its own name"):
         slurm(str(write_config()), [], sweep=["name=a,b"])
 
 

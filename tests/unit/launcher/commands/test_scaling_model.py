@@ -1,4 +1,4 @@
-"""What a run asks of a cluster of any size: formulas against closed forms and simulation."""
+"""What a run requires of a cluster of any size: formulas against closed forms and simulation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import pytest
 from launcher import cli
 from launcher.commands.scaling_model import (
     Assumptions,
-    Needs,
+    Workload,
     best_interval_s,
+    estimate,
     goodput,
     lines,
-    load_on,
     rendezvous_requests,
 )
 
 CONFIGS = Path(__file__).parents[4] / "configs"
-RN50 = Needs(
+RN50 = Workload(
     workers_per_node=8,
     batch_size=8192,
     micro_batch_size=8192,
-    num_samples=1_281_167,
     checkpoint_bytes=204_000_000,
     checkpoint_every_samples=1_281_167,
     heartbeat_s=10.0,
@@ -37,7 +36,7 @@ def test_a_short_save_is_youngs_square_root() -> None:
     assert best_interval_s(save_s, mtbf_s) == pytest.approx(math.sqrt(2 * save_s * mtbf_s), rel=1e-3)
 
 
-def test_the_best_interval_keeps_more_than_its_neighbours() -> None:
+def test_the_best_interval_has_a_higher_goodput_than_its_neighbours() -> None:
     for save_s, mtbf_s in ((5.0, 86_400.0), (60.0, 7_200.0), (0.03, 44_000.0)):
         best = best_interval_s(save_s, mtbf_s)
         kept = [goodput(best * factor, save_s, 120.0, mtbf_s) for factor in (0.8, 1.0, 1.25)]
@@ -71,25 +70,25 @@ def test_no_progress_is_no_goodput_and_no_overflow() -> None:
 
 
 def test_failures_grow_with_the_nodes_and_the_global_batch_does_not() -> None:
-    small, large = load_on(8, RN50, Assumptions()), load_on(64, RN50, Assumptions())
+    small, large = estimate(8, RN50, Assumptions()), estimate(64, RN50, Assumptions())
     assert small is not None
     assert large is not None
     assert large.failures_per_day == pytest.approx(8 * small.failures_per_day)
     assert small.failures_per_day == pytest.approx(8 * 24 * 419 / (54 * 24 * 2048))
-    assert (small.share, large.share) == (128, 16)
+    assert (small.per_worker_batch, large.per_worker_batch) == (128, 16)
     assert large.control_per_s == pytest.approx(8 * small.control_per_s)
     assert large.restart_bytes == 64 * 204_000_000
 
 
-def test_a_step_never_takes_less_than_its_kernels_take_to_be_launched() -> None:
-    load = load_on(512, RN50, Assumptions())
-    assert load is not None
-    assert load.step_s == 0.005
+def test_a_step_takes_at_least_the_time_to_launch_its_kernels() -> None:
+    found = estimate(512, RN50, Assumptions())
+    assert found is not None
+    assert found.step_s == 0.005
 
 
-def test_more_workers_than_images_are_no_plan() -> None:
-    assert load_on(2_048, RN50, Assumptions()) is None
-    table = list(lines([(8, load_on(8, RN50, Assumptions())), (2_048, None)], Assumptions()))
+def test_more_workers_than_images_give_no_estimate() -> None:
+    assert estimate(2_048, RN50, Assumptions()) is None
+    table = list(lines({8: estimate(8, RN50, Assumptions()), 2_048: None}, Assumptions()))
     assert "    2,048 nodes: more workers than a micro-batch has images" in table
 
 
@@ -104,7 +103,7 @@ def test_the_verb_prints_a_column_for_each_number_of_nodes(capsys: pytest.Captur
     rows = {line[:30].strip(): line[30:].split() for line in capsys.readouterr().out.splitlines()}
     assert rows["nodes"] == ["1", "8", "64", "512"]
     assert rows["workers"] == ["8", "64", "512", "4,096"]
-    assert rows["failures a day"] == ["0.024", "0.192", "1.54", "12.3"]
+    assert rows["failures per day"] == ["0.024", "0.192", "1.54", "12.3"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_the_verb_prints_a_column_for_each_number_of_nodes(capsys: pytest.Captur
         (["--mtbf-hours", "100"], "--nodes is missing"),
     ],
 )
-def test_what_cannot_be_planned_is_told(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(CONFIGS / "rn50_8node.yaml"), *options]) == 64
     assert message in capsys.readouterr().err
 

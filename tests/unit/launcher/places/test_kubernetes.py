@@ -49,14 +49,14 @@ def test_what_the_server_refuses_is_told_whole(places: Any) -> None:
 
 def test_a_rayjob_that_nobody_has_looked_at_names_the_operator(places: Any) -> None:
     places.says("rayjob", {"metadata": {}})
-    assert ask() == ("pending", "KubeRay has not looked at it yet: is its operator running?")
+    assert ask() == ("pending", "KubeRay has not processed it yet: check that its operator is running")
 
 
 def test_a_pod_without_a_node_says_why(places: Any) -> None:
     places.says("rayjob", job("Initializing"))
     condition = {"type": "PodScheduled", "status": "False", "message": "0/4 nodes: insufficient nvidia.com/gpu"}
     places.says("pods", {"items": [{"status": {"conditions": [condition]}}]})
-    assert ask() == ("pending", "its pods are being made: 0/4 nodes: insufficient nvidia.com/gpu")
+    assert ask() == ("pending", "its pods are being created: 0/4 nodes: insufficient nvidia.com/gpu")
 
 
 def test_an_image_that_cannot_be_pulled_says_so(places: Any) -> None:
@@ -64,7 +64,7 @@ def test_an_image_that_cannot_be_pulled_says_so(places: Any) -> None:
     starting = {"state": {"waiting": {"reason": "PodInitializing"}}}
     pulling = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}
     places.says("pods", {"items": [{"status": {"containerStatuses": [starting, pulling]}}]})
-    assert ask() == ("pending", "its pods are being made: ImagePullBackOff: not found")
+    assert ask() == ("pending", "its pods are being created: ImagePullBackOff: not found")
 
 
 def test_kueues_reason_is_shown_and_its_absence_is_no_error(places: Any) -> None:
@@ -81,9 +81,9 @@ def test_kueues_reason_is_shown_and_its_absence_is_no_error(places: Any) -> None
     [
         (job("Running"), ("running", "running")),
         (job("Suspending"), ("running", "suspending")),
-        (job("Complete"), ("gone", "KubeRay says Complete")),
-        (job("Failed", reason="AppFailed", message="exit 78"), ("gone", "KubeRay says Failed: AppFailed: exit 78")),
-        (job("ValidationFailed", message="suspend"), ("gone", "KubeRay says ValidationFailed: suspend")),
+        (job("Complete"), ("gone", "KubeRay reports Complete")),
+        (job("Failed", reason="AppFailed", message="exit 78"), ("gone", "KubeRay reports Failed: AppFailed: exit 78")),
+        (job("ValidationFailed", message="suspend"), ("gone", "KubeRay reports ValidationFailed: suspend")),
     ],
 )
 def test_a_state_of_kuberay_becomes_a_word(places: Any, manifest: dict[str, Any], expected: tuple[str, str]) -> None:
@@ -99,7 +99,7 @@ def test_no_rayjob_is_gone_and_no_answer_is_not(places: Any) -> None:
 
 def test_cancelling_deletes_the_rayjob_and_only_killing_its_pods(places: Any) -> None:
     places.says("rayjob", job("Running"))
-    assert "saves and ends" in kubernetes_jobs.stop("small", "training", None, save=True)
+    assert "saves and exits" in kubernetes_jobs.stop("small", "training", None, save=True)
     assert not any("delete pods" in call for call in places.calls())
     places.says("rayjob", job("Running"))
     kubernetes_jobs.stop("small", "training", None, save=False)

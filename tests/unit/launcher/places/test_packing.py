@@ -66,7 +66,7 @@ def test_the_config_is_the_resolved_one(packed: Callable[[], Pack]) -> None:
 
 def test_a_link_that_leads_out_is_refused(packed: Callable[[], Pack], project: Path) -> None:
     (project / "own_models_xyz" / "key.py").symlink_to(project / "id_rsa")
-    with pytest.raises(UsageError, match=r"key\.py: a link that leads out of"):
+    with pytest.raises(UsageError, match=r"key\.py: a link that leads outside of"):
         packed()
 
 
@@ -95,7 +95,7 @@ def test_too_much_is_refused_with_the_largest_files(
 
 def test_a_module_that_is_not_there_is_told_before_anything_is_sent(write_config: Write, tmp_path: Path) -> None:
     config = configs.load(write_config(), ["model.name='no_such_module_xyz:build'"])
-    with pytest.raises(UsageError, match="the config names the module no_such_module_xyz, which is not found here"):
+    with pytest.raises(UsageError, match="the config names the module no_such_module_xyz, which is not found"):
         pack(config, tmp_path)
 
 

@@ -30,8 +30,8 @@ def test_a_script_is_checked_and_submitted_through_standard_input(places: Any) -
 def test_what_sbatch_refuses_is_told_under_its_key(places: Any, option: str, key: str, words: str) -> None:
     with pytest.raises(PlaceError) as raised:
         slurm_jobs.check(f"#!/bin/bash\n#SBATCH {option}\n")
-    [mismatch] = raised.value.mismatches
-    assert (mismatch.key, mismatch.found) == (key, f"sbatch --test-only refuses it: {words}")
+    [problem] = raised.value.problems
+    assert (problem.key, problem.found) == (key, f"sbatch --test-only refuses it: {words}")
 
 
 def test_a_controller_that_is_down_refuses_nothing(places: Any) -> None:
@@ -42,7 +42,7 @@ def test_a_controller_that_is_down_refuses_nothing(places: Any) -> None:
 
 def test_no_sbatch_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterUnavailable, match="sbatch is not on this machine's PATH: run this where it is"):
+    with pytest.raises(ClusterUnavailable, match="sbatch is not on this machine's PATH. Run this on a machine that has it"):
         slurm_jobs.check(SCRIPT)
 
 
@@ -50,7 +50,7 @@ def test_no_sbatch_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatch) -> 
     ("line", "state", "reason"),
     [
         ("PENDING|Resources", "pending", "the nodes that it needs are in use (Resources)"),
-        ("PENDING|(Priority)", "pending", "jobs of a higher priority come first (Priority)"),
+        ("PENDING|(Priority)", "pending", "jobs with a higher priority come first (Priority)"),
         ("PENDING|ReqNodeNotAvail, UnavailableNodes:n3", "pending",
          "a node that it asks for is down, drained or reserved (ReqNodeNotAvail, UnavailableNodes:n3)"),
         ("PENDING|QOSMaxJobsPerUserLimit", "pending", "QOSMaxJobsPerUserLimit"),
@@ -58,8 +58,8 @@ def test_no_sbatch_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatch) -> 
         ("SUSPENDED|None", "pending", "suspended"),
         ("RUNNING|None", "running", "running"),
         ("COMPLETING|None", "running", "completing"),
-        ("TIMEOUT|TimeLimit", "gone", "SLURM says TIMEOUT"),
-        ("COMPLETED|None", "gone", "SLURM says COMPLETED"),
+        ("TIMEOUT|TimeLimit", "gone", "SLURM reports TIMEOUT"),
+        ("COMPLETED|None", "gone", "SLURM reports COMPLETED"),
         ("PENDING|Dependency\nRUNNING|None", "running", "running"),  # a job array
     ],
 )  # fmt: skip
@@ -81,7 +81,7 @@ def test_a_job_that_slurm_has_forgotten_is_gone_and_a_silent_controller_is_not(p
 
 def test_saving_forbids_the_requeue_first_and_then_gives_notice(places: Any) -> None:
     places.says("jobs/7", "RUNNING|None\n")
-    assert slurm_jobs.stop("7", save=True) == "slurm job 7 saves and ends; it is not requeued"
+    assert slurm_jobs.stop("7", save=True) == "slurm job 7 saves and exits; it is not requeued"
     assert places.calls()[1:] == ["scontrol update JobId=7 Requeue=0", "scancel --signal=USR2 --batch 7"]
 
 
@@ -104,10 +104,10 @@ def test_killing_begins_with_the_shell_which_would_save(places: Any) -> None:
 
 def test_a_waiting_job_has_nothing_to_save(places: Any) -> None:
     places.says("jobs/7", "PENDING|Priority\n")
-    assert slurm_jobs.stop("7", save=True) == "slurm job 7 was waiting and is cancelled"
+    assert slurm_jobs.stop("7", save=True) == "slurm job 7 was pending and is cancelled"
     assert places.calls()[1:] == ["scancel 7"]
 
 
 def test_a_job_that_is_gone_is_left_alone(places: Any) -> None:
-    assert "nothing to end" in slurm_jobs.stop("7", save=True)
+    assert "nothing to stop" in slurm_jobs.stop("7", save=True)
     assert len(places.calls()) == 1

@@ -1,30 +1,34 @@
-"""What a driver looks after while the workers train; no cluster is needed for it."""
+"""One `fit()`, supervised by the driver. Ray's trainer and its key-value store are replaced: no cluster is needed."""
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray.exceptions
 from ray.train.v2.api.exceptions import ControllerError
 
-from launcher.config import load as configs
-from launcher.ray_backend.attempt import Fit, Why
+from launcher.ray_backend import attempt as module
+from launcher.ray_backend.attempt import Fit, StopReason
 from launcher.ray_backend.failures import NotPlaced
-from launcher.ray_backend.handover import HandedBack, failed
-from launcher.recovery.history import policy_of
-from launcher.recovery.notify import Notifier
+from launcher.ray_backend.handover import ATTEMPT, HandedBack, answer_key, failure_key
+from launcher.recovery.attempt import AttemptResult, AttemptSpec
+from launcher.recovery.history import retry_policy
+from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
-from launcher.run.heartbeats import Beat
+from launcher.run.heartbeats import Heartbeat
 from resnet_dist.errors import DataError
+
+RESULT = AttemptResult(7, finished=False)
+BROKEN = DataError("a.jpg", "broken")
 
 
 class Cluster:
-    """A cluster whose node will go away, and that answers only at times."""
+    """A cluster with a draining node, which may fail to answer."""
 
     def __init__(self, *answers: Exception | set[str]) -> None:
         self.answers = list(answers)
@@ -33,81 +37,166 @@ class Cluster:
     def heads(self) -> set[str]:
         return {"head"}
 
+    def ids(self, keys: object) -> list[str]:
+        return []
+
     def draining(self) -> set[str]:
-        answer = self.answers.pop(0)
+        answer = self.answers.pop(0) if self.answers else set[str]()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
 
-def test_the_driver_looks_again_after_the_cluster_did_not_answer(
-    write_config: Callable[..., Path], small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = itertools.count()
-    monkeypatch.setattr("launcher.ray_backend.attempt.time.monotonic", lambda: float(next(seconds)))
-    config = configs.load(write_config())
-    number = small_run.begin_attempt({"place": "ray"})
-    small_run.logs(number).heartbeats.mkdir()
-    beat = Beat(rank=0, host="a", pid=1, tick=1, phase="step", step=1, age_s=0.0, node_id="n1")
-    heartbeats.write(small_run.logs(number), beat)
-    cluster: Any = Cluster(ray.exceptions.RayError("no answer"), OSError(5, "I/O error"), {"n1"})
-    fit = Fit(config, small_run, 1, cluster, policy_of(config), (), lambda error: None)
-    fit._number = number
-    duties = fit._duties(Notifier(config.notify, small_run))
-    reasons = []
-    for _ in range(6):
-        next(duties)
-        reasons.append(fit.why)
-    assert reasons[0] is None
-    assert reasons[-1] is Why.PREEMPTED
-    assert small_run.logs(number).stop_request.exists()
-    assert cluster.leaving == {"n1"}
+class Mailbox:
+    """The key-value store."""
 
-
-@pytest.mark.parametrize(("draining", "why"), [("head", Why.PREEMPTED), ("n1", Why.PREEMPTED), ("other", None)])
-def test_the_drain_of_the_head_counts_though_no_worker_is_there(
-    draining: str, why: Why | None, write_config: Callable[..., Path], small_run: RunDirectory
-) -> None:
-    config = configs.load(write_config())
-    number = small_run.begin_attempt({"place": "ray"})
-    small_run.logs(number).heartbeats.mkdir()
-    beat = Beat(rank=0, host="a", pid=1, tick=1, phase="step", step=1, age_s=0.0, node_id="n1")
-    heartbeats.write(small_run.logs(number), beat)
-    cluster: Any = Cluster({draining})
-    fit = Fit(config, small_run, 1, cluster, policy_of(config), (), lambda error: None)
-    fit._number = number
-    fit._look_for_drains()
-    assert fit.why is why
-    assert cluster.leaving == ({draining} if why else set())
-
-
-class Box:
-    """What the controller has left, by name."""
-
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+
+    def put(self, key: str, value: object) -> None:
+        self.values[key] = value
 
     def get(self, key: str) -> Any:
         return self.values.get(key)
 
+    def clear(self) -> None:
+        self.values.clear()
+
+
+StartFit = Callable[..., Fit]
+
 
 @pytest.fixture
-def fit(write_config: Callable[..., Path], small_run: RunDirectory) -> Fit:
-    """A `fit()` that has ended because its controller waited in vain for the driver."""
-    config = configs.load(write_config())
-    cluster: Any = Cluster()
-    fit = Fit(config, small_run, 1, cluster, policy_of(config), (), lambda error: None)
-    fit._number = small_run.begin_attempt({"place": "ray"})
-    fit._answer["error"] = ControllerError(HandedBack("the driver goes on from here itself"))
-    return fit
+def box(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
+    box = Mailbox({})
+    monkeypatch.setattr(module, "Mailbox", lambda name: box)
+    return box
 
 
-def test_a_failure_that_the_driver_slept_through_is_told_as_what_it_was(fit: Fit) -> None:
-    box: Any = Box(**{failed(1): {0: DataError("a.jpg", "broken")}})
-    assert isinstance(fit._last_error(box), DataError)
+@pytest.fixture
+def spec(small_run: RunDirectory) -> AttemptSpec:
+    """An attempt with one worker, on node n1."""
+    number = small_run.begin_attempt({"place": "ray"})
+    small_run.logs(number).heartbeats.mkdir()
+    beat = Heartbeat(rank=0, host="a", pid=1, tick=1, phase="step", step=1, age_s=0.0, node_id="n1")
+    heartbeats.write(small_run.logs(number), beat)
+    return AttemptSpec(number)
 
 
-def test_workers_that_were_not_started_again_as_the_driver_slept_are_counted_again(fit: Fit) -> None:
-    fit._num_failures = 1
-    box: Any = Box(**{failed(1): {0: DataError("a.jpg", "broken")}})
-    assert isinstance(fit._last_error(box), NotPlaced)
+@pytest.fixture
+def make_fit(session: Session, box: Mailbox, monkeypatch: pytest.MonkeyPatch) -> StartFit:
+    """A `fit()` whose trainer is a function."""
+    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr(module, "DRAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(module.os, "environ", {})
+
+    def make(
+        train: Callable[[], object],
+        cluster: Cluster | None = None,
+        on_failure: Callable[[Exception], AttemptSpec | None] = lambda error: None,
+    ) -> Fit:
+        trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=train()))
+        monkeypatch.setattr(module, "TorchTrainer", lambda *_, **__: trainer)
+        ray_cluster: Any = Cluster() if cluster is None else cluster
+        return Fit(session, 1, ray_cluster, retry_policy(session.config), (), on_failure)
+
+    return make
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_driver_checks_again_after_the_cluster_did_not_answer(
+    make_fit: StartFit, small_run: RunDirectory, spec: AttemptSpec
+) -> None:
+    def train() -> AttemptResult:
+        until(small_run.logs(spec.number).stop_request.exists)
+        return RESULT
+
+    cluster = Cluster(ray.exceptions.RayError("no answer"), OSError(5, "I/O error"), {"n1"})
+    fit = make_fit(train, cluster)
+    assert fit.run(spec) == RESULT
+    assert (fit.stop_reason, cluster.leaving) == (StopReason.PREEMPTED, {"n1"})
+
+
+@pytest.mark.parametrize(
+    ("draining", "reason"), [("head", StopReason.PREEMPTED), ("n1", StopReason.PREEMPTED), ("other", None)]
+)
+def test_a_drain_of_the_head_counts_although_it_has_no_worker(
+    draining: str, reason: StopReason | None, make_fit: StartFit, spec: AttemptSpec
+) -> None:
+    cluster = Cluster({draining})
+
+    def train() -> AttemptResult:
+        until(lambda: not cluster.answers)
+        time.sleep(0.05)  # the check that took the answer ends
+        return RESULT
+
+    fit = make_fit(train, cluster)
+    fit.run(spec)
+    assert fit.stop_reason is reason
+    assert cluster.leaving == ({draining} if reason else set())
+
+
+def test_a_failure_is_answered_with_the_next_attempt(make_fit: StartFit, box: Mailbox, spec: AttemptSpec) -> None:
+    def train() -> AttemptResult:
+        box.put(failure_key(1), {0: BROKEN})
+        until(lambda: box.get(answer_key(1)))
+        assert box.get(ATTEMPT) == following
+        return RESULT
+
+    following, errors = AttemptSpec(spec.number + 1), list[Exception]()
+
+    def on_failure(error: Exception) -> AttemptSpec:
+        errors.append(error)
+        return following
+
+    assert make_fit(train, on_failure=on_failure).run(spec) == RESULT
+    assert errors == [BROKEN]
+
+
+class EndedThread:
+    """A thread that has ended before the driver could check anything."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], **_: object) -> None:
+        self.start = lambda: target(*args)
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def timed_out() -> AttemptResult:
+    """The controller has reported a failure, and the driver, which was suspended, has not answered."""
+    raise ControllerError(HandedBack("the driver continues with another fit()"))
+
+
+def test_a_failure_during_the_suspension_of_the_driver_is_raised(
+    make_fit: StartFit, box: Mailbox, spec: AttemptSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = make_fit(timed_out)
+    box.put(failure_key(1), {0: BROKEN})
+    monkeypatch.setattr(module.threading, "Thread", EndedThread)
+    with pytest.raises(DataError):
+        fit.run(spec)
+
+
+def test_workers_that_were_not_restarted_during_the_suspension_of_the_driver_are_counted_again(
+    make_fit: StartFit, box: Mailbox, spec: AttemptSpec
+) -> None:
+    answered: list[Exception] = []
+
+    def train() -> AttemptResult:
+        box.put(failure_key(1), {0: BROKEN})
+        until(lambda: answered)
+        return timed_out()
+
+    def on_failure(error: Exception) -> AttemptSpec:
+        answered.append(error)
+        return spec
+
+    with pytest.raises(NotPlaced, match="the driver was suspended"):
+        make_fit(train, on_failure=on_failure).run(spec)

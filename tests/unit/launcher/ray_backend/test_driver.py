@@ -1,119 +1,174 @@
-"""What the driver makes of a cluster that does not answer it; none is needed for that."""
+"""The driver on clusters that fail, shrink or do not answer. Clusters and `fit()` are replaced."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from ray.exceptions import RayError
 
-from launcher.config import load as configs
-from launcher.config.schema import RunConfig
-from launcher.console import Progress
 from launcher.errors import ClusterUnavailable, WorkerLost
 from launcher.exit_codes import ExitCode
 from launcher.ray_backend import cluster as ray_cluster
-from launcher.ray_backend.attempt import Why
+from launcher.ray_backend import driver as module
+from launcher.ray_backend.attempt import StopReason
 from launcher.ray_backend.cluster import Cluster
-from launcher.ray_backend.driver import _Driver
+from launcher.ray_backend.driver import Driver
 from launcher.ray_backend.failures import ClusterGone
 from launcher.recovery import resume
-from launcher.recovery.history import policy_of
-from launcher.recovery.notify import Notifier
+from launcher.recovery.attempt import AttemptResult, AttemptSpec
+from launcher.recovery.history import retry_policy
+from launcher.recovery.session import Session
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import LeaseLost, acquire
-from launcher.signals import StopSignals
+
+MakeSession = Callable[..., Session]
+STOPPED = AttemptResult(7, finished=False)
 
 
-class NoAnswer:
-    """A cluster that does not answer."""
+class LiveCluster:
+    """A cluster with 4 places on node a and the head on another node; it may end, with no answer to any query."""
 
-    def __init__(self) -> None:
-        self.leaving: set[str] = set()
+    def __init__(self, *, leaving: set[str] | None = None, answers: bool = True) -> None:
+        self.leaving, self.answers = leaving or set(), answers
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def fails(*_: object) -> None:
+    def _query(self) -> None:
+        if not self.answers:
             raise RayError("no answer")
 
-        return fails
+    def wait_for_workers(self, *_: object) -> int:
+        self._query()
+        return 1
+
+    def slots(self) -> dict[str, int]:
+        self._query()
+        return {"a": 4}
+
+    def heads(self) -> set[str]:
+        self._query()
+        return {"head"}
+
+    def key(self, node_id: str | None) -> str | None:
+        self._query()
+        return node_id
+
+    def check(self, node_id: str | None) -> None:
+        self._query()
+
+
+class FakeFit:
+    """A `fit()` that returns or raises what it is given, and counts its workers."""
+
+    def __init__(self, end: AttemptResult | Exception, cluster: LiveCluster | None, reason: StopReason | None) -> None:
+        self.end, self.cluster, self.stop_reason, self.given_up = end, cluster, reason, None
+        self.workers: list[int] = []
+
+    def __call__(self, session: Session, workers: int, *_: object) -> FakeFit:
+        self.workers.append(workers)
+        return self
+
+    def run(self, spec: AttemptSpec) -> AttemptResult:
+        if self.cluster is not None:
+            self.cluster.answers = False  # it ends during the attempt
+        if isinstance(self.end, Exception):
+            raise self.end
+        return self.end
 
 
 @pytest.fixture
-def config(write_config: Callable[..., Path]) -> RunConfig:
-    return configs.load(write_config())
+def drive(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[ExitCode, AttemptResult]]:
+    """Run a driver whose `fit()` ends as given; the cluster ends with it, or stays."""
+
+    def run(
+        end: AttemptResult | Exception,
+        cluster: LiveCluster | None = None,
+        *,
+        cluster_ends: bool = False,
+        reason: StopReason | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> tuple[ExitCode, AttemptResult]:
+        cluster = LiveCluster() if cluster is None else cluster
+        monkeypatch.setattr(module, "Fit", FakeFit(end, cluster if cluster_ends else None, reason))
+        changed = dataclasses.replace(session, **(changes or {}))
+        return Driver(changed, cluster).run(resume.Start(session.config, None, 0, ()))  # type: ignore[arg-type]
+
+    return run
 
 
-@pytest.fixture
-def driver(config: RunConfig, small_run: RunDirectory) -> Iterator[_Driver]:
-    notifier = Notifier(config.notify, small_run)
-    driver = _Driver(config, small_run, Progress(), notifier)
-    driver._cluster = NoAnswer()  # type: ignore[assignment]
-    yield driver
-    notifier.close()
+Drive = Callable[..., tuple[ExitCode, AttemptResult]]
 
 
-def begin(driver: _Driver, run: RunDirectory) -> int:
-    driver._attempt = run.begin_attempt({"place": "ray"})
-    driver._began = time.time()
-    return driver._attempt
-
-
-def test_a_failure_that_no_cluster_answers_for_ends_with_69(driver: _Driver, small_run: RunDirectory) -> None:
-    begin(driver, small_run)
+def test_a_failure_after_which_the_cluster_does_not_answer_ends_with_69(drive: Drive, small_run: RunDirectory) -> None:
     with pytest.raises(ClusterGone, match="gone") as raised:
-        driver._failed(WorkerLost("a", 0, "killed", "n1"), StopSignals())
-    assert "it was asked because of WorkerLost: worker 0 on a: killed" in raised.value.__notes__
+        drive(WorkerLost("a", 0, "killed", "n1"), cluster_ends=True)
+    assert "the cluster was queried because of WorkerLost: worker 0 on a: killed" in raised.value.__notes__
     assert [attempt.exit_code for attempt in small_run.attempts()] == [69]
 
 
-def test_an_error_of_ray_itself_ends_the_attempt_with_69(driver: _Driver, small_run: RunDirectory) -> None:
-    begin(driver, small_run)
+def test_an_error_of_ray_itself_ends_the_attempt_with_69(drive: Drive, small_run: RunDirectory) -> None:
     with pytest.raises(ClusterGone):
-        driver._failed(RayError("no answer"), StopSignals())
+        drive(RayError("no answer"), cluster_ends=True)
     assert [attempt.exit_code for attempt in small_run.attempts()] == [69]
 
 
-def test_a_cluster_that_is_gone_after_a_stop_leaves_the_end_in_the_record(
-    driver: _Driver, small_run: RunDirectory
-) -> None:
-    number = begin(driver, small_run)
+def test_the_end_of_an_attempt_is_recorded_although_the_cluster_is_gone(drive: Drive, small_run: RunDirectory) -> None:
     with pytest.raises(ClusterGone):
-        driver._ended({"step": 7, "finished": False}, number, Why.PREEMPTED, StopSignals())
+        drive(STOPPED, cluster_ends=True, reason=StopReason.PREEMPTED)
     assert [(attempt.exit_code, attempt.last_step) for attempt in small_run.attempts()] == [(75, 7)]
 
 
-def test_a_cluster_that_is_gone_before_the_workers_start_is_told_as_such(driver: _Driver) -> None:
+def test_a_cluster_that_is_gone_before_the_workers_start_is_reported(drive: Drive, small_run: RunDirectory) -> None:
     with pytest.raises(ClusterGone):
-        driver.run(resume.Start(driver._config, None, 0, ()))
+        drive(STOPPED, LiveCluster(answers=False))
+    assert small_run.attempts() == []
 
 
-def test_a_run_whose_head_goes_away_ends_saved_though_other_nodes_are_left(
-    driver: _Driver, small_run: RunDirectory
+def test_a_run_whose_head_leaves_ends_saved_although_other_nodes_are_left(drive: Drive) -> None:
+    ended = drive(STOPPED, LiveCluster(leaving={"head"}), reason=StopReason.PREEMPTED)
+    assert ended == (ExitCode.STOPPED, AttemptResult(7, finished=False, preempted=True))
+
+
+def test_an_empty_preemption_notice_names_no_node(drive: Drive, small_run: RunDirectory) -> None:
+    logs = small_run.logs(1)
+    notices = {logs.preemption_notice(0): "", logs.preemption_notice(1): '{"node_id": "head"}'}
+
+    class Preempted(FakeFit):
+        def run(self, spec: AttemptSpec) -> AttemptResult:
+            for file, content in notices.items():
+                file.write_text(content)
+            return STOPPED
+
+    cluster = LiveCluster()
+    fit = Preempted(STOPPED, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeFit, "run", lambda self, spec: fit.run(spec))
+        code, result = drive(STOPPED, cluster)
+    assert (code, result.preempted, cluster.leaving) == (ExitCode.STOPPED, True, {"head"})
+    assert [attempt.end_facts for attempt in small_run.attempts()] == [{"leaving": ["head"]}]
+
+
+# --- a driver that was suspended
+
+
+def test_a_driver_that_has_lost_the_lease_starts_no_attempt(drive: Drive, small_run: RunDirectory) -> None:
+    held = acquire(small_run.lease, renew_every_s=3600)
+    (small_run.lease / "00000002.json").write_bytes((small_run.lease / "00000001.json").read_bytes())
+    with pytest.raises(LeaseLost):
+        drive(STOPPED, changes={"lease": held})
+    held.release()
+    assert small_run.attempts() == []
+
+
+def test_a_worker_that_has_lost_the_lease_ends_the_run_and_records_nothing(
+    drive: Drive, small_run: RunDirectory
 ) -> None:
-    class HeadLeaves:
-        leaving: ClassVar = {"head"}
-
-        def slots(self) -> dict[str, int]:
-            return {"a": 4}
-
-        def heads(self) -> set[str]:
-            return {"head"}
-
-    driver._cluster = HeadLeaves()  # type: ignore[assignment]
-    number = begin(driver, small_run)
-    ended = driver._ended({"step": 7, "finished": False}, number, Why.PREEMPTED, StopSignals())
-    assert ended == (ExitCode.STOPPED, {"step": 7, "finished": False, "preempted": True})
-
-
-def test_a_notice_without_its_content_names_no_node(driver: _Driver, small_run: RunDirectory) -> None:
-    number = begin(driver, small_run)
-    small_run.logs(number).preemption_notice(0).touch()
-    small_run.logs(number).preemption_notice(1).write_text('{"node_id": "n1"}')
-    assert driver._noticed(number) == {"n1"}
+    with pytest.raises(LeaseLost):
+        drive(LeaseLost("run", None))
+    assert [attempt.ended for attempt in small_run.attempts()] == [None]
+    assert not small_run.incident(1).exists()
 
 
 # --- nodes that do not answer
@@ -121,7 +176,7 @@ def test_a_notice_without_its_content_names_no_node(driver: _Driver, small_run: 
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Two nodes with a CPU each, and whether they answer; nobody waits between two looks."""
+    """Two nodes with one CPU each, and whether they answer; queries do not wait."""
     nodes = [
         {"NodeID": f"id-{name}", "NodeManagerHostname": name, "NodeManagerAddress": name, "Alive": True}
         | {"Resources": {"CPU": 1.0}}
@@ -137,87 +192,50 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 
 def test_a_node_that_answers_again_is_used_again(
-    two_nodes: dict[str, bool], write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    two_nodes: dict[str, bool], make_session: MakeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = configs.load(write_config("workers: 1..2"))
-    cluster = Cluster(config)
+    config = make_session("workers: 1..2").config
+    cluster, policy = Cluster(config.resources), retry_policy(config)
     two_nodes["id-b"] = False
     cluster.check("id-b")
     assert cluster.slots() == {"a": 1}
-    assert cluster.wait_for_workers(policy_of(config), (), 60.0, lambda: False) == 1  # it was asked just now
+    assert cluster.wait_for_workers(policy, (), 60.0, lambda: False) == 1  # it was asked just now
     two_nodes["id-b"] = True
     monkeypatch.setattr(ray_cluster, "ASK_AGAIN_S", -1.0)
-    assert cluster.wait_for_workers(policy_of(config), (), 60.0, lambda: False) == 2
+    assert cluster.wait_for_workers(policy, (), 60.0, lambda: False) == 2
 
 
-def test_nodes_without_an_answer_are_named(two_nodes: dict[str, bool], write_config: Callable[..., Path]) -> None:
-    config = configs.load(write_config("workers: 2"))
-    cluster = Cluster(config)
+def test_nodes_without_an_answer_are_named(two_nodes: dict[str, bool], make_session: MakeSession) -> None:
+    config = make_session("workers: 2").config
+    cluster = Cluster(config.resources)
     two_nodes["id-b"] = False
     cluster.check("id-b")
-    with pytest.raises(ClusterUnavailable, match=r"a: room for 1, 1 free; no answer from: b"):
-        cluster.wait_for_workers(policy_of(config), (), -1.0, lambda: False)
+    with pytest.raises(ClusterUnavailable, match=r"a: capacity 1, 1 free; no answer from: b"):
+        cluster.wait_for_workers(retry_policy(config), (), -1.0, lambda: False)
 
 
-def struck(run: RunDirectory, node: str, times: int) -> None:
-    for _ in range(times):
-        facts = {"class": "WorkerLost", "node": node}
-        run.end_attempt(run.begin_attempt({"place": "ray"}), 76, "WorkerLost: killed", 3, facts)
-
-
-@pytest.mark.parametrize(("workers", "excluded"), [("1..2", ("b",)), ("2", ())])
-def test_a_node_at_fault_under_an_earlier_driver_is_left_out_unless_too_few_are_left(
+@pytest.mark.parametrize(("workers", "used"), [("1..2", 1), ("2", 2)])
+def test_a_node_that_failed_in_an_earlier_session_is_excluded_unless_too_few_are_left(
     two_nodes: dict[str, bool],
-    write_config: Callable[..., Path],
+    make_session: MakeSession,
     small_run: RunDirectory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     workers: str,
-    excluded: tuple[str, ...],
+    used: int,
 ) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: float(next(seconds)))
     monkeypatch.setenv("RAY_ADDRESS", "there")
-    struck(small_run, "b", 2)
-    config = configs.load(write_config(f"workers: {workers}"))
-    notifier = Notifier(config.notify, small_run)
-    driver = _Driver(config, small_run, Progress(), notifier)
-    counted: list[int] = []
-
-    def one(start: resume.Start, count: int, signals: StopSignals) -> tuple[ExitCode, dict[str, Any]]:
-        counted.append(count)
-        return ExitCode.OK, {"step": 9, "finished": True}
-
-    driver._one = one  # type: ignore[assignment]
-    driver.run(resume.Start(driver._config, None, 0, ()))
-    notifier.close()
-    assert counted == [1 if excluded else 2]
-    assert driver._recovery.history.excluded == excluded
+    for _ in range(2):
+        facts = {"class": "WorkerLost", "node": "b"}
+        small_run.end_attempt(small_run.begin_attempt({"place": "ray"}), 76, "WorkerLost: killed", 3, facts)
+    session = make_session(f"workers: {workers}")
+    fit = FakeFit(AttemptResult(9, finished=True), None, None)
+    monkeypatch.setattr(module, "Fit", fit)
+    code, _ = Driver(session, Cluster(session.config.resources)).run(resume.Start(session.config, None, 0, ()))
+    assert (code, fit.workers) == (ExitCode.OK, [used])
+    assert small_run.attempts()[-1].facts["excluded"] == (["b"] if used == 1 else [])
     output = capsys.readouterr().out
-    assert "node b was at fault 2 times in this run and is left out" in output
-    assert ("left out for their faults: b; they are used all the same" in output) == (not excluded)
-
-
-# --- a driver that stood still
-
-
-def test_a_driver_that_has_lost_the_lease_starts_no_attempt(
-    driver: _Driver, small_run: RunDirectory, tmp_path: Path
-) -> None:
-    held = acquire(small_run.lease, renew_every_s=3600)
-    driver._held = held
-    (small_run.lease / "00000002.json").write_bytes((small_run.lease / "00000001.json").read_bytes())
-    with pytest.raises(LeaseLost):
-        driver._begin(resume.Start(driver._config, None, 0, ()), 1, StopSignals())
-    held.release()
-    assert small_run.attempts() == []
-
-
-def test_a_worker_that_has_lost_the_lease_ends_the_run_and_leaves_its_record_alone(
-    driver: _Driver, small_run: RunDirectory
-) -> None:
-    number = begin(driver, small_run)
-    with pytest.raises(LeaseLost):
-        driver._failed(LeaseLost("run", None), StopSignals())
-    assert [attempt.ended for attempt in small_run.attempts()] == [None]
-    assert not small_run.incident(number).exists()
+    assert "node b failed 2 times in this run and is excluded" in output
+    assert ("excluded after failures: b; excluded nodes are used again" in output) == (used == 2)

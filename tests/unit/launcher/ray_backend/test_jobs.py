@@ -128,7 +128,7 @@ def test_what_is_submitted_is_the_packed_folder_and_a_fixed_command(
     [submission] = submissions.read(RunDirectory(tmp_path / "runs", "small"))
     assert (submission.id, submission.details) == ("job-1", {"address": server.address})
     out = capsys.readouterr().out
-    assert "working directory: 1 files, 0.00 MiB" in out
+    assert "working directory: 1 file, 0.00 MiB" in out
     assert f"ray job job-1 at {server.address}" in out
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_the_cluster_has_is_not_submitted_again(
 ) -> None:
     server.job("RUNNING", run=str(tmp_path / "runs" / "small"))
     assert cli.main(["submit", "ray", str(write_config()), "--address", server.address]) == 64
-    assert "submitted already, and running" in capsys.readouterr().err
+    assert "submitted already and running" in capsys.readouterr().err
     assert server.posted == []
 
 
@@ -169,12 +169,12 @@ def test_status_of_a_run_whose_storage_is_not_here_is_what_ray_says(
         ("STOPPED", {}, "gone", None),
     ],
 )
-def test_a_state_of_ray_becomes_a_word(
+def test_a_state_of_ray_becomes_a_job_status(
     server: JobServer, status: str, more: dict[str, Any], state: str, code: int | None
 ) -> None:
     server.job(status, **more)
-    word = ray_jobs.ask("job-1", server.address)
-    assert (word.state, word.exit_code) == (state, code)
+    job = ray_jobs.ask("job-1", server.address)
+    assert (job.state, job.exit_code) == (state, code)
 
 
 def test_a_job_that_the_cluster_does_not_know_is_gone(server: JobServer) -> None:
@@ -183,20 +183,20 @@ def test_a_job_that_the_cluster_does_not_know_is_gone(server: JobServer) -> None
 
 def test_stopping_goes_through_the_job_server(server: JobServer) -> None:
     server.job("RUNNING")
-    assert "is told to end" in ray_jobs.stop("job-1", server.address)
+    assert "is stopping" in ray_jobs.stop("job-1", server.address)
     server.jobs[0]["status"] = "SUCCEEDED"
-    assert ray_jobs.stop("job-1", server.address) == "ray job job-1 has ended already"
+    assert ray_jobs.stop("job-1", server.address) == "ray job job-1 has already ended"
     assert server.stopped == ["job-1", "job-1"]
 
 
-def test_a_missing_token_is_told_with_its_places(server: JobServer) -> None:
+def test_the_message_for_a_missing_token_names_its_places(server: JobServer) -> None:
     server.wants = TOKEN
-    with pytest.raises(ClusterUnavailable, match=r"wants its token: set RAY_AUTH_TOKEN_PATH .*~/.ray/auth_token"):
+    with pytest.raises(ClusterUnavailable, match=r"requires its token: set RAY_AUTH_TOKEN_PATH .*~/.ray/auth_token"):
         ray_jobs.ask("job-1", server.address)
 
 
-def test_nobody_there_is_told_at_once(server: JobServer) -> None:
-    with pytest.raises(ClusterUnavailable, match=r"http://127.0.0.1:9: nobody answers there .*--address"):
+def test_an_address_without_a_server_fails_at_once(server: JobServer) -> None:
+    with pytest.raises(ClusterUnavailable, match=r"http://127.0.0.1:9: no server answers .*--address"):
         ray_jobs.ask("job-1", "http://127.0.0.1:9")
 
 

@@ -1,4 +1,4 @@
-"""Which error is answered how, and which of several began it."""
+"""The rule for each error, and the root cause among several errors."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 
 from launcher.errors import CollectiveFault, DeviceFault, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
-from launcher.recovery.faults import in_our_words, lost_worker, rule_for, true_cause
+from launcher.recovery.faults import parse_lost_worker, rule_for, select_root_cause, translate_error
+from launcher.recovery.policy import Retry
 from resnet_dist.errors import DataError, DivergedError, MissingPackage, StorageError
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "retried"),
+    ("error", "code", "restarted"),
     [
         (DataError("a.jpg", "broken"), ExitCode.DATA, False),
         (DivergedError(3, float("nan")), ExitCode.DIVERGED, False),
@@ -22,51 +23,51 @@ from resnet_dist.errors import DataError, DivergedError, MissingPackage, Storage
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_a_rule_is_the_most_exact_one(error: Exception, code: ExitCode, retried: bool) -> None:
+def test_the_most_specific_rule_applies(error: Exception, code: ExitCode, restarted: bool) -> None:
     rule = rule_for(error)
-    assert (rule.exit_code, rule.retried) == (code, retried)
+    assert (rule.exit_code, rule.retry is Retry.RESTART) == (code, restarted)
 
 
-def test_an_error_of_ours_comes_before_the_broken_connections_it_caused() -> None:
+def test_a_launcher_error_comes_before_the_broken_connections_it_caused() -> None:
     closed = RuntimeError("[gloo] Connection closed by peer")
     broken = DataError("a.jpg", "broken", 7)
-    assert true_cause({0: closed, 1: WorkerLost("host", 1, "exited"), 2: broken}) == (2, broken)
+    assert select_root_cause({0: closed, 1: WorkerLost("host", 1, "exited"), 2: broken}) == (2, broken)
 
 
 def test_a_lost_worker_comes_before_the_users_error() -> None:
     lost = WorkerLost("host", 2, "killed")
-    assert true_cause({0: RuntimeError("Connection reset"), 1: ValueError("x"), 2: lost}) == (2, lost)
+    assert select_root_cause({0: RuntimeError("Connection reset"), 1: ValueError("x"), 2: lost}) == (2, lost)
 
 
 def test_the_users_error_comes_before_broken_connections() -> None:
     own = ValueError("x")
-    assert true_cause({0: RuntimeError("Connection reset"), 1: own}) == (1, own)
+    assert select_root_cause({0: RuntimeError("Connection reset"), 1: own}) == (1, own)
 
 
-def test_a_worker_that_hangs_comes_before_the_workers_that_ended_with_it() -> None:
-    hung = WorkerHung("host", 2, "step", 7, "no sign of progress for 60 s")
-    assert true_cause({0: CollectiveFault("closed"), 1: WorkerLost("host", 1, "exited"), 2: hung}) == (2, hung)
+def test_a_hang_comes_before_the_workers_that_ended_with_it() -> None:
+    hung = WorkerHung("host", 2, "step", 7, "no progress for 60 s")
+    assert select_root_cause({0: CollectiveFault("closed"), 1: WorkerLost("host", 1, "exited"), 2: hung}) == (2, hung)
 
 
-def test_a_device_that_reports_itself_broken_is_a_fault_of_the_machine() -> None:
-    error = in_our_words(RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"), 3, "node-7")
+def test_a_device_that_reports_itself_broken_is_a_device_fault() -> None:
+    error = translate_error(RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"), 3, "node-7")
     assert isinstance(error, DeviceFault)
     assert str(error) == "worker 3 on node-7: CUDA error: uncorrectable ECC error encountered"
     assert rule_for(error).blames_node
 
 
-def test_a_broken_connection_alone_is_a_fault_of_the_machines() -> None:
-    error = in_our_words(RuntimeError("[../gloo/transport/tcp/pair.cc:538] Connection closed by peer"), 0, "a")
+def test_a_broken_connection_without_another_error_is_a_collective_fault() -> None:
+    error = translate_error(RuntimeError("[../gloo/transport/tcp/pair.cc:538] Connection closed by peer"), 0, "a")
     assert isinstance(error, CollectiveFault)
     assert (rule_for(error).exit_code, rule_for(error).blames_node) == (ExitCode.HARDWARE, False)
 
 
-def test_a_users_error_keeps_its_words() -> None:
+def test_a_users_error_is_not_translated() -> None:
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    assert in_our_words(error, 0, "a") is error
+    assert translate_error(error, 0, "a") is error
 
 
-def test_rays_words_of_a_lost_worker_name_its_host_and_node() -> None:
+def test_rays_text_about_a_lost_worker_names_its_host_and_node() -> None:
     text = """A worker health check failed.
 Worker info: Worker(
   actor=Actor(RayTrainWorker, 0f9e),
@@ -79,11 +80,11 @@ The actor died unexpectedly before finishing this task.
 \tnode_id: b0c1d2e3f40516273849a0b1c2d3e4f5b0c1d2e3f40516273849a0b1
 \tip: 10.0.0.7
 The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"""
-    lost = lost_worker(2, text)
-    assert (lost.rank, lost.host, lost.ip) == (2, "node-7", "10.0.0.7")
+    lost = parse_lost_worker(2, text)
+    assert (lost.rank, lost.host) == (2, "node-7")
     assert lost.node_id == "b0c1d2e3f40516273849a0b1c2d3e4f5b0c1d2e3f40516273849a0b1"
     assert "died unexpectedly" in str(lost)
 
 
-def test_a_lost_worker_of_whom_nothing_is_said_still_has_a_message() -> None:
-    assert str(lost_worker(1, "")) == "worker 1 on an unknown host: no reason given"
+def test_a_lost_worker_without_any_text_still_has_a_message() -> None:
+    assert str(parse_lost_worker(1, "")) == "worker 1 on an unknown host: no reason given"

@@ -1,4 +1,4 @@
-"""Somebody is told, and nobody is held up."""
+"""Notifications by command and webhook; their failures do not affect the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from launcher.config.rules import secret_in
 from launcher.config.schema import Notify
 from launcher.recovery import notify
 from launcher.recovery.notify import Notifier
@@ -49,7 +48,7 @@ def test_a_command_gets_the_event_on_its_standard_input(run: RunDirectory, tmp_p
     target = tmp_path / "told; touch evil.json"
     program = "import sys; open(sys.argv[1], 'w').write(sys.stdin.read())"
     notifier = Notifier(Notify(command=f"'{sys.executable}' -c \"{program}\" '{target}'"), run)
-    notifier.tell("failure", "attempt 1 failed", exit_code=76)
+    notifier.notify("failure", "attempt 1 failed", exit_code=76)
     notifier.close()
     told = json.loads(target.read_text())
     assert (told["event"], told["message"], told["exit_code"]) == ("failure", "attempt 1 failed", 76)
@@ -61,7 +60,7 @@ def test_a_number_that_is_not_finite_is_posted_as_null(
 ) -> None:
     address, bodies = posted
     notifier = Notifier(Notify(webhook=address), run)
-    notifier.tell("finished", "all steps done", top1=float("nan"), losses=[float("inf"), 0.5])
+    notifier.notify("finished", "all steps done", top1=float("nan"), losses=[float("inf"), 0.5])
     notifier.close()
     assert [(body["top1"], body["losses"]) for body in bodies] == [(None, [None, 0.5])]
 
@@ -69,25 +68,25 @@ def test_a_number_that_is_not_finite_is_posted_as_null(
 def test_a_webhook_gets_the_event_posted(run: RunDirectory, posted: tuple[str, list[dict[str, Any]]]) -> None:
     address, bodies = posted
     notifier = Notifier(Notify(webhook=address), run)
-    notifier.tell("finished", "all 40 steps done", step=40)
+    notifier.notify("finished", "all 40 steps done", step=40)
     notifier.close()
     assert [(body["event"], body["step"]) for body in bodies] == [("finished", 40)]
 
 
-def test_an_address_with_a_secret_is_read_from_the_environment_when_there_is_something_to_tell(
+def test_an_address_with_a_secret_is_read_from_the_environment_at_each_event(
     run: RunDirectory, posted: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, bodies = posted
     monkeypatch.delenv("PAGER_URL", raising=False)
     notifier = Notifier(Notify(webhook_env="PAGER_URL"), run)
-    notifier.tell("preempted", "nobody to tell")
+    notifier.notify("preempted", "not sent")
     monkeypatch.setenv("PAGER_URL", address)
-    notifier.tell("finished", "all 40 steps done")
+    notifier.notify("finished", "all 40 steps done")
     notifier.close()
     assert [body["event"] for body in bodies] == ["finished"]
 
 
-def test_a_variable_that_is_not_set_is_told_at_the_start(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unset_variable_is_logged_at_the_start(run: RunDirectory, caplog: pytest.LogCaptureFixture) -> None:
     Notifier(Notify(webhook_env="NO_SUCH_PAGER_URL"), run)
     assert "NO_SUCH_PAGER_URL is not set" in caplog.text
 
@@ -95,50 +94,34 @@ def test_a_variable_that_is_not_set_is_told_at_the_start(run: RunDirectory, capl
 @pytest.mark.parametrize(
     "address", ["http://127.0.0.1:9/sw0rdfish", "http://127.0.0.1:sw0rdfish/", "sw0rdfish://x", "http://sw0rd fish/"]
 )
-def test_an_address_that_fails_does_not_show_itself(
+def test_an_address_that_fails_is_not_logged(
     address: str, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PAGER_URL", address)
     notifier = Notifier(Notify(webhook_env="PAGER_URL"), run)
-    notifier.tell("finished", "done")
+    notifier.notify("finished", "done")
     notifier.close()
-    assert "nobody was told" in caplog.text
+    assert "notification failed" in caplog.text
     assert "sw0rd" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("address", "secret"),
-    [
-        ("https://hooks.example.org/services/T024BE7LH/B024BE7LH/qX7wJ2mKp9LdR4sVtY8zN3cF", "a part of the path"),
-        ("https://api.example.org/bot110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw/sendMessage", "a part of the path"),
-        ("https://hooks.example.org/6f1d2c3b-8a7e-4f60-9b1c-0d2e3f4a5b6c", "a part of the path"),
-        ("https://pager.example.org/hook?token=abc", "a query"),
-        ("https://me:abc@pager.example.org/hook", "a user"),
-        ("http://127.0.0.1:8080/hook", None),
-        ("https://pager.example.org/teams/machine-learning/no-progress-notifications", None),
-    ],
-)
-def test_an_address_that_holds_a_secret_is_known(address: str, secret: str | None) -> None:
-    assert secret_in(address) == secret
 
 
 @pytest.mark.parametrize(
     "settings", [Notify(command="/there/is/no/such/program"), Notify(webhook="http://127.0.0.1:9/nobody")]
 )
-def test_whoever_cannot_be_told_fails_nobody(
+def test_a_failed_notification_does_not_fail_the_run(
     run: RunDirectory, settings: Notify, caplog: pytest.LogCaptureFixture
 ) -> None:
     notifier = Notifier(settings, run)
-    notifier.tell("finished", "done")
+    notifier.notify("finished", "done")
     notifier.close()
-    assert "nobody was told" in caplog.text
+    assert "notification failed" in caplog.text
 
 
-def test_a_step_that_stands_still_is_told_once(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_progress_is_reported_once_per_step(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = 0.0, []
     monkeypatch.setattr(notify.time, "monotonic", lambda: now)
     notifier = Notifier(Notify(command="page", no_progress_minutes=2), run)
-    monkeypatch.setattr(notifier, "tell", lambda event, message, **facts: told.append((event, facts)))
+    monkeypatch.setattr(notifier, "notify", lambda event, message, **facts: told.append((event, facts)))
     for now in range(0, 600, 10):
         notifier.see_step(7 if now < 400 else 8)
     assert told == [("no_progress", {"step": 7}), ("no_progress", {"step": 8})]

@@ -1,4 +1,4 @@
-"""Where a run goes on, and with which config: held against a run that version 0.1 has left behind."""
+"""Where a run resumes, and with which config: compared with a run of version 0.1."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_old_run_keeps_what_it_began_with(old_run: RunDirectory) -> None:
     norm = start.config.batch_norm
     assert (start.step, norm.span, norm.momentum, norm.epsilon) == (4, "global", 0.1, 1e-5)
     kept = "batch_norm.span global, batch_norm.momentum 0.1, batch_norm.epsilon 1e-05"
-    assert start.notes[1:] == (f"  kept from the run, as the config leaves it open: {kept}",)
+    assert start.notes[1:] == (f"  kept from the run, since the config leaves them open: {kept}",)
 
 
 def test_an_old_run_keeps_it_when_its_checkpoint_comes_from_the_mirror(old_run: RunDirectory, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_value_that_the_config_gives_is_compared(old_run: RunDirectory, overri
 
 
 def test_what_the_run_keeps_must_go_with_the_config(old_run: RunDirectory) -> None:
-    with pytest.raises(ConfigError, match=r"batch_norm\.span: found global with .*; the run began with it\. Allowed"):
+    with pytest.raises(ConfigError, match=r"batch_norm\.span: found global with .*; the run started with it\. Allowed"):
         choose(load(old_run, "batch.num_micro_batches=2"), old_run, "auto")
 
 
@@ -122,7 +122,7 @@ def test_a_key_that_the_run_lacks_had_its_default(
     say(forget)
     start = choose(load(old_run, "evaluate.every=1 epoch"), old_run, "auto")
     assert start.config.batch_norm.span == "global"
-    assert [line for line in start.notes if "changed since" in line and "evaluate.every" not in line] == []
+    assert [line for line in start.notes if "changed: " in line and "evaluate.every" not in line] == []
 
 
 def test_a_key_that_the_run_lacks_is_compared_with_its_default(old_run: RunDirectory, say: Say) -> None:
@@ -149,7 +149,7 @@ def test_a_key_that_is_not_known_here_is_refused_where_it_may_change_the_run(
 ) -> None:
     section, _, name = key.partition(".")
     say(lambda recipe: recipe[section].update({name: value}))
-    with pytest.raises(ConfigError, match=rf"{key}.*this version has no such key: a newer version wrote it, or it was"):
+    with pytest.raises(ConfigError, match=rf"{key}.*this version has no such key: it was added or removed by another"):
         choose(load(old_run), old_run, "auto")
 
 
@@ -158,7 +158,7 @@ def test_elsewhere_it_is_noted(old_run: RunDirectory, say: Say, key: str) -> Non
     section, _, name = key.partition(".")
     say(lambda recipe: recipe.setdefault(section, {}).update({name: True}))
     start = choose(load(old_run), old_run, "auto")
-    assert f"  not known to this version: {key}, which the run has as True; the run goes on without it" in start.notes
+    assert f"  ignored: {key} = True in the recorded run, which this version does not have" in start.notes
 
 
 def test_the_arguments_of_a_users_function_are_no_keys_of_ours(old_run: RunDirectory, say: Say) -> None:

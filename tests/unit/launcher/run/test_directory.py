@@ -1,4 +1,4 @@
-"""The run directory: every file in its place, whole at every moment."""
+"""The run directory: all paths, atomic writes, attempts."""
 
 from __future__ import annotations
 
@@ -28,20 +28,22 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_every_file_has_its_place(tmp_path: Path) -> None:
+def test_all_paths(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, "rn50")
     places = {
         run.path: "", run.config: "config.yaml", run.environment: "environment.json",
         run.attempts_file: "attempts.jsonl", run.metrics: "metrics.jsonl", run.tensorboard: "tensorboard",
         run.checkpoints: "checkpoints", run.index: "index", run.submissions: "submissions.jsonl",
         run.skips: "skips.json",
-        run.finished_file: "FINISHED", run.fatal_file: "FATAL",
-        run.logs(1).log(0): "logs/attempt-1/rank-0.log",
+        run.profile(1): "profiles/attempt-1", run.finished_file: "FINISHED", run.fatal_file: "FATAL",
+        run.logs(1).log(0): "logs/attempt-1/rank-0.log", run.logs(1).heartbeat(0): "logs/attempt-1/heartbeat/rank-0",
+        run.logs(1).stack(0): "logs/attempt-1/stacks/rank-0.txt",
+        run.incident_summary(1): "incidents/attempt-1/summary.txt",
     }  # fmt: skip
     assert {path: str(path) for path in places} == {p: str(tmp_path / "rn50" / name) for p, name in places.items()}
 
 
-def test_creating_makes_the_folders_and_creating_again_changes_nothing(run: RunDirectory) -> None:
+def test_create_makes_the_folders_and_a_second_create_changes_nothing(run: RunDirectory) -> None:
     run.write_config("seed: 1\n")
     run.create()
     assert names(run.path) == ["checkpoints", "config.yaml", "index", "logs", "tensorboard"]
@@ -62,17 +64,17 @@ def test_attempts_are_numbered_from_one_and_keep_their_facts(run: RunDirectory) 
     assert names(run.path / "logs") == ["attempt-1", "attempt-2"]
 
 
-def test_an_attempt_works_in_a_run_directory_that_was_not_created(tmp_path: Path) -> None:
+def test_an_attempt_can_begin_in_a_run_directory_that_was_not_created(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path, "new").begin_attempt() == 1
 
 
-def test_a_number_that_another_launcher_has_taken_is_not_given_again(run: RunDirectory) -> None:
-    run.logs(1).path.mkdir()  # the other one has made its folder, and not written its line yet
+def test_an_attempt_number_that_another_launcher_has_taken_is_not_reused(run: RunDirectory) -> None:
+    run.logs(1).path.mkdir()  # the other launcher has created its folder, and not written its line yet
     assert run.begin_attempt() == 2
 
 
 @pytest.mark.parametrize("size", [1, 5, 40])
-def test_a_line_that_a_kill_left_torn_is_passed_over(run: RunDirectory, size: int) -> None:
+def test_an_incomplete_line_is_ignored(run: RunDirectory, size: int) -> None:
     run.begin_attempt()
     with run.attempts_file.open("ab") as file:
         file.write(b'{"event": "ended", "attempt": 1, "exit_code": 75}'[:size])
@@ -81,7 +83,7 @@ def test_a_line_that_a_kill_left_torn_is_passed_over(run: RunDirectory, size: in
     assert [attempt.number for attempt in run.attempts()] == [1, 2]
 
 
-def test_a_finished_run_says_so_and_keeps_its_summary(run: RunDirectory) -> None:
+def test_a_finished_run_keeps_its_summary(run: RunDirectory) -> None:
     assert not run.is_finished()
     assert run.summary() is None
     run.mark_finished({"step": 100, "top1": 0.76})
@@ -106,7 +108,7 @@ def test_a_number_that_is_not_finite_is_recorded_as_null(run: RunDirectory) -> N
         json.loads(line, parse_constant=refuse)
 
 
-def test_a_fatal_end_keeps_its_code_and_message(run: RunDirectory) -> None:
+def test_a_fatal_failure_keeps_its_code_and_message(run: RunDirectory) -> None:
     assert run.fatal() is None
     run.mark_fatal(79, "training diverged")
     fatal = run.fatal()
@@ -114,7 +116,7 @@ def test_a_fatal_end_keeps_its_code_and_message(run: RunDirectory) -> None:
     assert (fatal.exit_code, fatal.message) == (79, "training diverged")
 
 
-def test_whoever_begins_again_takes_the_marks_of_the_end_away(run: RunDirectory) -> None:
+def test_a_new_attempt_removes_finished_and_fatal(run: RunDirectory) -> None:
     run.mark_fatal(78, "config invalid")
     run.mark_finished({})
     run.begin_attempt()
@@ -124,7 +126,7 @@ def test_whoever_begins_again_takes_the_marks_of_the_end_away(run: RunDirectory)
 
 def test_a_file_that_is_not_json_is_a_storage_error(run: RunDirectory) -> None:
     run.fatal_file.write_text("{")
-    with pytest.raises(StorageError, match=r"FATAL: cannot be read .* move it away to go on"):
+    with pytest.raises(StorageError, match=r"FATAL: cannot be read .* move it away to continue"):
         run.fatal()
 
 
@@ -183,7 +185,7 @@ def test_the_environment_names_the_commit_and_whether_it_was_changed(
     assert environment()["git"] == {"commit": commit, "changed": True}
 
 
-def test_the_environment_is_recorded_where_git_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_recorded_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert environment()["git"] is None
 

@@ -1,4 +1,4 @@
-"""Who stands in the way, by the signs of life of all workers."""
+"""Heartbeats: written, read, and used to find the worker that hangs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
+from launcher.errors import WorkerHung
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs
-from launcher.run.heartbeats import Beat, Monitor, Verdict, judge
+from launcher.run.heartbeats import Heartbeat, Monitor, find_hang
 
 TIMEOUT_S = 10.0
 
 
-def beat(rank: int, **more: Any) -> Beat:
+def beat(rank: int, **more: Any) -> Heartbeat:
     values: dict[str, Any] = {"tick": 1, "phase": "step", "step": 7, "age_s": 0.0, "node_id": f"n{rank}"}
-    return Beat(rank=rank, host=f"host-{rank}", pid=100 + rank, **{**values, **more})
+    return Heartbeat(rank=rank, host=f"host-{rank}", pid=100 + rank, **{**values, **more})
 
 
-def accused(verdict: Verdict | None) -> object:
-    return None if verdict is None else verdict.rank if verdict.rank is not None else "all"
+def blamed(hang: WorkerHung | None) -> object:
+    return None if hang is None else hang.rank if hang.rank is not None else "all"
 
 
 WAITS = {"age_s": 12.0, "waiting": True}
@@ -42,7 +43,7 @@ WAITS = {"age_s": 12.0, "waiting": True}
         ([], {}, None),
     ],
     ids=[
-        "all at work",
+        "all make progress",
         "one is slow, but within its time",
         "one makes no progress",
         "one process is stopped",
@@ -50,43 +51,45 @@ WAITS = {"age_s": 12.0, "waiting": True}
         "one saves, the others wait for it",
         "one saves for too long",
         "all start",
-        "one has accused itself",
-        "the one that is further behind",
-        "nobody is there yet",
+        "one reports itself",
+        "the one that is furthest behind",
+        "no worker has started",
     ],
 )
-def test_the_worker_that_the_others_wait_for(beats: list[Beat], unchanged_s: dict[int, float], rank: object) -> None:
-    assert accused(judge(beats, TIMEOUT_S, unchanged_s)) == rank
+def test_the_worker_that_hangs_is_found(beats: list[Heartbeat], unchanged_s: dict[int, float], rank: object) -> None:
+    assert blamed(find_hang(beats, TIMEOUT_S, unchanged_s)) == rank
 
 
-def test_a_verdict_names_the_worker_its_node_and_what_it_was_doing() -> None:
-    verdict = judge([beat(0, **WAITS), beat(1, age_s=11.0)], TIMEOUT_S, {})
-    assert verdict == Verdict(1, "host-1", "n1", "step", 7, "no sign of progress for 10 s")
+def test_a_hang_names_the_worker_its_node_and_its_phase() -> None:
+    hang = find_hang([beat(0, **WAITS), beat(1, age_s=11.0)], TIMEOUT_S, {})
+    assert hang is not None
+    assert (hang.host, hang.rank, hang.node_id, hang.phase, hang.step) == ("host-1", 1, "n1", "step", 7)
+    assert str(hang) == "worker 1 on host-1 at step 7 (step): no progress for 10 s"
 
 
-def test_a_process_that_was_stopped_is_found_by_its_heartbeat_that_does_not_change() -> None:
+def test_a_stopped_process_is_found_by_its_unchanged_heartbeat() -> None:
     monitor = Monitor(TIMEOUT_S)
     for second in range(10):
-        assert monitor.look([beat(0, tick=second), beat(1, tick=5)], now=100.0 + second) is None
-    verdict = monitor.look([beat(0, tick=10), beat(1, tick=5)], now=110.0)
-    assert accused(verdict) == 1
-    assert verdict is not None
-    assert "does not run" in verdict.problem
+        assert monitor.check([beat(0, tick=second), beat(1, tick=5)], now=100.0 + second) is None
+    hang = monitor.check([beat(0, tick=10), beat(1, tick=5)], now=110.0)
+    assert blamed(hang) == 1
+    assert hang is not None
+    assert "does not run" in hang.problem
 
 
-def test_a_worker_that_has_ended_is_not_missed() -> None:
+def test_a_worker_that_has_ended_is_not_blamed() -> None:
     monitor = Monitor(TIMEOUT_S)
     for second in range(30):
-        assert monitor.look([beat(0, tick=second), beat(1, ended="finished")], now=float(second)) is None
+        assert monitor.check([beat(0, tick=second), beat(1, ended="finished")], now=float(second)) is None
 
 
-def test_nobody_is_accused_when_the_watcher_was_stopped_itself() -> None:
+def test_no_worker_is_blamed_when_the_monitor_was_suspended_itself() -> None:
     monitor = Monitor(TIMEOUT_S)
-    assert monitor.look([beat(0)], now=1.0) is None
-    assert monitor.look([beat(0)], now=10_000.0) is None
+    assert monitor.check([beat(0)], now=1.0) is None
+    assert monitor.check([beat(0)], now=10_000.0) is None
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_heartbeats_are_read_back(tmp_path: Path) -> None:
     AttemptLogs(tmp_path).heartbeats.mkdir()
     for one in (beat(0, step=123_456, phase="evaluate"), beat(1), beat(0, step=3)):
         heartbeats.write(AttemptLogs(tmp_path), one)

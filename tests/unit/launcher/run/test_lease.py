@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher.exit_codes import ExitCode
 from launcher.run import lease
 from launcher.run.holder import Holder
 from launcher.run.lease import LeaseHeld, LeaseLost, acquire, holder
@@ -93,10 +92,9 @@ def test_a_second_process_is_refused_with_who_where_since_when_and_what_to_do(fo
     found = holder(folder)
     assert found is not None
     assert str(refused.value) == (
-        f"{folder.parent}: in use by process {process.pid} on {found.host}, since {found.since}. "
-        f"Wait for its end, stop it (kill -TERM {process.pid} on {found.host}), or give this run another name"
+        f"{folder.parent}: in use by process {process.pid} on {found.host} since {found.since}. "
+        f"Wait until it ends, stop it (kill -TERM {process.pid} on {found.host}), or give this run another name"
     )
-    assert refused.value.exit_code is ExitCode.UNAVAILABLE
 
 
 def test_a_lease_that_was_given_back_is_free(folder: Path) -> None:
@@ -154,7 +152,7 @@ def test_a_holder_elsewhere_that_renews_is_alive_whatever_its_clock_says(folder:
     thread = threading.Thread(target=renew)
     thread.start()
     try:
-        with pytest.raises(LeaseHeld, match="on another, since"):
+        with pytest.raises(LeaseHeld, match="on another since"):
             acquire(folder, expires_s=LONG_S)
     finally:
         done.set()

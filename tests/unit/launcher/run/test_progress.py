@@ -7,8 +7,8 @@ from pathlib import Path
 
 from launcher.config import load as configs
 from launcher.config.schema import with_micro_batches
-from launcher.recovery.history import failure_of
-from launcher.run.progress import Loss
+from launcher.recovery.history import describe_failure
+from launcher.run.progress import LostWork
 from resnet_dist.errors import DivergedError
 
 
@@ -25,6 +25,6 @@ def test_a_number_of_micro_batches_that_is_given_stays(write_config: Callable[..
 
 
 def test_only_a_divergence_that_other_samples_may_help_has_a_step_to_pass_over() -> None:
-    loss = Loss(first_step=0, last_step=7, saved_step=5, seconds=1.0)
-    assert failure_of(DivergedError(7, float("nan")), 1, loss, None).bad_step == 7
-    assert failure_of(DivergedError(7, 1.0, "the loss scale", by_samples=False), 1, loss, None).bad_step is None
+    loss = LostWork(first_step=0, last_step=7, saved_step=5, seconds=1.0)
+    assert describe_failure(DivergedError(7, float("nan")), 1, loss, None).bad_step == 7
+    assert describe_failure(DivergedError(7, 1.0, "the loss scale", by_samples=False), 1, loss, None).bad_step is None

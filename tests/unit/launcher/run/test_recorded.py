@@ -14,8 +14,10 @@ from launcher import train as module
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError
+from launcher.run import recorded
 from launcher.run.directory import RunDirectory
 from launcher.train import train
+from resnet_dist.recipe.schema import plain
 
 OLD_RUN = Path(__file__).parents[3] / "fixtures" / "run-0.1"
 
@@ -24,10 +26,11 @@ OLD_RUN = Path(__file__).parents[3] / "fixtures" / "run-0.1"
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A finished run of version 0.1: span global, momentum 0.1, epsilon 1e-5. Nothing is trained in these tests."""
 
-    def carried_out(*_: object) -> None:
-        pytest.fail("the run was carried out")
+    def trains(*_: object, **__: object) -> None:
+        pytest.fail("the run was started")
 
-    monkeypatch.setattr(module, "_carried_out", carried_out)
+    for door in ("launcher.local.run.run_local", "launcher.local.supervisor.run_supervised"):
+        monkeypatch.setattr(door, trains)
     shutil.copytree(OLD_RUN / "storage" / "whole", tmp_path / "storage" / "whole")
     return RunDirectory(tmp_path / "storage", "whole")
 
@@ -122,6 +125,17 @@ def test_a_config_of_another_version_is_read(finished: RunDirectory) -> None:
     finished.config.write_text(text.replace("model:\n", "model:\n  depth_scale: 2\n"))
     with pytest.raises(ConfigError, match=r"model\.depth_scale: the run has 2; this version has no such key"):
         train(load(finished))
+
+
+def test_keys_that_were_renamed_since_are_no_changes(finished: RunDirectory) -> None:
+    config = load(finished, "optimizer={name: lars, lr_in_momentum: false}", "speed.sgd_kernel=auto")
+    recipe = plain(config.recipe())
+    recipe["optimizer"]["convention"] = {False: "lr_outside"}[recipe["optimizer"].pop("lr_in_momentum")]
+    recipe["speed"]["optimizer"] = recipe["speed"].pop("sgd_kernel")
+    assert recorded.changes("step-00000004", recipe, config) == []
+    recipe["optimizer"]["convention"] = "lr_inside"
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_in_momentum: the run has True, the config False"):
+        recorded.changes("step-00000004", recipe, config)
 
 
 def test_the_comparison_needs_no_torch(finished: RunDirectory) -> None:

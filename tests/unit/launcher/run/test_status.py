@@ -1,4 +1,4 @@
-"""How a run is doing: eight words, the same on every place, from what there is to see."""
+"""The state of a run, one of eight, from its directory and its scheduler."""
 
 from __future__ import annotations
 
@@ -15,115 +15,140 @@ import pytest
 from launcher.errors import UsageError
 from launcher.run import heartbeats, lease, submissions
 from launcher.run.directory import Attempt, Fatal, RunDirectory
-from launcher.run.heartbeats import Beat
+from launcher.run.heartbeats import Heartbeat
 from launcher.run.holder import Holder
-from launcher.run.status import Held, Seen, by_word, judge, lease_of, look
+from launcher.run.status import Evidence, LeaseState, classify, classify_job, lease_state, read_status
 from launcher.run.submissions import JobStatus, Submission
 
 HOLDER = Holder("u", "n1", 42, "1", "", "", "2026-01-01T00:00:00+00:00")
-ALIVE = Held(HOLDER, True)
-SILENT = Held(HOLDER, False, 90.0)  # on another machine, not renewed for 90 s
+ALIVE = LeaseState(HOLDER, True)
+SILENT = LeaseState(HOLDER, False, 90.0)  # on another machine, not renewed for 90 s
 JOB = Submission("slurm", "4711", "2026-01-01T00:00:00+00:00", "login1")
 BEGUN = Attempt(1, "2026-01-01T00:01:00+00:00")
-WAITS, RUNS = JobStatus("pending", "Priority"), JobStatus("running", "running")
-GONE, MUTE = (
-    JobStatus("gone", "SLURM has forgotten job 4711"),
-    JobStatus("unreachable", "squeue is not on this machine"),
-)
+PENDING, RUNNING = JobStatus("pending", "Priority"), JobStatus("running", "running")
+GONE = JobStatus("gone", "SLURM no longer knows job 4711")
+UNREACHABLE = JobStatus("unreachable", "squeue is not on this machine")
 
 
 def ended(code: int, cause: str = "why") -> Attempt:
     return dataclasses.replace(BEGUN, ended="2026-01-01T00:02:00+00:00", exit_code=code, cause=cause, last_step=40)
 
 
-def beat(phase: str, rank: int = 0, **more: Any) -> Beat:
-    return Beat(**{"rank": rank, "host": "n1", "pid": 42, "tick": 3, "phase": phase, "step": 7, "age_s": 0.1, **more})
+def beat(phase: str, rank: int = 0, **more: Any) -> Heartbeat:
+    return Heartbeat(
+        **{"rank": rank, "host": "n1", "pid": 42, "tick": 3, "phase": phase, "step": 7, "age_s": 0.1, **more}
+    )
 
 
-def seen(**what: Any) -> Seen:
-    return Seen(**{"submission": JOB, **what})
+def submitted(**what: Any) -> Evidence:
+    return Evidence(**{"submission": JOB, **what})
 
 
-TABLE: list[tuple[str, Seen, str, int | None]] = [
-    ("submitted, and waiting", seen(word=WAITS), "pending", None),
-    ("its job runs, nothing has begun", seen(word=RUNS), "starting", None),
-    ("a process is at work, nothing has begun", seen(held=ALIVE, word=RUNS), "starting", None),
-    ("its job is gone, nothing has begun", seen(word=GONE), "failed", None),
-    ("nobody can be asked, nothing has begun", seen(word=MUTE), "unknown", None),
-    ("never submitted, nothing has begun", Seen(), "unknown", None),
-    ("no beat yet", seen(attempt=BEGUN, held=ALIVE, word=RUNS), "starting", None),
-    ("all workers start", seen(attempt=BEGUN, held=ALIVE, beats=[beat("start")]), "starting", None),
-    ("steps are made", seen(attempt=BEGUN, held=ALIVE, beats=[beat("step"), beat("start", 1)]), "running", None),
-    ("one worker saves", seen(attempt=BEGUN, held=ALIVE, beats=[beat("save"), beat("step", 1)]), "saving", None),
-    ("at work, its place mute", seen(attempt=BEGUN, held=ALIVE, beats=[beat("step")], word=MUTE), "running", None),
-    ("silent, its place mute", seen(attempt=BEGUN, held=SILENT, word=MUTE), "unknown", None),
-    ("silent, its job runs", seen(attempt=BEGUN, held=SILENT, word=RUNS), "unknown", None),
-    ("silent, its job gone", seen(attempt=BEGUN, held=SILENT, word=GONE), "failed", None),
-    ("silent, nobody to ask", Seen(attempt=BEGUN, held=SILENT), "unknown", None),
-    ("no end, the lease given back", Seen(attempt=BEGUN), "failed", None),
-    ("stopped, saved", seen(attempt=ended(75), word=GONE), "stopped", 75),
-    ("Ctrl-C, saved", Seen(attempt=ended(130)), "stopped", 130),
-    ("stopped, and requeued", seen(attempt=ended(75), word=WAITS), "pending", None),
-    ("lost without a word, and requeued", seen(attempt=BEGUN, held=SILENT, word=WAITS), "pending", None),
-    ("failed, and its driver goes on", seen(attempt=ended(76), held=ALIVE, word=RUNS), "starting", None),
-    ("failed, the driver gone too", seen(attempt=ended(76), word=GONE), "failed", 76),
-    ("finished", seen(attempt=ended(0), finished={"step": 100}, word=GONE), "finished", 0),
-    ("finished, the place mute", seen(attempt=ended(0), finished={"step": 100}, word=MUTE), "finished", 0),
-    ("given up", seen(attempt=ended(79), fatal=Fatal(79, "loss is nan", "t"), word=GONE), "failed", 79),
-    ("given up, submitted again", seen(attempt=ended(79), fatal=Fatal(79, "nan", "t"), word=WAITS), "pending", None),
-    ("given up, at work again", seen(attempt=ended(79), fatal=Fatal(79, "nan", "t"), held=ALIVE), "starting", None),
+TABLE: list[tuple[str, Evidence, str, int | None]] = [
+    ("submitted, and waiting", submitted(job=PENDING), "pending", None),
+    ("its job runs, nothing has begun", submitted(job=RUNNING), "starting", None),
+    ("a process holds the lease, nothing has begun", submitted(lease=ALIVE, job=RUNNING), "starting", None),
+    ("its job is gone, nothing has begun", submitted(job=GONE), "failed", None),
+    ("scheduler unreachable, nothing has begun", submitted(job=UNREACHABLE), "unknown", None),
+    ("never submitted, nothing has begun", Evidence(), "unknown", None),
+    ("no beat yet", submitted(attempt=BEGUN, lease=ALIVE, job=RUNNING), "starting", None),
+    ("all workers start", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("start")]), "starting", None),
+    ("steps are made", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("step"), beat("start", 1)]), "running", None),
+    ("one worker saves", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("save"), beat("step", 1)]), "saving", None),
+    (
+        "running, scheduler unreachable",
+        submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("step")], job=UNREACHABLE),
+        "running",
+        None,
+    ),
+    ("silent, scheduler unreachable", submitted(attempt=BEGUN, lease=SILENT, job=UNREACHABLE), "unknown", None),
+    ("silent, its job runs", submitted(attempt=BEGUN, lease=SILENT, job=RUNNING), "unknown", None),
+    ("silent, its job gone", submitted(attempt=BEGUN, lease=SILENT, job=GONE), "failed", None),
+    ("silent, never submitted", Evidence(attempt=BEGUN, lease=SILENT), "unknown", None),
+    ("no end, the lease released", Evidence(attempt=BEGUN), "failed", None),
+    ("stopped, saved", submitted(attempt=ended(75), job=GONE), "stopped", 75),
+    ("Ctrl-C, saved", Evidence(attempt=ended(130)), "stopped", 130),
+    ("stopped, and requeued", submitted(attempt=ended(75), job=PENDING), "pending", None),
+    ("killed, and requeued", submitted(attempt=BEGUN, lease=SILENT, job=PENDING), "pending", None),
+    (
+        "failed, and its driver starts another attempt",
+        submitted(attempt=ended(76), lease=ALIVE, job=RUNNING),
+        "starting",
+        None,
+    ),
+    ("failed, the driver gone too", submitted(attempt=ended(76), job=GONE), "failed", 76),
+    ("finished", submitted(attempt=ended(0), finished={"step": 100}, job=GONE), "finished", 0),
+    (
+        "finished, scheduler unreachable",
+        submitted(attempt=ended(0), finished={"step": 100}, job=UNREACHABLE),
+        "finished",
+        0,
+    ),
+    ("given up", submitted(attempt=ended(79), fatal=Fatal(79, "loss is nan", "t"), job=GONE), "failed", 79),
+    (
+        "given up, submitted again",
+        submitted(attempt=ended(79), fatal=Fatal(79, "nan", "t"), job=PENDING),
+        "pending",
+        None,
+    ),
+    (
+        "given up, and started again",
+        submitted(attempt=ended(79), fatal=Fatal(79, "nan", "t"), lease=ALIVE),
+        "starting",
+        None,
+    ),
 ]
 
 
 @pytest.mark.parametrize(("what", "state", "code"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_what_is_seen_becomes_a_word(what: Seen, state: str, code: int | None) -> None:
-    found, _, exit_code = judge(what)
+def test_the_state_follows_from_the_evidence(what: Evidence, state: str, code: int | None) -> None:
+    found, _, exit_code = classify(what)
     assert (found, exit_code) == (state, code)
 
 
 def test_a_pending_run_says_why() -> None:
-    assert judge(seen(word=WAITS))[1] == "Priority"
+    assert classify(submitted(job=PENDING))[1] == "Priority"
 
 
-def test_unreachable_is_not_failed_and_says_who_cannot_be_asked() -> None:
-    state, reason, _ = judge(seen(attempt=BEGUN, held=SILENT, word=MUTE))
+def test_an_unreachable_scheduler_is_not_a_failure() -> None:
+    state, reason, _ = classify(submitted(attempt=BEGUN, lease=SILENT, job=UNREACHABLE))
     assert state == "unknown"
     assert reason == "no sign of life for 90 s from process 42 on n1; squeue is not on this machine"
 
 
-def test_a_failure_points_at_what_is_left_of_it(tmp_path: Path) -> None:
-    _, cause, _ = judge(seen(attempt=ended(76, "WorkerLost: killed\nin detail"), word=GONE, incident=tmp_path))
+def test_a_failure_names_its_summary(tmp_path: Path) -> None:
+    _, cause, _ = classify(
+        submitted(attempt=ended(76, "WorkerLost: killed\nin detail"), job=GONE, incident=tmp_path / "summary.txt")
+    )
     assert cause == f"WorkerLost: killed ({tmp_path}/summary.txt)"
 
 
 @pytest.mark.parametrize(
-    ("word", "state", "code"),
+    ("job", "state", "code"),
     [
-        (WAITS, "pending", None),
-        (RUNS, "running", None),
-        (MUTE, "unknown", None),
+        (PENDING, "pending", None),
+        (RUNNING, "running", None),
+        (UNREACHABLE, "unknown", None),
         (GONE, "unknown", None),  # ended, but how? the run directory knows
-        (JobStatus("gone", "Ray says SUCCEEDED", 0), "finished", 0),
-        (JobStatus("gone", "Ray says FAILED", 75), "stopped", 75),
-        (JobStatus("gone", "Ray says FAILED", 78), "failed", 78),
+        (JobStatus("gone", "Ray reports SUCCEEDED", 0), "finished", 0),
+        (JobStatus("gone", "Ray reports FAILED", 75), "stopped", 75),
+        (JobStatus("gone", "Ray reports FAILED", 78), "failed", 78),
     ],
 )
-def test_where_the_run_directory_is_not_here_the_place_alone_is_heard(
-    word: JobStatus, state: str, code: int | None
-) -> None:
-    found, _, exit_code = by_word(word)
+def test_without_the_run_directory_the_scheduler_decides(job: JobStatus, state: str, code: int | None) -> None:
+    found, _, exit_code = classify_job(job)
     assert (found, exit_code) == (state, code)
 
 
 def test_a_lease_of_this_machine_is_alive_as_long_as_its_process(small_run: RunDirectory) -> None:
-    assert lease_of(small_run) == Held(None, False)
+    assert lease_state(small_run) == LeaseState(None, False)
     with lease.acquire(small_run.lease):
-        assert lease_of(small_run).alive
-    assert lease_of(small_run) == Held(None, False)
+        assert lease_state(small_run).alive
+    assert lease_state(small_run) == LeaseState(None, False)
 
 
 def elsewhere(run: RunDirectory, age_s: float) -> Path:
-    """A lease that a process on another machine holds, renewed so many seconds ago."""
+    """A lease held by a process on another machine, renewed `age_s` ago."""
     run.lease.mkdir()
     file = run.lease / "00000001.json"
     file.write_text(json.dumps(dataclasses.asdict(HOLDER)))
@@ -133,23 +158,23 @@ def elsewhere(run: RunDirectory, age_s: float) -> Path:
 
 def test_a_lease_elsewhere_is_alive_as_long_as_it_is_renewed(small_run: RunDirectory) -> None:
     elsewhere(small_run, age_s=10)
-    assert lease_of(small_run).alive
+    assert lease_state(small_run).alive
 
 
 def test_a_lease_elsewhere_that_is_not_renewed_is_silent(small_run: RunDirectory) -> None:
     elsewhere(small_run, age_s=500)
-    held = lease_of(small_run, patience_s=0.0)
+    held = lease_state(small_run, stale_lease_wait_s=0.0)
     assert not held.alive
     assert 499 < held.silent_s < 600
 
 
-def test_a_clock_that_differs_makes_nobody_dead(small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_different_clock_makes_no_holder_dead(small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     file = elsewhere(small_run, age_s=500)  # by our clock; its holder renews it all the same
     monkeypatch.setattr("time.sleep", lambda seconds: os.utime(file, (1.0, 1.0)))
-    assert lease_of(small_run, patience_s=5.0).alive
+    assert lease_state(small_run, stale_lease_wait_s=5.0).alive
 
 
-def test_a_run_at_work_shows_step_loss_speed_and_beat(
+def test_a_running_run_shows_step_loss_speed_and_heartbeat(
     small_run: RunDirectory, train_record: Callable[..., str]
 ) -> None:
     number = small_run.begin_attempt({"workers": 2})
@@ -157,14 +182,14 @@ def test_a_run_at_work_shows_step_loss_speed_and_beat(
     small_run.logs(number).heartbeats.mkdir(parents=True)
     heartbeats.write(small_run.logs(number), beat("step", step=24))
     with lease.acquire(small_run.lease):
-        status = look(small_run, None)
+        status = read_status(small_run, None)
     assert (status.state, status.step, status.total_steps) == ("running", 23, 100)
     assert (status.loss, status.images_per_s, status.attempt, status.workers) == (2.5, 400.0, 1, 2)
     assert status.last_beat_s is not None
     assert status.last_beat_s < 60
 
 
-def test_a_new_attempt_shows_nothing_of_the_steps_that_are_done_again(
+def test_a_new_attempt_does_not_count_steps_that_are_repeated(
     small_run: RunDirectory, train_record: Callable[..., str]
 ) -> None:
     small_run.end_attempt(small_run.begin_attempt(), 76, "WorkerLost: killed", 50)
@@ -175,7 +200,7 @@ def test_a_new_attempt_shows_nothing_of_the_steps_that_are_done_again(
     small_run.logs(number).heartbeats.mkdir(parents=True)
     heartbeats.write(small_run.logs(number), beat("step", step=42))
     with lease.acquire(small_run.lease):
-        status = look(small_run, None)
+        status = read_status(small_run, None)
     assert (status.step, status.loss, status.attempt) == (41, None, 2)
 
 
@@ -185,18 +210,18 @@ def test_the_number_of_steps_is_found_without_the_number_of_images(
     text = small_run.config.read_text().replace("num_samples: 1000", "num_samples: null")
     small_run.write_config(text.replace("100 steps", "2 epochs"))
     small_run.begin_attempt()
-    assert look(small_run, None).total_steps is None
+    assert read_status(small_run, None).total_steps is None
     small_run.metrics.write_text(train_record(20))
-    assert look(small_run, None).total_steps == 250  # 2 x 1,000 images / 8
+    assert read_status(small_run, None).total_steps == 250  # 2 x 1,000 images / 8
 
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="there is no run here"):
-        look(RunDirectory(tmp_path, "empty"), None)
+        read_status(RunDirectory(tmp_path, "empty"), None)
 
 
-def test_submissions_are_kept_in_order_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
+def test_submissions_are_kept_in_order_and_an_incomplete_line_is_ignored(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path, "new")
     assert submissions.newest(run) is None
     submissions.record(run, JOB)

@@ -1,15 +1,15 @@
-"""What a GPU and a host must show before they train; the all-reduce is in checks/test_together.py."""
+"""Checks of GPUs and hosts before training; the all-reduce is in checks/test_attempt_check.py."""
 
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from launcher.errors import DeviceFault
+from launcher.recovery.attempt import AttemptSpec
 from launcher.recovery.faults import rule_for
 from launcher.worker import preflight
 from launcher.worker.assignment import Assignment
@@ -18,7 +18,7 @@ SOUND = {"name": "H100", "wrong_products": 0, "num_bytes": 2**30, "changed_words
 
 
 def assignment(local_world_size: int = 2, node_id: str | None = None) -> Assignment:
-    return Assignment(5, 8, 1, 1, Path(), node_id=node_id, local_world_size=local_world_size)
+    return Assignment(AttemptSpec(1), 5, 8, 1, local_world_size, node_id)
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, **found: Any) -> None:

@@ -1,4 +1,4 @@
-"""Disks that really refuse: full, at a limit, with the permission gone, and then well again."""
+"""Real errors of a disk: full, at a limit, without permission, and working again afterwards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 
 from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 from resnet_dist.errors import StorageError
 
-# Saves steps 1 to 5 of a 1 MB model; before 2 something is taken from it, before 4 given back. As an ordinary user:
-# to root, a folder's permissions mean nothing.
+# Saves steps 1 to 5 of a 1 MB model, with a fault from step 2 to 3. As an ordinary user: root ignores permissions.
 SCRIPT = """
 import json, os, resource, sys
 from pathlib import Path
 import torch
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 
 folder, fault = Path(sys.argv[1]), sys.argv[2]
 if os.getuid() == 0:
@@ -45,26 +46,26 @@ take, give = {
     "limit": (lambda: limit(500_000), lambda: limit(hard)),
 }[fault]
 events = []
-saver = Saver(folder, Retention(keep=1), on_event=lambda *event: events.append(event))
+saver = Saver(CheckpointOptions(folder, Retention(keep=1)), on_event=lambda *event: events.append(event))
 for step in range(1, 6):
     if step == 2: take()
     if step == 4: give()
-    saver.save(step, {"weight": torch.full((250_000,), float(step))}, {}, {}, wait=False)
-    while not saver.poll():
-        pass
+    saver.save(CheckpointContent(step, {"weight": torch.full((250_000,), float(step))}, {}, {}), wait=False)
+    while len(events) < step:
+        saver.poll()
 saver.close()
 print(json.dumps(events))
 """
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "message"),
     [
         ("permission", "no permission; run as the folder's owner, or choose another storage"),
-        ("limit", "a file grew beyond the limit of this process (ulimit -f) or of the file system; raise the limit"),
+        ("limit", "the file exceeds the size limit of this process (ulimit -f) or of the file system; raise the limit"),
     ],
 )
-def test_saving_goes_on_once_the_disk_takes_it_again(fault: str, says: str) -> None:
+def test_saves_succeed_again_after_the_fault_is_gone(fault: str, message: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # pytest's own folders are closed to other users
         Path(scratch).chmod(0o777)
         folder = Path(scratch) / "checkpoints"
@@ -76,7 +77,7 @@ def test_saving_goes_on_once_the_disk_takes_it_again(fault: str, says: str) -> N
         assert [(step, event) for step, event, _ in events] == [
             (1, "checkpoint"), (2, "checkpoint_failed"), (3, "checkpoint_failed"), (4, "checkpoint"), (5, "checkpoint"),
         ]  # fmt: skip
-        assert events[1][2]["problem"].endswith(says)
+        assert events[1][2]["problem"].endswith(message)
         assert str(folder) in events[1][2]["problem"]
         assert [path.name for path in folder.iterdir()] == ["step-00000005"]
         checkpoint = newest(folder)
@@ -93,8 +94,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     name: str,
 ) -> None:
     events: list[str] = []
-    saver = Saver(tmp_path, Retention(keep=1), on_event=lambda step, event, detail: events.append(event))
-    saver.save(1, model(1), optimizer(1), {}, wait=True)
+    saver = Saver(CheckpointOptions(tmp_path, Retention(keep=1)), on_event=lambda *event: events.append(event[1]))
+    saver.save(CheckpointContent(1, model(1), optimizer(1), {}), wait=True)
     opened = Path.open
 
     def full(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
@@ -105,12 +106,12 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         with pytest.raises(StorageError, match=r"the disk is full; free some space, or lower checkpoint\.keep"):
-            saver.save(2, model(2), optimizer(2), {}, wait=True)
+            saver.save(CheckpointContent(2, model(2), optimizer(2), {}), wait=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
     assert torch.equal(checkpoint.model()["fc.weight"], model(1)["fc.weight"])
-    saver.save(3, model(3), optimizer(3), {}, wait=True)
+    saver.save(CheckpointContent(3, model(3), optimizer(3), {}), wait=True)
     saver.close()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     assert events == ["checkpoint", "checkpoint_failed", "checkpoint"]

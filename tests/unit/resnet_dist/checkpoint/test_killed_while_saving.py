@@ -1,4 +1,4 @@
-"""A process that is killed while it saves leaves a complete newest checkpoint, at whatever moment it is struck."""
+"""A process that is killed while it saves leaves a complete newest checkpoint, at whatever moment it is killed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from resnet_dist.checkpoint.restore import load, newest
 
 KEEP = 2
 
-# Importing torch takes longer than a test should: one process imports it, and forks a saver at each line it reads.
-# A line is FOLDER FIRST_STEP STRIKE: the saver saves step after step, and is killed by itself before the disk operation
-# number STRIKE (counted by the interpreter's audit events), or by the test when STRIKE is 0.
+# Importing torch takes longer than a test should: one process imports it, and forks a saver for each line it reads.
+# A line is FOLDER FIRST_STEP KILL_AT: the saver saves step after step, and kills itself before the disk operation
+# number KILL_AT (counted by the interpreter's audit events), or is killed by the test if KILL_AT is 0.
 SAVERS = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.save import save
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.retention import Retention, delete_old
+from resnet_dist.checkpoint.save import write
 
 torch.set_num_threads(1)
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "shutil.rmtree"}
 
-def strike_before(number):
+def kill_before(number):
     seen = 0
     def count(event, arguments):
         nonlocal seen
@@ -42,14 +43,15 @@ def strike_before(number):
     sys.addaudithook(count)
 
 for line in sys.stdin:
-    folder, step, strike = line.split()
+    folder, step, kill_at = line.split()
     saver = os.fork()
     if saver == 0:
-        if int(strike):
-            strike_before(int(strike))
-        for step in range(int(step), int(step) + (2 if int(strike) else 10**6)):
+        if int(kill_at):
+            kill_before(int(kill_at))
+        for step in range(int(step), int(step) + (2 if int(kill_at) else 10**6)):
             tensors = {"weight": torch.full((50_000,), float(step))}
-            save(Path(folder), step, tensors, {"weight": {"momentum": tensors["weight"]}}, {}, Retention(KEEP))
+            write(Path(folder), CheckpointContent(step, tensors, {"weight": {"momentum": tensors["weight"]}}, {}))
+            delete_old(Path(folder), step, Retention(KEEP))
         os._exit(0)
     print(saver, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(saver, 0)[1]), flush=True)
@@ -83,7 +85,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def check_newest(folder: Path, at_least: int) -> int:
-    """The newest checkpoint is good, so is each older one (none half-deleted), and nothing seen before has got lost."""
+    """Check that the newest and all older checkpoints are intact, and that none of those seen before is lost."""
     checkpoint = newest(folder)
     assert checkpoint is not None
     assert checkpoint.step >= at_least
@@ -97,19 +99,19 @@ def check_newest(folder: Path, at_least: int) -> int:
 def test_a_kill_before_any_disk_operation_leaves_a_complete_newest_checkpoint(
     tmp_path: Path, savers: Callable[[str], int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    step, strike, status = 0, 0, -signal.SIGKILL
+    step, kill_at, status = 0, 0, -signal.SIGKILL
     savers(f"{tmp_path} {step} 1000000")
     assert savers("") == 0
     step = check_newest(tmp_path, at_least=1)
     while status == -signal.SIGKILL:
-        strike += 1
-        savers(f"{tmp_path} {step + 1} {strike}")
+        kill_at += 1
+        savers(f"{tmp_path} {step + 1} {kill_at}")
         status = savers("")
         step = check_newest(tmp_path, at_least=step)
-    assert status == 0  # struck at every operation of two saves, until there were no more to strike
-    assert strike > 30
-    assert caplog.messages == []  # no torn checkpoint was ever there to be skipped
-    # What the kills left undone, the save that came through has done: older ones deleted, torn ones swept away.
+    assert status == 0  # killed at every operation of two saves
+    assert kill_at > 30
+    assert caplog.messages == []  # there never was a torn checkpoint to skip
+    # The save that was not killed has deleted older checkpoints and temporary folders.
     assert steps(tmp_path) == [step - 1, step]
     assert list(tmp_path.glob(".step-*")) == []
 

@@ -1,4 +1,4 @@
-"""The mirror: complete when its manifest is, verified on the way back, never in the way."""
+"""The mirror: a checkpoint is complete with its manifest, verified when fetched, and replaced safely."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from resnet_dist.checkpoint import format, mirror
-from resnet_dist.checkpoint.mirror import Mirror, complete_steps, fetch, fetch_newest, newest_in_mirror
+from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.mirror import Mirror, complete_steps, fetch, fetch_newest
 from resnet_dist.checkpoint.restore import load
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.save import save
 from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError
-from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.durations import Duration
 
 SaveStep = Callable[..., Path]
 _numbers = itertools.count()
@@ -54,14 +54,14 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, save_step: SaveStep, 
     assert sent_bytes == sum(record.size_bytes for record in format.read_manifest(original).values())
     expected = content(original)
     shutil.rmtree(tmp_path)  # the run directory is gone
-    assert newest_in_mirror(url) == 42
+    assert complete_steps(url) == [42]
     assert fetch(url, 42, tmp_path / "again") == tmp_path / "again" / "step-00000042"
     assert content(tmp_path / "again" / "step-00000042") == expected
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["step-00000042"]
 
 
 def test_where_nothing_was_ever_mirrored_there_is_nothing(tmp_path: Path, url: str) -> None:
-    assert newest_in_mirror(url) is None
+    assert complete_steps(url) == []
     assert fetch_newest(url, tmp_path / "again") is None
 
 
@@ -82,7 +82,7 @@ def test_the_manifest_is_sent_when_all_else_has_its_size(
     monkeypatch.setattr(type(files), "put_file", staticmethod(half))
     with pytest.raises(StorageError, match=r"step-00000001/model.safetensors: has 100 bytes, not [0-9]+$"):
         Mirror(url, Retention()).upload(save_step(1), 1)
-    assert newest_in_mirror(url) is None
+    assert complete_steps(url) == []
 
 
 def test_what_is_there_already_is_not_sent_again(
@@ -111,7 +111,7 @@ def test_another_checkpoint_of_the_same_step_replaces_the_one_there(
 
 
 def test_the_newest_stay_there_too(save_step: SaveStep, url: str, files: Any) -> None:
-    target = Mirror(url, Retention(keep=2, keep_every=Every(Fraction(10), batch_size=10)))
+    target = Mirror(url, Retention(keep=2, keep_every=Duration(Fraction(1), "steps")))
     kept = Mirror(url, Retention(keep=2))
     for step in (1, 2, 3, 4):
         (target if step < 3 else kept).upload(save_step(step, keep=9), step)
@@ -121,14 +121,15 @@ def test_the_newest_stay_there_too(save_step: SaveStep, url: str, files: Any) ->
     ]  # fmt: skip
 
 
-def test_the_best_stay_there_too(tmp_path: Path, url: str) -> None:
+def test_the_best_stay_there_too(tmp_path: Path, url: str, save: Callable[..., Path]) -> None:
     target = Mirror(url, Retention(keep=1, keep_best=1))
     for step, top1 in ((1, 0.9), (2, 0.5), (3, 0.4)):
-        target.upload(save(tmp_path, step, {}, {}, {"metrics": {"top1": top1}}, Retention()), step)
+        content = CheckpointContent(step, {}, {}, {"metrics": {"top1": top1}})
+        target.upload(save(tmp_path, content, Retention()), step)
     assert complete_steps(url) == [3, 1]
 
 
-def test_later_ones_of_an_attempt_before_are_left_alone(save_step: SaveStep, url: str) -> None:
+def test_later_checkpoints_of_an_earlier_attempt_stay(save_step: SaveStep, url: str) -> None:
     target = Mirror(url, Retention(keep=1))
     for step in (8, 9, 4):
         target.upload(save_step(step), step)
@@ -156,14 +157,14 @@ def test_a_copy_that_was_altered_is_skipped_by_name_and_the_one_before_is_used(
     assert f"{url}/step-00000002/" in caplog.messages[0]
 
 
-def test_copies_of_which_none_is_good_are_an_error(tmp_path: Path, save_step: SaveStep, url: str, files: Any) -> None:
+def test_copies_of_which_none_is_intact_are_an_error(tmp_path: Path, save_step: SaveStep, url: str, files: Any) -> None:
     Mirror(url, Retention()).upload(save_step(1), 1)
     files.pipe_file(f"{files._strip_protocol(url)}/step-00000001/{format.MODEL}", b"")
-    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is good"):
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints is intact"):
         fetch_newest(url, tmp_path / "again")
 
 
-def test_a_good_one_here_is_kept_and_a_bad_one_replaced(tmp_path: Path, save_step: SaveStep, url: str) -> None:
+def test_an_intact_local_one_is_kept_and_a_damaged_one_replaced(tmp_path: Path, save_step: SaveStep, url: str) -> None:
     original = save_step(1)
     Mirror(url, Retention()).upload(original, 1)
     before = (original / format.MODEL).stat().st_ino
@@ -179,15 +180,15 @@ def test_a_damaged_checkpoint_is_not_sent(save_step: SaveStep, url: str) -> None
     (checkpoint / format.MODEL).write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="has 4 bytes"):
         Mirror(url, Retention()).upload(checkpoint, 1)
-    assert newest_in_mirror(url) is None
+    assert complete_steps(url) == []
 
 
 class ServiceError(Exception):
-    """Object stores' libraries have errors of their own, which are no OSErrors."""
+    """Libraries of object stores raise errors that are not OSErrors."""
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (ServiceError("An error occurred (AccessDenied):\n  no"), "ServiceError: An error occurred (AccessDenied): no"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "OSError: [Errno 28] No space left on device"),
@@ -201,7 +202,7 @@ def test_whatever_a_store_raises_is_a_storage_error_that_names_it(
     files: Any,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
-    says: str,
+    message: str,
 ) -> None:
     target = Mirror(url, Retention())
     target.upload(save_step(1), 1)
@@ -214,11 +215,11 @@ def test_whatever_a_store_raises_is_a_storage_error_that_names_it(
     for action in (
         lambda: target.upload(save_step(2), 2),
         lambda: fetch(url, 1, tmp_path / "again"),
-        lambda: newest_in_mirror(url),
+        lambda: complete_steps(url),
     ):
         with pytest.raises(StorageError) as caught:
             action()
-        assert str(caught.value) == f"{url}: {says}"
+        assert str(caught.value) == f"{url}: {message}"
 
 
 def test_old_ones_that_cannot_be_deleted_cost_space_only(
@@ -232,11 +233,11 @@ def test_old_ones_that_cannot_be_deleted_cost_space_only(
 
     monkeypatch.setattr(type(files), "rm", refuse)
     target.upload(save_step(2), 2)
-    assert newest_in_mirror(url) == 2
+    assert complete_steps(url) == [2]
     assert caplog.messages == [f"an old checkpoint could not be deleted: {url}: PermissionError: no"]
 
 
-def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(MissingPackage, match=r"pip install 'resnet-launcher\[mirror\]'"):
         Mirror("s3://bucket/run", Retention())
@@ -251,14 +252,14 @@ def test_a_store_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -
         Mirror("s3://bucket/run", Retention())
 
 
-def test_an_unknown_protocol_is_a_mistake_of_the_config() -> None:
+def test_an_unknown_protocol_is_an_error_of_the_config() -> None:
     with pytest.raises(RecipeError, match=r"checkpoint.mirror: 's4://bucket/run': Protocol not known: s4"):
         Mirror("s4://bucket/run", Retention())
 
 
-@pytest.mark.parametrize("strike", range(1, 6))
+@pytest.mark.parametrize("cut", range(1, 6))
 def test_a_send_that_is_cut_off_anywhere_leaves_the_one_before(
-    tmp_path: Path, save_step: SaveStep, url: str, files: Any, monkeypatch: pytest.MonkeyPatch, strike: int
+    tmp_path: Path, save_step: SaveStep, url: str, files: Any, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
     target = Mirror(url, Retention(keep=1))
     target.upload(save_step(1), 1)
@@ -266,7 +267,7 @@ def test_a_send_that_is_cut_off_anywhere_leaves_the_one_before(
 
     def cut_off(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *arguments: Any, **options: Any) -> Any:
-            if next(calls) >= strike:
+            if next(calls) >= cut:
                 raise ConnectionError("cut off")
             return method(self, *arguments, **options)
 
@@ -279,18 +280,23 @@ def test_a_send_that_is_cut_off_anywhere_leaves_the_one_before(
             target.upload(save_step(2), 2)
     checkpoint = fetch_newest(url, tmp_path / "again")
     assert checkpoint is not None
-    assert checkpoint.step == (2 if strike > 4 else 1)
+    assert checkpoint.step == (2 if cut > 4 else 1)
     assert torch.equal(checkpoint.model()["bn1.num_batches_tracked"], torch.tensor(checkpoint.step))
     target.upload(save_step(3), 3)
     assert complete_steps(url) == [3]
 
 
-def test_object_stores_are_not_asked_to_make_folders() -> None:
-    class Store:
-        protocol = ("s3", "s3a")
+@pytest.mark.parametrize(("protocol", "folders"), [(("s3", "s3a"), 0), ("sftp", 1)])
+def test_folders_are_not_created_in_object_stores(
+    save_step: SaveStep, monkeypatch: pytest.MonkeyPatch, protocol: Any, folders: int
+) -> None:
+    created: list[str] = []
 
-    class Disk:
-        protocol = "sftp"
+    def put_file(self: MemoryFileSystem, local: str, remote: str) -> None:
+        self.pipe_file(remote, Path(local).read_bytes())
 
-    assert not mirror._has_folders(Store())
-    assert mirror._has_folders(Disk())
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    monkeypatch.setattr(MemoryFileSystem, "protocol", protocol)
+    monkeypatch.setattr(MemoryFileSystem, "makedirs", lambda self, path, exist_ok: created.append(path))
+    Mirror(f"memory://bucket-{next(_numbers)}/run", Retention()).upload(save_step(1), 1)
+    assert len(created) == folders

@@ -1,4 +1,4 @@
-"""A partitioned optimizer state: each process writes its part, and the checkpoint still is complete or absent."""
+"""A partitioned optimizer state: each process writes its part, and the checkpoint is complete or absent."""
 
 from __future__ import annotations
 
@@ -8,54 +8,56 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from resnet_dist.checkpoint import format
-from resnet_dist.checkpoint.parts import Parts, Writer
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.folders import new_writer
+from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.restore import load, newest
-from resnet_dist.checkpoint.save import Content, write, write_part
+from resnet_dist.checkpoint.save import write, write_part
 from resnet_dist.errors import CheckpointError, StorageError
 
 WORKERS = 3
 
-# Imports torch once; each line is [folder, writer, rank, steps, patience, limit of a file's bytes or 0] and makes a
-# worker, which saves a state of 1 MB a part at each step and says "saved" or why not. "strike" for the limit kills it
-# in its first write of a part.
+# Imports torch once; each line is [folder, writer, rank, steps, timeout, limit of a file's bytes or 0] and starts a
+# worker, which saves parts of 1 MB at each step and reports "saved" or the error. With "kill" for the limit it is
+# killed at its first write of a part.
 WORKER = """
 import json, os, resource, signal, sys
 from pathlib import Path
 import torch
 from resnet_dist.checkpoint import tensors
-from resnet_dist.checkpoint.parts import Parts, Writer
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.saver import Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 from resnet_dist.errors import StorageError
 
 torch.set_num_threads(1)
 for line in sys.stdin:
-    folder, writer, rank, steps, patience_s, limit = json.loads(line)
+    folder, writer, rank, steps, timeout_s, limit = json.loads(line)
     worker = os.fork()
     if worker:
         print(worker, flush=True)
         continue
-    if limit == "strike":
-        def strike(event, arguments):
+    if limit == "kill":
+        def kill(event, arguments):
             if event == "open" and str(arguments[0]).endswith(f"optimizer-{rank:05d}-of-00003.safetensors"):
                 os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(strike)
+        sys.addaudithook(kill)
     elif limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    parts = Parts(rank, 3, Writer(*writer), patience_s)
-    saver = Saver(Path(folder), Retention(keep=2), on_event=lambda *event: None, parts=parts)
+    parts = PartFiles(rank, 3, writer, timeout_s)
+    saver = Saver(CheckpointOptions(Path(folder), Retention(keep=2)), on_event=lambda *event: None, parts=parts)
     model = {"weight": torch.ones(3)} if rank == 0 else {}
     try:
         for step in steps:
             part = {f"layer{rank}.weight": {"momentum": torch.full((250_000,), float(step))}, f"layer{rank}.bias": {}}
-            saver.save(step, model, part, {}, wait=True)
+            saver.save(CheckpointContent(step, model, part, {}), wait=True)
         result = "saved"
     except StorageError as error:
         result = str(error)
@@ -80,16 +82,16 @@ def forge() -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def run(tmp_path: Path, forge: subprocess.Popen[str]) -> Run:
-    """Have three workers save the steps; return what each said. `limits` are by rank."""
+    """Have three workers save the steps; return the result of each. `limits` are by rank."""
 
-    def workers(steps: list[int], patience_s: float = 60, **limits: int | str) -> list[str]:
-        writer = asdict(Writer.here())
-        writer["pid"] = forge.pid
+    def workers(steps: list[int], timeout_s: float = 60, **limits: int | str) -> list[str]:
+        host, _, random = new_writer().rsplit("-", 2)
+        writer = f"{host}-{forge.pid}-{random}"
         assert forge.stdin is not None
         assert forge.stdout is not None
         started = []
         for rank in (1, 2, 0):
-            line = [str(tmp_path), list(writer.values()), rank, steps, patience_s, limits.get(f"rank{rank}", 0)]
+            line = [str(tmp_path), writer, rank, steps, timeout_s, limits.get(f"rank{rank}", 0)]
             forge.stdin.write(json.dumps(line) + "\n")
             forge.stdin.flush()
             started.append(int(forge.stdout.readline()))
@@ -146,9 +148,9 @@ def test_a_part_that_was_altered_is_found_by_name(tmp_path: Path, run: Run, rank
 def test_a_part_that_cannot_be_written_leaves_no_checkpoint_and_says_whose_it_was(tmp_path: Path, run: Run) -> None:
     assert run([1]) == ["saved"] * WORKERS
     results = run([2], rank2=100_000)  # a real refusal: no file of this process may grow further
-    assert "worker 2 could not write its part: a file grew beyond the limit" in results[0]
+    assert "worker 2 could not write its part: the file exceeds the size limit" in results[0]
     assert results[1] == "saved"
-    assert "a file grew beyond the limit" in results[2]
+    assert "the file exceeds the size limit" in results[2]
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
     assert checkpoint.step == 1
@@ -158,17 +160,17 @@ def test_a_part_that_cannot_be_written_leaves_no_checkpoint_and_says_whose_it_wa
 
 def test_a_worker_that_is_killed_in_its_part_leaves_no_checkpoint(tmp_path: Path, run: Run) -> None:
     assert run([1]) == ["saved"] * WORKERS
-    results = run([2], patience_s=0.5, rank1="strike")
+    results = run([2], timeout_s=0.5, rank1="kill")
     assert results[0].endswith("worker 1 did not write its part within 0.5 s")
     assert results[1:] == ["killed", "saved"]
     assert names(tmp_path) == ["step-00000001"]
 
 
 def test_a_manifest_must_list_all_parts(tmp_path: Path) -> None:
-    writer = Writer.here()
+    writer = new_writer()
     for number in (1, 0):
-        content = Content.of(4, {}, {f"layer{number}": {"momentum": torch.ones(2)}}, {})
-        (write if number == 0 else write_part)(tmp_path, content, Parts(number, 2, writer))
+        content = CheckpointContent(4, {}, {f"layer{number}": {"momentum": torch.ones(2)}}, {})
+        (write if number == 0 else write_part)(tmp_path, content, PartFiles(number, 2, writer))
     manifest = tmp_path / "step-00000004" / format.MANIFEST
     listed = json.loads(manifest.read_text())
     del listed["files"][format.part_name(1, 2)]
@@ -178,25 +180,27 @@ def test_a_manifest_must_list_all_parts(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_parts_is_an_error(tmp_path: Path) -> None:
-    writer = Writer.here()
+    writer = new_writer()
     for number in (1, 0):
-        content = Content.of(4, {}, {"layer": {"momentum": torch.ones(2)}}, {})
-        (write if number == 0 else write_part)(tmp_path, content, Parts(number, 2, writer))
+        content = CheckpointContent(4, {}, {"layer": {"momentum": torch.ones(2)}}, {})
+        (write if number == 0 else write_part)(tmp_path, content, PartFiles(number, 2, writer))
     with pytest.raises(CheckpointError, match="tensor 'layer/momentum' is in another part, too"):
         load(tmp_path / "step-00000004").optimizer()
 
 
 def test_a_worker_may_be_a_checkpoint_ahead_of_rank_0(tmp_path: Path) -> None:
-    writer = Writer.here()
+    writer = new_writer()
     for step in (4, 5):
-        write_part(tmp_path, Content.of(step, {}, {"b": {"momentum": torch.ones(2)}}, {}), Parts(1, 2, writer))
+        write_part(
+            tmp_path, CheckpointContent(step, {}, {"b": {"momentum": torch.ones(2)}}, {}), PartFiles(1, 2, writer)
+        )
     for step in (4, 5):
-        write(tmp_path, Content.of(step, {}, {"a": {"momentum": torch.ones(2)}}, {}), Parts(0, 2, writer))
+        write(tmp_path, CheckpointContent(step, {}, {"a": {"momentum": torch.ones(2)}}, {}), PartFiles(0, 2, writer))
     assert names(tmp_path) == ["step-00000004", "step-00000005"]
     assert sorted(load(tmp_path / "step-00000005").optimizer()) == ["a", "b"]
 
 
-def test_a_part_nobody_can_announce_is_an_error_of_its_worker_too(tmp_path: Path) -> None:
+def test_a_part_that_cannot_be_announced_is_an_error_of_its_worker_too(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Not a directory"):
-        write_part(tmp_path / "file", Content.of(4, {}, {}, {}), Parts(1, 2, Writer.here()))
+        write_part(tmp_path / "file", CheckpointContent(4, {}, {}, {}), PartFiles(1, 2, new_writer()))

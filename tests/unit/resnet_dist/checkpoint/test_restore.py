@@ -1,4 +1,4 @@
-"""The newest checkpoint that can be trusted, whatever happened to the others."""
+"""Finding the newest intact checkpoint, whatever happened to the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path, save_step: Sa
     assert checkpoint.step == 100_000_000
 
 
-def test_other_names_in_the_folder_are_passed_over(tmp_path: Path, save_step: SaveStep) -> None:
+def test_other_names_in_the_folder_are_ignored(tmp_path: Path, save_step: SaveStep) -> None:
     save_step(1)
     for name in (".step-00000002.tmp-host-1-0badcafe", "step-2", "step-00000003.bak", "best"):
         shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
@@ -59,13 +59,13 @@ def test_other_names_in_the_folder_are_passed_over(tmp_path: Path, save_step: Sa
 
 
 def places(size: int) -> list[int]:
-    """Where a file is broken: both ends, around the safetensors header's start, and places drawn from all over."""
+    """Positions at which a file is damaged: both ends, the start of the safetensors header, and random ones."""
     drawn = random.Random(size).sample(range(size), k=min(size, 12))
     return sorted({0, 7, 8, 9, size // 2, size - 1, *drawn} & set(range(size)))
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
-def test_a_truncated_file_sends_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep, name: str) -> None:
+def test_a_truncated_file_falls_back_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep, name: str) -> None:
     save_step(1)
     path = save_step(2) / name
     content = path.read_bytes()
@@ -73,12 +73,12 @@ def test_a_truncated_file_sends_to_the_checkpoint_before(tmp_path: Path, save_st
         path.write_bytes(content[:size])
         checkpoint = newest(tmp_path)
         assert checkpoint is not None
-        # The manifest's last byte is the newline after its JSON: without it the manifest still says all of it.
+        # The manifest's last byte is the newline after its JSON: without it the manifest is still complete.
         assert checkpoint.step == (2 if name == format.MANIFEST and size == len(content) - 1 else 1), size
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
-def test_a_flipped_bit_sends_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep, name: str) -> None:
+def test_a_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep, name: str) -> None:
     save_step(1)
     path = save_step(2) / name
     content = path.read_bytes()
@@ -93,7 +93,7 @@ def test_a_flipped_bit_sends_to_the_checkpoint_before(tmp_path: Path, save_step:
 
 
 @pytest.mark.parametrize("name", EVERY_FILE)
-def test_a_deleted_file_sends_to_the_checkpoint_before(
+def test_a_deleted_file_falls_back_to_the_checkpoint_before(
     tmp_path: Path, save_step: SaveStep, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_step(1)
@@ -106,7 +106,7 @@ def test_a_deleted_file_sends_to_the_checkpoint_before(
     assert caplog.messages == [f"checkpoint skipped: {gone}: is missing"]
 
 
-def test_extra_bytes_send_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep) -> None:
+def test_extra_bytes_fall_back_to_the_checkpoint_before(tmp_path: Path, save_step: SaveStep) -> None:
     save_step(1)
     with (save_step(2) / format.MODEL).open("ab") as file:
         file.write(b"\0")
@@ -160,10 +160,10 @@ def test_a_manifest_that_lists_less_or_more_is_refused(tmp_path: Path, save_step
             load(path.parent)
 
 
-def test_when_none_is_good_the_run_does_not_start_over(tmp_path: Path, save_step: SaveStep) -> None:
+def test_when_none_is_intact_the_run_does_not_start_over(tmp_path: Path, save_step: SaveStep) -> None:
     for step in (1, 2):
         (save_step(step) / format.MODEL).write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is good \(step-00000002, step-00000001;"):
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is intact \(step-00000002, step-00000001;"):
         newest(tmp_path)
 
 

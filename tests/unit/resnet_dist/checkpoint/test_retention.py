@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, the best, some for ever, and never nothing."""
+"""Which checkpoints stay: the newest, the best, periodic ones, and always at least one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
-from resnet_dist.checkpoint.save import save
-from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.durations import Duration, Every
+
+Save = Callable[[Path, CheckpointContent, Retention], Path]
 
 TOP1 = {10: 0.2, 20: 0.6, 30: 0.9, 40: 0.9, 50: 0.5, 60: 0.4}
 
 
 def stays(retention: Retention, metrics: dict[int, float | None]) -> list[int]:
     candidates = [Candidate(step, is_complete=True, metric=metric) for step, metric in metrics.items()]
-    doomed = retention.doomed(candidates)
-    assert doomed == sorted(doomed, reverse=True)
-    return [step for step in metrics if step not in doomed]
+    to_delete = retention.to_delete(candidates)
+    assert to_delete == sorted(to_delete, reverse=True)
+    return [step for step in metrics if step not in to_delete]
 
 
 def test_the_newest_stay() -> None:
@@ -56,13 +58,22 @@ def test_one_whose_metric_is_not_finite_is_never_among_the_best(metric: str, val
     assert stays(Retention(keep=1, keep_best=2, metric=metric), metrics) == [10, 30, 50]
 
 
-def test_some_stay_for_ever() -> None:
-    every = Every(Fraction(2000), batch_size=100)  # after steps 20, 40, 60 ...
+def test_one_of_each_period_stays() -> None:
+    every = Duration(Fraction(20), "steps")
     assert stays(Retention(keep=1, keep_every=every), dict.fromkeys(range(10, 80, 10))) == [20, 40, 60, 70]
 
 
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [("20 steps", [20, 40, 60]), ("2000 samples", [20, 40, 60]), ("0.5 epochs", [30, 60]), ("2500 samples", [30, 50])],
+)
+def test_a_period_is_converted_to_steps(every: str, kept: list[int]) -> None:
+    retention = Retention(keep=1, keep_every=Duration.parse(every)).in_steps(batch_size=100, num_samples=6000)
+    assert stays(retention, dict.fromkeys(range(10, 80, 10))) == [*kept, 70]
+
+
 def test_where_none_was_written_at_that_very_step_the_next_one_stays() -> None:
-    every = Every(Fraction(2000), batch_size=100)
+    every = Duration(Fraction(20), "steps")
     assert stays(Retention(keep=1, keep_every=every), dict.fromkeys([15, 22, 29, 30, 45, 59, 60, 79])) == [
         22,
         45,
@@ -71,8 +82,8 @@ def test_where_none_was_written_at_that_very_step_the_next_one_stays() -> None:
     ]
 
 
-def test_the_ones_that_stay_for_ever_do_not_change_while_the_run_goes_on() -> None:
-    retention = Retention(keep=2, keep_every=Every(Fraction(7), batch_size=2))
+def test_the_periodic_ones_do_not_change_while_the_run_goes_on() -> None:
+    retention = Retention(keep=2, keep_every=Duration(Fraction(7, 2), "steps"))
     present: list[int] = []
     for step in range(1, 60):
         present = stays(retention, dict.fromkeys([*present, step]))
@@ -85,20 +96,20 @@ def test_the_ones_that_stay_for_ever_do_not_change_while_the_run_goes_on() -> No
         Retention,
         keep=st.integers(1, 4),
         keep_best=st.integers(0, 4),
-        keep_every=st.none() | st.builds(Every, st.integers(1, 5).map(Fraction), st.just(1)),
+        keep_every=st.none() | st.builds(Duration, st.integers(1, 5).map(Fraction), st.just("steps")),
     ),
 )
-def test_nothing_goes_before_enough_better_ones_are_there(
+def test_nothing_is_deleted_before_enough_better_ones_exist(
     checkpoints: list[tuple[bool, float | None]], retention: Retention
 ) -> None:
     candidates = [Candidate(step, *checkpoint) for step, checkpoint in enumerate(checkpoints, start=1)]
-    doomed = retention.doomed(candidates)
+    to_delete = retention.to_delete(candidates)
     complete = [candidate.step for candidate in candidates if candidate.is_complete]
-    assert set(complete[-retention.keep :]).isdisjoint(doomed)
-    if doomed:
-        assert len([step for step in complete if step > max(doomed)]) >= retention.keep
-    # What stays, stays when asked again.
-    assert retention.doomed(candidate for candidate in candidates if candidate.step not in doomed) == []
+    assert set(complete[-retention.keep :]).isdisjoint(to_delete)
+    if to_delete:
+        assert len([step for step in complete if step > max(to_delete)]) >= retention.keep
+    # The result does not change when the policy is applied again.
+    assert retention.to_delete(candidate for candidate in candidates if candidate.step not in to_delete) == []
 
 
 @pytest.mark.parametrize(
@@ -119,17 +130,15 @@ def test_a_metric_is_read_from_the_state_where_there_is_one(state: object, metri
     assert metric_of(state, "top1") == metric
 
 
-def test_the_best_on_disk_stay_until_better_ones_come(
-    tmp_path: Path, model: Callable[[int], dict[str, object]]
-) -> None:
+def test_the_best_on_disk_stay_until_better_ones_come(tmp_path: Path, save: Save) -> None:
     for step, top1 in TOP1.items():
-        save(tmp_path, step, {}, {}, {"metrics": {"top1": top1}}, Retention(keep=1, keep_best=2))
+        save(tmp_path, CheckpointContent(step, {}, {}, {"metrics": {"top1": top1}}), Retention(keep=1, keep_best=2))
     assert sorted(path.name for path in tmp_path.iterdir()) == [format.folder_name(step) for step in (30, 40, 60)]
 
 
-def test_a_best_one_that_was_damaged_is_no_longer_one(tmp_path: Path) -> None:
+def test_a_best_one_that_was_damaged_is_no_longer_one(tmp_path: Path, save: Save) -> None:
     for step, top1 in TOP1.items():
-        save(tmp_path, step, {}, {}, {"metrics": {"top1": top1}}, Retention(keep=1, keep_best=1))
+        save(tmp_path, CheckpointContent(step, {}, {}, {"metrics": {"top1": top1}}), Retention(keep=1, keep_best=1))
         if step == 40:
             (tmp_path / "step-00000040" / format.MODEL).write_bytes(b"")
     found = newest(tmp_path)

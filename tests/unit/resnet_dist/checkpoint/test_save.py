@@ -1,4 +1,4 @@
-"""Saving: complete or absent, the newest kept, errors that say what to do."""
+"""Saving: complete or absent, the newest are kept, errors say what to do."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from resnet_dist.checkpoint import format
-from resnet_dist.checkpoint.folders import ABANDONED_AFTER_S
+from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.folders import ABANDONED_AFTER_S, temporary_folder
 from resnet_dist.checkpoint.restore import load, newest
-from resnet_dist.checkpoint.retention import Retention
-from resnet_dist.checkpoint.save import save
+from resnet_dist.checkpoint.save import write
 from resnet_dist.errors import StorageError
 
 SaveStep = Callable[..., Path]
@@ -90,18 +90,18 @@ def test_saving_over_a_broken_checkpoint_replaces_it(tmp_path: Path, save_step: 
 def test_what_dead_writers_left_is_removed_and_a_living_ones_is_not(tmp_path: Path, save_step: SaveStep) -> None:
     host, living = socket.gethostname(), os.getppid()
     left = [
-        format.temporary_name(1, host, dead_pid(), "0badcafe"),
-        format.temporary_name(1, host, os.getpid(), "0badcafe"),
-        format.temporary_name(2, "another-host-7", living, "0badcafe"),
+        temporary_folder(tmp_path, 1, f"{host}-{dead_pid()}-0badcafe"),
+        temporary_folder(tmp_path, 1, f"{host}-{os.getpid()}-0badcafe"),
+        temporary_folder(tmp_path, 2, f"another-host-7-{living}-0badcafe"),
     ]
-    stays = [format.temporary_name(3, host, living, "0badcafe"), format.temporary_name(3, "elsewhere", 1, "0badcafe")]
-    for name in left + stays:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / format.MODEL).write_bytes(b"half")
-    before = (tmp_path / left[2]).stat().st_mtime - ABANDONED_AFTER_S - 1
-    os.utime(tmp_path / left[2], (before, before))
+    stays = [temporary_folder(tmp_path, 3, f"{writer}-0badcafe") for writer in (f"{host}-{living}", "elsewhere-1")]
+    for path in left + stays:
+        path.mkdir()
+        (path / format.MODEL).write_bytes(b"half")
+    before = left[2].stat().st_mtime - ABANDONED_AFTER_S - 1
+    os.utime(left[2], (before, before))
     save_step(4)
-    assert names(tmp_path) == sorted([*stays, "step-00000004"])
+    assert names(tmp_path) == sorted([*(path.name for path in stays), "step-00000004"])
 
 
 def test_every_file_is_on_the_disk_before_the_folder_gets_its_name(
@@ -128,7 +128,7 @@ def test_every_file_is_on_the_disk_before_the_folder_gets_its_name(
 
 
 @pytest.mark.parametrize(
-    ("number", "says"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full; free some space, or lower checkpoint.keep"),
         (errno.EDQUOT, "the quota is used up"),
@@ -138,7 +138,7 @@ def test_every_file_is_on_the_disk_before_the_folder_gets_its_name(
     ],
 )
 def test_a_disk_that_refuses_is_a_storage_error_and_leaves_the_old_checkpoints(
-    tmp_path: Path, save_step: SaveStep, monkeypatch: pytest.MonkeyPatch, number: int, says: str
+    tmp_path: Path, save_step: SaveStep, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     save_step(1, keep=1)
 
@@ -146,7 +146,7 @@ def test_a_disk_that_refuses_is_a_storage_error_and_leaves_the_old_checkpoints(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(StorageError, match=says) as caught:
+    with pytest.raises(StorageError, match=message) as caught:
         save_step(2, keep=1)
     assert caught.value.path == str(tmp_path)
     assert names(tmp_path) == step_names(1)
@@ -155,15 +155,15 @@ def test_a_disk_that_refuses_is_a_storage_error_and_leaves_the_old_checkpoints(
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="Not a directory") as caught:
-        save(tmp_path / "file" / "checkpoints", 1, {}, {}, {}, Retention())
+        write(tmp_path / "file" / "checkpoints", CheckpointContent(1, {}, {}, {}))
     assert caught.value.path == str(tmp_path / "file" / "checkpoints")
 
 
 def test_what_no_checkpoint_can_hold_is_a_value_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
-        save(tmp_path, 1, {}, {}, {"loss": float("nan")}, Retention())
+        write(tmp_path, CheckpointContent(1, {}, {}, {"loss": float("nan")}))
     with pytest.raises(ValueError, match="complex64"):
-        save(tmp_path, 1, {"a": torch.zeros(1, dtype=torch.complex64)}, {}, {}, Retention())
+        write(tmp_path, CheckpointContent(1, {"a": torch.zeros(1, dtype=torch.complex64)}, {}, {}))
     with pytest.raises(ValueError, match="slash"):
-        save(tmp_path, 1, {}, {"a": {"b/c": torch.zeros(1)}}, {}, Retention())
+        write(tmp_path, CheckpointContent(1, {}, {"a": {"b/c": torch.zeros(1)}}, {}))
     assert names(tmp_path) == []

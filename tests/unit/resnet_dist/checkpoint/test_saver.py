@@ -1,4 +1,4 @@
-"""Saving beside the training: a copy is taken, a thread writes it, and what goes wrong is told before it matters."""
+"""Asynchronous saving: a copy is taken, a thread writes it, and failures are reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,25 @@ import torch
 from torch import Tensor
 
 from resnet_dist.checkpoint import saver as saver_module
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.mirror import Mirror
 from resnet_dist.checkpoint.restore import load, newest
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.save import write
-from resnet_dist.checkpoint.saver import Failed, Saved, Saver
+from resnet_dist.checkpoint.saver import CheckpointOptions, Saver
 from resnet_dist.errors import StorageError
 
 Events = list[tuple[int, str, dict[str, Any]]]
 
 
 class Storage:
-    """Stands where the thread writes: can hold it up, and can refuse."""
+    """Replaces `write` in the thread: it can block and fail."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
         self.open.set()
         self.writing = threading.Event()
-        self.refuses: int | None = None
+        self.fails_with: int | None = None
         self.threads: set[int] = set()
 
     def write(self, *arguments: Any) -> Path:
@@ -40,8 +41,8 @@ class Storage:
         self.writing.set()
         assert self.open.wait(60)
         self.writing.clear()
-        if self.refuses is not None:
-            raise StorageError("/storage", os.strerror(self.refuses))
+        if self.fails_with is not None:
+            raise StorageError("/storage", os.strerror(self.fails_with))
         return write(*arguments)
 
 
@@ -59,7 +60,7 @@ def events() -> Events:
 
 @pytest.fixture
 def saver(tmp_path: Path, events: Events, storage: Storage) -> Iterator[Saver]:
-    saver = Saver(tmp_path, Retention(keep=2), on_event=lambda *event: events.append(event))
+    saver = Saver(CheckpointOptions(tmp_path, Retention(keep=2)), on_event=lambda *event: events.append(event))
     yield saver
     storage.open.set()
     saver.close()
@@ -70,15 +71,16 @@ def state_of(value: float) -> tuple[dict[str, Tensor], dict[str, dict[str, Tenso
     return {"weight": weight}, {"weight": {"momentum": weight + 1}, "bias": {}}
 
 
-def save(saver: Saver, step: int, *, wait: bool = False, metrics: Mapping[str, float] | None = None) -> None:
-    saver.save(step, *state_of(step), {"samples": 8 * step}, wait=wait, metrics=metrics)
+def save(saver: Saver, step: int, *, wait: bool = False, **state: Any) -> None:
+    saver.save(CheckpointContent(step, *state_of(step), {"samples": 8 * step, **state}), wait=wait)
 
 
-def reported(saver: Saver) -> list[Saved | Failed]:
-    """What comes of the save that is under way."""
-    while not (reports := saver.poll()):
+def wait_for_event(saver: Saver, events: Events) -> None:
+    """Poll until the save in progress is reported."""
+    num_events = len(events)
+    while len(events) == num_events:
+        saver.poll()
         time.sleep(0.001)
-    return reports
 
 
 def names(events: Events) -> list[tuple[int, str]]:
@@ -93,20 +95,14 @@ def test_a_save_that_is_waited_for_is_on_the_disk(tmp_path: Path, saver: Saver, 
     assert torch.equal(checkpoint.optimizer()["weight"]["momentum"], optimizer["weight"]["momentum"])
     assert checkpoint.optimizer()["bias"] == {}
     assert checkpoint.state == {"samples": 40, "step": 5}
-    [report] = saver.poll()
-    assert isinstance(report, Saved)
-    assert (report.step, report.path) == (5, tmp_path / "step-00000005")
-    assert report.size_bytes == 2 * 24 * 4 + (tmp_path / "step-00000005" / "state.json").stat().st_size
-    assert report.stalled_s >= report.write_s > 0
     assert names(events) == [(5, "checkpoint")]
-    assert events[0][2] == {
-        "path": str(report.path),
-        "size_bytes": report.size_bytes,
-        "stalled_s": report.stalled_s,
-        "waited_s": report.waited_s,
-        "write_s": report.write_s,
-    }
-    assert saver.poll() == []
+    detail = events[0][2]
+    assert list(detail) == ["path", "size_bytes", "stalled_s", "waited_s", "write_s"]
+    assert detail["path"] == str(tmp_path / "step-00000005")
+    assert detail["size_bytes"] == 2 * 24 * 4 + (tmp_path / "step-00000005" / "state.json").stat().st_size
+    assert detail["stalled_s"] >= detail["write_s"] > 0
+    saver.poll()
+    assert len(events) == 1
 
 
 def test_the_training_goes_on_and_changes_its_tensors_while_they_are_written(
@@ -114,11 +110,11 @@ def test_the_training_goes_on_and_changes_its_tensors_while_they_are_written(
 ) -> None:
     storage.open.clear()
     model, optimizer = state_of(5)
-    saver.save(5, model, optimizer, {}, wait=False)
+    saver.save(CheckpointContent(5, model, optimizer, {}), wait=False)
     assert storage.writing.wait(60)
     model["weight"].zero_()
     optimizer["weight"]["momentum"].zero_()
-    assert saver.poll() == []
+    saver.poll()
     assert list(tmp_path.glob("step-*")) == []
     storage.open.set()
     saver.close()
@@ -142,39 +138,43 @@ def test_a_second_save_waits_for_the_first_and_says_for_how_long(
     assert torch.equal(load(tmp_path / "step-00000005").model()["weight"], state_of(5)[0]["weight"])
 
 
-def test_memory_is_taken_once(saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+@pytest.fixture
+def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of each buffer that is allocated."""
+    allocated: list[int] = []
     empty_like = torch.empty_like
 
     def counted(tensor: Tensor, **options: Any) -> Tensor:
-        taken.append(tensor.nbytes)
+        allocated.append(tensor.nbytes)
         return empty_like(tensor, **options)
 
     monkeypatch.setattr(torch, "empty_like", counted)
+    return allocated
+
+
+def test_memory_is_allocated_once(saver: Saver, storage: Storage, allocated: list[int]) -> None:
     for step in (5, 6, 7):
         save(saver, step, wait=True)
-    assert taken == [96, 96]
+    assert allocated == [96, 96]
 
 
-def test_memory_that_was_reserved_is_what_is_used(
-    saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights, optimizer = state_of(1)
-    saver.reserve([*weights.values(), *weights.values()])  # the weight's form is its momentum's, too
-    saver._thread.submit(lambda: None).result()
-    monkeypatch.setattr(torch, "empty_like", None)
-    saver.save(1, weights, optimizer, {}, wait=True)
+def test_memory_that_was_reserved_is_used(saver: Saver, storage: Storage, allocated: list[int]) -> None:
+    weights, _ = state_of(1)
+    saver.reserve([*weights.values(), *weights.values()])  # the momentum has the weight's shape
+    save(saver, 1, wait=True)
+    assert allocated == [96, 96]
 
 
 def test_a_state_that_changes_its_form_gets_other_memory(tmp_path: Path, saver: Saver) -> None:
     for step, tensor in enumerate([torch.ones(2), torch.ones(3), torch.ones(3).double(), torch.eye(3).t()]):
-        saver.save(step, {"weight": tensor}, {}, {}, wait=True)
+        saver.save(CheckpointContent(step, {"weight": tensor}, {}, {}), wait=True)
         assert torch.equal(load(tmp_path / f"step-0000000{step}").model()["weight"], tensor)
 
 
 def test_old_ones_are_deleted_and_the_best_by_the_metrics_given_stays(tmp_path: Path, events: Events) -> None:
-    saver = Saver(tmp_path, Retention(keep=1, keep_best=1), on_event=lambda *event: events.append(event))
-    for step, top1 in ((1, 0.5), (2, 0.7), (3, float("nan")), (4, 0.1)):
+    options = CheckpointOptions(tmp_path, Retention(keep=1, keep_best=1))
+    saver = Saver(options, on_event=lambda *event: events.append(event))
+    for step, top1 in ((1, 0.5), (2, 0.7), (3, None), (4, 0.1)):
         save(saver, step, metrics={"top1": top1})
     saver.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
@@ -184,7 +184,7 @@ def test_old_ones_are_deleted_and_the_best_by_the_metrics_given_stays(tmp_path: 
 def test_the_best_of_an_earlier_attempt_stays_and_is_ranked_with_those_of_the_next(tmp_path: Path) -> None:
     kept = []
     for top1_of in ({1: 0.6, 2: 0.9, 3: 0.1, 4: 0.2}, {5: 0.1, 6: 0.7, 7: 0.1}):
-        saver = Saver(tmp_path, Retention(keep=1, keep_best=2), on_event=lambda *event: None)
+        saver = Saver(CheckpointOptions(tmp_path, Retention(keep=1, keep_best=2)), on_event=lambda *event: None)
         for step, top1 in top1_of.items():
             save(saver, step, metrics={"top1": top1})
         saver.close()
@@ -192,78 +192,69 @@ def test_the_best_of_an_earlier_attempt_stays_and_is_ranked_with_those_of_the_ne
     assert kept == [{1: 0.6, 2: 0.9, 4: 0.2}, {2: 0.9, 6: 0.7, 7: 0.1}]
 
 
-def test_a_metric_that_is_not_finite_is_null_in_the_checkpoint(tmp_path: Path, saver: Saver) -> None:
-    save(saver, 3, metrics={"top1": float("nan"), "loss": float("inf"), "top5": 0.5})
-    saver.close()
-    assert load(tmp_path / "step-00000003").state["metrics"] == {"top1": None, "loss": None, "top5": 0.5}
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_save_that_fails_is_told_of_and_the_next_one_may_succeed(
+def test_a_save_that_fails_is_reported_and_the_next_one_may_succeed(
     tmp_path: Path, saver: Saver, storage: Storage, events: Events, number: int
 ) -> None:
-    reports: list[Saved | Failed] = []
     save(saver, 4)
-    reported(saver)
-    storage.refuses = number
+    wait_for_event(saver, events)
+    storage.fails_with = number
     for step in (5, 6):
         save(saver, step)
-        reports += reported(saver)
-    storage.refuses = None  # somebody has freed some space
+        wait_for_event(saver, events)
+    storage.fails_with = None  # space was freed
     save(saver, 7)
-    reports += reported(saver)
-    assert [(type(report), report.step) for report in reports] == [(Failed, 5), (Failed, 6), (Saved, 7)]
-    assert [report.in_a_row for report in reports if isinstance(report, Failed)] == [1, 2]
+    wait_for_event(saver, events)
     assert names(events)[1:] == [(5, "checkpoint_failed"), (6, "checkpoint_failed"), (7, "checkpoint")]
     assert events[1][2]["problem"] == f"/storage: {os.strerror(number)}"
-    assert events[2][2]["in_a_row"] == 2
+    assert [detail["in_a_row"] for _, name, detail in events if name == "checkpoint_failed"] == [1, 2]
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 7
 
 
 def test_after_too_many_failures_in_a_row_the_training_ends(saver: Saver, storage: Storage, events: Events) -> None:
-    storage.refuses = errno.ENOSPC
+    storage.fails_with = errno.ENOSPC
     for step in (5, 6):
         save(saver, step)
-        reported(saver)
-    storage.refuses = None
+        wait_for_event(saver, events)
+    storage.fails_with = None
     save(saver, 7)
-    reported(saver)
-    storage.refuses = errno.ENOSPC
+    wait_for_event(saver, events)
+    storage.fails_with = errno.ENOSPC
     for step in (8, 9):  # in a row from here on
         save(saver, step)
-        reported(saver)
+        wait_for_event(saver, events)
     save(saver, 10)
     saver.close()
     with pytest.raises(StorageError) as caught:
         saver.poll()
     assert str(caught.value) == (
-        "/storage: No space left on device. No checkpoint could be written at 3 steps: 8, 9, 10"
+        "/storage: No space left on device. 3 consecutive checkpoints failed, at steps 8, 9, 10"
     )
-    assert names(events)[-3:] == [(step, "checkpoint_failed") for step in (8, 9, 10)]  # told of, before
+    assert names(events)[-3:] == [(step, "checkpoint_failed") for step in (8, 9, 10)]  # reported before that
 
 
 def test_a_save_that_is_waited_for_raises_when_it_fails(saver: Saver, storage: Storage, events: Events) -> None:
-    storage.refuses = errno.EROFS
+    storage.fails_with = errno.EROFS
     with pytest.raises(StorageError, match="Read-only file system"):
         save(saver, 5, wait=True)
     assert names(events) == [(5, "checkpoint_failed")]
 
 
-def test_a_failure_of_the_one_before_does_not_spoil_a_save_that_is_waited_for(
+def test_a_save_that_is_waited_for_does_not_raise_the_error_of_the_one_before(
     tmp_path: Path, saver: Saver, storage: Storage, events: Events
 ) -> None:
-    storage.refuses = errno.ENOSPC
+    storage.fails_with = errno.ENOSPC
     save(saver, 5)
-    reported(saver)
-    storage.refuses = None
+    wait_for_event(saver, events)
+    storage.fails_with = None
     save(saver, 6, wait=True)
     assert names(events) == [(5, "checkpoint_failed"), (6, "checkpoint")]
     assert load(tmp_path / "step-00000006").step == 6
 
 
-def test_what_no_checkpoint_can_hold_is_raised_at_once_and_spoils_nothing(tmp_path: Path, saver: Saver) -> None:
+def test_what_no_checkpoint_can_hold_is_raised_at_once_and_affects_no_later_save(tmp_path: Path, saver: Saver) -> None:
     complex_tensor = {"weight": torch.zeros(1, dtype=torch.complex64)}
     for model, optimizer, state, problem in [
         (complex_tensor, {}, {}, "complex64"),
@@ -272,19 +263,20 @@ def test_what_no_checkpoint_can_hold_is_raised_at_once_and_spoils_nothing(tmp_pa
         ({}, {}, {"loss": float("inf")}, "JSON"),
     ]:
         with pytest.raises(ValueError, match=problem):
-            saver.save(5, model, optimizer, state, wait=False)
+            saver.save(CheckpointContent(5, model, optimizer, state), wait=False)
     save(saver, 6, wait=True)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
-def test_a_run_that_was_taken_over_names_no_checkpoint_and_deletes_none(tmp_path: Path, events: Events) -> None:
+def test_a_run_that_was_taken_over_completes_and_deletes_no_checkpoint(tmp_path: Path, events: Events) -> None:
     taken = False
 
-    def still_ours() -> None:
+    def check_lease() -> None:
         if taken:
             raise InterruptedRun
 
-    saver = Saver(tmp_path, Retention(keep=1), on_event=lambda *event: events.append(event), still_ours=still_ours)
+    options = CheckpointOptions(tmp_path, Retention(keep=1), check_lease=check_lease)
+    saver = Saver(options, on_event=lambda *event: events.append(event))
     save(saver, 1, wait=True)
     taken = True
     with pytest.raises(InterruptedRun):
@@ -297,11 +289,11 @@ def test_a_run_that_was_taken_over_names_no_checkpoint_and_deletes_none(tmp_path
 
 
 class InterruptedRun(Exception):  # noqa: N818 - reads as what happened
-    """As the control plane's error for a lost lease: none of the storage's."""
+    """Like the control plane's error for a lost lease: not a StorageError."""
 
 
-def test_a_mistake_in_the_thread_is_not_taken_for_a_full_disk(
-    saver: Saver, storage: Storage, monkeypatch: pytest.MonkeyPatch
+def test_a_bug_in_the_thread_is_not_reported_as_a_storage_error(
+    saver: Saver, storage: Storage, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: Any) -> Path:
         raise ZeroDivisionError
@@ -309,11 +301,11 @@ def test_a_mistake_in_the_thread_is_not_taken_for_a_full_disk(
     monkeypatch.setattr(saver_module, "write", broken)
     save(saver, 5)
     with pytest.raises(ZeroDivisionError):
-        reported(saver)
+        wait_for_event(saver, events)
 
 
 class Network:
-    """Stands where the mirror's thread sends."""
+    """Replaces the upload in the mirror's thread."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open = threading.Event()
@@ -339,11 +331,11 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
 
 @pytest.fixture
 def mirrored(tmp_path: Path, events: Events, network: Network) -> Iterator[Callable[[], Saver]]:
-    mirror = Mirror("memory://mirror", Retention())
+    options = CheckpointOptions(tmp_path, Retention(keep=1), mirror="memory://mirror")
     savers: list[Saver] = []
 
     def make() -> Saver:
-        savers.append(Saver(tmp_path, Retention(keep=1), on_event=lambda *event: events.append(event), mirror=mirror))
+        savers.append(Saver(options, on_event=lambda *event: events.append(event)))
         return savers[-1]
 
     yield make
@@ -352,7 +344,7 @@ def mirrored(tmp_path: Path, events: Events, network: Network) -> Iterator[Calla
         saver.close()
 
 
-def test_checkpoints_are_mirrored_and_told_of(mirrored: Callable[[], Saver], network: Network, events: Events) -> None:
+def test_checkpoints_are_mirrored_and_reported(mirrored: Callable[[], Saver], network: Network, events: Events) -> None:
     saver = mirrored()
     save(saver, 5, wait=True)
     saver.close()
@@ -362,7 +354,7 @@ def test_checkpoints_are_mirrored_and_told_of(mirrored: Callable[[], Saver], net
     assert events[1][2]["size_bytes"] == 7
 
 
-def test_a_slow_mirror_holds_nothing_up_and_gets_the_newest_next(
+def test_a_slow_mirror_delays_no_save_and_gets_the_newest_checkpoint_next(
     tmp_path: Path, mirrored: Callable[[], Saver], network: Network, events: Events
 ) -> None:
     saver = mirrored()
@@ -371,7 +363,7 @@ def test_a_slow_mirror_holds_nothing_up_and_gets_the_newest_next(
     assert network.sending.wait(60)
     for step in (6, 7, 8):
         save(saver, step, wait=True)  # returns: the disk has it, whatever the network does
-    # Those that the mirror still reads outlive their time.
+    # Those that the mirror still reads are not deleted yet.
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000005", "step-00000007", "step-00000008"]
     network.open.set()
     saver.close()
@@ -397,11 +389,11 @@ def test_a_mirror_that_fails_never_stops_the_training(
     failures = [detail for _, name, detail in events if name == "mirror_failed"]
     assert [detail["in_a_row"] for detail in failures] == [1, 2, 3, 4, 5]
     assert failures[0]["problem"] == "memory://mirror: EndpointConnectionError: could not connect"
-    assert "the checkpoint of step 5 is not in the mirror" in caplog.messages[-1]
+    assert "the checkpoint of step 5 was not copied to the mirror" in caplog.messages[-1]
     assert names(events)[-1] == (6, "mirrored")
 
 
-def test_the_end_waits_for_the_mirror_only_so_long(
+def test_the_wait_for_the_mirror_at_the_end_is_limited(
     mirrored: Callable[[], Saver], network: Network, events: Events
 ) -> None:
     saver = mirrored()
@@ -410,4 +402,4 @@ def test_the_end_waits_for_the_mirror_only_so_long(
     assert network.sending.wait(60)
     saver.close(mirror_timeout_s=0.01)
     assert names(events) == [(5, "checkpoint"), (5, "mirror_failed")]
-    assert events[1][2]["problem"] == "was not done 0.01 s after the end"
+    assert events[1][2]["problem"] == "not finished 0.01 s after the end of the run"

@@ -1,4 +1,4 @@
-"""The safetensors format, against the safetensors package and against files that mean harm."""
+"""The safetensors format, against the safetensors package and malicious files."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def test_a_name_like_a_path_is_neither_written_nor_read(tmp_path: Path, name: st
 
 
 def test_a_dtype_outside_the_eight_is_neither_written_nor_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="complex64 is none of"):
+    with pytest.raises(ValueError, match=r"complex64 is not supported\. Allowed: torch\.float64, "):
         tensors.write(tmp_path / "x", {"a": torch.zeros(1, dtype=torch.complex64)})
-    with pytest.raises(CheckpointError, match="'C64' is none of F64"):
+    with pytest.raises(CheckpointError, match=r"'C64' is not supported\. Allowed: F64, F32"):
         tensors.read(crafted(tmp_path / "y", {"a": entry("C64", [1], [0, 8])}, bytes(8)))
 
 
@@ -150,7 +150,7 @@ def test_an_empty_tensor_of_an_impossible_shape_is_refused(tmp_path: Path) -> No
         pytest.param(b'{"a":', b"", id="not JSON"),
     ],
 )
-def test_a_header_that_means_harm_is_refused(tmp_path: Path, header: object, data: bytes) -> None:
+def test_a_malicious_header_is_refused(tmp_path: Path, header: object, data: bytes) -> None:
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         tensors.read(crafted(tmp_path / "x", header, data))
 

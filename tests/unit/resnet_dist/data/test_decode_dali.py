@@ -20,7 +20,7 @@ from resnet_dist.data import Index, decode_dali
 from resnet_dist.data.crops import flips, training_windows
 from resnet_dist.data.decode_dali import DaliDecoder
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
-from resnet_dist.data.requests import Request
+from resnet_dist.data.requests import BatchRequest
 from resnet_dist.errors import DataError, MissingPackage
 
 needs_dali = pytest.mark.skipif(not decode_dali.is_installed(), reason="NVIDIA DALI is not installed")
@@ -29,18 +29,18 @@ RESOLUTION = 32
 INTERIOR, BORDER, MEAN = 1, 10, 0.2  # the largest difference inside, in the outermost pixel, and on average
 
 
-def request_for(index: Index, first: int, last: int) -> Request:
+def request_for(index: Index, first: int, last: int) -> BatchRequest:
     positions = np.arange(first, last, dtype=np.int64)
     ids = positions % len(index)
     windows = training_windows(index.heights[ids], index.widths[ids], positions, 0, (0.08, 1.0), (3 / 4, 4 / 3))
-    return Request.of(index, ids, windows, flips(positions, 0))
+    return BatchRequest.of(index, positions, ids, windows, flips(positions, 0))
 
 
-def request_file(path: Path, window: tuple[int, int, int, int], *, flip: bool = False) -> Request:
-    return Request(np.array([7]), [str(path)], np.array([window], dtype=np.int32), np.array([flip]))
+def request_file(path: Path, window: tuple[int, int, int, int], *, flip: bool = False) -> BatchRequest:
+    return BatchRequest(np.array([0]), np.array([7]), [str(path)], np.array([window], dtype=np.int32), np.array([flip]))
 
 
-def requests_for(index: Index, sizes: list[int]) -> Iterator[Request]:
+def requests_for(index: Index, sizes: list[int]) -> Iterator[BatchRequest]:
     ends = np.cumsum(sizes).tolist()
     return (request_for(index, end - size, end) for size, end in zip(sizes, ends, strict=True))
 
@@ -55,17 +55,17 @@ def num_threads() -> int:
 def test_windows_and_flips_are_cut_exactly(train_index: Index) -> None:
     ids = np.array([0, 0, 4, 10])
     windows = np.array([[7, 11, 32, 32], [7, 11, 32, 32], [32, 32, 32, 32], [0, 0, 32, 32]], dtype=np.int32)
-    request = Request.of(train_index, ids, windows, np.array([False, True, False, True]))
-    [images] = DaliDecoder(2, 1, 4).decode(iter([request]), 32)
-    [expected] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
+    request = BatchRequest.of(train_index, ids, ids, windows, np.array([False, True, False, True]))
+    [(_, images)] = DaliDecoder(2, 1, 4).decode(iter([request]), 32)
+    [(_, expected)] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
     assert torch.equal(images, expected)
     assert torch.equal(images[1], images[0].flip(2))
 
 
 @needs_dali
 def test_resized_images_agree_with_torchvision(train_index: Index) -> None:
-    [images] = DaliDecoder(2, 1, 60).decode(requests_for(train_index, [60]), RESOLUTION)
-    [expected] = TorchvisionDecoder(1, 1).decode(requests_for(train_index, [60]), RESOLUTION)
+    [(_, images)] = DaliDecoder(2, 1, 60).decode(requests_for(train_index, [60]), RESOLUTION)
+    [(_, expected)] = TorchvisionDecoder(1, 1).decode(requests_for(train_index, [60]), RESOLUTION)
     difference = (images.int() - expected.int()).abs()
     assert difference[:, :, 1:-1, 1:-1].max() <= INTERIOR
     assert difference.max() <= BORDER
@@ -74,7 +74,7 @@ def test_resized_images_agree_with_torchvision(train_index: Index) -> None:
 
 @needs_dali
 def test_images_are_bytes_in_channels_last_memory(train_index: Index) -> None:
-    [images] = DaliDecoder(1, 1, 8).decode(requests_for(train_index, [5]), RESOLUTION)
+    [(_, images)] = DaliDecoder(1, 1, 8).decode(requests_for(train_index, [5]), RESOLUTION)
     assert images.dtype == torch.uint8
     assert images.shape == (5, 3, RESOLUTION, RESOLUTION)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -84,7 +84,7 @@ def test_images_are_bytes_in_channels_last_memory(train_index: Index) -> None:
 def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahead(train_index: Index) -> None:
     def decoded(num_threads: int, prefetch: int, sizes: list[int]) -> torch.Tensor:
         decoding = DaliDecoder(num_threads, prefetch, 24).decode(requests_for(train_index, sizes), RESOLUTION)
-        return torch.cat(list(decoding))
+        return torch.cat([images for _, images in decoding])
 
     expected = decoded(1, 1, [24])
     for num_threads, prefetch, sizes in ((2, 0, [1] * 24), (3, 2, [7, 7, 7, 3]), (1, 4, [1, 20, 3])):
@@ -95,7 +95,7 @@ def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahe
 def test_kept_images_stay_as_they_are(train_index: Index) -> None:
     decoding = DaliDecoder(2, 2, 4).decode(requests_for(train_index, [4] * 10), RESOLUTION)
     kept, copies = [], []
-    for images in decoding:
+    for _, images in decoding:
         kept.append(images)
         copies.append(images.clone())
     del decoding
@@ -110,8 +110,8 @@ def test_grey_and_cmyk_become_the_rgb_that_torchvision_gives(
     file = tmp_path / "photo.jpg"
     Image.fromarray(make_photo(32, 32, 3)).convert(mode).save(file, quality=95)
     request = request_file(file, (0, 0, 32, 32))
-    [images] = DaliDecoder(1, 1, 1).decode(iter([request]), 32)
-    [expected] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
+    [(_, images)] = DaliDecoder(1, 1, 1).decode(iter([request]), 32)
+    [(_, expected)] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
     assert (images.int() - expected.int()).abs().max() <= (0 if mode == "L" else 1)
 
 
@@ -121,8 +121,8 @@ def test_exif_orientation_is_ignored(make_photo: Callable[..., NDArray[np.uint8]
     exif[0x0112] = 6
     Image.fromarray(make_photo(32, 48, 3)).save(tmp_path / "turned.jpg", exif=exif)
     request = request_file(tmp_path / "turned.jpg", (0, 16, 32, 32))
-    [images] = DaliDecoder(1, 1, 1).decode(iter([request]), 32)
-    [expected] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
+    [(_, images)] = DaliDecoder(1, 1, 1).decode(iter([request]), 32)
+    [(_, expected)] = TorchvisionDecoder(1, 1).decode(iter([request]), 32)
     assert torch.equal(images, expected)
 
 
@@ -137,7 +137,8 @@ def test_a_broken_image_is_named_after_the_good_ones_came(
     elif isinstance(content, bytes):
         broken.write_bytes(content)
     good = request_for(train_index, 0, 3)
-    bad = Request(
+    bad = BatchRequest(
+        np.arange(3),
         np.array([3, 41, 5]),
         [train_index.path(3), str(broken), train_index.path(5)],
         np.array([[0, 0, 30, 30]] * 3, dtype=np.int32),
@@ -160,7 +161,7 @@ def test_an_image_that_shrank_since_it_was_indexed_is_named(train_index: Index) 
 
 @needs_dali
 def test_an_error_of_the_requests_comes_through(train_index: Index) -> None:
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[BatchRequest]:
         yield request_for(train_index, 0, 2)
         raise DataError("/data", "the index is gone")
 
@@ -171,7 +172,7 @@ def test_an_error_of_the_requests_comes_through(train_index: Index) -> None:
 @needs_dali
 @pytest.mark.parametrize("num_good", [0, 1])
 def test_an_error_that_no_image_is_to_blame_for_stays_what_it_is(num_good: int, train_index: Index) -> None:
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[BatchRequest]:
         yield from requests_for(train_index, [2] * num_good)
         raise RuntimeError("out of luck")
 

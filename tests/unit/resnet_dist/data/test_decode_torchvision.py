@@ -15,31 +15,31 @@ from torchvision.transforms.v2.functional import resize, to_image
 from resnet_dist.data import Index
 from resnet_dist.data.crops import flips, training_windows
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
-from resnet_dist.data.requests import Request
+from resnet_dist.data.requests import BatchRequest
 from resnet_dist.errors import DataError
 
 RESOLUTION = 32
 
 
-def request_for(index: Index, first: int, last: int) -> Request:
+def request_for(index: Index, first: int, last: int) -> BatchRequest:
     positions = np.arange(first, last, dtype=np.int64)
     ids = positions % len(index)
     windows = training_windows(index.heights[ids], index.widths[ids], positions, 0, (0.08, 1.0), (3 / 4, 4 / 3))
-    return Request.of(index, ids, windows, flips(positions, 0))
+    return BatchRequest.of(index, positions, ids, windows, flips(positions, 0))
 
 
-def request_file(path: Path, window: tuple[int, int, int, int], *, flip: bool = False) -> Request:
-    return Request(np.array([7]), [str(path)], np.array([window], dtype=np.int32), np.array([flip]))
+def request_file(path: Path, window: tuple[int, int, int, int], *, flip: bool = False) -> BatchRequest:
+    return BatchRequest(np.array([0]), np.array([7]), [str(path)], np.array([window], dtype=np.int32), np.array([flip]))
 
 
-def decode_one(request: Request, resolution: int = RESOLUTION) -> NDArray[np.uint8]:
-    [images] = TorchvisionDecoder(1, 1).decode(iter([request]), resolution)
+def decode_one(request: BatchRequest, resolution: int = RESOLUTION) -> NDArray[np.uint8]:
+    [(_, images)] = TorchvisionDecoder(1, 1).decode(iter([request]), resolution)
     pixels: NDArray[np.uint8] = images[0].permute(1, 2, 0).numpy()
     return pixels
 
 
 def test_images_are_bytes_in_channels_last_memory(train_index: Index) -> None:
-    [images] = TorchvisionDecoder(2, 1).decode(iter([request_for(train_index, 0, 5)]), RESOLUTION)
+    [(_, images)] = TorchvisionDecoder(2, 1).decode(iter([request_for(train_index, 0, 5)]), RESOLUTION)
     assert images.dtype == torch.uint8
     assert images.shape == (5, 3, RESOLUTION, RESOLUTION)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -47,7 +47,7 @@ def test_images_are_bytes_in_channels_last_memory(train_index: Index) -> None:
 
 def test_each_sample_is_the_window_of_its_image_resized_and_flipped(train_index: Index) -> None:
     request = request_for(train_index, 0, 12)
-    [images] = TorchvisionDecoder(2, 1).decode(iter([request]), RESOLUTION)
+    [(_, images)] = TorchvisionDecoder(2, 1).decode(iter([request]), RESOLUTION)
     assert request.flips.any()
     assert not request.flips.all()
     for number, path in enumerate(request.paths):
@@ -68,7 +68,9 @@ def test_a_window_of_the_output_size_is_cut_exactly(train_index: Index) -> None:
 def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahead(train_index: Index) -> None:
     def decoded(num_threads: int, prefetch: int, batch: int) -> torch.Tensor:
         requests = (request_for(train_index, first, min(first + batch, 24)) for first in range(0, 24, batch))
-        return torch.cat(list(TorchvisionDecoder(num_threads, prefetch).decode(requests, RESOLUTION)))
+        return torch.cat(
+            [images for _, images in TorchvisionDecoder(num_threads, prefetch).decode(requests, RESOLUTION)]
+        )
 
     expected = decoded(1, 0, 24)
     for num_threads, prefetch, batch in ((1, 2, 1), (3, 0, 7), (4, 5, 5)):
@@ -148,7 +150,7 @@ def decode_threads() -> list[threading.Thread]:
 def test_reads_as_far_ahead_as_it_was_told_and_no_further(train_index: Index) -> None:
     taken = []
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[BatchRequest]:
         for first in range(100):
             taken.append(first)
             yield request_for(train_index, first, first + 1)
@@ -186,6 +188,6 @@ def test_no_requests_give_no_images() -> None:
 def test_a_request_must_hold_samples_and_one_window_and_flip_for_each() -> None:
     window = np.zeros((1, 4), dtype=np.int32)
     with pytest.raises(ValueError, match="request of 0 samples"):
-        Request(np.array([], dtype=np.int64), [], window[:0], np.zeros(0, dtype=bool))
+        BatchRequest(np.arange(0), np.array([], dtype=np.int64), [], window[:0], np.zeros(0, dtype=bool))
     with pytest.raises(ValueError, match="request of 2 samples"):
-        Request(np.array([0, 1]), ["a", "b"], window, np.zeros(2, dtype=bool))
+        BatchRequest(np.arange(2), np.array([0, 1]), ["a", "b"], window, np.zeros(2, dtype=bool))

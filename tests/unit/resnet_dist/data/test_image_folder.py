@@ -51,7 +51,7 @@ def test_other_files_are_left_out_with_one_warning(folder: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         assert index_image_folder(str(folder), "train").fingerprint() == clean
     [record] = caplog.records
-    assert "left out 3 entries" in record.getMessage()
+    assert "ignored 3 entries" in record.getMessage()
     assert "train/ant/notes.txt" in record.getMessage()
 
 
@@ -69,7 +69,7 @@ def test_a_missing_root_is_named_with_the_expected_layout(tmp_path: Path) -> Non
 
 def test_a_missing_split_says_what_was_found(folder: Path) -> None:
     (folder / "train").rename(folder / "training")
-    assert "holds training, val" in problem_of(folder).problem
+    assert "contains training, val" in problem_of(folder).problem
 
 
 def test_a_split_without_class_folders_says_what_was_found(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_split_without_class_folders_says_what_was_found(tmp_path: Path) -> No
     (tmp_path / "train" / "0.jpg").write_text("x")
     error = problem_of(tmp_path)
     assert "has no class folder" in error.problem
-    assert "it holds 0.jpg" in error.problem
+    assert "it contains 0.jpg" in error.problem
 
 
 def test_a_class_without_images_is_named(folder: Path) -> None:

@@ -79,12 +79,12 @@ def test_fill_bytes_and_padding_behind_the_end_are_allowed(jpeg: bytes, size_of:
 
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.999])
 def test_a_cut_jpeg_is_found_wherever_it_is_cut(kept: float, jpeg: bytes, size_of: SizeOf) -> None:
-    with pytest.raises(DataError, match="cut short: no end marker"):
+    with pytest.raises(DataError, match="truncated: no end marker"):
         size_of(jpeg[: int(len(jpeg) * kept)])
 
 
 def test_a_cut_png_is_found(make_photo: Photo, size_of: SizeOf) -> None:
-    with pytest.raises(DataError, match="cut short"):
+    with pytest.raises(DataError, match="truncated"):
         size_of(encoded(make_photo(45, 71, 1), "PNG")[:-20])
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
 from resnet_dist.data import (
+    BatchRequest,
     HostBatch,
     Index,
-    Request,
     Stream,
     decode_dali,
     decoder_for,
@@ -36,20 +36,21 @@ class Recorder:
     """A decoder that decodes nothing: it keeps the requests and reads `ahead` of its consumer."""
 
     ahead: int = 0
-    requests: list[Request] = field(default_factory=list)
+    requests: list[BatchRequest] = field(default_factory=list)
     closed: bool = False
 
-    def decode(self, requests: Iterator[Request], resolution: int) -> Generator[Tensor, None, None]:
-        waiting = 0
+    def decode(
+        self, requests: Iterator[BatchRequest], resolution: int
+    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
+        waiting: list[BatchRequest] = []
         try:
             for request in requests:
                 self.requests.append(request)
-                waiting += 1
-                if waiting > self.ahead:
-                    waiting -= 1
-                    yield torch.zeros(1)
-            for _ in range(waiting):
-                yield torch.zeros(1)
+                waiting.append(request)
+                if len(waiting) > self.ahead:
+                    yield waiting.pop(0), torch.zeros(1)
+            for request in waiting:
+                yield request, torch.zeros(1)
         finally:
             self.closed = True
 

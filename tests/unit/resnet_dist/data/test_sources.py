@@ -53,8 +53,8 @@ def test_number_of_training_samples_is_verified(image_folder: Path) -> None:
     ("source", "problem"),
     [
         ("imagefoldr", "'imagefoldr' is not a source"),
-        ("no_such_module_here:f", "no_such_module_here cannot be imported"),
-        ("my_data:missing", "my_data has no function missing"),
+        ("no_such_module_here:f", "there is no module no_such_module_here"),
+        ("my_data:missing", "module my_data has no missing"),
         ("my_data:wrong", "my_data:wrong returned list, not an Index"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What surrounds a captured step; the graph itself is a stand-in that runs the work again."""
+"""Graphed gradients, with a replacement for the graph that runs the work again."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.engines.cuda_graph import WARM_UPS, GraphedGradients
+from resnet_dist.engines.cuda_graph import WARM_UPS, CudaRecorder, GraphedGradients
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
 
 
-class Replayed:
-    """Records by remembering the work, replays by doing it again on whatever the inputs hold by then."""
+class Replayed(CudaRecorder):
+    """Records by remembering the work, replays by running it again."""
 
     def __init__(self) -> None:
         self.num_captured = 0

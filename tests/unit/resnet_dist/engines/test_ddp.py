@@ -1,4 +1,4 @@
-"""The DDP engine in one process: what a step computes, whatever it is made of."""
+"""The DDP engine in one process: what a step computes, with every setting."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_step_is_that_of_the_mean_loss(num_micro_batches: int) -> None:
         torch.testing.assert_close(own, other, rtol=1e-13, atol=1e-13)
 
 
-def test_clipping_is_torch_s_and_the_norm_is_told_unclipped() -> None:
+def test_clipping_is_torch_s_and_the_norm_is_reported_unclipped() -> None:
     ours, theirs = model(), model()
     images, labels = batch()
     sums = engine(ours, gradient_clipping=0.01).step([MicroBatch(images, labels)], 0.1)
@@ -90,7 +90,7 @@ def test_a_compiled_step_is_the_same_step() -> None:
 
 
 class TestFloat16:
-    def test_the_loss_is_scaled_and_the_gradient_told_unscaled(self) -> None:
+    def test_the_loss_is_scaled_and_the_gradient_norm_is_not(self) -> None:
         net, exact = model(torch.float32), model(torch.float32)
         images, labels = batch(dtype=torch.float32)
         scaled = engine(net, autocast_dtype=torch.float16).step([MicroBatch(images, labels)], 0.1)
@@ -98,7 +98,7 @@ class TestFloat16:
         ratio = scaled.gradient_squared.sqrt() / plain.gradient_squared.sqrt()
         assert ratio.item() == pytest.approx(1.0, rel=5e-3)  # ten bits of mantissa
 
-    def test_a_step_that_overflows_is_left_out_and_counted(self) -> None:
+    def test_a_step_that_overflows_is_skipped_and_counted(self) -> None:
         net = model(torch.float32)
         trained = engine(net, autocast_dtype=torch.float16)
         before = copy.deepcopy(net.state_dict())
@@ -109,7 +109,7 @@ class TestFloat16:
         assert not trained.step([MicroBatch(images, labels)], 0.1).skipped
         assert not all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
-    def test_a_step_tells_its_own_scale_and_every_skip_is_counted(self) -> None:
+    def test_a_step_reports_its_own_scale_and_every_skip_is_counted(self) -> None:
         trained = engine(model(torch.float32), autocast_dtype=torch.float16)
         trained.load_scaler_state({"loss_scale": 2.0**-148, "growth_tracker": 0, "num_skipped": 5})
         images, labels = batch(dtype=torch.float32)
@@ -160,7 +160,7 @@ def test_a_loss_that_depends_on_no_parameter_has_gradients_of_zero() -> None:
 
 
 class PartlyUsed(nn.Module):
-    """Its `unused` has no part in the loss."""
+    """The loss does not depend on `unused`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""LARS and clipping in float16: what they measure are the gradients without the loss scale.
+"""LARS and clipping in float16: their norms are those of the gradients without the loss scale.
 
-LARS hides a scale that it is given by mistake, since |w| / |g| takes it out again. Weight decay is therefore as large
-as the gradient here: it has its right part in a step only beside gradients without the scale.
+LARS hides a wrong scale, because |w| / |g| cancels it. Weight decay is therefore as large as the gradient here: the
+ratio between the two is right only if the gradient is not scaled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def step(trained: DdpEngine, seed: int) -> bool:
 
 
 def engine(net: nn.Module, dtype: torch.dtype, max_norm: float | None) -> DdpEngine:
-    optimizer = Lars(decay_groups(net), weight_decay=0.5, trust_coefficient=0.1, convention="lr_outside")
+    optimizer = Lars(decay_groups(net), weight_decay=0.5, trust_coefficient=0.1, lr_in_momentum=False)
     settings: dict[str, Any] = {"batch_size": BATCH, "num_micro_batches": 1, "gradient_clipping": max_norm}
     autocast = dtype if dtype is torch.float16 else None
     return DdpEngine(net, optimizer, cross_entropy_sum, autocast_dtype=autocast, **settings)
@@ -94,22 +94,20 @@ def test_a_trust_ratio_with_the_scale_in_it_would_be_seen_in_every_weight(
 
 @pytest.mark.parametrize("max_norm", [None, CLIPPING])
 @pytest.mark.parametrize("num_before", [0, 2])
-def test_a_step_that_overflows_leaves_weights_and_momentum_as_if_it_had_not_been(
-    num_before: int, max_norm: float | None
-) -> None:
+def test_a_step_that_overflows_changes_neither_weights_nor_momentum(num_before: int, max_norm: float | None) -> None:
     nets = model(), model()
-    struck, untouched = (engine(net, torch.float16, max_norm) for net in nets)
+    overflowed, untouched = (engine(net, torch.float16, max_norm) for net in nets)
     for seed in range(num_before):
-        assert [step(struck, seed), step(untouched, seed)] == [False, False]
-    scaler = struck.scaler_state()
-    struck.load_scaler_state({**scaler, "loss_scale": 2.0**100})  # finite losses, gradients that overflow
-    assert step(struck, 7)
-    assert struck.scaler_state()["num_skipped"] == 1
-    struck.load_scaler_state(scaler)
+        assert [step(overflowed, seed), step(untouched, seed)] == [False, False]
+    scaler = overflowed.scaler_state()
+    overflowed.load_scaler_state({**scaler, "loss_scale": 2.0**100})  # finite losses, gradients that overflow
+    assert step(overflowed, 7)
+    assert overflowed.scaler_state()["num_skipped"] == 1
+    overflowed.load_scaler_state(scaler)
     for seed in (num_before, num_before + 1):
-        torch.testing.assert_close(struck.optimizer_state(), untouched.optimizer_state(), rtol=0, atol=0)
+        torch.testing.assert_close(overflowed.optimizer_state(), untouched.optimizer_state(), rtol=0, atol=0)
         torch.testing.assert_close(list(nets[0].parameters()), list(nets[1].parameters()), rtol=0, atol=0)
-        assert [step(struck, seed), step(untouched, seed)] == [False, False]
-    momenta = [tensor for state in struck.optimizer_state().values() for tensor in state.values()]
+        assert [step(overflowed, seed), step(untouched, seed)] == [False, False]
+    momenta = [tensor for state in overflowed.optimizer_state().values() for tensor in state.values()]
     assert len(momenta) == len(list(nets[0].parameters()))
     assert all(momentum.any() for momentum in momenta)

@@ -1,11 +1,10 @@
-"""LARS on pieces of parameters against LARS on whole ones, in float64, for several workers played by one process."""
+"""LARS on shards of parameters against LARS on whole ones, in float64. Threads play the workers."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
@@ -44,14 +43,14 @@ def flats_of(tensors: list[Tensor], tables: list[PartitionTable]) -> list[Tensor
     flats = []
     for table in tables:
         flat = torch.zeros(table.partition_size, dtype=torch.float64)
-        for piece in table.pieces:
-            flat[piece.in_partition] = tensors[piece.parameter].flatten()[piece.in_parameter]
+        for shard in table.shards:
+            flat[shard.in_partition] = tensors[shard.parameter].flatten()[shard.in_parameter]
         flats.append(flat)
     return flats
 
 
 def whole_of(flats: list[Tensor], like: list[Tensor]) -> list[Tensor]:
-    """The tensors that the workers' partitions hold, without any table: simply one after another."""
+    """The tensors that the workers' partitions hold, concatenated, without a table."""
     values = torch.cat(flats)[: sum(tensor.numel() for tensor in like)].split([tensor.numel() for tensor in like])
     return [value.view(tensor.shape) for value, tensor in zip(values, like, strict=True)]
 
@@ -93,7 +92,7 @@ def test_every_element_is_in_exactly_one_partition(case: tuple[list[int], int, i
     numels, world_size, alignment = case
     tables = tables_of(numels, world_size, alignment)
     check_covered(tables)
-    held = [(piece.parameter, i) for t in tables for piece in t.pieces for i in range(1000)[piece.in_parameter]]
+    held = [(shard.parameter, i) for t in tables for shard in t.shards for i in range(1000)[shard.in_parameter]]
     assert sorted(held) == [(number, i) for number, numel in enumerate(numels) for i in range(numel)]
 
 
@@ -106,25 +105,25 @@ def test_cut_tensors_come_back_whole(case: tuple[list[int], int, int]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole_of(flats, tensors), tensors, strict=True))
 
 
-def test_pieces_of_a_layout_by_hand() -> None:
+def test_shards_of_a_small_layout() -> None:
     # three parameters of 5, 3 and 1 elements, in partitions of 4: 0000 | 0111 | 2...
-    pieces = [[(p.parameter, p.in_partition, p.in_parameter) for p in t.pieces] for t in tables_of([5, 3, 1], 3, 1)]
+    shards = [[(p.parameter, p.in_partition, p.in_parameter) for p in t.shards] for t in tables_of([5, 3, 1], 3, 1)]
     assert layout([5, 3, 1], 3, 1)[1] == 3
-    assert pieces == [
+    assert shards == [
         [(0, slice(0, 3), slice(0, 3))],
         [(0, slice(0, 2), slice(3, 5)), (1, slice(2, 3), slice(0, 1))],
         [(1, slice(0, 2), slice(1, 3)), (2, slice(2, 3), slice(0, 1))],
     ]
 
 
-def test_gaps_between_parameters_are_nobodys() -> None:
+def test_gaps_between_parameters_belong_to_no_shard() -> None:
     tables = [partition_table([3, 2], [0, 4], 3, rank) for rank in range(2)]
     check_covered(tables)
-    assert [(p.parameter, p.in_partition) for p in tables[1].pieces] == [(1, slice(1, 3))]
+    assert [(p.parameter, p.in_partition) for p in tables[1].shards] == [(1, slice(1, 3))]
 
 
 def test_a_worker_may_hold_nothing_but_padding() -> None:
-    assert tables_of([1], 3)[1].pieces == ()
+    assert tables_of([1], 3)[1].shards == ()
     check_covered(tables_of([1], 3))
 
 
@@ -132,29 +131,16 @@ def test_a_worker_may_hold_nothing_but_padding() -> None:
 
 
 def test_a_missing_worker_is_found() -> None:
-    with pytest.raises(PartitionError, match="the workers hold 3 of the 5 elements of parameter 0"):
+    with pytest.raises(PartitionError, match="the parameters end at element 9, beyond the 1 partitions of 3 elements"):
         check_covered(tables_of([5, 3, 1], 3, 1)[:1])
 
 
-def test_elements_that_two_workers_hold_are_found() -> None:
-    tables = tables_of([6], 3, 1)
-    with pytest.raises(PartitionError, match="element 0 of parameter 0 belongs to two pieces"):
-        check_covered([tables[0], tables[0], tables[2]])
-
-
-def test_parameters_that_overlap_in_a_partition_are_found() -> None:
-    with pytest.raises(PartitionError, match="element 2 of a partition belongs to two pieces"):
+def test_parameters_that_overlap_are_found() -> None:
+    with pytest.raises(PartitionError, match="parameter 1 begins at element 2, but the one before ends at 3"):
         check_covered([partition_table([3, 2], [0, 2], 6, 0)])
 
 
-def test_a_piece_beyond_its_parameters_end_is_found() -> None:
-    [table] = tables_of([4], 1, 1)
-    moved = replace(table, pieces=(replace(table.pieces[0], offset=1),))
-    with pytest.raises(PartitionError, match="the workers hold 4 of the 4 elements of parameter 0, from 1 to 5"):
-        check_covered([moved])
-
-
-def test_workers_that_laid_parameters_out_differently_are_found() -> None:
+def test_workers_with_different_layouts_are_found() -> None:
     tables = [partition_table([3, 5], [0, 3], 4, 0), partition_table([5, 3], [0, 5], 4, 1)]
     with pytest.raises(PartitionError, match="do not agree on the order and sizes of the parameters"):
         check_covered(tables)
@@ -196,10 +182,9 @@ def groups(parameters: list[list[Tensor]]) -> list[dict[str, Any]]:
     ]
 
 
-def lars(parameters: list[list[Tensor]], convention: Any) -> Lars:
-    return Lars(
-        groups(parameters), momentum=0.9, weight_decay=0.01, trust_coefficient=0.1, epsilon=1e-9, convention=convention
-    )
+def lars(parameters: list[list[Tensor]], lr_in_momentum: bool) -> Lars:
+    settings: dict[str, float] = {"momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1, "epsilon": 1e-9}
+    return Lars(groups(parameters), lr_in_momentum=lr_in_momentum, **settings)
 
 
 def set_step(optimizer: torch.optim.Optimizer, gradients: list[list[Tensor]], learning_rate: float) -> None:
@@ -209,9 +194,9 @@ def set_step(optimizer: torch.optim.Optimizer, gradients: list[list[Tensor]], le
             parameter.grad = gradient.clone()
 
 
-@pytest.mark.parametrize("convention", ["lr_inside", "lr_outside"])
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, convention: str) -> None:
+def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, lr_in_momentum: bool) -> None:
     whole = tensors(0)
     tables = [tables_of([tensor.numel() for tensor in group], world_size) for group in whole]
     flats = [flats_of(group, of_group) for group, of_group in zip(whole, tables, strict=True)]
@@ -219,7 +204,7 @@ def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, convent
 
     def train(rank: int) -> None:
         own = [[of_group[rank]] for of_group in flats]
-        optimizer = PartitionedLars(lars(own, convention))
+        optimizer = PartitionedLars(lars(own, lr_in_momentum))
         for [flat], of_group in zip(own, tables, strict=True):
             optimizer.bind(flat, Partition(of_group[rank], workers.all_reduce(rank)))
         for step in range(4):
@@ -228,7 +213,7 @@ def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, convent
             optimizer.step()
 
     workers.run(train)
-    oracle = lars(whole, convention)
+    oracle = lars(whole, lr_in_momentum)
     for step in range(4):
         set_step(oracle, tensors(step + 1), 0.1 * (step + 1))
         oracle.step()
@@ -243,7 +228,7 @@ def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, convent
 def test_only_groups_that_decay_exchange_anything() -> None:
     calls: list[tuple[int, ...]] = []
     flats = [[torch.ones(6, dtype=torch.float64)], [torch.ones(4, dtype=torch.float64)]]
-    optimizer = PartitionedLars(lars(flats, "lr_outside"))
+    optimizer = PartitionedLars(lars(flats, False))
     for [flat], numels in zip(flats, ([4, 2], [3, 1]), strict=True):
         [table] = tables_of(numels, 1)
         optimizer.bind(flat, Partition(table, lambda values: calls.append(tuple(values.shape))))
@@ -257,7 +242,7 @@ def test_groups_may_be_stepped_one_by_one() -> None:
 
     def stepped(one_by_one: bool) -> list[Tensor]:
         flats = [[torch.arange(1, 7, dtype=torch.float64)], [torch.arange(1, 5, dtype=torch.float64)]]
-        optimizer = PartitionedLars(lars(flats, "lr_inside"))
+        optimizer = PartitionedLars(lars(flats, True))
         for [flat], numels in zip(flats, ([4, 2], [3, 1]), strict=True):
             optimizer.bind(flat, Partition(tables_of(numels, 1)[0], lambda values: None))
         set_step(optimizer, [[torch.ones(6, dtype=torch.float64)], [torch.ones(4, dtype=torch.float64)]], 0.1)
@@ -270,14 +255,14 @@ def test_groups_may_be_stepped_one_by_one() -> None:
     assert all(torch.equal(a, b) for a, b in zip(stepped(True), stepped(False), strict=True))
 
 
-def test_norms_of_a_partition_itself_would_be_another_optimizer() -> None:
-    """What happens without all this, and what the tests above would see."""
+def test_norms_of_a_whole_partition_would_be_another_optimizer() -> None:
+    """The tests above would detect this error."""
     whole, gradients = tensors(0), tensors(1)
     flat, flat_gradients = (
         [[torch.cat([t.flatten() for t in group])] for group in all_] for all_ in (whole, gradients)
     )
     for parameters, of_step in ((whole, gradients), (flat, flat_gradients)):
-        optimizer = lars(parameters, "lr_outside")
+        optimizer = lars(parameters, False)
         set_step(optimizer, of_step, 1.0)
         optimizer.step()
     assert (torch.cat([t.flatten() for t in whole[0]]) - flat[0][0]).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""Optimizer state cut over workers and put together again, by workers that one process plays."""
+"""Optimizer state sharded over workers, which one process plays, and joined again."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ class Worker:
             size = -(-sum(numels) // world_size)
             table = partition_table(numels, offsets, size, rank)
             flat = torch.zeros(size)
-            for piece in table.pieces:
-                flat[piece.in_partition] = parameters[piece.parameter].flatten()[piece.in_parameter]
+            for shard in table.shards:
+                flat[shard.in_partition] = parameters[shard.parameter].flatten()[shard.in_parameter]
             self.groups.append(FlatGroup(names, parameters, flat, table))
         self.optimizer = make([{"params": [group.flat]} for group in self.groups])
 
     def step(self, net: Net) -> None:
         for group in self.groups:
             group.flat.grad = torch.zeros_like(group.flat)
-            for piece in group.table.pieces:
-                gradient = getattr(net, group.names[piece.parameter]).grad
-                group.flat.grad[piece.in_partition] = gradient.flatten()[piece.in_parameter]
+            for shard in group.table.shards:
+                gradient = getattr(net, group.names[shard.parameter]).grad
+                group.flat.grad[shard.in_partition] = gradient.flatten()[shard.in_parameter]
         self.optimizer.step()
 
 
@@ -170,12 +170,12 @@ def fitting() -> dict[str, dict[str, Tensor]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fourth": {"m": torch.zeros(5)}}, "optimizer state of fourth, which the model does not have"),
-        ({"second": {"m": torch.zeros(6)}}, r"m of second is \(6,\), the parameter \(5,\)"),
-        ({"third": {"step": torch.tensor(1.0)}}, "no m of third, which others of its group have"),
+        ({"fourth": {"m": torch.zeros(5)}}, "optimizer state of fourth, which is not a parameter of the model"),
+        ({"second": {"m": torch.zeros(6)}}, r"m of second has shape \(6,\), but the parameter has \(5,\)"),
+        ({"third": {"step": torch.tensor(1.0)}}, "third has no m, which other parameters of its group have"),
         (
             {"third": {"step": torch.tensor(4.0), "m": torch.zeros(())}},
-            "step is 4.0 for third, 1.0 for first: a group that ZeRO keeps in one piece has one",
+            "step is 4.0 for third and 1.0 for first: under ZeRO it must be the same for all parameters of a group",
         ),
     ],
 )

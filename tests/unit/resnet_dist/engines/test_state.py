@@ -115,8 +115,8 @@ def test_states_go_to_the_parameters_device_but_step_counts_stay_on_the_cpu() ->
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("0.wieght", torch.zeros(4), "optimizer state of 0.wieght, which the model does not have"),
-        ("0.bias", torch.zeros(5), r"momentum_buffer of 0.bias is \(5,\), the parameter \(4,\)"),
+        ("0.wieght", torch.zeros(4), "optimizer state of 0.wieght, which is not a parameter of the model"),
+        ("0.bias", torch.zeros(5), r"momentum_buffer of 0.bias has shape \(5,\), but the parameter has \(4,\)"),
     ],
 )
 def test_a_state_of_another_model_is_refused(name: str, value: Tensor, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The ZeRO engine in one process: what it refuses, warns of and leaves alone. The curve: tests/distributed."""
+"""The ZeRO engine in one process: errors, warnings and side effects. Its curve is tested in tests/distributed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """A process group of this process alone; a new one for each test."""
+    """A process group of one process; a new one for each test."""
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -38,7 +38,7 @@ def group() -> Iterator[None]:
 
 def net() -> nn.Module:
     torch.manual_seed(0)
-    # a 1 × 1 kernel in channels-last memory calls itself contiguous, and is not for whoever looks at its strides
+    # a 1 × 1 kernel in channels-last memory is contiguous according to torch, although its strides are not
     convolutions = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU())
     layers = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, CLASSES))
     return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -62,7 +62,7 @@ class Rows(torch.optim.Optimizer):
 
 
 class Signs(torch.optim.Optimizer):
-    """A user's optimizer that treats every element alone."""
+    """A user's elementwise optimizer."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -171,7 +171,7 @@ def test_a_users_optimizer_gets_one_warning_that_names_it(caplog: pytest.LogCapt
     for step in range(2):
         ours.step(micro_batches(seed=step), 0.5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert f"{Signs.__module__}.Signs works on flat pieces of the parameters" in caplog.text
+    assert f"{Signs.__module__}.Signs works on flat shards of the parameters" in caplog.text
     for name, value in ours.module.named_parameters():
         moved = (value.detach() - before[name]).abs()
         close(2 * moved, (2 * moved).round())  # by -0.5, 0 or 0.5, twice
@@ -204,7 +204,9 @@ def test_another_layout_of_partitions_is_found_when_it_is_bound(monkeypatch: pyt
         self.single_partition_of_fp32_groups[0].data = self.single_partition_of_fp32_groups[0].data.flip(0)
 
     monkeypatch.setattr(DeepSpeedZeroOptimizer, "__init__", built_backwards)
-    message = r"engine.name: DeepSpeed \d\S+ does not lay out .*: the weights of 0.weight are elsewhere.*0\.19\.8"
+    message = (
+        r"engine.name: DeepSpeed \d\S+ does not lay out .*: the weights of 0.weight are at another place.*0\.19\.8"
+    )
     with pytest.raises(RecipeError, match=message):
         engine(stage)
 
@@ -240,7 +242,7 @@ def test_nothing_is_printed_and_the_environment_stays_as_it_was(
 
 
 @pytest.mark.usefixtures("group")
-def test_autocast_reaches_the_model_and_leaves_weights_and_the_process_alone() -> None:
+def test_autocast_applies_to_the_model_and_not_to_weights_or_the_process() -> None:
     seen: list[Tensor] = []
     ours = engine(1, autocast_dtype=torch.bfloat16)
     ours.module[0].register_forward_hook(lambda module, inputs, output: seen.append(output))

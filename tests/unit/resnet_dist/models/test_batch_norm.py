@@ -233,7 +233,7 @@ def test_a_batch_norm_with_a_forward_pass_of_its_own_is_refused() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    with pytest.raises(RecipeError, match=r"1 is a .*Doubled, a batch norm with a forward pass of its own"):
+    with pytest.raises(RecipeError, match=r"1 is a .*Doubled, a batch norm with its own forward method"):
         with_spans(nn.Sequential(nn.ReLU(), Doubled(3)), 8, 2)
 
 
@@ -244,7 +244,7 @@ def test_a_batch_norm_without_a_number_of_channels_is_refused() -> None:
 
 def test_a_subclass_of_timms_batch_norm_is_converted() -> None:
     class Named(BatchNormAct2d):
-        """No forward pass of its own."""
+        """Inherits torch's forward method."""
 
     layer, reference = Named(CHANNELS).double(), BatchNormAct2d(CHANNELS).double()
     close(one_step(with_spans(layer, 8, "global"), images(8)), reference(images(8)))
@@ -256,7 +256,7 @@ def test_torchs_synchronised_batch_norm_is_replaced_like_any_other() -> None:
 
 def test_a_layer_without_running_statistics_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with_spans(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), 8, 2)
-    assert [message for message in caplog.messages if message.startswith("0 keeps no running statistics")]
+    assert [message for message in caplog.messages if message.startswith("0 has no running statistics")]
 
 
 @pytest.mark.parametrize("span", [1, 2])

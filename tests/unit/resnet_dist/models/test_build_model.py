@@ -73,7 +73,7 @@ def test_a_torchvision_model_is_a_users_function() -> None:
     [
         (ModelRecipe(name="resnet51"), "model.name", "'resnet51' is not a model"),
         (ModelRecipe(name="{}:word"), "model.name", "returned an object of type str"),
-        (ModelRecipe(name="{}:linear", zero_gamma=True), "model.zero_gamma", "Linear has none of the residual blocks"),
+        (ModelRecipe(name="{}:linear", zero_gamma=True), "model.zero_gamma", "Linear has no residual blocks"),
         (ModelRecipe(name="{}:linear", arguments={"depth": 1}), "model.name", "unexpected keyword argument 'depth'"),
         (ModelRecipe(name="resnet20", arguments={"width": 4}), "model.arguments", "takes no arguments, found width"),
     ],

@@ -53,5 +53,5 @@ def test_a_block_with_zero_gamma_starts_as_its_shortcut() -> None:
 
 
 def test_zero_gamma_is_refused_for_a_model_without_our_blocks() -> None:
-    with pytest.raises(RecipeError, match=r"^model\.zero_gamma: Linear has none of the residual blocks"):
+    with pytest.raises(RecipeError, match=r"^model\.zero_gamma: Linear has no residual blocks"):
         zero_last_gammas(nn.Linear(2, 2))

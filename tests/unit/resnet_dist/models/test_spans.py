@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.models.spans import Piece, Spans, pieces, teams
+from resnet_dist.models.spans import Spans, SpanSlice, span_groups, span_slices
 from resnet_dist.recipe.batch_layout import BatchLayout, allowed_spans
 
 
@@ -20,12 +20,12 @@ def layouts_with_spans(draw: st.DrawFn) -> tuple[BatchLayout, int]:
 @given(layouts_with_spans())
 def test_teams_are_the_smallest_runs_of_workers_that_share_no_span(case: tuple[BatchLayout, int]) -> None:
     layout, span = case
-    found = teams(layout, span)
+    found = span_groups(layout, span)
 
     assert [rank for team in found for rank in team.ranks] == list(range(layout.world_size))
     assert [p for team in found for p in team.positions] == list(range(layout.micro_batch_size))
     for team in found:
-        owned = [layout.share(0, rank).own for rank in team.ranks]
+        owned = [layout.worker_micro_batch(0, rank) for rank in team.ranks]
         assert team.positions == range(owned[0].start, owned[-1].stop)
         assert team.positions.start % span == 0
         assert team.positions.stop % span == 0
@@ -35,48 +35,48 @@ def test_teams_are_the_smallest_runs_of_workers_that_share_no_span(case: tuple[B
 @given(layouts_with_spans())
 def test_pieces_put_every_sample_in_the_row_of_its_span(case: tuple[BatchLayout, int]) -> None:
     layout, span = case
-    for team in teams(layout, span):
+    for team in span_groups(layout, span):
         for rank in team.ranks:
-            own = layout.share(0, rank).own
-            rows = [piece.row for piece in pieces(own, span, team.positions.start) for _ in range(piece.size)]
+            own = layout.worker_micro_batch(0, rank)
+            rows = [piece.row for piece in span_slices(own, span, team.positions.start) for _ in range(piece.size)]
             assert rows == [(position - team.positions.start) // span for position in own]
 
 
 @given(layouts_with_spans())
 def test_exactly_one_worker_speaks_for_each_span(case: tuple[BatchLayout, int]) -> None:
     layout, span = case
-    for team in teams(layout, span):
+    for team in span_groups(layout, span):
         spoken_for = [
             piece.row
             for rank in team.ranks
-            for piece in pieces(layout.share(0, rank).own, span, team.positions.start)
+            for piece in span_slices(layout.worker_micro_batch(0, rank), span, team.positions.start)
             if piece.owned
         ]
         assert spoken_for == list(range(len(team.positions) // span))
 
 
 def test_pieces_of_a_share_inside_one_span_are_the_share() -> None:
-    assert pieces(range(10, 13), span=8, origin=8) == (Piece(0, 0, 3, owned=False),)
+    assert span_slices(range(10, 13), span=8, origin=8) == (SpanSlice(0, 0, 3, owned=False),)
 
 
 def test_spans_on_one_worker_need_no_group() -> None:
     spans = Spans(BatchLayout(12, num_micro_batches=2), rank=0, span=3)
     assert spans.group is None
-    assert (spans.share_size, spans.span_size, spans.smallest) == (6, 3, 3)
-    assert spans.pieces == (Piece(0, 0, 3, owned=True), Piece(1, 3, 6, owned=True))
+    assert (spans.num_samples, spans.span_size, spans.smallest) == (6, 3, 3)
+    assert spans.slices == (SpanSlice(0, 0, 3, owned=True), SpanSlice(1, 3, 6, owned=True))
 
 
 def test_aligned_spans_on_several_workers_need_no_group() -> None:
     spans = Spans(BatchLayout(12, world_size=3), rank=1, span=2)  # positions 4 to 7
     assert spans.group is None
-    assert (spans.share_size, spans.smallest) == (4, 2)
-    assert spans.pieces == (Piece(0, 0, 2, owned=True), Piece(1, 2, 4, owned=True))
+    assert (spans.num_samples, spans.smallest) == (4, 2)
+    assert spans.slices == (SpanSlice(0, 0, 2, owned=True), SpanSlice(1, 2, 4, owned=True))
 
 
 def test_a_global_span_is_the_micro_batch() -> None:
     spans = Spans(BatchLayout(12, num_micro_batches=2), rank=0, span="global")
     assert spans.span_size == 6
-    assert spans.pieces == (Piece(0, 0, 6, owned=True),)
+    assert spans.slices == (SpanSlice(0, 0, 6, owned=True),)
 
 
 @pytest.mark.parametrize(("rank", "share"), [(0, 3), (1, 3), (2, 4)])
@@ -84,4 +84,4 @@ def test_a_worker_span_is_the_share_whatever_its_size(rank: int, share: int) -> 
     spans = Spans(BatchLayout(10, world_size=3), rank, span="worker")
     assert spans.group is None
     assert spans.span_size == share
-    assert spans.pieces == (Piece(0, 0, share, owned=True),)
+    assert spans.slices == (SpanSlice(0, 0, share, owned=True),)

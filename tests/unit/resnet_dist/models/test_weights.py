@@ -51,7 +51,7 @@ def test_a_head_of_another_size_stays_at_its_initialisation_and_is_logged(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, fresh[name] if name in left_out else trained[name]), name
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'w.pt'}: its head has 10 classes, not 3; it starts untrained"
+        f"{tmp_path / 'w.pt'}: its head has 10 classes, not 3; the model's head starts untrained"
     ]
 
 
@@ -79,7 +79,7 @@ def test_missing_names_are_listed_up_to_five(tmp_path: Path, trained: dict[str, 
 
 def test_unexpected_names_are_refused(tmp_path: Path, trained: dict[str, Tensor]) -> None:
     path = _save(trained | {"extra.weight": torch.zeros(1)}, tmp_path / "w.pt")
-    with pytest.raises(RecipeError, match=r"holds names that the model has not: extra\.weight"):
+    with pytest.raises(RecipeError, match=r"has names that the model does not have: extra\.weight"):
         load_weights(_model(), path, 10)
 
 
@@ -104,10 +104,10 @@ def test_a_head_of_another_width_is_not_another_number_of_classes(tmp_path: Path
     [
         (
             {"state_dict": {"conv1.weight": torch.zeros(1)}, "epoch": 3},
-            "holds more than tensors by name: state_dict, epoch",
+            "contains values that are not tensors: state_dict, epoch",
         ),
-        ([1, 2], "holds an object of type list"),
-        (Path("code"), "not a file of tensors that is safe to read"),
+        ([1, 2], "contains an object of type list"),
+        (Path("code"), "cannot be loaded as tensors only"),
     ],
 )
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object, problem: str) -> None:
@@ -124,7 +124,7 @@ def test_a_torn_file_is_refused(tmp_path: Path, file: str, content: bytes) -> No
 
 
 def test_a_file_that_is_not_there_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"/nowhere/w\.pt: there is no such file"):
+    with pytest.raises(RecipeError, match=r"/nowhere/w\.pt: no such file"):
         load_weights(_model(), "/nowhere/w.pt", 10)
 
 

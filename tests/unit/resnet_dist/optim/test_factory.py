@@ -62,7 +62,7 @@ def test_sgd_decays_only_the_weights(model: nn.Module) -> None:
     ("change", "kernels"),
     [
         ({}, "fused"),
-        ({"speed": SpeedRecipe(optimizer="loop")}, "loop"),
+        ({"speed": SpeedRecipe(sgd_kernel="loop")}, "loop"),
         ({"precision": "float16"}, "foreach"),  # a first step that is skipped would leave its momentum unwritten
         ({"model": ModelRecipe(name="mine:build", num_classes=2)}, "foreach"),  # its gradients may come later
     ],
@@ -82,17 +82,17 @@ def test_auto_is_fused_on_a_cpu_where_that_is_safe(change: dict[str, Any], kerne
 def test_lars_has_the_defaults_of_mlperf(model: nn.Module) -> None:
     optimizer = build_optimizer(OptimizerRecipe(name="lars", momentum=0.9, weight_decay=2e-4), model)
     assert type(optimizer) is Lars
-    names = ("decay", "weight_decay", "momentum", "trust_coefficient", "epsilon", "convention")
+    names = ("decay", "weight_decay", "momentum", "trust_coefficient", "epsilon", "lr_in_momentum")
     assert _settings(optimizer, *names) == [
-        (True, 2e-4, 0.9, 0.001, 0.0, "lr_inside"),
-        (False, 0.0, 0.9, 0.001, 0.0, "lr_inside"),
+        (True, 2e-4, 0.9, 0.001, 0.0, True),
+        (False, 0.0, 0.9, 0.001, 0.0, True),
     ]
 
 
 def test_lars_takes_what_the_recipe_gives(model: nn.Module) -> None:
-    recipe = OptimizerRecipe(name="lars", trust_coefficient=0.02, epsilon=1e-8, convention="lr_outside")
+    recipe = OptimizerRecipe(name="lars", trust_coefficient=0.02, epsilon=1e-8, lr_in_momentum=False)
     optimizer = build_optimizer(recipe, model)
-    assert _settings(optimizer, "trust_coefficient", "epsilon", "convention")[0] == (0.02, 1e-8, "lr_outside")
+    assert _settings(optimizer, "trust_coefficient", "epsilon", "lr_in_momentum")[0] == (0.02, 1e-8, False)
 
 
 def test_nesterov_lars_is_refused(model: nn.Module) -> None:
@@ -110,7 +110,7 @@ def test_a_users_function_gets_the_groups_and_its_arguments(model: nn.Module, us
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        ("half", "gave an optimizer whose 2 parameters are not the 6 given"),
+        ("half", "returned an optimizer over 2 parameters, not over the 6 given"),
         ("nothing", "returned an object of type NoneType"),
         ("rmsprop", "missing a required argument: 'alpha'"),
         ("absent", "has no absent"),

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from resnet_dist.optim import Lars, squared_norms, trust_ratios, update_weights
-from resnet_dist.optim.lars import CONVENTIONS, Convention
 
 STEPS = 30
 SETTINGS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 2e-4, "trust_coefficient": 0.001, "epsilon": 0.0}
@@ -18,7 +17,7 @@ SHAPES = [(4, 3, 2), (5,), (2, 2)]  # two layers that are adapted, one parameter
 
 
 def _rates() -> list[float]:
-    """Warm-up, then decay: where the two conventions differ."""
+    """Warm-up, then decay: where the two forms differ."""
     return [10 * (k + 1) / 8 if k < 8 else 10 * (1 - (k - 8) / 22) ** 2 for k in range(STEPS)]
 
 
@@ -27,11 +26,11 @@ def _tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
 
 
-def _optimizer(weights: list[torch.Tensor], convention: Convention, lr: float = 0.0) -> Lars:
+def _optimizer(weights: list[torch.Tensor], lr_in_momentum: bool, lr: float = 0.0) -> Lars:
     for weight in weights:
         weight.requires_grad_()
     groups = [{"params": [weights[0], weights[2]], "decay": True}, {"params": [weights[1]], "decay": False}]
-    return Lars(groups, lr, convention=convention, **SETTINGS)
+    return Lars(groups, lr, lr_in_momentum=lr_in_momentum, **SETTINGS)
 
 
 def _step(optimizer: Lars, weights: list[torch.Tensor], k: int, lr: float) -> None:
@@ -42,7 +41,7 @@ def _step(optimizer: Lars, weights: list[torch.Tensor], k: int, lr: float) -> No
     optimizer.step()
 
 
-def _reference(convention: str) -> list[list[float]]:
+def _reference(lr_in_momentum: bool) -> list[list[float]]:
     """Lists of numbers instead of tensors, one formula a line."""
     weights = [weight.flatten().tolist() for weight in _tensors(0)]
     momenta = [[0.0] * len(weight) for weight in weights]
@@ -53,7 +52,7 @@ def _reference(convention: str) -> list[list[float]]:
             w_norm, g_norm = math.hypot(*w), math.hypot(*g)
             trust = 0.001 * w_norm / (g_norm + wd * w_norm) if layer != 1 else 1.0
             for i in range(len(w)):
-                if convention == "lr_inside":
+                if lr_in_momentum:
                     m[i] = 0.9 * m[i] + lr * trust * (g[i] + wd * w[i])
                     w[i] = w[i] - m[i]
                 else:
@@ -66,37 +65,37 @@ def _largest_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -
     return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_thirty_steps_follow_the_written_out_formula(convention: Convention) -> None:
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_thirty_steps_follow_the_written_out_formula(lr_in_momentum: bool) -> None:
     weights = _tensors(0)
-    optimizer = _optimizer(weights, convention)
+    optimizer = _optimizer(weights, lr_in_momentum)
     for k, lr in enumerate(_rates()):
         _step(optimizer, weights, k, lr)
-    for weight, expected in zip(weights, _reference(convention), strict=True):
+    for weight, expected in zip(weights, _reference(lr_in_momentum), strict=True):
         assert torch.allclose(weight.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-def _run(convention: Convention, rates: list[float]) -> list[torch.Tensor]:
+def _run(lr_in_momentum: bool, rates: list[float]) -> list[torch.Tensor]:
     weights = _tensors(0)
-    optimizer = _optimizer(weights, convention)
+    optimizer = _optimizer(weights, lr_in_momentum)
     for k, lr in enumerate(rates):
         _step(optimizer, weights, k, lr)
     return [weight.detach() for weight in weights]
 
 
-def test_the_conventions_agree_at_a_constant_learning_rate() -> None:
-    assert _largest_difference(_run("lr_inside", [0.3] * STEPS), _run("lr_outside", [0.3] * STEPS)) < 1e-12
+def test_both_forms_agree_at_a_constant_learning_rate() -> None:
+    assert _largest_difference(_run(True, [0.3] * STEPS), _run(False, [0.3] * STEPS)) < 1e-12
 
 
-def test_the_conventions_differ_while_the_learning_rate_changes() -> None:
-    assert _largest_difference(_run("lr_inside", _rates()), _run("lr_outside", _rates())) > 1e-2
+def test_the_forms_differ_while_the_learning_rate_changes() -> None:
+    assert _largest_difference(_run(True, _rates()), _run(False, _rates())) > 1e-2
 
 
 def test_without_a_trust_ratio_it_is_torchs_sgd() -> None:
     weights, others = _tensors(0)[1:2], _tensors(0)[1:2]
     weights[0].requires_grad_()
     others[0].requires_grad_()
-    optimizer = Lars([{"params": weights, "decay": False}], 0.1, convention="lr_outside", weight_decay=0.5)
+    optimizer = Lars([{"params": weights, "decay": False}], 0.1, lr_in_momentum=False, weight_decay=0.5)
     sgd = torch.optim.SGD(others, lr=0.1, momentum=0.9)
     for k in range(5):
         weights[0].grad = others[0].grad = _tensors(100 + k)[1]
@@ -105,14 +104,14 @@ def test_without_a_trust_ratio_it_is_torchs_sgd() -> None:
     assert _largest_difference(weights, others) < 1e-15
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_state_dict_goes_on_bit_for_bit(convention: Convention) -> None:
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_a_state_dict_goes_on_bit_for_bit(lr_in_momentum: bool) -> None:
     weights = _tensors(0)
-    optimizer = _optimizer(weights, convention)
+    optimizer = _optimizer(weights, lr_in_momentum)
     for k in range(5):
         _step(optimizer, weights, k, 3.0 + k)
     resumed = [weight.detach().clone() for weight in weights]
-    other = _optimizer(resumed, "lr_outside" if convention == "lr_inside" else "lr_inside")
+    other = _optimizer(resumed, not lr_in_momentum)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for k in range(5, 10):
         _step(optimizer, weights, k, 3.0 + k)
@@ -122,7 +121,7 @@ def test_a_state_dict_goes_on_bit_for_bit(convention: Convention) -> None:
 
 def test_the_state_is_one_momentum_buffer_a_parameter() -> None:
     weights = _tensors(0, torch.float32)
-    optimizer = _optimizer(weights, "lr_inside")
+    optimizer = _optimizer(weights, True)
     _step(optimizer, weights, 0, 1.0)
     for weight in weights:
         state = optimizer.state[weight]
@@ -132,13 +131,13 @@ def test_the_state_is_one_momentum_buffer_a_parameter() -> None:
 
 def test_gradients_are_left_as_they_were() -> None:
     weights = _tensors(0)
-    _step(_optimizer(weights, "lr_inside"), weights, 0, 1.0)
+    _step(_optimizer(weights, True), weights, 0, 1.0)
     assert all(torch.equal(w.grad, g) for w, g in zip(weights, _tensors(100), strict=True) if w.grad is not None)
 
 
 def test_a_parameter_without_a_gradient_stays() -> None:
     weights = _tensors(0)
-    optimizer = _optimizer(weights, "lr_inside", lr=1.0)
+    optimizer = _optimizer(weights, True, lr=1.0)
     weights[0].grad = torch.ones_like(weights[0])
     optimizer.step()
     assert not torch.equal(weights[0], _tensors(0)[0])
@@ -175,10 +174,15 @@ def test_a_zero_gradient_leaves_plain_weight_decay() -> None:
     assert weight.tolist() == [2.0 - 0.5 * 0.25 * 2.0, -4.0 + 0.5 * 0.25 * 4.0]
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_pieces_of_a_layer_move_as_the_whole_does(convention: Convention) -> None:
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_pieces_of_a_layer_move_as_the_whole_does(lr_in_momentum: bool) -> None:
     """What sharded optimizers rely on: norms add up over pieces, and the update needs nothing else of the layer."""
-    settings: dict[str, Any] = {"learning_rate": 3.0, "momentum": 0.9, "weight_decay": 2e-4, "convention": convention}
+    settings: dict[str, Any] = {
+        "learning_rate": 3.0,
+        "momentum": 0.9,
+        "weight_decay": 2e-4,
+        "lr_in_momentum": lr_in_momentum,
+    }
     whole, gradient = (tensor.flatten() for tensor in (_tensors(0)[0], _tensors(100)[0]))
     pieces = list(whole.clone().split([7, 17]))
     gradients = list(gradient.split([7, 17]))
@@ -188,7 +192,7 @@ def test_pieces_of_a_layer_move_as_the_whole_does(convention: Convention) -> Non
 
     weight = whole.clone().requires_grad_()
     weight.grad = gradient
-    Lars([weight], 3.0, convention=convention, **SETTINGS).step()
+    Lars([weight], 3.0, lr_in_momentum=lr_in_momentum, **SETTINGS).step()
     assert torch.allclose(torch.cat(pieces), weight, rtol=1e-15, atol=0)
 
 
@@ -260,7 +264,7 @@ def test_the_defaults_of_the_settings() -> None:
         "weight_decay": 0.0,
         "trust_coefficient": 0.001,
         "epsilon": 0.0,
-        "convention": "lr_inside",
+        "lr_in_momentum": True,
         "decay": True,
     }
 
@@ -280,14 +284,8 @@ def test_every_setting_but_the_trust_coefficient_may_be_zero() -> None:
         {"momentum": 1.0},
         {"momentum": -0.1},
         {"trust_coefficient": 0.0},
-        {"convention": "inside"},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Lars([torch.zeros(1, requires_grad=True)], **wrong)
-
-
-def test_an_unknown_convention_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"convention='inside' must be one of lr_inside, lr_outside$"):
-        Lars([torch.zeros(1, requires_grad=True)], convention="inside")  # type: ignore[arg-type]

@@ -21,16 +21,16 @@ layouts = st.builds(
 @given(st.integers(0, 10_000), st.integers(1, 200))
 @settings(deadline=None)
 def test_a_split_covers_every_position_once_in_pieces_that_differ_by_at_most_one(total: int, parts: int) -> None:
-    pieces = [split(total, parts, part) for part in range(parts)]
-    assert [position for piece in pieces for position in piece] == list(range(total))
-    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    ranges = [split(total, parts, part) for part in range(parts)]
+    assert [position for part in ranges for position in part] == list(range(total))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
 @given(layouts)
 @settings(deadline=None)
-def test_the_shares_of_all_workers_are_the_batch(layout: BatchLayout) -> None:
+def test_all_workers_together_take_the_whole_batch(layout: BatchLayout) -> None:
     taken = sorted(
-        position for rank in range(layout.world_size) for share in layout.shares(rank) for position in share.own
+        position for rank in range(layout.world_size) for own in layout.worker_micro_batches(rank) for position in own
     )
     assert taken == list(range(layout.size))
 
@@ -41,15 +41,15 @@ def test_micro_batches_are_slices_of_the_global_batch_whatever_the_number_of_wor
     size = layout.size // layout.num_micro_batches
     expected = [range(m * size, (m + 1) * size) for m in range(layout.num_micro_batches)]
     for rank in range(layout.world_size):
-        shares = list(layout.shares(rank))
-        assert [share.micro_batch for share in shares] == expected
-        assert all(share.own and set(share.own) <= set(share.micro_batch) for share in shares)
+        own = list(layout.worker_micro_batches(rank))
+        assert len(own) == len(expected)
+        assert all(part and set(part) <= set(whole) for part, whole in zip(own, expected, strict=True))
 
 
 @given(layouts)
 @settings(deadline=None)
 def test_boundaries_are_where_a_workers_part_begins(layout: BatchLayout) -> None:
-    starts = [layout.share(0, rank).own.start for rank in range(1, layout.world_size)]
+    starts = [layout.worker_micro_batch(0, rank).start for rank in range(1, layout.world_size)]
     assert list(layout.boundaries()) == starts
 
 
@@ -59,7 +59,9 @@ def test_a_span_crosses_workers_exactly_when_two_workers_hold_samples_of_it(
     layout: BatchLayout, data: st.DataObject
 ) -> None:
     span = data.draw(st.sampled_from(allowed_spans(layout.micro_batch_size)))
-    spans_of = [{position // span for position in layout.share(0, rank).own} for rank in range(layout.world_size)]
+    spans_of = [
+        {position // span for position in layout.worker_micro_batch(0, rank)} for rank in range(layout.world_size)
+    ]
     shared = any(spans_of[rank] & spans_of[other] for rank in range(layout.world_size) for other in range(rank))
     assert layout.spans_cross_workers(span) == shared
 

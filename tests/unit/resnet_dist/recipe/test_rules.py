@@ -52,11 +52,10 @@ MINE = "my_package.my_module:build"
         {"batch_norm__span": "auto", "batch__size": 2 * 131},
         {"batch_norm__momentum": None, "batch_norm__epsilon": None},
         {"batch_norm__momentum": 0.01, "batch_norm__epsilon": 1e-3},
-        {"speed__static_graph": True},
         {"speed__compile": True, "engine__bucket_mb": 1.0},
         {"optimizer__nesterov": True},
         {"ema__decay": 0.9999, "ema__every_steps": 32},
-        {"optimizer__name": "lars", "optimizer__trust_coefficient": 0.001, "optimizer__convention": "lr_outside"},
+        {"optimizer__name": "lars", "optimizer__trust_coefficient": 0.001, "optimizer__lr_in_momentum": False},
         {"optimizer__name": MINE, "optimizer__arguments": {"beta": 1}},
         {"model__name": MINE, "model__arguments": {"width": 2}, "model__zero_gamma": True},
         {"schedule__decay": "polynomial", "schedule__power": 2.0, "schedule__end_lr": 1e-4},
@@ -91,19 +90,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"engine__name": "zero", "precision": "float16"}, "precision", "no loss scaler"),
     ({"precision": "float64", "engine__gradient_dtype": "bfloat16"}, "engine.gradient_dtype", "leave it out"),
     ({"engine__name": "zero", "speed__compile": True}, "speed.compile", "only with engine.name ddp"),
-    ({"engine__name": "zero", "speed__static_graph": True}, "speed.static_graph", "only with engine.name ddp"),
-    ({"optimizer__name": "lars", "speed__optimizer": "fused"}, "speed.optimizer", "only with optimizer.name sgd"),
-    ({"speed__static_graph": True, "batch__num_micro_batches": 2}, "speed.static_graph", "DDP ends with an internal"),
-    ({"speed__static_graph": True, "batch__num_micro_batches": "auto"}, "speed.static_graph", "num_micro_batches 1"),
+    ({"optimizer__name": "lars", "speed__sgd_kernel": "fused"}, "speed.sgd_kernel", "only with optimizer.name sgd"),
     ({"speed__compile": True, "engine__bucket_mb": 0.5}, "speed.compile", "engine.bucket_mb from 1 up"),
-    ({"precision": "float16", "speed__cuda_graph": True}, "speed.cuda_graph", "asks the host"),
-    ({"precision": "float16", "speed__optimizer": "fused"}, "speed.optimizer", "unwritten"),
+    ({"precision": "float16", "speed__cuda_graph": True}, "speed.cuda_graph", "needs the host"),
+    ({"precision": "float16", "speed__sgd_kernel": "fused"}, "speed.sgd_kernel", "uninitialised"),
     ({"optimizer__gradient_clipping": 0.0}, "optimizer.gradient_clipping", "above 0"),
     ({"model__name": "resnt50"}, "model.name", "Did you mean resnet50?"),
     ({"model__name": "resnet21"}, "model.name", "Did you mean resnet20?"),
     ({"model__name": "vgg"}, "model.name", "package.module:function"),
     ({"model__num_classes": 1}, "model.num_classes", "from 2 up"),
-    ({"model__arguments": {"width": 2}}, "model.arguments", "do nothing"),
+    ({"model__arguments": {"width": 2}}, "model.arguments", "has no effect"),
     ({"model__name": MINE, "model__arguments": {"num_classes": 2}}, "model.arguments", "passed already"),
     ({"data__source": "imagefolders"}, "data.source", "Did you mean imagefolder?"),
     ({"data__resolution": 7}, "data.resolution", "from 8 up"),
@@ -139,10 +135,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"optimizer__nesterov": True, "optimizer__momentum": 0.0}, "optimizer.nesterov", "momentum above 0"),
     ({"optimizer__trust_coefficient": 0.001}, "optimizer.trust_coefficient", "only with optimizer.name lars"),
     ({"optimizer__epsilon": 0.0}, "optimizer.epsilon", "only with optimizer.name lars"),
-    ({"optimizer__convention": "lr_inside"}, "optimizer.convention", "only with optimizer.name lars"),
+    ({"optimizer__lr_in_momentum": True}, "optimizer.lr_in_momentum", "only with optimizer.name lars"),
     ({"optimizer__name": "lars", "optimizer__trust_coefficient": 0.0}, "optimizer.trust_coefficient", "above 0"),
     ({"optimizer__name": "lars", "optimizer__epsilon": -1.0}, "optimizer.epsilon", "from 0 up"),
-    ({"optimizer__arguments": {"beta": 1}}, "optimizer.arguments", "do nothing"),
+    ({"optimizer__arguments": {"beta": 1}}, "optimizer.arguments", "has no effect"),
     ({"optimizer__name": MINE, "optimizer__arguments": {"momentum": 1}}, "optimizer.arguments", "passed already"),
     ({"schedule__base_lr": None}, "schedule.peak_lr", "neither"),
     ({"schedule__peak_lr": 0.1}, "schedule.peak_lr", "both"),
@@ -229,7 +225,7 @@ def test_a_span_that_is_given_stays(span: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "parts"), [(0, 1), (96, 5), (262, 2)])
-def test_where_auto_stands_for_nothing_it_stays_for_the_rules_to_refuse(size: int, parts: int) -> None:
+def test_an_auto_without_a_span_stays_and_is_refused_by_the_rules(size: int, parts: int) -> None:
     recipe = rules.settled(changed(GOOD, batch__size=size, batch__num_micro_batches=parts))
     assert recipe.batch_norm.span == "auto"
     assert rules.problems(recipe, world_size=1) != []

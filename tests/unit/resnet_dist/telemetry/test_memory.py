@@ -93,7 +93,7 @@ def test_the_count_is_that_of_a_real_backward_pass() -> None:
     ],
 )
 def test_only_a_lack_of_memory_is_explained(error: BaseException, is_memory: bool) -> None:
-    explained = memory.explain(error, RECIPE, 2, torch.device("cpu"))
+    explained = memory.translate_oom(error, RECIPE, 2, torch.device("cpu"))
     assert (explained is not None) == is_memory
     if explained is not None:
         assert (explained.current, explained.num_micro_batches) == (1, 2)
@@ -102,7 +102,7 @@ def test_only_a_lack_of_memory_is_explained(error: BaseException, is_memory: boo
 
 def test_without_a_number_that_fits_the_message_says_what_else_helps() -> None:
     whole = replace(RECIPE, batch_norm=BatchNormRecipe(span="global"))
-    explained = memory.explain(MemoryError(), whole, 2, torch.device("cpu"))
+    explained = memory.translate_oom(MemoryError(), whole, 2, torch.device("cpu"))
     assert explained is not None
     assert explained.num_micro_batches is None
     assert "use more workers, or a smaller batch_norm.span" in str(explained)

@@ -56,6 +56,11 @@ def test_a_record_is_in_the_file_as_soon_as_it_was_written(tmp_path: Path) -> No
     sink.close()
 
 
+def test_the_bottleneck_event_of_version_0_1_has_its_present_name(tmp_path: Path) -> None:
+    records = read_metrics(written(tmp_path / "m", event(3, "verdict", text="bound by input")))
+    assert records == [event(3, "bottleneck", text="bound by input")]
+
+
 def test_a_later_attempt_appends(tmp_path: Path) -> None:
     written(tmp_path / "m", train(1))
     written(tmp_path / "m", train(2))
@@ -177,7 +182,7 @@ def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.Lo
     sink.write(train(1))
     sink.write(train(2))
     assert [record.message for record in caplog.records] == [
-        "/dev/full: No space left on device; its lines wait in memory"
+        "/dev/full: No space left on device; lines are kept in memory until they can be written"
     ]
     sink.close()
     assert "2 lines could not be written" in caplog.text

@@ -1,4 +1,4 @@
-"""Which worker holds up the others."""
+"""Which worker slows down the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resnet_dist.telemetry.stragglers import Stragglers
 def named(steps: list[list[float]]) -> list[tuple[int, int]]:
     """(step, rank) of everyone who is named."""
     stragglers = Stragglers()
-    return [(number, found.rank) for number, own_s in enumerate(steps, start=1) for found in stragglers.add(own_s)]
+    return [(number, found.rank) for number, times in enumerate(steps, start=1) for found in stragglers.add(times)]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])

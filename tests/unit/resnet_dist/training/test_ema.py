@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resnet_dist.build import Bookkeeping, Worker, build
+from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint import restore
+from resnet_dist.checkpoint.retention import Retention
+from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
@@ -28,7 +30,6 @@ from resnet_dist.recipe.schema import (
     Recipe,
     ScheduleRecipe,
 )
-from resnet_dist.stop_request import Request
 from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import evaluate
 
@@ -159,11 +160,9 @@ class Attended:
     def __init__(self, stop_at: int | None = None) -> None:
         self.stop_at, self.step, self.records = stop_at, 0, list[Mapping[str, Any]]()
 
-    def request(self) -> Request:
+    def stop_requested(self) -> bool:
         self.step += 1
-        return Request.STOP if self.step == self.stop_at else Request.CONTINUE
-
-    def checkpoint(self, path: str, step: int) -> None: ...
+        return self.step == self.stop_at
 
     def metrics(self, record: Mapping[str, Any]) -> None: ...
 
@@ -201,10 +200,10 @@ def fit(images: Path, tmp_path: Path) -> Fit:
     def run(name: str, ema: EmaRecipe, stop_at: int | None = None) -> Attended:
         folder, attended = tmp_path / name, Attended(stop_at)
         saved = restore.newest(folder)
-        bookkeeping = Bookkeeping(folder, tmp_path / "index", parse("4 steps"), 9, 1)
+        options = RunOptions(CheckpointOptions(folder, Retention(9)), tmp_path / "index", parse("4 steps"), 1)
         worker = Worker(0, 1, CPU, num_threads=1)
         build(
-            recipe_of(images, ema), worker, bookkeeping, attended, attended, None if saved is None else saved.path
+            recipe_of(images, ema), worker, options, attended, attended, None if saved is None else saved.path
         ).fit()
         return attended
 
@@ -254,7 +253,7 @@ def test_turned_on_on_the_way_it_begins_with_the_checkpoints_weights(
     fit("run", EmaRecipe(), stop_at=3)
     with caplog.at_level(logging.WARNING):
         fit("run", EmaRecipe(decay=0.75, every_steps=6))
-    assert "step-00000003 holds no average of the weights: ema begins anew, with its weights" in caplog.text
+    assert "the checkpoint of step 3 has no ema: ema starts from its weights" in caplog.text
     before, after = (restore.load(tmp_path / "run" / f"step-0000000{step}").model() for step in (3, 6))
     expected = 0.75 * before["fc.weight"] + 0.25 * after["fc.weight"]
     torch.testing.assert_close(ema_of(tmp_path / "run", 6)["fc.weight"], expected, rtol=1e-14, atol=1e-16)

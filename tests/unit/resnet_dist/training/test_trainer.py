@@ -6,7 +6,6 @@ import math
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -15,17 +14,15 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.checkpoint.saver import Failed, Saved
 from resnet_dist.data import HostBatch
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.errors import DivergedError, OutOfMemory
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.recipe.durations import Every
-from resnet_dist.stop_request import Request
 from resnet_dist.telemetry.bottleneck import StepTimes
 from resnet_dist.telemetry.step_totals import StepExchange, StepSums
 from resnet_dist.training.evaluate import Evaluation
-from resnet_dist.training.trainer import Outcome, Parts, Timetable, Trainer
+from resnet_dist.training.trainer import Outcome, Timetable, Trainer, TrainerParts
 
 BATCH_SIZE, NUM_SAMPLES = 4, 8
 EVALUATION = Evaluation(top1=0.5, top5=1.0, loss=0.25, num_samples=2)
@@ -36,20 +33,17 @@ NEVER = 10**6
 class World:
     """All of the trainer's parts in one; `did` is the order of events, `records` what was written."""
 
-    requests: Mapping[int, Request] = field(default_factory=dict)  # step in which a worker is asked
+    stop_in: int = 0  # step in which this worker is asked to stop; 0: never
     losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
     gradients: Mapping[int, float] = field(default_factory=dict)  # squared norms; 4.0 in all other steps
     scales_loss: bool = False
     scale: float = 1024.0  # of the loss
     skipped: tuple[int, ...] = ()  # steps that the engine leaves out
     averaged: list[int] = field(default_factory=list)
-    writes: bool = True  # this worker writes checkpoints
-    saved: list[Saved | Failed] = field(default_factory=list)
-    laps: list[StepTimes] = field(default_factory=list)
+    windows: list[StepTimes] = field(default_factory=list)
     now_s: float = 0.0
     did: list[str] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    told: list[tuple[str, int]] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     positions: list[list[int]] = field(default_factory=list)  # of the micro-batches of each step
     step_number: int = 0
@@ -104,11 +98,8 @@ class World:
             self.closed = True
 
     # --- supervisor
-    def request(self) -> Request:
-        return self.requests.get(self.step_number, Request.CONTINUE)
-
-    def checkpoint(self, path: str, step: int) -> None:
-        self.told.append((path, step))
+    def stop_requested(self) -> bool:
+        return self.step_number == self.stop_in > 0
 
     def metrics(self, record: Mapping[str, Any]) -> None: ...
 
@@ -128,15 +119,14 @@ class World:
         assert metrics in ({}, {"top1": 0.5, "top5": 1.0, "loss": 0.25})
         self.did.append(f"save {step}" + " and wait" * wait + " with metrics" * bool(metrics))
         self.now_s += 100.0
-        if self.writes:
-            self.saved.append(Saved(step, Path(f"checkpoints/step-{step}"), 1, 0.0, 0.0, 0.0))
 
-    def poll(self) -> list[Saved | Failed]:
-        saved, self.saved = self.saved, []
-        return saved
+    def poll(self) -> None: ...
 
-    def judge(self, laps: list[StepTimes]) -> None:
-        self.laps = laps
+    def classify(self, windows: list[StepTimes]) -> None:
+        self.windows = windows
+
+    def saves(self) -> list[int]:
+        return [int(entry.split()[1]) for entry in self.did if entry.startswith("save")]
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record["kind"] == kind]
@@ -153,10 +143,10 @@ def trainer(
     checkpoint_every: int = NEVER,
     log_every: int = 1,
     first_step: int = 0,
-    evaluation_is_owed: bool = False,
+    evaluate_first: bool = False,
 ) -> Trainer:
     """`..._every` in steps."""
-    parts = Parts(
+    parts = TrainerParts(
         engine=world,
         learning_rate=lambda step: 0.1 * step,
         batches_from=world.batches_from,
@@ -165,7 +155,7 @@ def trainer(
         exchange=StepExchange(RunningStatistics(world.module), torch.device("cpu"), BATCH_SIZE),
         checkpoints=world,
         average=world.averaged.append,
-        judge=world.judge,
+        classify=world.classify,
         sink=world,
         supervisor=world,
     )
@@ -177,7 +167,7 @@ def trainer(
         checkpoint=Every(Fraction(checkpoint_every * BATCH_SIZE), BATCH_SIZE),
         log_every=log_every,
     )
-    return Trainer(parts, timetable, num_micro_batches=2, first_step=first_step, evaluation_is_owed=evaluation_is_owed)
+    return Trainer(parts, timetable, num_micro_batches=2, first_step=first_step, evaluate_first=evaluate_first)
 
 
 def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() -> None:
@@ -189,7 +179,6 @@ def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() 
         *("step 6", "evaluate", "save 6 and wait with metrics"),
     ]
     assert outcome == Outcome(6, finished=True, evaluation=EVALUATION)
-    assert world.told == [("checkpoints/step-3", 3), ("checkpoints/step-6", 6)]
     assert world.events() == [(0, "started"), (6, "finished")]
     assert world.of("event")[0]["detail"] == {"total_steps": 6, "batch_size": 4, "num_samples": 8}
 
@@ -227,48 +216,34 @@ def test_a_run_that_is_resumed_after_its_last_step_only_evaluates() -> None:
     assert world.events() == [(4, "started"), (4, "finished")]
 
 
-def test_a_request_to_save_is_obeyed_one_step_late_and_training_goes_on() -> None:
-    world = World(requests={2: Request.SAVE})
-    outcome = trainer(world, steps=9).fit()
-    assert [entry for entry in world.did if "save" in entry] == ["save 3", "save 9 and wait with metrics"]
-    assert outcome.finished
-
-
 def test_a_request_to_stop_is_obeyed_one_step_late_with_a_checkpoint() -> None:
-    world = World(requests={2: Request.STOP})
+    world = World(stop_in=2)
     outcome = trainer(world, steps=5).fit()
     assert world.did == ["batches from 0", "step 1", "step 2", "step 3", "save 3 and wait"]
     assert outcome == Outcome(3, finished=False, evaluation=None)
     assert world.events() == [(0, "started"), (3, "stopped")]
-    assert world.told == [("checkpoints/step-3", 3)]
     assert [record["step"] for record in world.of("train")] == [1, 2, 3]
 
 
 def test_a_request_in_a_step_that_has_an_event_anyway_is_obeyed_at_once_and_the_evaluation_is_left_to_the_next() -> (
     None
 ):
-    world = World(requests={2: Request.STOP})
+    world = World(stop_in=2)
     outcome = trainer(world, steps=5, evaluate_every=2).fit()
     assert world.did == ["batches from 0", "step 1", "step 2", "save 2 and wait"]
     assert outcome == Outcome(2, finished=False, evaluation=None)
 
 
-def test_an_owed_evaluation_comes_first() -> None:
+def test_an_evaluation_that_the_attempt_before_left_out_comes_first() -> None:
     world = World()
-    trainer(world, steps=5, evaluate_every=2, first_step=2, evaluation_is_owed=True).fit()
+    trainer(world, steps=5, evaluate_every=2, first_step=2, evaluate_first=True).fit()
     assert world.did[:3] == ["evaluate", "batches from 2", "step 3"]
     assert [record["step"] for record in world.of("eval")] == [2, 4, 5]
 
 
-def test_the_stronger_of_two_requests_wins() -> None:
-    world = World(requests={2: Request.SAVE, 3: Request.STOP})
-    assert trainer(world, steps=9).fit().step == 3
-    assert [entry for entry in world.did if "save" in entry] == ["save 3 and wait"]
-
-
 @pytest.mark.parametrize("asked", [4, 5])
 def test_a_request_to_stop_that_comes_with_the_last_step_finishes_the_run(asked: int) -> None:
-    world = World(requests={asked: Request.STOP})
+    world = World(stop_in=asked)
     outcome = trainer(world, steps=5).fit()
     assert outcome == Outcome(5, finished=True, evaluation=EVALUATION)
     assert [entry for entry in world.did if "save" in entry] == ["save 5 and wait with metrics"]
@@ -285,15 +260,15 @@ def test_a_step_whose_loss_is_not_a_number_is_never_saved(diverges: int, noticed
         trainer(world, steps=6, checkpoint_every=4, evaluate_every=4).fit()
     assert caught.value.step == diverges
     assert world.did[-1] == f"step {noticed}"
-    assert [path for path, step in world.told if step >= diverges] == []
+    assert max(world.saves(), default=0) < diverges
     assert world.closed
 
 
 def test_a_step_whose_gradient_is_not_a_number_is_never_saved() -> None:
     world = World(gradients={2: math.nan})
-    with pytest.raises(DivergedError, match="the gradient's norm of step 2 is nan"):
+    with pytest.raises(DivergedError, match="the gradient norm of step 2 is nan"):
         trainer(world, steps=4, checkpoint_every=1).fit()
-    assert [step for _, step in world.told] == [1]
+    assert world.saves() == [1]
 
 
 def test_an_engine_that_leaves_out_steps_that_overflow_goes_on() -> None:
@@ -335,7 +310,7 @@ def test_an_error_that_is_explained_is_raised_as_what_it_means() -> None:
     world = World()
     runner = trainer(world, steps=4)
     meant = OutOfMemory(1, 2, "no memory")
-    runner.parts = replace(runner.parts, explain=lambda error: meant if isinstance(error, MemoryError) else None)
+    runner.parts = replace(runner.parts, translate_oom=lambda error: meant if isinstance(error, MemoryError) else None)
     world.step = Mock(side_effect=MemoryError)  # type: ignore[method-assign]
     with pytest.raises(OutOfMemory, match="num_micro_batches=2 would fit"):
         runner.fit()
@@ -344,15 +319,15 @@ def test_an_error_that_is_explained_is_raised_as_what_it_means() -> None:
         runner.fit()
 
 
-def test_the_first_lap_is_not_judged() -> None:
+def test_the_first_logging_window_is_not_classified() -> None:
     world = World()
     trainer(world, steps=6, log_every=2).fit()
-    assert [lap.num_steps for lap in world.laps] == [2, 2]
+    assert [window.num_steps for window in world.windows] == [2, 2]
 
 
-@pytest.mark.parametrize("requests", [{}, {2: Request.STOP}])
-def test_the_data_is_closed_however_the_run_ends(requests: dict[int, Request]) -> None:
-    world = World(requests=requests)
+@pytest.mark.parametrize("stop_in", [0, 2])
+def test_the_data_is_closed_however_the_run_ends(stop_in: int) -> None:
+    world = World(stop_in=stop_in)
     trainer(world, steps=4).fit()
     assert world.closed
 
@@ -419,13 +394,6 @@ def test_an_evaluation_that_is_not_finite_is_warned_of_and_the_training_goes_on(
         f"the evaluation after step {step} is not finite: 1 of 2 samples have logits that are not finite"
         for step in (2, 4)
     ]
-
-
-def test_only_the_worker_that_wrote_a_checkpoint_tells_its_supervisor() -> None:
-    world = World(writes=False)
-    trainer(world, steps=3).fit()
-    assert "save 3 and wait with metrics" in world.did
-    assert world.told == []
 
 
 def test_weights_are_averaged_after_each_step_but_those_that_were_left_out() -> None:

@@ -8,34 +8,34 @@ from typing import Any
 import pytest
 
 from launcher.checks.finding import Finding
-from launcher.checks.report import compare_reports, named, node_report
+from launcher.checks.host_facts import compare_hosts, host_facts
 
 
-def report(**changes: Any) -> dict[str, Any]:
-    facts = {"python": "3.12.1", "cuda": "13.0", "code": "abc", "driver": "13.0", "gpus": ["H100"]}
-    return {**facts, "num_cpus_allowed": 8, "packages": {"torch": "2.14.1"}, "variables": {}, **changes}
+def facts(**changes: Any) -> dict[str, Any]:
+    common = {"python": "3.12.1", "cuda": "13.0", "code": "abc", "driver": "13.0", "gpus": ["H100"]}
+    return {**common, "num_cpus_allowed": 8, "packages": {"torch": "2.14.1"}, "variables": {}, **changes}
 
 
 def compare(**odd: Any) -> list[Finding]:
     """Three hosts, of which n2 differs in `odd`."""
-    return compare_reports({"n0": report(), "n1": report(), "n2": report(**odd)})
+    return compare_hosts({"n0": facts(), "n1": facts(), "n2": facts(**odd)})
 
 
-def test_a_report_is_json_and_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_json_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_TOKEN", "hidden-value")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden-value")
     monkeypatch.setenv("NCCL_DEBUG", "WARN")
-    text = json.dumps(node_report())
+    text = json.dumps(host_facts())
     assert "hidden-value" not in text
-    facts = json.loads(text)
-    assert facts["variables"]["NCCL_DEBUG"] == "WARN"
-    assert facts["packages"]["torch"]
-    assert facts["code"] == node_report()["code"]
+    found = json.loads(text)
+    assert found["variables"]["NCCL_DEBUG"] == "WARN"
+    assert found["packages"]["torch"]
+    assert found["code"] == host_facts()["code"]
 
 
 def test_equal_hosts_pass_and_one_host_has_nothing_to_compare() -> None:
     assert [finding.status for finding in compare()] == ["pass"]
-    assert compare_reports({"n0": report()}) == []
+    assert compare_hosts({"n0": facts()}) == []
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_versions_that_differ_fail_and_name_the_odd_host(odd: dict[str, Any], sa
 @pytest.mark.parametrize(
     "odd", [{"driver": "12.8"}, {"gpus": []}, {"num_cpus_allowed": 4}, {"variables": {"NCCL_IB_HCA": "mlx5"}}]
 )
-def test_what_only_costs_speed_is_warned_of(odd: dict[str, Any]) -> None:
+def test_what_only_costs_speed_is_a_warning(odd: dict[str, Any]) -> None:
     (finding,) = compare(**odd)
     assert finding.status == "warn"
     assert "n2" in finding.found
@@ -65,7 +65,7 @@ def test_what_only_costs_speed_is_warned_of(odd: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("ahead_s", "status"), [(0.0, "pass"), (3.0, "warn"), (-3.0, "warn"), (120.0, "fail")])
 def test_clocks_that_differ_name_the_odd_host(ahead_s: float, status: str) -> None:
     ahead = {"n0": (-0.01, 0.01), "n1": (-0.02, 0.0), "n2": (ahead_s - 0.01, ahead_s + 0.01)}
-    findings = compare_reports({host: report(ahead_s=bounds) for host, bounds in ahead.items()})
+    findings = compare_hosts({host: facts(ahead_s=bounds) for host, bounds in ahead.items()})
     clocks = findings[-1]
     assert (clocks.name, clocks.status) == ("clocks", status)
     if status != "pass":
@@ -73,9 +73,5 @@ def test_clocks_that_differ_name_the_odd_host(ahead_s: float, status: str) -> No
 
 
 def test_what_a_slow_network_may_explain_is_no_skew() -> None:
-    findings = compare_reports({"n0": report(ahead_s=(-4.0, 4.0)), "n1": report(ahead_s=(-0.1, 5.0))})
+    findings = compare_hosts({"n0": facts(ahead_s=(-4.0, 4.0)), "n1": facts(ahead_s=(-0.1, 5.0))})
     assert findings[-1].status == "pass"
-
-
-def test_many_hosts_are_counted() -> None:
-    assert named([f"n{number}" for number in range(8)]) == "n0, n1, n2, n3, n4 and 3 more"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim import peak_learning_rate
+from resnet_dist.recipe.scaling import peak_learning_rate
 from resnet_dist.recipe.schema import ScheduleRecipe
 
 
@@ -21,8 +21,8 @@ def test_a_peak_lr_is_used_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("recipe", "problem"),
     [
-        (ScheduleRecipe(), "neither peak_lr nor base_lr is given"),
-        (ScheduleRecipe(peak_lr=1.0, base_lr=1.0), "peak_lr and base_lr are both given"),
+        (ScheduleRecipe(), "neither peak_lr nor base_lr"),
+        (ScheduleRecipe(peak_lr=1.0, base_lr=1.0), "both peak_lr and base_lr"),
     ],
 )
 def test_one_of_the_two_must_be_given(recipe: ScheduleRecipe, problem: str) -> None:

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
+from launcher.checks.attempt_check import Member, Timeouts, all_reduce_errors, check_workers
 from launcher.checks.collective import contribution
-from launcher.checks.together import Limits, Member, check_together, reduce_in_group
 from launcher.errors import CollectiveFault, HostFault, LauncherError
 
-LIMITS = Limits(come_s=10, reduce_s=5, pair_s=5, name_s=10)
+TIMEOUTS = Timeouts(join_s=10, reduce_s=5, pair_s=5, search_s=10)
 PER_HOST = 2
 
 
@@ -36,10 +36,10 @@ class Fleet:
         host = rank // PER_HOST
         return Member(rank, rank % PER_HOST, f"n{host}", f"10.0.0.{host}", node_id=f"id-{host}")
 
-    def perform(self, host: str) -> Callable[[str, Mapping[str, Any]], Mapping[str, Any]]:
+    def run_task(self, host: str) -> Callable[[str, Mapping[str, Any]], dict[str, Any]]:
         """A host's part in an all-reduce of two: it waits for its partner, as the real one does."""
 
-        def perform(task: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        def run_task(task: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
             if task == "port":
                 return {"port": int(host[1:])}
             assert task == "reduce"
@@ -53,9 +53,11 @@ class Fleet:
                 self.pairs.append(met)
             return {"problems": [], "wrong": 3 * self.broken(met), "bus_bytes_per_s": 1.0}
 
-        return perform
+        return run_task
 
-    def run(self, add_up: Callable[[int], int] | None = None, limits: Limits = LIMITS) -> list[LauncherError | None]:
+    def run(
+        self, all_reduce: Callable[[int], int] | None = None, timeouts: Timeouts = TIMEOUTS
+    ) -> list[LauncherError | None]:
         """What each worker raises."""
         all_hosts = frozenset(self.hosts)
         world_size = PER_HOST * len(self.hosts)
@@ -63,9 +65,9 @@ class Fleet:
 
         def work(rank: int) -> None:
             me = self.member(rank)
-            sums = (lambda: 7 * self.broken(all_hosts)) if add_up is None else (lambda: add_up(rank))
+            sums = (lambda: 7 * self.broken(all_hosts)) if all_reduce is None else (lambda: all_reduce(rank))
             try:
-                check_together(self.store, me, world_size, sums, limits, self.perform(me.host))
+                check_workers(self.store, me, world_size, sums, timeouts, self.run_task(me.host))
             except LauncherError as error:
                 raised[rank] = error
 
@@ -84,37 +86,37 @@ def test_workers_whose_sum_is_right_go_on_and_no_pair_is_tested() -> None:
     assert fleet.pairs == []
 
 
-def test_a_host_that_spoils_the_sum_is_named_to_every_worker() -> None:
+def test_a_bad_host_is_named_on_every_worker() -> None:
     errors = Fleet(4, broken=lambda hosts: "n2" in hosts).run()
     for error in errors:
         assert isinstance(error, HostFault)
-        assert (error.host, error.rank, error.node_id, error.gone) == ("n2", 4, "id-2", False)
+        assert (error.host, error.rank, error.node_id, error.skip_shutdown) == ("n2", 4, "id-2", False)
         assert "7 elements of the sum wrong" in str(error)
 
 
-def test_a_sum_that_never_comes_names_the_host_within_the_limits() -> None:
+def test_an_all_reduce_that_hangs_names_the_host_in_time() -> None:
     over = threading.Event()
     fleet = Fleet(3, broken=lambda hosts: "n1" in hosts)
     try:
-        errors = fleet.run(lambda rank: int(over.wait(60)), Limits(come_s=10, reduce_s=0.1, pair_s=5, name_s=10))
+        errors = fleet.run(lambda rank: int(over.wait(60)), Timeouts(join_s=10, reduce_s=0.1, pair_s=5, search_s=10))
     finally:
         over.set()
     for error in errors:
         assert isinstance(error, HostFault)
-        assert (error.host, error.gone) == ("n1", True)  # gone: the collective still hangs in this process
+        assert (error.host, error.skip_shutdown) == ("n1", True)  # gone: the collective still hangs in this process
         assert "no sum within 0.1 s" in str(error)
 
 
 def test_of_two_hosts_neither_is_blamed() -> None:
     errors = Fleet(2, broken=lambda hosts: True).run()
     assert {type(error) for error in errors} == {CollectiveFault}
-    assert "none of them can be cleared" in str(errors[0])
+    assert "no pair works, so the bad host is unknown" in str(errors[0])
 
 
 def test_a_link_blames_neither_end() -> None:
     errors = Fleet(4, broken=lambda hosts: {"n0", "n3"} <= hosts).run()
     assert {type(error) for error in errors} == {CollectiveFault}
-    assert "n0 and n3 work with others, and not with each other" in str(errors[0])
+    assert "n0 and n3 work with other hosts, but not with each other" in str(errors[0])
 
 
 def test_the_only_host_is_to_blame_for_its_own_sum() -> None:
@@ -122,28 +124,28 @@ def test_the_only_host_is_to_blame_for_its_own_sum() -> None:
     assert [type(error) for error in errors] == [HostFault, HostFault]
 
 
-def test_a_worker_that_never_comes_is_named() -> None:
+def test_a_worker_that_never_joins_is_named() -> None:
     store = HashStore()
-    with pytest.raises(CollectiveFault, match=r"only 1 of 2 workers .* ranks that never came: 1"):
-        check_together(store, Member(0, 0, "n0", ""), 2, lambda: 0, Limits(come_s=0.1))
+    with pytest.raises(CollectiveFault, match=r"only 1 of 2 workers .* ranks that never joined: 1"):
+        check_workers(store, Member(0, 0, "n0", ""), 2, lambda: 0, Timeouts(join_s=0.1))
 
 
-def test_a_sum_that_hangs_while_another_worker_has_ended_leaves_word_that_it_hangs() -> None:
+def test_an_all_reduce_that_hangs_is_recorded_when_another_worker_has_ended() -> None:
     store, never = HashStore(), threading.Event()
     store.set("member/1", "{}")
-    store.add("come", 1)  # and then it is killed
+    store.add("joined", 1)  # and then it is killed
     with pytest.raises(CollectiveFault, match="only 1 of 2 workers") as raised:
-        check_together(store, Member(0, 0, "n0", ""), 2, lambda: never.wait() + 0, Limits(come_s=5, reduce_s=0.1))
+        check_workers(store, Member(0, 0, "n0", ""), 2, lambda: never.wait() + 0, Timeouts(join_s=5, reduce_s=0.1))
     never.set()
-    assert raised.value.gone
+    assert raised.value.skip_shutdown
 
 
-def test_the_group_that_will_train_adds_up_right_and_a_wrong_addend_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sum_of_the_training_group_is_right_and_a_wrong_addend_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     store, cpu = HashStore(), torch.device("cpu")
     dist.init_process_group("gloo", store=PrefixStore("group", store), rank=0, world_size=1)
     try:
-        assert reduce_in_group(0, 1, cpu, 10) == 0
-        monkeypatch.setattr("launcher.checks.together.contribution", lambda *asked: contribution(*asked) + (1 / 8))
-        assert reduce_in_group(0, 1, cpu, 10) == 2**18 // 4
+        assert all_reduce_errors(0, 1, cpu, 10) == 0
+        monkeypatch.setattr("launcher.checks.attempt_check.contribution", lambda *asked: contribution(*asked) + (1 / 8))
+        assert all_reduce_errors(0, 1, cpu, 10) == 2**18 // 4
     finally:
         dist.destroy_process_group()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.checks import access
+from launcher.checks import ray_token
 from launcher.checks.finding import Finding
-from launcher.checks.needs import Needs
+from launcher.checks.host_requirements import HostRequirements
 
-JOINS = Needs(ray=True, joins_a_cluster=True)
+JOINS = HostRequirements(ray=True, joins_a_cluster=True)
 SECRET = "a2c4e6" * 10
 
 
@@ -46,8 +46,8 @@ def sleeper() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
-def look(needs: Needs, **environment: str) -> list[Finding]:
-    findings = list(access.token(needs, environment))
+def look(required: HostRequirements, **environment: str) -> list[Finding]:
+    findings = list(ray_token.token(required, environment))
     assert not any(SECRET in finding.found + finding.advice for finding in findings)
     return findings
 
@@ -74,8 +74,8 @@ def test_a_folder_that_others_can_write_fails(token_file: Path) -> None:
 def test_a_missing_token_fails_where_a_cluster_is_joined_and_is_made_where_none_is(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "none")
     assert look(JOINS, RAY_AUTH_TOKEN_PATH=nowhere)[0].status == "fail"
-    assert look(Needs(ray=True), RAY_AUTH_TOKEN_PATH=nowhere)[0].status == "pass"
-    assert look(Needs(), RAY_AUTH_TOKEN_PATH=nowhere)[0].status == "skipped"
+    assert look(HostRequirements(ray=True), RAY_AUTH_TOKEN_PATH=nowhere)[0].status == "pass"
+    assert look(HostRequirements(), RAY_AUTH_TOKEN_PATH=nowhere)[0].status == "skipped"
 
 
 def test_a_cluster_without_tokens_fails() -> None:

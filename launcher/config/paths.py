@@ -1,0 +1,49 @@
+"""Paths of a config: absolute from the config's folder, and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.config.yaml_source import describe
+
+KEYS = ("storage", "data.root", "model.weights", "preemption.notice_file")
+
+
+def absolute(text: str, folder: Path) -> str:
+    """`text` as an absolute path. Symbolic links are kept: other nodes may mount their targets elsewhere."""
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    return os.path.abspath(folder / expanded)  # noqa: PTH100 - resolve() would follow links
+
+
+def problem(key: str, text: str, path: str) -> tuple[str, str] | None:
+    """What is wrong with `text`, which became the absolute `path`, and what is allowed; None if nothing is."""
+    if not text.strip() or not text.isprintable():
+        return f"found {describe(text)}", "the path of a file or folder"
+    if re.match(r"\w+://", text):
+        return f'found "{text}", the address of an object store', "a folder that every node sees"
+    if "$" in text:
+        allowed = f"the path itself, or {key}=... on the command line, where the shell expands variables"
+        return f'found "{text}", where the variable would not be expanded', allowed
+    if text.startswith("~") and os.path.expanduser(text).startswith("~"):  # noqa: PTH111 - as above
+        return f'found "{text}", the home of a user that does not exist here', "an absolute path"
+    session = next(_ray_sessions(path), None) if key == "storage" else None
+    if session is not None:
+        found = f'found "{text}", which is in Ray\'s session folder {session}: Ray deletes it'
+        return found, "an absolute path outside of it, on storage that every node sees"
+    return None
+
+
+def _ray_sessions(path: str) -> Iterator[Path]:
+    """The folders of Ray sessions that `path` lies in, by Ray's naming scheme and locations."""
+    temporary = os.environ.get("RAY_TMPDIR", "/tmp")  # Ray's rule; its sessions are in the folder "ray" of it
+    roots = {Path("/tmp/ray"), Path(temporary), Path(temporary, "ray")}
+    for start in (path, os.path.realpath(path)):
+        for folder in (Path(start), *Path(start).parents):
+            dated = re.match(r"session_(latest|\d{4}-\d{2}-\d{2})", folder.name) and "ray" in folder.parent.parts
+            # `ray start --temp-dir` may be anywhere, but the name has Ray's form: date, time, process.
+            stamped = re.match(r"session_\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}_\d+", folder.name)
+            if dated or stamped or (folder.name.startswith("session_") and folder.parent in roots):
+                yield folder

@@ -1,0 +1,41 @@
+"""An attempt: what every worker of it receives, and what training returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from launcher.recovery.policy import Skip
+from launcher.run.lease import Claim
+
+ResumeMode = Literal["auto", "never", "must"]
+
+
+@dataclass(frozen=True)
+class AttemptSpec:
+    """A started attempt: the same on all of its workers."""
+
+    number: int  # from 1
+    first_step: int = 0  # completed steps of `checkpoint`
+    checkpoint: Path | None = None
+    skips: tuple[Skip, ...] = ()
+    num_micro_batches: int | None = None  # replaces batch.num_micro_batches: auto
+    claim: Claim | None = None  # on the run directory: checked before a checkpoint is committed
+    began: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """The result of an attempt that did not fail."""
+
+    step: int  # completed steps, saved in a checkpoint
+    finished: bool  # whether these are all steps
+    measured: Mapping[str, float | int | None] = field(default_factory=dict)  # time_s; top1, ... of the last evaluation
+    preempted: bool = False
+
+    def summary(self) -> dict[str, float | int | None]:
+        """As recorded in FINISHED."""
+        return {"step": self.step, "finished": self.finished, **self.measured}
