@@ -55,4 +55,4 @@ bench: install ## run the CPU benchmarks and write docs/benchmarks.md
 	-$(BIN)/python -m benchmarks.training_cpu
 	$(BIN)/python -m benchmarks.speed_keys
 	-$(BIN)/python benchmarks/checkpoint_stall.py
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.page

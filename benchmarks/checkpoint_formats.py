@@ -1,11 +1,11 @@
-"""What do checkpoint formats promise when something goes wrong, and what do they cost?
+"""The guarantees of checkpoint formats when something goes wrong, and their cost.
 
     python benchmarks/checkpoint_formats.py [--model resnet50] [--rounds 7] [--kills 10] [--folder FOLDER]
 
 Three formats save the same state (a model and its momentum) to the same disk: the one of resnet_dist.checkpoint,
-torch.distributed.checkpoint (its file system writer as it comes, which brings files to the disk) and torch.save. Each
-is timed in turn, its files are damaged in every way that disks and people damage files, its process is killed in the
-middle of a save, and what two processes saved is read by three. Feeds docs/decisions/0002-own-checkpoints.md.
+torch.distributed.checkpoint (with the defaults of its file system writer, which syncs) and torch.save. Each is timed in
+turn, its files are damaged, its process is killed during a save, and a checkpoint of two processes is read by three.
+docs/decisions/0002-own-checkpoints.md uses the results.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ State = dict[str, Tensor]  # flat: "model.<name>" and "momentum.<name>"
 
 @dataclass(frozen=True)
 class Format:
-    """One way to save. `load` fills a state that has the right names and shapes; it raises what the format raises."""
+    """One format. `load` fills a state that has the right names and shapes, and raises the errors of the format."""
 
     name: str
     save: Callable[[Path, int, State], None]  # into the folder of checkpoints
     load: Callable[[Path, State], State]  # from one checkpoint
-    newest: Callable[[Path, State], State]  # from the folder: what its own library, or the usual script, would take
+    newest: Callable[[Path, State], State]  # from the folder, as its library or a typical script does
 
 
 def split(state: State) -> tuple[State, dict[str, dict[str, Tensor]]]:
-    """As `resnet_dist.checkpoint` takes it."""
+    """Model and optimizer state, as `resnet_dist.checkpoint` expects them."""
     model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     momentum = {name.removeprefix("momentum."): value for name, value in state.items() if name.startswith("momentum.")}
     return model, {name: {"momentum": value} for name, value in momentum.items()}
@@ -80,25 +80,25 @@ def save_ours(folder: Path, step: int, state: State) -> None:
 
 
 def load_ours(path: Path, state: State) -> State:
-    """Hashes verified, as in a run."""
+    """Load with verified hashes, as a run does."""
     checkpoint = load(path)
     return joined(checkpoint.model(), checkpoint.optimizer())
 
 
 def newest_ours(folder: Path, state: State) -> State:
-    """The newest that can be trusted."""
+    """The newest valid checkpoint."""
     checkpoint = newest(folder)
     assert checkpoint is not None
     return joined(checkpoint.model(), checkpoint.optimizer())
 
 
 def save_dcp(folder: Path, step: int, state: State) -> None:
-    """torch.distributed.checkpoint as it comes."""
+    """torch.distributed.checkpoint with its defaults."""
     dcp.save(dict(state), checkpoint_id=folder / f"step-{step:08d}")
 
 
 def load_dcp(path: Path, state: State) -> State:
-    """Loads into tensors that are there, so the result is right only where it was written."""
+    """Load into existing tensors; those that are not in the checkpoint stay as they are."""
     target = {name: torch.zeros_like(value) for name, value in state.items()}
     dcp.load(target, checkpoint_id=path)
     return target
@@ -117,7 +117,7 @@ def load_torch(path: Path, state: State) -> State:
 
 
 def newest_by_name(load: Callable[[Path, State], State]) -> Callable[[Path, State], State]:
-    """What a script does whose format does not look for itself."""
+    """The checkpoint with the highest step, as a typical script chooses it."""
     return lambda folder, state: load(max(folder.glob("step-*")), state)
 
 
@@ -136,7 +136,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether the file is a pickle, or holds one where torch's archives have theirs."""
+    """Whether the file is a pickle or a torch archive with one."""
     content = file.read_bytes()
     if b"data.pkl" in content or (zipfile.is_zipfile(file) and "data.pkl" in str(zipfile.ZipFile(file).namelist())):
         return True
@@ -144,22 +144,22 @@ def is_pickle(file: Path) -> bool:
 
 
 def outcome(format: Format, folder: Path, states: dict[int, State]) -> str:
-    """What comes of loading the newest checkpoint in `folder`; `states` by step."""
+    """The result of loading the newest checkpoint in `folder`; `states` by step."""
     try:
         loaded = format.newest(folder, states[1])
     except (
         Exception,
         CheckpointException,
-    ) as error:  # what a format raises is the question
+    ) as error:  # any exception of a format is a result
         return f"error ({type(error).__name__})"
     for step, state in states.items():
         if all(torch.equal(loaded[name].cpu(), value) for name, value in state.items()):
-            return "loads it" if step == max(states) else "uses the one before"
+            return "loads it" if step == max(states) else "uses the previous one"
     return "LOADS WRONG NUMBERS"
 
 
 def flip(file: Path) -> None:
-    """One bit in the middle."""
+    """Flip one bit in the middle."""
     with file.open("r+b") as opened:
         opened.seek(file.stat().st_size // 2)
         byte = opened.read(1)[0]
@@ -168,26 +168,26 @@ def flip(file: Path) -> None:
 
 
 def halve(file: Path) -> None:
-    """Cut off at half its length."""
+    """Truncate to half its length."""
     os.truncate(file, file.stat().st_size // 2)
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "a bit flipped in the largest file": flip,
     "the largest file cut in half": halve,
-    "the largest file gone": Path.unlink,
+    "the largest file missing": Path.unlink,
 }
 
 
 def damage(format: Format, scratch: Path, state: State) -> dict[str, str]:
-    """What comes of each damage to the newer of two checkpoints."""
+    """The result of each damage to the newer of two checkpoints."""
     states = {1: state, 2: {name: value + 1 for name, value in state.items()}}
     found = {}
-    for name, strike in DAMAGES.items():
+    for name, apply in DAMAGES.items():
         folder = scratch / "damaged"
         for step, content in states.items():
             format.save(folder, step, content)
-        strike(files_of(folder / "step-00000002")[0])
+        apply(files_of(folder / "step-00000002")[0])
         found[name] = outcome(format, folder, states)
         shutil.rmtree(folder)
     return found
@@ -202,7 +202,7 @@ class _Payload:
 
 
 def runs_code(format: Format, scratch: Path, state: State) -> str:
-    """Whether loading runs code that somebody put in the place of a checkpoint's file."""
+    """Whether loading runs code from a replaced checkpoint file."""
     folder, witness = scratch / "foreign", scratch / "witness"
     format.save(folder, 1, state)
     ran = []
@@ -219,7 +219,7 @@ def runs_code(format: Format, scratch: Path, state: State) -> str:
 
 
 def kill(format: Format, scratch: Path, state: State, save_s: float, num_kills: int) -> dict[str, int]:
-    """How often the newest checkpoint could be loaded after a kill at a random moment of saving."""
+    """How often the newest checkpoint can be loaded after a kill at a random moment of a save."""
     moments, found = random.Random(0), {"newest loads": 0, "newest is torn": 0}
     for number in range(num_kills):
         folder = scratch / f"killed-{number}"
@@ -240,7 +240,7 @@ def kill(format: Format, scratch: Path, state: State, save_s: float, num_kills: 
 
 
 def timed(scratch: Path, state: State, num_rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians of saving to the disk and of loading, the formats in turn; and what is on the disk then."""
+    """Median times of saving and loading, with the formats in turns, and the files on the disk."""
     times: dict[str, dict[str, list[float]]] = {format.name: {"save_s": [], "load_s": []} for format in FORMATS}
     found: dict[str, dict[str, Any]] = {}
     for number in range(num_rounds):
@@ -249,7 +249,7 @@ def timed(scratch: Path, state: State, num_rounds: int) -> dict[str, dict[str, A
             os.sync()
             started = time.perf_counter()
             format.save(folder, number, state)
-            os.sync()  # for the one that leaves this to the system; the others have nothing left to bring
+            os.sync()  # torch.save does not sync; the others have done so
             times[format.name]["save_s"].append(time.perf_counter() - started)
             path = folder / f"step-{number:08d}"
             started = time.perf_counter()
@@ -308,7 +308,7 @@ def _read_by_three(rank: int, scratch: Path, store: str, state: State) -> None:
 
 
 def other_world_size(scratch: Path, state: State) -> dict[str, str]:
-    """What two processes saved, sharded, read by three."""
+    """Whether three processes can read what two saved, sharded."""
     spawn = torch.multiprocessing.spawn
     spawn(_write_by_two, (scratch, str(scratch / "store-2"), state), nprocs=2)
     spawn(_read_by_three, (scratch, str(scratch / "store-3"), state), nprocs=3)
@@ -318,13 +318,13 @@ def other_world_size(scratch: Path, state: State) -> dict[str, str]:
 
 
 def rows(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
-    """The table's rows: what, and how it is written."""
-    yield "save, until on the disk", lambda own: f"{own['save_s']:.2f} s"
+    """The rows of the table: title, and function that formats the value."""
+    yield "save, including sync", lambda own: f"{own['save_s']:.2f} s"
     yield "load", lambda own: f"{own['load_s']:.2f} s"
     yield "files", lambda own: str(own["num_files"])
     yield "size", lambda own: f"{own['size_bytes'] / 1e6:.1f} MB"
-    yield "files that hold a pickle", lambda own: ", ".join(own["pickles"]) or "none"
-    yield "loading runs code in a file", lambda own: own["runs_code"]
+    yield "files with a pickle", lambda own: ", ".join(own["pickles"]) or "none"
+    yield "loading runs code from a file", lambda own: own["runs_code"]
     for name in DAMAGES:
         yield name, lambda own, name=name: own["damage"][name]  # type: ignore[misc]
     yield (
@@ -335,16 +335,16 @@ def rows(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Callable[[dict
 
 
 def main() -> None:
-    """Measure, print a table, write the figures."""
+    """Measure, print a table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--folder", type=Path, help="on the storage to be measured; default: the system's own")
+    parser.add_argument("--folder", type=Path, help="on the storage to be measured (default: a temporary one)")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    logging.disable()  # of errors that are wanted here
+    logging.disable()  # the errors are expected
     model, momentum = state_of(arguments.model, "cpu")
     state = {name: value.detach().clone() for name, value in joined(model, momentum).items()}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -356,13 +356,13 @@ def main() -> None:
             own["runs_code"] = runs_code(format, scratch, state)
             own["damage"] = damage(format, scratch, state)
             own["kill"] = kill(format, scratch, state, own["save_s"], arguments.kills)
-            own["other_world_size"] = sizes.get(format.name, "one process's file")
+            own["other_world_size"] = sizes.get(format.name, "a file of one process")
     print(f"\n{arguments.model} and its momentum, {arguments.rounds} rounds\n")
     print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
     for what, text in rows(found):
         print(f"| {what} | {' | '.join(text(own) for own in found.values())} |")
     record = {
-        "question": "what checkpoint formats promise when something goes wrong, and what they cost",
+        "question": "guarantees and cost of checkpoint formats",
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine("cpu"),
         "model": arguments.model,

@@ -1,12 +1,11 @@
-"""How long does the training stand still for a checkpoint?
+"""The time that a checkpoint stops the training.
 
     python benchmarks/checkpoint_stall.py [--model resnet50] [--device cpu|cuda] [--rounds 15] [--folder FOLDER]
 
-The state of a model and its momentum is saved in turn by `Saver` (the loop stops for a copy to host memory; a thread
-hashes, writes, brings it to the disk and renames it) and by `torch.save` to the same disk, which does not even wait for
-the disk. Each round waits until everything is written before the next begins, so that neither pays for the other. The
-first save of a process is reported by itself; `Saver` has its memory reserved before, as a run has, while the first
-steps are trained. Goal: a ratio of at most 0.2.
+The state of a model and its momentum is saved in turns by `Saver` (the loop stops for a copy to host memory; a thread
+hashes, writes, syncs and renames it) and by `torch.save` to the same disk, without a sync. Each round waits until
+everything is written, so that the two do not affect each other. The first save of a process is reported separately;
+`Saver` reserves its memory before, as in a run, during the first steps. Goal: a ratio of at most 0.2.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ GOAL = 0.2
 
 
 def state_of(model: str, device: str) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Model state and momentum, as a run in channels-last memory has them."""
+    """Model state and momentum, as in a run with channels-last memory."""
     network = build_model(ModelRecipe(name=model, num_classes=1000), seed=0)
     network = network.to(device=device, memory_format=torch.channels_last)
     momentum = {name: {"momentum": torch.randn_like(value)} for name, value in network.named_parameters()}
@@ -45,13 +44,13 @@ def state_of(model: str, device: str) -> tuple[dict[str, Tensor], dict[str, dict
 
 
 def measure(folder: Path, model: str, device: str, num_rounds: int) -> dict[str, Any]:
-    """Seconds of each round. Round 0 is the first save of a process."""
+    """Seconds of each round; round 0 is the first save of the process."""
     weights, momentum = state_of(model, device)
     details: list[dict[str, Any]] = []
     options = CheckpointOptions(folder, Retention(keep=1), max_failures=1)
     saver = Saver(options, on_event=lambda step, event, detail: details.append(detail))
     saver.reserve([*weights.values(), *(state["momentum"] for state in momentum.values())])
-    time.sleep(2)  # a run's first steps
+    time.sleep(2)  # the first steps of a run
     saver_s, write_s, torch_save_s = [], [], []
     size_bytes = 0
     for number in range(num_rounds + 1):
@@ -76,7 +75,7 @@ def measure(folder: Path, model: str, device: str, num_rounds: int) -> dict[str,
 
 
 def summary(times: dict[str, Any]) -> dict[str, float]:
-    """Medians over all rounds but the first, and the ratio that the goal is about."""
+    """Medians over all rounds but the first, and the ratio, which has a goal."""
     saver_s, torch_save_s = (statistics.median(times[key][1:]) for key in ("saver_s", "torch_save_s"))
     return {
         "saver_s": saver_s,
@@ -90,26 +89,26 @@ def summary(times: dict[str, Any]) -> dict[str, float]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Where the figures are from."""
+    """Hardware and versions."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     system = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform()}
     return {**system, "num_cpus": os.cpu_count(), "num_threads": torch.get_num_threads(), "gpu": gpu}
 
 
 def main() -> int:
-    """Measure, print a table, write the figures; 1 where the goal is missed."""
+    """Measure, print a table, write the figures; 1 if the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--folder", type=Path, help="on the storage to be measured; default: the system's own")
+    parser.add_argument("--folder", type=Path, help="on the storage to be measured (default: a temporary one)")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         times = measure(Path(folder), arguments.model, arguments.device, arguments.rounds)
     found = summary(times)
     print(f"{arguments.model}, {times['size_bytes'] / 1e6:.0f} MB, {arguments.device}, {arguments.rounds} rounds\n")
-    print("| the loop stands still for | median | worst | first save |")
+    print("| the training stops for | median | worst | first save |")
     print("|---|---:|---:|---:|")
     print(f"| Saver | {found['saver_s']:.3f} s | {found['saver_worst_s']:.3f} s | {found['saver_first_s']:.3f} s |")
     print(
@@ -117,9 +116,9 @@ def main() -> int:
         f"| {times['torch_save_s'][0]:.3f} s |"
     )
     print(f"| ratio (goal: at most {GOAL}) | {found['ratio']:.3f} | | {found['ratio_first']:.3f} |")
-    print(f"\nWhile the training goes on, the thread takes {found['write_s']:.2f} s to hash, write and sync.")
+    print(f"\nMeanwhile the thread takes {found['write_s']:.2f} s to hash, write and sync.")
     record = {
-        "question": "seconds the loop stands still per checkpoint, Saver against torch.save",
+        "question": "seconds that a checkpoint stops the training, Saver against torch.save",
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine(arguments.device),
         "model": arguments.model,

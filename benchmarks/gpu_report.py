@@ -1,4 +1,4 @@
-"""The report of a GPU's figures, from their JSON file."""
+"""The report on a GPU, from its JSON file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.measure import ratio, table, table_of
 
-# Ours against a peer: (peer, ours in the same way, time or speed, goal). docs/benchmarks.md says where goals are from.
+# (peer, our variant that is compared with it, time or speed, goal); docs/benchmarks.md has the sources of the goals
 _COMPARISONS = (
     ("minimal", "ours", "time", 1.02),
     ("minimal, compiled", "ours, compiled", "time", 1.02),
@@ -17,7 +17,7 @@ _COMPARISONS = (
     ("timm, compiled", "ours, compiled", "speed", 1.0),
     ("torchvision", "best of ours", "speed", 1.3),
 )
-_ONE_H100 = 3300  # images/s that one H100 shall train in bfloat16 or float16
+_ONE_H100 = 3300  # images/s: our goal for one H100 in bfloat16 or float16
 _MLPERF = 7160  # images/s of one H100 in MLPerf Training 3.0's ResNet, in MXNet with its own fused kernels
 
 
@@ -51,7 +51,7 @@ def _peers(lines: list[dict[str, Any]]) -> Iterator[str]:
     for reason in dict.fromkeys(f"{name}: {why}" for line in lines for name, why in line["absent"].items()):
         yield f"- {reason}"
     yield ""
-    yield "## Against the others"
+    yield "## Comparison with peers"
     yield ""
     yield table_of([row for line in lines for row in _against(line)])
     best = max(
@@ -64,7 +64,7 @@ def _peers(lines: list[dict[str, Any]]) -> Iterator[str]:
     yield (
         f"Best of ours: {speed:,.0f} images/s ({name}, {line['precision']}, batch {line['batch']})"
         + (f", {used:.1%} of the device's peak" if used is not None else "")
-        + f". For one H100 the goal is {_ONE_H100:,}; MLPerf's is {_MLPERF:,}."
+        + f". The goal for one H100 is {_ONE_H100:,}; MLPerf has {_MLPERF:,}."
     )
 
 
@@ -110,9 +110,9 @@ def _ablation(lines: list[dict[str, Any]]) -> Iterator[str]:
             if "defaults" in times
         ]
         rows += [[name, "-", why, ""] for name, why in line["absent"].items()]
-        yield f"{line['precision']}, {line['batch']} images, from the host's memory:"
+        yield f"{line['precision']}, {line['batch']} images, copied from host memory:"
         yield ""
-        yield table(("speed key", "images/s", "times the default's speed", "memory"), rows)
+        yield table(("speed key", "images/s", "speed / default speed", "memory"), rows)
         yield ""
 
 
@@ -121,7 +121,7 @@ def _memory(line: dict[str, Any], name: str) -> str:
 
 
 def _norms(lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield "## Batch norm whose statistics are exchanged, forward and backward, in a group of one"
+    yield "## Batch norm with exchanged statistics, forward and backward, in a process group of one"
     yield ""
     yield table_of([row for line in lines for row in line["rows"]])
     for reason in dict.fromkeys(f"{name}: {why}" for line in lines for name, why in line["absent"].items()):
@@ -129,20 +129,20 @@ def _norms(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _profile(lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield "## Where a step's time goes"
+    yield "## Time of a step by kind of kernel"
     yield ""
     kinds = list(dict.fromkeys(kind for line in lines for kind in line["by_kind_ms"]))
     ways = [f"{line['way']}, {line['precision']}, {line['batch']}" for line in lines]
     rows = [[kind, *(f"{line['by_kind_ms'].get(kind, 0.0):.2f}" for line in lines)] for kind in kinds]
     rows.append(["all", *(f"{line['busy_ms']:.2f}" for line in lines)])
     rows.append(["kernels", *(f"{line['kernels']:.0f}" for line in lines)])
-    yield table(("ms a step", *ways), rows)
+    yield table(("ms per step", *ways), rows)
     for line, way in zip(lines, ways, strict=True):
         yield ""
-        yield f"The longest of {way}:"
+        yield f"The longest kernels of {way}:"
         yield ""
         longest = line["longest"][:12]
         rows = [
             [item["name"][:80].replace("|", "\\|"), f"{item['ms']:.3f}", f"{item['count']:.0f}"] for item in longest
         ]
-        yield table(("kernel", "ms a step", "times a step"), rows)
+        yield table(("kernel", "ms per step", "calls per step"), rows)

@@ -1,7 +1,7 @@
-"""Batch norm whose statistics are exchanged: ours against torch.nn.SyncBatchNorm, in a process group of one.
+"""Batch norm with exchanged statistics: ours against torch.nn.SyncBatchNorm, in a process group of one.
 
-With one worker neither of them would exchange anything, so both are told to: what is timed is the arithmetic, the
-launches and the waits of the host, with a collective that costs next to nothing. That is the part that differs.
+Both are forced to exchange, which they skip with one worker. The collective itself takes almost no time, so this
+measures where the two differ: the arithmetic, the kernel launches and the waits of the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.modules._functions import SyncBatchNorm as Exchange
 
 from benchmarks.measure import Run, interleave, time_row
 from resnet_dist.models.batch_norm import use_spans
-from resnet_dist.models.spans import Spans, SpanGroup
+from resnet_dist.models.spans import SpanGroup, Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
 
 # Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
@@ -28,7 +28,7 @@ _REFERENCE = 224
 
 
 def compare_norms(device: torch.device, batch: int, resolution: int, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Forward and backward, for each shape and for float32 and bfloat16 inputs."""
+    """Times of forward and backward for each shape, with float32 and bfloat16 inputs."""
     lines = []
     with _group_of_one(device):
         for dtype in (torch.float32, torch.bfloat16):
@@ -52,7 +52,7 @@ def _compare(
     if device.type == "cuda":
         peers["SyncBatchNorm"] = _passes(_AlwaysSynchronised(channels).to(device), images)
     else:
-        absent["SyncBatchNorm"] = "it takes no CPU tensors"
+        absent["SyncBatchNorm"] = "it does not support CPU tensors"
 
     def wait() -> None:
         if device.type == "cuda":
@@ -85,7 +85,7 @@ def _ours(channels: int, batch: int, *, exchanged: bool) -> nn.Module:
 
 
 class _AlwaysSynchronised(nn.SyncBatchNorm):
-    """Goes the way that it goes with several workers."""
+    """SyncBatchNorm on the code path of several workers."""
 
     def forward(self, input: Tensor) -> Tensor:
         group = dist.group.WORLD

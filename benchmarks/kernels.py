@@ -1,4 +1,4 @@
-"""Where a step's time on a GPU goes, by kind of kernel."""
+"""The time of a step on a GPU, by kind of kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import Run
 
-# The first kind whose pattern is found in a kernel's name has it; names as cuDNN, cuBLAS, NCCL, ATen and Inductor give.
+# A kernel has the first kind whose pattern its name contains; names are those of cuDNN, cuBLAS, NCCL, ATen, Inductor.
 KINDS: Mapping[str, str] = {
     "copies": r"memcpy|memset|copy_kernel|direct_copy",
     "communication": r"nccl",
@@ -38,9 +38,9 @@ def kind_of(kernel: str) -> str:
 
 
 def profiled(run: Run, steps: int, device: torch.device) -> dict[str, Any]:
-    """Milliseconds a step by kind, and the longest kernels; of operations on a CPU, whose names say less.
+    """Milliseconds per step by kind, and the longest kernels; on a CPU operations in place of kernels.
 
-    `busy_ms` is the sum over kernels, so what it lacks to the wall time is the device's idle time.
+    `busy_ms` is the sum over kernels: the rest of the wall time the device is idle.
     """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -52,7 +52,7 @@ def profiled(run: Run, steps: int, device: torch.device) -> dict[str, Any]:
     counts: dict[str, float] = {}
     for event in found.key_averages():
         own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        # not an operation that has started some, nor a name that the profiler lays over a stretch of them
+        # neither an operation that launches kernels nor a user annotation around some
         is_kernel = event.device_type != torch.autograd.DeviceType.CPU and not event.is_user_annotation
         if own_us > 0 and (is_kernel or not on_gpu):
             times[event.key] = own_us / 1000 / steps

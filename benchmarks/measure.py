@@ -1,7 +1,7 @@
-"""Peers timed in turns in one process, so that whatever disturbs the machine disturbs them alike.
+"""Time peers in turns in one process, so that other load on the machine affects them equally.
 
-A turn is a few steps of one peer. In every round each peer has one turn, in every other round in reverse order. Ratios
-are formed round by round, of turns that were neighbours, and their median is what is reported, with the quartiles.
+A turn is a few steps of one peer. Each peer has one turn per round; every other round is in reverse order. Ratios are
+computed round by round, from turns close to each other; their median and quartiles are reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "numpy")
 
-Run = Callable[[int], object]  # number of steps -> they are done, or at least enqueued on the device
+Run = Callable[[int], object]  # runs this number of steps, or enqueues them on the device
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Ratio:
 
 
 def order(peers: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """Whose turn it is: every peer once a round, there and back again.
+    """(round, peer) of all turns: each peer once per round, every other round in reverse order.
 
     >>> list(order(["a", "b"], rounds=2))
     [(0, 'a'), (0, 'b'), (1, 'b'), (1, 'a')]
@@ -58,11 +58,11 @@ def interleave(
     warm_up: int = 1,
     wait: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds a step of each peer, one number a round.
+    """Seconds per step of each peer, one number per round.
 
-    steps       in a turn
-    warm_up     rounds before the first that counts
-    wait        until nothing is left to do: for the device, or for the other workers
+    steps       per turn
+    warm_up     rounds that do not count, before the others
+    wait        waits for the device or for the other workers
     """
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     for number, peer in order(list(peers), warm_up + rounds):
@@ -76,7 +76,7 @@ def interleave(
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
-    """Of two peers' times, round by round.
+    """The ratio of two peers' times, computed round by round.
 
     >>> ratio([2.0, 3.0, 8.0], [1.0, 1.0, 2.0])
     Ratio(median=3.0, low=2.5, high=3.5)
@@ -90,16 +90,15 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a result: ours against a peer.
+    """One line of a result: ours compared with a peer.
 
-    A ratio of times is ours / the peer's, so a goal is the most it may be; a ratio of speeds is turned round, and a
-    goal is the least.
+    A ratio is ours / the peer's, of times or of speeds. The goal is a maximum for times and a minimum for speeds.
     """
 
     what: str
     peer: str
     measure: Literal["time", "speed", "bytes"]
-    ours: float  # seconds a step, images/s or bytes
+    ours: float  # seconds per step, images/s or bytes
     theirs: float
     ratio: Ratio
     goal: float | None = None
@@ -107,7 +106,7 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median keeps the goal; None where there is none."""
+        """Whether the median reaches the goal; None without a goal."""
         if self.goal is None:
             return None
         return self.ratio.median >= self.goal if self.measure == "speed" else self.ratio.median <= self.goal
@@ -120,7 +119,7 @@ class Row:
 def time_row(
     what: str, peer: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, note: str = ""
 ) -> Row:
-    """Seconds a step."""
+    """A row with seconds per step."""
     medians = statistics.median(ours), statistics.median(theirs)
     return Row(what, peer, "time", *medians, ratio(ours, theirs), goal, note)
 
@@ -134,13 +133,13 @@ def speed_row(
     goal: float | None = None,
     note: str = "",
 ) -> Row:
-    """Images a second, of steps of `num_images`."""
+    """A row with images per second, for steps of `num_images` images."""
     speeds = num_images / statistics.median(ours), num_images / statistics.median(theirs)
     return Row(what, peer, "speed", *speeds, ratio(theirs, ours), goal, note)
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
-    """Where figures are from."""
+    """Hardware and versions."""
     gpu = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else None
     return {
         "cpu": _cpu_name(),
@@ -169,7 +168,7 @@ def write(name: str, content: Mapping[str, Any], device: torch.device | None = N
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, its columns aligned; the first is text, the others are numbers."""
+    """A Markdown table with aligned columns: the first is text, the others are numbers."""
     cells = [list(head), *map(list, rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
@@ -181,8 +180,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as `Row.record` gives them, as a table."""
-    return table(("what", "against", "ours", "theirs", "ratio (quartiles)", "goal", "reached"), list(map(_cells, rows)))
+    """A table of rows, each as `Row.record` returns it."""
+    return table(("what", "peer", "ours", "theirs", "ratio (quartiles)", "goal", "reached"), list(map(_cells, rows)))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -223,7 +222,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, and whether files have changed since; None outside a clone."""
+    """The commit, and whether files have changed since; None outside a git repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

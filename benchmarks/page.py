@@ -1,6 +1,6 @@
-"""The documentation's figures from the JSON files of benchmarks/results: none of them is typed by hand.
+"""Writes the results in benchmarks/results into the documentation.
 
-    python -m benchmarks.report
+    python -m benchmarks.page
 
 writes docs/benchmarks.md, and the table of speed keys into docs/performance.md, between the lines
 `<!-- speed keys -->` and `<!-- end -->`.
@@ -23,29 +23,29 @@ _SPEED_KEYS = re.compile(r"(?<=<!-- speed keys -->\n).*?(?=<!-- end -->)", re.DO
 
 HEAD = """# Benchmarks
 
-The latest figures of each benchmark, with the machine that they are from. Peers run in turns in one process, so that
-whatever disturbs the machine disturbs them alike; a ratio is the median over the rounds. Written by
-`python -m benchmarks.report` from benchmarks/results/*.json. A goal that is not reached says so.
+The latest results of each benchmark, with the machine on which they were measured. Peers take turns in one process, so
+that other load on the machine affects them equally; a ratio is the median over the rounds. `python -m benchmarks.page`
+writes this page from benchmarks/results/*.json. The tables show which goals are missed.
 """
 
 TRAINING_PEERS = """
-The minimal loop, plain DDP and plain `deepspeed.initialize` are written by hand with our settings, and measure, log and
-count nothing; DeepSpeed's buckets are as large as ours and its clipping is off. What our trainer does beside: losses,
-right answers and the gradient's norm over all workers, batch norm's running statistics over spans, each worker's own
-time, checks for what is not finite, requests to stop. torchvision's loop and timm's step follow those projects'
-scripts, with their networks and optimizers.
+The minimal loop, plain DDP and plain `deepspeed.initialize` use our settings and do not measure or log anything;
+DeepSpeed has buckets of our size and no clipping. Our trainer also computes losses, correct predictions and the
+gradient norm over all workers, running statistics over spans and the step time of each worker, and it checks for
+numbers that are not finite and for stop requests. torchvision's loop and timm's step follow the scripts of those
+projects, with their networks and optimizers.
 """
 
 NO_GPU = """## On a GPU
 
-Not measured: no GPU was at hand. `benchmarks/gpu.sh` runs everything that is needed, on torch and torchvision alone,
-and leaves benchmarks/results/<date>-<gpu>.md. What is known from elsewhere: 2,844 images/s is the best published figure
-of PyTorch on one H100-class card for ResNet-50; MLPerf's MXNet has 7,160.
+Not measured: no GPU was available. `benchmarks/gpu.sh` measures everything with only torch and torchvision, and writes
+benchmarks/results/<date>-<gpu>.md. Published results for ResNet-50 on one H100: 2,844 images/s is the best of PyTorch,
+7,160 images/s that of MLPerf with MXNet.
 """
 
 
 def page(results: Path = RESULTS) -> str:
-    """The page's text."""
+    """The text of docs/benchmarks.md."""
     parts = [HEAD]
     for name, section in (
         ("training_cpu", _training),
@@ -75,48 +75,48 @@ def _training(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _stall(found: Mapping[str, Any]) -> Iterator[str]:
     summary = found["summary"]
-    yield "## Seconds the loop stands still for a checkpoint (`python benchmarks/checkpoint_stall.py`)\n"
+    yield "## Time that a checkpoint stops the training (`python benchmarks/checkpoint_stall.py`)\n"
     yield _machine(found)
     rows = [
-        ["the saver, median", f"{summary['saver_s']:.3f} s"],
-        ["the saver, worst", f"{summary['saver_worst_s']:.3f} s"],
+        ["our saver, median", f"{summary['saver_s']:.3f} s"],
+        ["our saver, worst", f"{summary['saver_worst_s']:.3f} s"],
         ["torch.save of the same state", f"{summary['torch_save_s']:.3f} s"],
         ["ratio (goal: at most 0.2)", f"{summary['ratio']:.3f}"],
     ]
-    yield table([f"{found['model']}, {found['rounds']} rounds", "stands still"], rows) + "\n"
+    yield table([f"{found['model']}, {found['rounds']} rounds", "stopped for"], rows) + "\n"
 
 
 def _formats(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Formats of checkpoints (`python benchmarks/checkpoint_formats.py`)\n"
+    yield "## Checkpoint formats (`python benchmarks/checkpoint_formats.py`)\n"
     yield _machine(found)
     page = "decisions/0002-own-checkpoints.md"
-    yield f"What they cost and what they promise: [{page}]({page}).\n"
+    yield f"[{page}]({page}) compares their cost and their guarantees.\n"
 
 
 def _soak(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"## Struck again and again: {found['place']} (`python -m benchmarks.soak`)\n"
+    yield f"## Soak test: {found['place']} (`python -m benchmarks.soak`)\n"
     seconds, redone = found["seconds_to_next_new_step"], found["steps_redone"]
     left = sum(len(kind) for kind in found["left_over"].values())
     rows = [
         ["faults", f"{found['faults']}"],
-        ["final weights are those of the untouched run", "yes" if found["same_weights"] else "no"],
-        ["steps redone, in all and at worst", f"{redone['sum']}, {redone['worst']}"],
-        ["seconds to the next new step, median", f"{seconds['median']:.1f} s"],
-        ["seconds to the next new step, worst", f"{seconds['worst']:.1f} s"],
-        ["processes, files, ports, leases left over", f"{left}"],
+        ["final weights equal those of the undisturbed run", "yes" if found["same_weights"] else "no"],
+        ["steps repeated: total, worst", f"{redone['sum']}, {redone['worst']}"],
+        ["time to the next new step, median", f"{seconds['median']:.1f} s"],
+        ["time to the next new step, worst", f"{seconds['worst']:.1f} s"],
+        ["leftover processes, files, ports and leases", f"{left}"],
     ]
     yield table([f"{found['steps']} steps", ""], rows) + "\n"
 
 
 def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
-    yield "## From a killed worker to the next new step (`python -m benchmarks.recovery`)\n"
-    yield "Through Ray, two workers on one machine of two cores, against plain Ray Train's own retries.\n"
+    yield "## Recovery from a killed worker (`python -m benchmarks.recovery`)\n"
+    yield "Time to the next new step, with two workers on a machine with two cores. Ray Train uses its own retries.\n"
     rows = [
         ["ours, median", f"{found['median']['ours']:.1f} s"],
-        ["plain Ray Train, median", f"{found['median']['plain']:.1f} s"],
+        ["Ray Train, median", f"{found['median']['plain']:.1f} s"],
         ["ratio (goal: at most 1.15)", f"{found['ratio']:.2f}: {'reached' if found['ratio'] <= 1.15 else 'missed'}"],
     ]
-    yield table([f"{len(found['seconds']['ours'])} kills each", "seconds"], rows) + "\n"
+    yield table([f"{len(found['seconds']['ours'])} kills each", "time"], rows) + "\n"
 
 
 def _machine(found: Mapping[str, Any]) -> str:
@@ -127,13 +127,13 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def speed_page(text: str, results: Path = RESULTS) -> str:
-    """docs/performance.md, whose text is `text`, with the figures of results/speed_keys.json."""
+    """`text` of docs/performance.md with the table of results/speed_keys.json."""
     file = results / "speed_keys.json"
     if not file.exists():
         return text
     found = json.loads(file.read_text())
     setting = found["setting"]
-    what = f"{setting['model']}, {setting['resolution']} px, {setting['batch']} images a worker, one thread each"
+    what = f"{setting['model']}, {setting['resolution']} px, {setting['batch']} images per worker, one thread each"
     block = f"\n{what}. {_machine(found)}\n{speed_table(found['rows'])}\n\n"
     return _SPEED_KEYS.sub(lambda _: block, text)
 

@@ -1,7 +1,7 @@
-"""Training steps to be compared: ours, and what others do by hand or by their own libraries.
+"""The training steps that are compared: ours, minimal loops, and those of other projects.
 
-All take the same images. Each is a class whose instances are called with a number of steps. They are written for this
-comparison, after what the named projects do in a step; nothing is copied from them.
+All use the same images. Each is a class whose instances are called with a number of steps. The steps of other projects
+are written for this comparison, after their scripts; no code is copied.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from resnet_dist.training.device import ToDevice
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
-LEARNING_RATE = 1e-3  # small: random labels must not let the loss run away while a step is timed
+LEARNING_RATE = 1e-3  # small, so that the loss stays finite with random labels
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 _DATA = DataRecipe(root="synthetic")
 _NEVER = Every(Fraction(10**12), 1)  # samples
@@ -61,7 +61,7 @@ _LOG_EVERY = 10  # steps; the default of a config's log.every_steps
 
 @dataclass(frozen=True)
 class Setting:
-    """What all peers of a comparison share. `batch` is images a step on one worker."""
+    """The settings of all peers of a comparison. `batch` is the number of images per step on one worker."""
 
     batch: int
     resolution: int
@@ -73,7 +73,7 @@ class Setting:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def recipe(self, world_size: int = 1, **changes: Any) -> Recipe:
-        """The same as a recipe of ours; `changes` are fields of Recipe."""
+        """The settings as a recipe; `changes` are fields of Recipe."""
         whole = Recipe(
             data=replace(_DATA, resolution=self.resolution),
             batch=BatchRecipe(size=self.batch * world_size),
@@ -89,28 +89,28 @@ class Setting:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """What autocast computes in, or None where it is off."""
+        """The dtype of autocast; None if it is off."""
         return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(self.precision)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around a forward pass."""
+        """The context of a forward pass."""
         dtype = self.autocast_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, in the layout, compiled where that is asked for."""
+        """`model` on the device, in the memory layout, and compiled if `compile`."""
         model = model.to(self.device)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return torch.compile(model, dynamic=False) if self.compile else model  # type: ignore[return-value]
 
     def our_model(self) -> nn.Module:
-        """The network with torch's own batch norm and our initial weights."""
+        """The network with torch's batch norm and our initial weights."""
         return build_model(ModelRecipe(name=self.model, num_classes=self.num_classes), seed=0)
 
 
 def synthetic(setting: Setting, number: int = 2, *, on_device: bool = True, rank: int = 0) -> list[HostBatch]:
-    """Batches of noise as a decoder gives them; on a GPU `on_device` puts the images there, as DALI does."""
+    """Batches of noise in the format of a decoder; on a GPU `on_device` puts the images there, as DALI does."""
     generator = torch.Generator().manual_seed(rank)
     batches = []
     for start in range(0, number * setting.batch, setting.batch):
@@ -145,21 +145,21 @@ class OurTrainer:
             to_device=ToDevice(recipe, device),
             evaluate=lambda: Evaluation(0.0, 0.0, 0.0, 1),
             exchange=exchange,
-            checkpoints=_Unsaved(),
+            checkpoints=_NoCheckpoints(),
             sink=NoSink(),
             supervisor=Unattended(),
             liveness=liveness,
         )
 
     def __call__(self, steps: int) -> None:
-        """Train `steps` steps more."""
+        """Train another `steps` steps."""
         first, self._step = self._step, self._step + steps
         size = self._batch_size
         timetable = Timetable(self._step, size, size * 1000, _NEVER, _NEVER, _LOG_EVERY)
         Trainer(self._parts, timetable, 1, first).fit()
 
 
-class _Unsaved:
+class _NoCheckpoints:
     def save(self, step: int, *, wait: bool, metrics: object) -> None: ...
 
     def poll(self) -> None: ...
@@ -168,7 +168,7 @@ class _Unsaved:
 
 
 class _Loop:
-    """What the peers have in common: batches without end, on the device and normalised as ours are."""
+    """What the peers have in common: endless batches, on the device, normalised like ours."""
 
     def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
         self.setting = setting
@@ -176,13 +176,13 @@ class _Loop:
         self.last_loss = torch.zeros(())
 
     def __call__(self, steps: int) -> None:
-        """Train `steps` steps more."""
+        """Train another `steps` steps."""
         for _ in range(steps):
             self.step()
 
     def step(self) -> None:
-        """One of them."""
-        raise TypeError("a peer has a step of its own")
+        """One step."""
+        raise NotImplementedError
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The next images, float32 on the device, and labels."""
@@ -191,14 +191,14 @@ class _Loop:
         return normalise(images, _DATA.mean, _DATA.std, torch.float32), labels
 
     def scaler(self) -> Any:
-        """Torch's loss scaler, on in float16 only."""
+        """torch's loss scaler, enabled for float16."""
         return torch.amp.GradScaler(self.setting.device.type, enabled=self.setting.precision == "float16")
 
 
 class MinimalLoop(_Loop):
-    """The least that trains: forward, loss, backward, step. Nothing is measured, logged or counted.
+    """A minimal loop: forward, loss, backward, step, without metrics or logging.
 
-    The optimizer has the groups that ours has; `wrap` is for DDP.
+    The optimizer has the same parameter groups as ours; `wrap` is for DDP.
     """
 
     def __init__(
@@ -228,14 +228,14 @@ class MinimalLoop(_Loop):
 
 
 def plain_ddp(setting: Setting, batches: list[HostBatch]) -> MinimalLoop:
-    """The minimal loop over torch's DistributedDataParallel as it comes."""
+    """The minimal loop with torch's DistributedDataParallel and its defaults."""
     return MinimalLoop(setting, batches, DistributedDataParallel)
 
 
 class TorchvisionLoop(_Loop):
-    """After references/classification/train.py: its network and layout, and accuracy and loss read at every step.
+    """After references/classification/train.py: its network, and accuracy and loss read at every step.
 
-    `amp` is its mixed precision. It compiles nothing and keeps torch's own memory layout.
+    Mixed precision is its `amp`; it does not compile, and uses torch's default memory layout.
     """
 
     def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
@@ -250,7 +250,7 @@ class TorchvisionLoop(_Loop):
         self.seen: list[float] = [0.0, 0.0, 0.0]
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Contiguous images, as its loader's workers give them."""
+        """Contiguous images, as from the workers of its loader."""
         images, labels = super().batch()
         return images.contiguous(), labels
 
@@ -274,7 +274,7 @@ class TorchvisionLoop(_Loop):
 class TimmLoop(_Loop):
     """After timm's train.py and benchmark.py, with timm's network, optimizer, loss and scaler.
 
-    Its loss is read every 50 steps, as its log is. `setting` says whether with AMP, channels-last and compiled.
+    Its loss is read every 50 steps, its log interval. `setting` selects AMP, channels-last and compilation.
     """
 
     def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
@@ -311,13 +311,13 @@ class TimmLoop(_Loop):
 
 
 def why_not_timm() -> str | None:
-    """Why timm cannot be measured here, if so."""
+    """Why timm cannot be measured here; None if it can."""
     return None if importlib.util.find_spec("timm") else "timm is not installed (pip install timm)"
 
 
 class PlainDeepspeed(_Loop):
-    """`deepspeed.initialize` around a network and torch's SGD. Two things are not its defaults: its clipping is off,
-    and buckets have the size that ours have, since 2 GB for each worker's would not fit a small machine.
+    """`deepspeed.initialize` with a network and torch's SGD. Two settings are not its defaults: clipping is off, and
+    buckets have the size of ours, as its 2 GB per worker would not fit on a small machine.
     """
 
     def __init__(self, setting: Setting, batches: list[HostBatch], stage: int, bucket_mb: float = 25.0) -> None:
@@ -355,7 +355,7 @@ class PlainDeepspeed(_Loop):
 
 
 def with_engine(recipe: Recipe, name: str, stage: int | None = None) -> Recipe:
-    """`recipe` on another engine."""
+    """`recipe` with another engine."""
     return replace(recipe, engine=EngineRecipe(name=name, stage=stage))
 
 

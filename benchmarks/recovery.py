@@ -1,10 +1,10 @@
-"""How soon does a killed worker's run make its next new step: ours through Ray, and plain Ray Train's own retries?
+"""The time from a killed worker to the next new step: our launcher with Ray, and Ray Train with its own retries.
 
     python -m benchmarks.recovery --kills 5
 
-Both train ResNet-20 on the digits with two gloo workers on this machine and checkpoint every 10 steps; a worker is
-killed with SIGKILL, and the seconds count until a step is done that had not been done before. Turns alternate, so that
-whatever disturbs the machine disturbs both. Prints medians, the worst and their ratio; writes JSON (--output).
+Both train ResNet-20 on the digits with two gloo workers on this machine and save a checkpoint every 10 steps. A worker
+is killed with SIGKILL, and the time is measured until a step completes for the first time. Turns alternate, so that
+other load affects both equally. Prints medians, the worst time and the ratio; writes JSON (--output).
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ TorchTrainer(train, train_loop_config={}, scaling_config=ScalingConfig(num_worke
 
 
 class Plain:
-    """Plain Ray Train with its own retries."""
+    """Ray Train with its own retries."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
         (folder / "plain.py").write_text(PLAIN)
-        # Ray is set up as ours is, but for the retries: what is compared is the way to recover.
+        # Ray has the same settings as ours, except for the retries.
         environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_USAGE_STATS_ENABLED": "0"}
         with (folder / "output").open("w") as output:
             command = [sys.executable, str(folder / "plain.py"), str(folder), str(CHECKPOINT_EVERY), "100000"]
@@ -87,19 +87,19 @@ class Plain:
             )
 
     def done(self) -> int:
-        """The newest step that was ever done."""
+        """The newest step that was ever completed."""
         try:
             return max(map(int, (self.folder / "steps").read_text().split()), default=0)
         except FileNotFoundError:
             return 0
 
     def kill(self) -> None:
-        """One worker is killed."""
+        """Kill one worker."""
         os.kill(int((self.folder / f"pid-{random.randint(0, 1)}").read_text()), signal.SIGKILL)
 
 
 class Ours:
-    """Our launcher through Ray."""
+    """Our launcher with Ray."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -111,35 +111,35 @@ class Ours:
         self.process: subprocess.Popen[bytes] = self.soak.process
 
     def done(self) -> int:
-        """The newest step that was ever done."""
+        """The newest step that was ever completed."""
         return self.soak.done()
 
     def kill(self) -> None:
-        """One worker is killed."""
+        """Kill one worker."""
         kill(self.soak)
 
 
 def wait(run: Plain | Ours, step: int) -> None:
-    """Until `step` is done."""
+    """Wait until `step` is complete."""
     deadline = time.monotonic() + 300
     while run.done() < step:
         if run.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{type(run).__name__} did not come to step {step}")
+            raise RuntimeError(f"{type(run).__name__} did not reach step {step}")
         time.sleep(0.02)
 
 
 def turn(kind: type[Plain] | type[Ours], folder: Path, kills: int) -> list[float]:
-    """Seconds of `kills` recoveries in a run of its own: two runs at once would disturb each other."""
+    """Seconds of `kills` recoveries in one run; two runs at once would affect each other."""
     run, seconds = kind(folder), []
     try:
         wait(run, CHECKPOINT_EVERY + 3)
         for _ in range(kills):
-            began, reached = time.monotonic(), run.done()
+            started, reached = time.monotonic(), run.done()
             run.kill()
-            time.sleep(0.5)  # a step that was under way
+            time.sleep(0.5)  # a step may have been in progress
             reached = max(reached, run.done())
             wait(run, reached + 1)
-            seconds.append(time.monotonic() - began)
+            seconds.append(time.monotonic() - started)
             wait(run, run.done() + CHECKPOINT_EVERY + 3)
     finally:
         run.process.send_signal(signal.SIGTERM)
@@ -152,9 +152,9 @@ def turn(kind: type[Plain] | type[Ours], folder: Path, kills: int) -> list[float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 0 where ours needs at most 1.15 times as long."""
+    """Print the table; 0 if ours takes at most 1.15 times as long."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=3, help="in each turn")
+    parser.add_argument("--kills", type=int, default=3, help="per turn")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Does a run lose anything, however often it is struck? Faults are drawn at random moments of one long run.
+"""A soak test: random faults at random moments of one long run must not change its result.
 
     python -m benchmarks.soak --faults 100 --minutes 30            one process under the local supervisor
     python -m benchmarks.soak --faults 25 --minutes 30 --ray       two workers through Ray
 
-The same run is done once untouched; the final weights must have the same bits. Afterwards nothing may be left: no
-process, no port, no temporary folder, no lease. Prints a table and writes JSON (--output).
+The same run is also done without faults; the final weights must be bit-identical. Afterwards no process, port,
+temporary folder or lease may be left. Prints a table and writes JSON (--output).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import restore
 
 HERE = Path(__file__).parent
-STEPS_A_FAULT = 14  # of training between two faults, on average
-STEPS_UNDER_WAY = 8  # from the moment to strike to the fault's effect
-CHECKPOINT_EVERY = 10  # steps: what a kill may cost, and one more while a save is under way
+STEPS_PER_FAULT = 14  # between two faults, on average
+STEPS_TO_EFFECT = 8  # from a fault to its effect
+CHECKPOINT_EVERY = 10  # steps: a kill costs at most these and those during a save
 HANG_TIMEOUT_S = 6.0
 EXIT_STOPPED = {signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
 CONFIG: dict[str, Any] = {
@@ -53,25 +53,25 @@ CONFIG: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Struck:
-    """A fault that was struck, and what it cost."""
+class InjectedFault:
+    """A fault and its cost."""
 
     kind: str
     at_step: int
-    seconds: float  # until the next step that had not been done before
+    seconds: float  # until a step completed for the first time
     steps_redone: int
 
 
 @dataclass
 class Soak:
-    """A run and its tormentor."""
+    """A run, and the faults that were injected into it."""
 
     folder: Path
     name: str
     steps: int
     workers: int  # 1: under the local supervisor; more: through Ray
     process: subprocess.Popen[bytes] | None = None
-    struck: list[Struck] = field(default_factory=list)
+    injected: list[InjectedFault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.directory = RunDirectory(self.folder / "runs", self.name)
@@ -101,7 +101,7 @@ class Soak:
         return self.process.poll()
 
     def wait_until(self, true: Callable[[], object], timeout_s: float = 300) -> bool:
-        """Whether `true` came about before the run's end."""
+        """Wait until `true` returns a true value; False if the run ends before."""
         deadline = time.monotonic() + timeout_s
         while not true():
             if self.poll() is not None:
@@ -112,7 +112,7 @@ class Soak:
         return True
 
     def workers_now(self) -> dict[int, int]:
-        """{rank: process} of the newest attempt's workers that have not ended."""
+        """{rank: process id} of the newest attempt's workers that have not ended."""
         attempts = self.directory.attempts()
         beats = heartbeats.read(self.directory.logs(attempts[-1].number)) if attempts else {}
         return {rank: beat.pid for rank, beat in beats.items() if beat.ended is None}
@@ -137,7 +137,7 @@ Fault = Callable[[Soak], None]
 
 
 def kill(soak: Soak, number: int = signal.SIGKILL) -> None:
-    """One worker, drawn at random, gets a signal."""
+    """Send a signal to a random worker."""
     workers = soak.workers_now()
     if workers:
         with contextlib.suppress(ProcessLookupError):
@@ -145,7 +145,7 @@ def kill(soak: Soak, number: int = signal.SIGKILL) -> None:
 
 
 def kill_while_saving(soak: Soak) -> None:
-    """The worker that writes checkpoints is killed while one is half written."""
+    """Kill the worker that writes checkpoints during a write."""
     workers = soak.workers_now()
 
     def half_written() -> bool:
@@ -157,7 +157,7 @@ def kill_while_saving(soak: Soak) -> None:
 
 
 def kill_twice(soak: Soak) -> None:
-    """A worker is killed, and its successor as soon as it is there."""
+    """Kill a worker, and a worker of the next attempt as soon as there is one."""
     kill(soak)
     number = len(soak.directory.attempts())
     if soak.wait_until(lambda: len(soak.directory.attempts()) > number and soak.workers_now()):
@@ -165,17 +165,17 @@ def kill_twice(soak: Soak) -> None:
 
 
 def stop(soak: Soak) -> None:
-    """A worker is stopped: it is there, and does nothing."""
+    """Stop a worker: the process exists and does nothing."""
     kill(soak, signal.SIGSTOP)
 
 
 def crash(soak: Soak) -> None:
-    """A worker breaks off with a segmentation fault."""
+    """A segmentation fault in a worker."""
     kill(soak, signal.SIGSEGV)
 
 
 def hang(soak: Soak) -> None:
-    """A worker's training thread never comes back from a step."""
+    """Hang the training thread of a worker."""
     rank = random.choice(list(soak.workers_now()) or [0])
     number = len(soak.directory.attempts())
     pace = soak.folder / "pace.json"
@@ -185,7 +185,7 @@ def hang(soak: Soak) -> None:
 
 
 def stopping(number: int) -> Fault:
-    """The main job is asked to stop, and started again."""
+    """Ask the main job to stop with a signal, and start it again."""
 
     def ask(soak: Soak) -> None:
         assert soak.process is not None
@@ -200,7 +200,7 @@ def stopping(number: int) -> Fault:
 
 
 def kill_the_driver(soak: Soak) -> None:
-    """The main job itself is killed, and started again."""
+    """Kill the main job, and start it again."""
     assert soak.process is not None
     workers = soak.workers_now()
     soak.process.kill()
@@ -218,33 +218,33 @@ LOCAL: tuple[Fault, ...] = (
 RAY: tuple[Fault, ...] = (kill, kill, kill_while_saving, stop, hang, stopping(signal.SIGTERM))
 
 
-def strike(soak: Soak, fault: Fault) -> bool:
-    """Strike once, and wait for the next new step; False where the run ended before it could be struck."""
-    target = soak.done() + random.randint(STEPS_A_FAULT // 2, STEPS_A_FAULT * 3 // 2)
+def inject(soak: Soak, fault: Fault) -> bool:
+    """Inject a fault and wait for the next new step; False if the run ends before."""
+    target = soak.done() + random.randint(STEPS_PER_FAULT // 2, STEPS_PER_FAULT * 3 // 2)
     if not soak.wait_until(lambda: soak.done() >= target and soak.workers_now()):
         return False
-    began, at_step, lost_before = time.monotonic(), soak.done(), redone(soak)
+    started, at_step, repeated_before = time.monotonic(), soak.done(), num_repeated(soak)
     number = len(soak.directory.attempts())
     fault(soak)
     if not soak.wait_until(lambda: len(soak.directory.attempts()) > number):
         return False
-    reached = soak.done()  # what was asked to stop has gone on to a step boundary
+    reached = soak.done()  # a run that was asked to stop continues to the next step boundary
     if not soak.wait_until(lambda: soak.done() > reached):
         return False
-    seconds = time.monotonic() - began
-    soak.struck.append(Struck(fault.__name__, at_step, seconds, redone(soak) - lost_before))
+    seconds = time.monotonic() - started
+    soak.injected.append(InjectedFault(fault.__name__, at_step, seconds, num_repeated(soak) - repeated_before))
     return True
 
 
-def redone(soak: Soak) -> int:
-    """Steps that were done again so far: those that are recorded more than once."""
+def num_repeated(soak: Soak) -> int:
+    """The number of repeated steps so far: those with more than one record."""
     records = [line for line in soak.directory.metrics.read_text().splitlines() if '"kind": "train"' in line]
     steps = [line.partition('"step": ')[2].partition(",")[0] for line in records]
     return len(steps) - len(set(steps))
 
 
 def leftovers(folder: Path) -> dict[str, list[str]]:
-    """What is left of all runs below `folder`; nothing should be."""
+    """Whatever is left of the runs in `folder`, by kind."""
     marked, own, others = f"RESNET_SOAK={folder}".encode(), [], []
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -266,13 +266,13 @@ def leftovers(folder: Path) -> dict[str, list[str]]:
 
 
 def listening() -> set[str]:
-    """Sockets on this machine that listen, as /proc names them: `socket:[number]`."""
+    """The listening sockets of this machine, with their names in /proc: `socket:[number]`."""
     lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
     return {f"socket:[{line[9]}]" for line in lines if line[3] == "0A"}  # TCP_LISTEN, in proc(5)
 
 
 def held_by(processes: Sequence[Path]) -> set[str]:
-    """Sockets among the open files of `processes` of /proc."""
+    """The sockets among the open files of `processes` of /proc."""
     held = set()
     for process in processes:
         with contextlib.suppress(OSError):
@@ -283,7 +283,7 @@ def held_by(processes: Sequence[Path]) -> set[str]:
 
 
 def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
-    """Whether the final checkpoints have the same bits."""
+    """Whether the final checkpoints are bit-identical."""
     first, second = restore.newest(one.checkpoints), restore.newest(other.checkpoints)
     if first is None or second is None or first.step != second.step:
         return False
@@ -292,79 +292,79 @@ def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
 
 
 def soak(folder: Path, num_faults: int, minutes: float, workers: int, seed: int) -> dict[str, Any]:
-    """Strike a run `num_faults` times, or as often as `minutes` allow; the report."""
+    """Inject `num_faults` faults, or as many as fit into `minutes`; returns the report."""
     random.seed(seed)
-    kernels = listening() - held_by(list(Path("/proc").glob("[0-9]*")))  # the kernel's own, or out of our sight
+    kernels = listening() - held_by(
+        list(Path("/proc").glob("[0-9]*"))
+    )  # not visible to us
     write_digits(folder / "digits")
-    steps = (num_faults + 1) * (STEPS_A_FAULT + STEPS_UNDER_WAY)
-    runs = {name: Soak(folder, name, steps, workers) for name in ("untouched", "struck")}
-    runs["untouched"].start()
-    runs["untouched"].wait_until(lambda: False, timeout_s=minutes * 60)
-    struck = runs["struck"]
-    struck.start()
+    steps = (num_faults + 1) * (STEPS_PER_FAULT + STEPS_TO_EFFECT)
+    runs = {name: Soak(folder, name, steps, workers) for name in ("undisturbed", "disturbed")}
+    runs["undisturbed"].start()
+    runs["undisturbed"].wait_until(lambda: False, timeout_s=minutes * 60)
+    disturbed = runs["disturbed"]
+    disturbed.start()
     faults, deadline = RAY if workers > 1 else LOCAL, time.monotonic() + minutes * 60
     bag: list[Fault] = []
     for _ in range(num_faults):
         bag = bag or random.sample(faults, len(faults))
-        if time.monotonic() > deadline or not strike(struck, bag.pop()):
+        if time.monotonic() > deadline or not inject(disturbed, bag.pop()):
             break
-    struck.wait_until(lambda: False, timeout_s=600)
-    seconds = [one.seconds for one in struck.struck]
-    time.sleep(2)  # for what ends by itself
+    disturbed.wait_until(lambda: False, timeout_s=600)
+    injected = disturbed.injected
+    seconds = [one.seconds for one in injected]
+    time.sleep(2)  # for processes that are about to end
     left = leftovers(folder)
     return {
         "place": "local" if workers == 1 else f"ray, {workers} workers",
         "seed": seed,
-        "faults": len(struck.struck),
+        "faults": len(injected),
         "steps": steps,
-        "attempts": len(struck.directory.attempts()),
+        "attempts": len(disturbed.directory.attempts()),
         "exit_codes": {name: run.poll() for name, run in runs.items()},
-        "same_weights": same_weights(runs["struck"].directory, runs["untouched"].directory),
-        "steps_redone": {"sum": sum(one.steps_redone for one in struck.struck), "worst": _worst(struck.struck)},
+        "same_weights": same_weights(disturbed.directory, runs["undisturbed"].directory),
+        "steps_redone": {
+            "sum": sum(one.steps_redone for one in injected),
+            "worst": max((one.steps_redone for one in injected), default=0),
+        },
         "seconds_to_next_new_step": {
             "median": statistics.median(seconds) if seconds else None,
             "worst": max(seconds, default=None),
         },
         "left_over": {**left, "ports": [port for port in left["ports"] if port not in kernels]},
-        "struck": [asdict(one) for one in struck.struck],
+        "injected": [asdict(one) for one in injected],
     }
 
 
-def _worst(struck: Sequence[Struck]) -> int:
-    return max((one.steps_redone for one in struck), default=0)
-
-
 def table(report: dict[str, Any]) -> str:
-    """The report as a person reads it, a line a kind of fault."""
-    lines = [f"{'fault':<20} {'times':>5} {'redone':>7} {'median s':>9} {'worst s':>8}"]
-    for kind in sorted({one["kind"] for one in report["struck"]}):
-        ones = [one for one in report["struck"] if one["kind"] == kind]
+    """The report as a table, one line per kind of fault."""
+    lines = [f"{'fault':<20} {'times':>5} {'repeated':>8} {'median s':>9} {'worst s':>8}"]
+    for kind in sorted({one["kind"] for one in report["injected"]}):
+        ones = [one for one in report["injected"] if one["kind"] == kind]
         seconds = [one["seconds"] for one in ones]
-        redone_steps = sum(one["steps_redone"] for one in ones)
-        lines.append(
-            f"{kind:<20} {len(ones):>5} {redone_steps:>7} {statistics.median(seconds):>9.1f} {max(seconds):>8.1f}"
-        )
+        repeated = sum(one["steps_redone"] for one in ones)
+        lines.append(f"{kind:<20} {len(ones):>5} {repeated:>8} {statistics.median(seconds):>9.1f} {max(seconds):>8.1f}")
     left = {name: len(found) for name, found in report["left_over"].items()}
     lines.append(f"{report['faults']} faults, {report['attempts']} attempts, exit codes {report['exit_codes']}")
-    lines.append(f"same weights as the untouched run: {report['same_weights']}; left over: {left}")
+    lines.append(f"same weights as the undisturbed run: {report['same_weights']}; left over: {left}")
     return "\n".join(lines)
 
 
 def passes(report: dict[str, Any]) -> bool:
-    """Whether nothing was lost and nothing is left."""
+    """Whether the result is the same and nothing is left over."""
     ended = set(report["exit_codes"].values()) == {0}
     return bool(report["same_weights"]) and ended and not any(report["left_over"].values()) and report["faults"] > 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the soak; 0 where nothing was lost."""
+    """Run the soak test; 0 if it passes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--folder", type=Path, help="where to work; kept (default: a temporary one, removed)")
+    parser.add_argument("--folder", type=Path, help="working folder, which is kept (default: a temporary one)")
     given = parser.parse_args(arguments)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""What is each key of `speed:` worth on a CPU?
+"""The effect of each key of `speed:` on a CPU.
 
     python -m benchmarks.speed_keys [--quick]
 
 ResNet-50 on noise, our trainer, one worker, one thread. One key at a time is changed from its default; the variants
 take turns. Keys that have an effect on GPUs only are measured by benchmarks/training_gpu.py. `--quick` checks that the
-benchmark runs; its figures are not written.
+benchmark runs, and writes no result.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rows_of(times: dict[str, list[float]], num_images: int) -> list[dict[str, An
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print a table, write results/speed_keys.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="see that it works, in a minute")
+    parser.add_argument("--quick", action="store_true", help="check that it works, in a minute")
     effort = QUICK if parser.parse_args(arguments).quick else FULL
     setting = effort.setting
     variants = {name: keys for name, keys in VARIANTS.items() if effort.compiled or "compile" not in keys}

@@ -1,9 +1,9 @@
-"""How fast is a training step, and how much memory does it take, against what others do? On a CPU.
+"""The speed and the memory of a training step on a CPU, compared with peers.
 
     python -m benchmarks.training_cpu [--quick] [--only WORD]
 
-ResNet-50 on noise, one thread a worker, two workers over gloo. `--quick` has fewer rounds and smaller images, to see
-that all of it works; its figures are not written.
+ResNet-50 on noise, one thread per worker, two workers with gloo. `--quick` checks that the benchmark works, with fewer
+rounds and smaller images, and writes no result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Effort:
-    """What is measured, and how often. Of fewer than 16 images a step torch computes some convolutions otherwise."""
+    """What is measured, and how often. For fewer than 16 images torch uses other algorithms for some convolutions."""
 
     steps: Setting
     memory: Setting
@@ -49,7 +49,7 @@ QUICK = Effort(Setting(batch=8, resolution=32), replace(FULL.memory, model="resn
 
 
 def one_worker(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
-    """Ours against a minimal loop, torchvision's and timm's."""
+    """Our trainer against a minimal loop, torchvision's and timm's."""
     setting = effort.steps
     batches = synthetic(setting)
     peers: dict[str, Run] = {
@@ -75,13 +75,13 @@ def one_worker(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
 
 
 def ddp(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
-    """Two workers: our trainer against torch's plain DDP, and batch norm over both workers against each its own."""
+    """Two workers: our trainer against plain DDP, and batch norm over both workers against local batch norm."""
     times = on_workers(2, measure_ddp, effort.steps, effort.rounds)
     rows = [
         time_row("DDP step, 2 workers", "torch's plain DDP", times["ours"], times["plain"], goal=1.02),
         time_row(
-            "batch norm over both workers", "each worker its own", times["synchronised"], times["ours"],
-            note="one all-reduce forward and one backward a layer",
+            "batch norm over both workers", "each worker's own", times["synchronised"], times["ours"],
+            note="one all-reduce per layer and pass",
         ),
     ]  # fmt: skip
     return rows, {"times_s": times}
@@ -125,7 +125,7 @@ def measure_zero(setting: Setting, stage: int, rounds: int) -> dict[str, list[fl
 
 
 def memory(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
-    """Two workers: what each holds of gradients and optimizer state under ZeRO-2, against DDP."""
+    """Two workers: the gradients and optimizer state of each with ZeRO-2, against DDP."""
     used = {name: on_workers(2, measure_memory, effort.memory, name) for name in ("ddp", "zero")}
     rows = []
     for what in ("gradients", "optimizer state", "both"):
@@ -138,7 +138,7 @@ def memory(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
             )
         )  # fmt: skip
     weights = used["zero"]["weights of the optimizer's own"]
-    note = f"ZeRO also keeps {weights / 1e6:,.0f} MB of weights a worker for its optimizer to update"
+    note = f"ZeRO's optimizer also keeps {weights / 1e6:,.0f} MB of weights per worker"
     return [*rows[:-1], replace(rows[-1], note=note)], {"bytes": used}
 
 
@@ -159,7 +159,7 @@ def measure_memory(setting: Setting, engine: str) -> dict[str, int]:
         found["gradients"] = sum(map(_bytes, gradients))
         found["weights of the optimizer's own"] = sum(map(_bytes, weights))
 
-    # DeepSpeed steps one group of parameters after another, and drops the gradients of each: look before the first.
+    # DeepSpeed updates the parameter groups one by one and frees the gradients of each: measure before the first.
     stepper: Any = trainer.optimizer if engine == "ddp" else trainer.engine._engine  # type: ignore[attr-defined]
     step = stepper.step
 
@@ -182,9 +182,9 @@ QUESTIONS = {"one_worker": one_worker, "ddp": ddp, "zero": zero, "memory": memor
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print a table, write results/training_cpu.json; 1 where a goal is missed."""
+    """Measure, print a table, write results/training_cpu.json; 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="see that it works, in a minute")
+    parser.add_argument("--quick", action="store_true", help="check that it works, in a minute")
     parser.add_argument("--only", choices=QUESTIONS, action="append", help="may be given several times")
     given = parser.parse_args(arguments)
     effort = QUICK if given.quick else FULL
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _described(setting: Setting) -> str:
-    return f"{setting.model}, {setting.resolution} px, {setting.batch} images a worker, {setting.precision}, 1 thread"
+    return f"{setting.model}, {setting.resolution} px, {setting.batch} images per worker, {setting.precision}, 1 thread"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How fast is a training step on one GPU, against what others do, and where does its time go?
+"""The speed of a training step on one GPU compared with peers, and the time of its kernels.
 
     python -m benchmarks.training_gpu [--device cuda|cpu] [--quick] [--only SECTION]
 
-ResNet-50, 224 pixels, images of noise that lie on the GPU. Needs torch and torchvision, and timm to compare with it.
-Results are written after each section to results/DATE-GPU.json, and as a report to results/DATE-GPU.md.
+ResNet-50, 224 pixels, images of noise on the GPU. Requires torch and torchvision; timm for its peer. After each section
+results are written to results/DATE-GPU.json, and as a report to results/DATE-GPU.md.
 
     peers      every precision and batch: ours, a minimal loop, torchvision's loop, timm's step; eager and compiled
     ablation   one speed key changed at a time
     norms      batch norm over several workers against torch.nn.SyncBatchNorm, in a process group of one
-    profile    a step's time by kind of kernel
+    profile    the time of a step by kind of kernel
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Plan:
     resolution: int
     batches: tuple[int, ...]
     precisions: tuple[Precision, ...]
-    compile_at: tuple[int, ...]  # batches: a peer takes a minute to compile
+    compile_at: tuple[int, ...]  # batches for which peers are compiled, which takes a minute each
     ablation: tuple[int, ...]  # batches
     rounds: int
-    steps: int  # a turn
-    warm_up_steps: int  # compiling, cuDNN's trials and capturing a graph are among them
+    steps: int  # per turn
+    warm_up_steps: int  # including compilation, cuDNN's benchmark and the capture of a graph
 
 
 FULL = Plan("resnet50", 224, (64, 128, 256, 512), ("bfloat16", "float16", "tf32"), (256,), (64, 256), 6, 10, 15)
@@ -101,7 +101,7 @@ class Benchmark:
         return lines
 
     def ablation(self) -> list[dict[str, Any]]:
-        """Images/s with one speed key changed at a time; images come from the host, for the sake of `copy_stream`."""
+        """Images/s with one speed key changed at a time; images come from the host, so that `copy_stream` matters."""
         lines = []
         for batch in self.plan.ablation:
             setting = self.setting(self.plan.precisions[0], batch)
@@ -134,7 +134,7 @@ class Benchmark:
         return compare_norms(self.device, batch, self.plan.resolution, self.plan.rounds, self.plan.steps)
 
     def profile(self) -> list[dict[str, Any]]:
-        """Where a step's time goes: eager, compiled, and as a graph."""
+        """The time of a step by kind of kernel: eager, compiled, and as a CUDA graph."""
         batch = max(size for size in self.plan.batches if size <= 256)
         setting = self.setting(self.plan.precisions[0], batch)
         ways: dict[str, SpeedRecipe] = {"eager": SpeedRecipe()}
@@ -188,16 +188,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure section by section; write JSON and a report after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="see that it works, in a few minutes")
+    parser.add_argument("--quick", action="store_true", help="check that it works, in a few minutes")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given several times")
-    parser.add_argument("--batches", type=int, nargs="+", help="images a step")
+    parser.add_argument("--batches", type=int, nargs="+", help="images per step")
     parser.add_argument("--precisions", nargs="+", choices=("bfloat16", "float16", "tf32", "float32"))
     parser.add_argument("--compile-at", type=int, nargs="*", help="batches for which peers are compiled too")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no GPU; --device cpu --quick shows that the benchmark works")
+        parser.error("torch finds no GPU; --device cpu --quick checks that the benchmark works")
     device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
     plan = FULL if not given.quick else QUICK_GPU if given.device == "cuda" else QUICK_CPU
     changes: dict[str, Any] = {

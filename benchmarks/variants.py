@@ -1,4 +1,4 @@
-"""What is timed on a GPU: peers by name, made when they are needed, and dropped where memory does not suffice."""
+"""The peers that are timed on a GPU, by name; created when needed, and skipped if memory does not suffice."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from resnet_dist.telemetry.memory import is_out_of_memory
 from resnet_dist.training.device import set_up_torch
 
 Make = Callable[[], Run]
-GRAPH_UP_TO = 128  # images: above, launches are hidden behind kernels, and a graph's memory is a second step's
+GRAPH_UP_TO = 128  # images: for more, kernels hide the launches, and a graph doubles the memory of a step
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Peers that were timed together.
+    """The result of peers that were timed together.
 
-    times_s     seconds a step, one number a round, by peer
-    memory_mb   most that each had allocated while it warmed up, on a GPU
-    absent      why a peer was not timed, by peer
+    times_s     seconds per step by peer, one number per round
+    memory_mb   peak memory of each peer during its warm-up, on a GPU
+    absent      peers that were not timed, and why
     """
 
     times_s: dict[str, list[float]]
@@ -35,7 +35,7 @@ class Timed:
 
 
 def peers_of(setting: Setting, *, compiled: bool) -> tuple[dict[str, Make], dict[str, str]]:
-    """Ours and the others for one precision and batch; and who is absent, and why."""
+    """Our variants and the peers for one precision and batch, and the absent ones with the reason."""
     batches = synthetic(setting)
     fast = replace(setting, compile=True)
 
@@ -57,7 +57,7 @@ def peers_of(setting: Setting, *, compiled: bool) -> tuple[dict[str, Make], dict
     if setting.device.type != "cuda":
         absent["ours, CUDA graph"] = "no GPU"
     elif setting.precision == "float16":
-        absent["ours, CUDA graph"] = "float16 has a loss scaler, which asks the host at every step"
+        absent["ours, CUDA graph"] = "float16 has a loss scaler, which synchronises with the host at every step"
     elif setting.batch > GRAPH_UP_TO:
         absent["ours, CUDA graph"] = f"only up to {GRAPH_UP_TO} images"
     else:
@@ -79,9 +79,9 @@ def our_trainer(setting: Setting, speed: SpeedRecipe, batches: list[HostBatch]) 
 
 
 def flagged(recipe: Recipe, device: torch.device, run: Run) -> Run:
-    """`run`, whose turns begin with the flags of torch that `recipe` asks for: they are the whole process's.
+    """`run`, with the process-wide flags of torch that `recipe` requires set before each turn.
 
-    All of the projects compared let cuDNN try its algorithms, as our default does.
+    All projects that are compared let cuDNN benchmark its algorithms, as our default does.
     """
 
     def turn(steps: int) -> None:
@@ -92,7 +92,7 @@ def flagged(recipe: Recipe, device: torch.device, run: Run) -> Run:
 
 
 def timed(makers: Mapping[str, Make], device: torch.device, *, rounds: int, steps: int, warm_up_steps: int) -> Timed:
-    """Make every peer, let it warm up, and time those that could, in turns."""
+    """Create every peer, warm it up, and time all that fit into memory in turns."""
     wait = waiting_for(device)
     peers: dict[str, Run] = {}
     absent: dict[str, str] = {}
@@ -123,14 +123,14 @@ def timed(makers: Mapping[str, Make], device: torch.device, *, rounds: int, step
 
 
 def waiting_for(device: torch.device) -> Callable[[], object]:
-    """A function that waits until the device has nothing to do."""
+    """A function that waits for the device."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None
 
 
 def _reset_memory(device: torch.device) -> int:
-    """Begin to look for the most that is allocated; returns the bytes that are now."""
+    """Start to record the peak of allocated memory; returns the bytes that are allocated now."""
     if device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Run a function on several worker processes of this machine, over gloo."""
+"""Run a function in several worker processes of this machine, with gloo."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch.multiprocessing
 
 
 def on_workers(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns on rank 0, as JSON has it. It must be importable, its arguments picklable.
+    """The result of `function(*arguments)` on rank 0, converted to JSON and back.
 
-    Each worker computes with one thread. A process group is up while it runs.
+    The function must be importable and its arguments picklable. It runs with one thread, inside a process group.
     """
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_worker, (number, function, arguments, folder), nprocs=number)

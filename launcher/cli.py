@@ -27,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parser().parse_args(arguments)
         return int(given.run(given))
-    except BrokenPipeError:  # the reader has closed the pipe: `launcher compare A B | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the interpreter's exit would fail, too
+    except BrokenPipeError:  # `launcher compare A B | head`
+        # The flush at the interpreter's exit would fail, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         return report(error)
@@ -42,7 +43,7 @@ def _parser() -> Parser:
 
     verb = verbs.add_parser("demo", help="train on handwritten digits on this machine, in a few minutes")
     verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key of configs/digits_cpu.yaml")
-    verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="folder for images and runs (%(default)s)")
+    verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="of images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
     plan.add_parser(verbs)

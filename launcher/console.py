@@ -28,7 +28,7 @@ class Progress:
         self._stream = sys.stdout if stream is None else stream
         self._total_steps = 0
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line."""
         try:
             print(text, file=self._stream, flush=True)
@@ -39,10 +39,10 @@ class Progress:
         """Print a record, if it is of interest to a person."""
         kind = record["kind"]
         if kind == "train":
-            self.say(self._train(record))
+            self.print(self._train(record))
         elif kind == "eval":
             average = ", average of the weights" if record.get("weights") == "ema" else ""
-            self.say(
+            self.print(
                 f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
                 f"  top-5 {_shown(record, 'top5', '.2%')}  loss {_shown(record, 'loss', '.4f')}"
                 f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
@@ -51,14 +51,14 @@ class Progress:
             detail = record["detail"]
             self._total_steps = detail["total_steps"]
             if detail.get("batch_size", 0) > detail.get("num_samples", math.inf):
-                self.say(
+                self.print(
                     f"batch.size {detail['batch_size']:,} is more than the {detail['num_samples']:,} training images: "
                     "a step uses images more than once, and an epoch is less than one step"
                 )
         elif record["event"] in BOTTLENECK_EVENTS:
-            self.say(record["detail"]["text"])
+            self.print(record["detail"]["text"])
         elif record["event"] == "stopped":
-            self.say(f"{self._where(record)}  stopped on request")
+            self.print(f"{self._where(record)}  stopped on request")
 
     def _train(self, record: Mapping[str, Any]) -> str:
         left = _shown(record, "time_left_s", ".0f")

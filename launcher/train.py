@@ -90,14 +90,14 @@ def _nothing_to_do(config: RunConfig, run: RunDirectory, mode: ResumeMode, progr
     if run.is_finished() and mode != "never" and _has_all_steps(config, run):
         recorded.refuse_changes(config, run)
         if leads():
-            progress.say(f"run {run.path}: finished already; choose another name to train it again")
+            progress.print(f"run {run.path}: finished already; choose another name to train it again")
         return ExitCode.OK
     failure = run.fatal()
     if failure is None or not root_cause.ends_submission(failure):
         return None
     if leads():
-        progress.say(f"run {run.path}: this submission failed for good at {failure.time}: {failure.message}")
-        progress.say("it is not retried: fix the cause, and submit the run again")
+        progress.print(f"run {run.path}: this submission failed for good at {failure.time}: {failure.message}")
+        progress.print("it is not retried: fix the cause, and submit the run again")
     return ExitCode(failure.exit_code)
 
 
@@ -150,7 +150,7 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         notifier.notify(event, f"saved at step {step}", step=step, exit_code=int(code))
         lines = [f"saved at step {step}; the same command resumes the run", *profile_lines(run)]
     for line in lines:
-        progress.say(line)
+        progress.print(line)
 
 
 def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from launcher.checks import arithmetic
 from launcher.checks.children import Answer, Child, run_children
-from launcher.checks.finding import Finding, failed, graded, passed, skipped
+from launcher.checks.finding import Finding, failed, graded, skipped
 from launcher.formatting import count, in_bytes
 
 CHILD_S = 90  # assumption: torch's import and a CUDA context take seconds, the patterns of 180 GB a second or two
@@ -63,19 +63,16 @@ def gpus(required: int, visible: int | None = None) -> Finding:
 def cpu_matmul() -> Finding:
     """A product in float32 and one in float64 on this CPU."""
     wrong = sum(arithmetic.product_errors(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64))
-    if wrong == 0:
-        return passed("matmul", "CPU: products are right in float32 and float64")
-    found = f"CPU: {count(wrong, 'element')} of products wrong"
-    return failed("matmul", found, "remove this host from the job: its CPU, memory or torch computes wrong numbers")
+    found = f"CPU: {count(wrong, 'wrong element')} in products of float32 and float64"
+    advice = "remove this host from the job: its CPU, memory or torch computes wrong numbers"
+    return graded("matmul", found, advice, fail=wrong > 0)
 
 
 def cpu_memory() -> Finding:
     """Patterns in a sample of this host's memory."""
     errors = arithmetic.pattern_errors(torch.empty(_CPU_TEST_BYTES // 8, dtype=torch.int64))
-    if errors == 0:
-        return passed("memory", f"{in_bytes(_CPU_TEST_BYTES)} tested with patterns (a sample)")
-    found = f"{count(errors, 'word')} of memory changed"
-    return failed("memory", found, "remove this host from the job and test its memory")
+    found = f"{count(errors, 'changed word')} in {in_bytes(_CPU_TEST_BYTES)}, a sample"
+    return graded("memory", found, "remove this host from the job and test its memory", fail=errors > 0)
 
 
 def gpu_arithmetic() -> list[Finding]:
@@ -95,9 +92,7 @@ def gpu_finding(index: int, answer: Answer | str) -> Finding:
     )
     if isinstance(answer, str):
         return failed(name, answer, advice)
-    card, size = answer["name"], in_bytes(answer["num_bytes"])
-    if wrong := answer["wrong_products"]:
-        return failed(name, f"{card}: {count(wrong, 'element')} of products wrong", advice)
-    if changed := answer["changed_words"]:
-        return failed(name, f"{card}: {count(changed, 'word')} of {size} changed", advice)
-    return passed(name, f"{card}: products are right, {size} of memory tested with patterns")
+    wrong, changed = answer["wrong_products"], answer["changed_words"]
+    found = f"{answer['name']}: {count(wrong, 'wrong element')} in products, {count(changed, 'changed word')}"
+    found += f" in {in_bytes(answer['num_bytes'])} of memory"
+    return graded(name, found, advice, fail=bool(wrong or changed))

@@ -23,27 +23,14 @@ _REPEATS = 3
 _START_S = 30  # assumption: importing torch and creating a CUDA context take less
 
 
-def reduce_here(
-    *,
-    first_rank: int,
-    processes: int,
-    world_size: int,
-    address: str,
-    port: int,
-    gpus: bool,
-    num_bytes: int,
-    seconds: float,
-) -> Answer:
+def reduce_here(*, first_rank: int, processes: int, gpus: bool, seconds: float, **common: object) -> Answer:
     """Run this host's `processes` of an all-reduce: ranks `first_rank` and up, each with a GPU if `gpus`.
 
-    The collective itself may take `seconds`. Answers {"problems": [text], "wrong": elements, "bus_bytes_per_s": of the
-    slowest process}.
+    The collective itself may take `seconds`; `common` are the other arguments of `reduce_once`. Answers {"problems":
+    [text], "wrong": elements, "bus_bytes_per_s": of the slowest process}.
     """
-    common = {"world_size": world_size, "address": address, "port": port, "num_bytes": num_bytes, "seconds": seconds}
-    children = [
-        Child("launcher.checks.collective", {**common, "rank": first_rank + local, "gpu": local if gpus else None})
-        for local in range(processes)
-    ]
+    ranks = [{"rank": first_rank + local, "gpu": local if gpus else None} for local in range(processes)]
+    children = [Child("launcher.checks.collective", {**common, "seconds": seconds, **rank}) for rank in ranks]
     answers = run_children(children, seconds + _START_S)
     good = [answer for answer in answers if not isinstance(answer, str)]
     return {

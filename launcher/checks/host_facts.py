@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,12 +33,9 @@ def host_facts() -> Answer:
     driver = driver_cuda()
     return {
         **environment(),
-        "host": socket.gethostname(),
-        "time_s": time.time(),
         "cuda": torch.version.cuda,
         "driver": None if driver is None else ".".join(map(str, driver)),
         "gpus": _gpus(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "code": code_fingerprint(),
     }
 

@@ -18,20 +18,18 @@ _PYTHONS = ((3, 11), (3, 13))  # oldest and newest
 
 def packages(config: RunConfig | None, required: HostRequirements) -> Iterator[Finding]:
     """One failure per problem, or the versions."""
-    problems = [*_python(platform.python_version()), *_old(), *_missing(config, required)]
+    problems = [*_old_versions(), *_missing(config, required)]
     yield from problems
     if not problems:
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LEAST)
         yield passed("packages", f"Python {platform.python_version()}, {versions}")
 
 
-def _python(version: str) -> Iterator[Finding]:
-    if not _PYTHONS[0] <= numbers(version) <= _PYTHONS[1]:
+def _old_versions() -> Iterator[Finding]:
+    python = platform.python_version()
+    if not _PYTHONS[0] <= numbers(python) <= _PYTHONS[1]:
         oldest, newest = (".".join(map(str, one)) for one in _PYTHONS)
-        yield failed("packages", f"Python {version}", f"use Python {oldest} to {newest}")
-
-
-def _old() -> Iterator[Finding]:
+        yield failed("packages", f"Python {python}", f"use Python {oldest} to {newest}")
     for name, least in LEAST.items():
         try:
             version = importlib.metadata.version(name)

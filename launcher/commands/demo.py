@@ -24,9 +24,9 @@ def run_demo(folder: Path, overrides: Sequence[str]) -> int:
     progress = Progress()
     for package, without in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
-            progress.say(f"not installed: {without}")
+            progress.print(f"not installed: {without}")
     images, label = write_demo_images(folder / "digits")
-    progress.say(f"images: {label}, in {images}")
+    progress.print(f"images: {label}, in {images}")
     path = shipped_config("digits_cpu.yaml")
     # A new name: a second demo is a new run and does not resume the first one.
     name = time.strftime("demo-%Y%m%d-%H%M%S")

@@ -119,7 +119,7 @@ def _begin(
     facts = {"place": "local", "workers": world_size, "from_step": start.step, "num_micro_batches": num_micro_batches}
     spec = AttemptSpec(run.begin_attempt(facts), start.step, start.checkpoint, read_skips(run), num_micro_batches)
     for line in start.notes:
-        progress.say(line)
+        progress.print(line)
     return spec, start.config.batch_norm
 
 
@@ -131,7 +131,7 @@ def _listener(config: RunConfig, progress: Progress, world_size: int) -> Callabl
 
     def listen(record: Mapping[str, object]) -> None:
         if record.get("event") == "started":  # not earlier: the config may still turn out to be invalid
-            progress.say(note)
+            progress.print(note)
         progress.record(record)
 
     return listen

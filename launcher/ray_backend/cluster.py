@@ -130,7 +130,7 @@ class Cluster:
         return 0
 
     def _ask(self, node_id: str) -> None:
-        if _answers(node_id):
+        if node_answers(node_id):
             self._silent.pop(node_id, None)
         else:
             self._silent[node_id] = time.monotonic()
@@ -160,7 +160,7 @@ class Cluster:
         )
 
 
-def _answers(node_id: str) -> bool:
+def node_answers(node_id: str) -> bool:
     """Whether a node starts a process in ANSWER_S."""
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)
     asked = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(_nothing).remote()

@@ -44,7 +44,7 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
     session = dataclasses.replace(session, config=start.config)
     session.run.write_config(configs.to_yaml(start.config))
     for line in start.notes:
-        session.progress.say(line)
+        session.progress.print(line)
     with _exits_after(start.config.faults.start_timeout_s, session.attended):
         started_here = _connect(start.config)
     try:
@@ -96,7 +96,7 @@ class Driver:
             if not excluded or not self._enough_in_total():
                 raise
             self._handler.include_all_nodes()
-            self._session.progress.say(f"{error}; excluded nodes are used again")
+            self._session.progress.print(f"{error}; excluded nodes are used again")
             return self._count_workers(signals)
 
     def _enough_in_total(self) -> bool:
@@ -111,7 +111,7 @@ class Driver:
 
     def _next_start(self) -> resume.Start:
         start = resume.choose(self._session.config, self._run, "auto")
-        self._session.progress.say(start.notes[0])
+        self._session.progress.print(start.notes[0])
         return start
 
     def _run_fit(
@@ -188,7 +188,7 @@ class Driver:
         preempted = stop_reason is StopReason.PREEMPTED
         if stop_reason is None or (preempted and not self._capacity_after_preemption()):
             return ExitCode.STOPPED, dataclasses.replace(result, preempted=preempted)
-        self._session.progress.say(f"attempt {number}: {cause}")
+        self._session.progress.print(f"attempt {number}: {cause}")
         if preempted:
             self._session.notifier.notify("preempted", cause, step=step, leaving=leaving)
         return None
@@ -228,7 +228,7 @@ class Driver:
         self._run.end_attempt(number, ExitCode.UNAVAILABLE, f"NotPlaced: {error}", None)
         if time.monotonic() > self._give_up_at:
             raise error
-        self._session.progress.say(f"attempt {number}: {error}; counting the nodes again")
+        self._session.progress.print(f"attempt {number}: {error}; counting the nodes again")
 
     def _nodes_with_notice(self, number: int) -> set[str]:
         """The ids of nodes whose workers have seen `preemption.notice_file`."""

@@ -35,7 +35,7 @@ class FailureHandler:
         failed = {node: number for node, number in sorted(self.history.node_failures.items()) if number >= most}
         self.history = dataclasses.replace(self.history, excluded=tuple(failed))
         for node, number in failed.items():
-            self._session.progress.say(
+            self._session.progress.print(
                 f"node {node} failed {count(number, 'time')} in this run and is excluded. Once it is repaired, "
                 f"faults.max_node_failures={number + 1} includes it again"
             )
@@ -81,7 +81,7 @@ class FailureHandler:
             write_skips(run, decision.history.skips)
         if decision.num_micro_batches is not None:
             self.num_micro_batches = decision.num_micro_batches
-        session.progress.say(f"{happened}\n  starting again: {decision.reason}")
+        session.progress.print(f"{happened}\n  starting again: {decision.reason}")
         return decision
 
 

@@ -63,7 +63,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     try:
         loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise RecipeError(_KEY, f"{path}: cannot be loaded as tensors only ({_first_line(error)})", _ALLOWED) from error
+        raise RecipeError(_KEY, f"{path}: not a file of tensors only ({_first_line(error)})", _ALLOWED) from error
     if not isinstance(loaded, Mapping):
         raise RecipeError(_KEY, f"{path}: contains an object of type {type(loaded).__name__}", _ALLOWED)
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]

@@ -1,6 +1,6 @@
-"""What a user sees of a mistake in a config: its file, line and key, what was found, what is allowed, and an exit code.
+"""The message for each mistake in a config: file, line, key, what was found, what is allowed; and the exit code.
 
-Each case is a whole file, so that it reads as a user would write it.
+Each case is a complete file, as a user would write it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pytest
 
 from launcher.config import load as config
 from launcher.errors import ConfigError, LauncherError, UsageError
+from launcher.recovery.faults import rule_for
 
 GOOD = """\
 schema: 1
@@ -29,7 +30,7 @@ workers: 2
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake: `change` replaces text of the good config, or adds a line at its end where it replaces nothing."""
+    """A mistake: `change` replaces text of the good config; an empty old text adds a line at the end."""
 
     name: str
     change: tuple[str, str] = ("", "")
@@ -119,7 +120,13 @@ CASES = [
     case("a range above the batch", "workers: 2", "workers: 2..65", 9, "workers", "found 65", "at most 64"),
     case("no address", "", "checkpoint: {mirror: /copy}", 10, "checkpoint.mirror", "/copy", "s3://BUCKET"),
     case(
-        "nobody to notify", "", "notify: {no_progress_minutes: 5}", 10, "notify.no_progress_minutes", "found 5", "webhook"
+        "nobody to notify",
+        "",
+        "notify: {no_progress_minutes: 5}",
+        10,
+        "notify.no_progress_minutes",
+        "found 5",
+        "webhook",
     ),
     case(
         "a secret in an address",
@@ -134,7 +141,13 @@ CASES = [
     case("object store", "/runs", "s3://bucket/runs", 3, "storage", "object store", "a folder that every node sees"),
     case("variable in a path", "/runs", "$SCRATCH/runs", 3, "storage", "$SCRATCH", "on the command line"),
     case(
-        "option without effect", "0.9}", "0.9, epsilon: 0}", 7, "optimizer.epsilon", "has no effect", "optimizer.name lars"
+        "option without effect",
+        "0.9}",
+        "0.9, epsilon: 0}",
+        7,
+        "optimizer.epsilon",
+        "has no effect",
+        "optimizer.name lars",
     ),
     case("duplicate key", "", "name: again", 10, "name", "given twice, first in line 2", "each key once"),
     case("duplicate inner key", "0.9}", "0.9, name: lars}", 7, "optimizer.name", "given twice", "each key once"),
@@ -166,7 +179,7 @@ CLASSES: dict[int, type[LauncherError]] = {64: UsageError, 78: ConfigError}
 
 
 def assert_readable(message: str) -> None:
-    """No trace of the inside: no traceback, no object's address, no library's own words or links."""
+    """The message has no traceback, no address of an object, and no text or link of a library."""
     assert not re.search(r"Traceback|File \"|line \d+, in |0x[0-9a-f]{8}|pydantic|errors\.|yaml\.|https?://", message)
     assert not re.search(r"Input should be|validation error|type=", message)
 
@@ -179,7 +192,7 @@ def test_a_mistake_is_explained(bad: Case, tmp_path: Path, monkeypatch: pytest.M
         config.load("my.yaml", bad.overrides)
     message = str(caught.value)
     assert type(caught.value) is CLASSES[bad.code]
-    assert caught.value.exit_code == bad.code
+    assert rule_for(caught.value).exit_code == bad.code
     place = f"my.yaml:{bad.line}" if bad.line else f"command line: {bad.overrides[0]}"
     key = f"{bad.key}: " if bad.key and bad.code == 78 else ""
     [line] = [line for line in message.splitlines() if line.startswith(f"{place}: {key}")]
@@ -196,35 +209,35 @@ def test_the_config_that_the_cases_change_is_good(tmp_path: Path) -> None:
     assert config.load(path).name == "good"
 
 
-def test_the_table_is_large_enough_to_be_worth_reading() -> None:
+def test_the_cases_have_different_names() -> None:
     names = [bad.name for bad in CASES]
     assert len(names) == len(set(names)) >= 25
 
 
-def test_a_config_that_is_not_there_is_a_mistake_of_usage(tmp_path: Path) -> None:
+def test_a_missing_config_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text(GOOD, encoding="utf-8")
     with pytest.raises(UsageError) as caught:
         config.load(tmp_path / "digit.yaml")
-    assert caught.value.exit_code == 64
+    assert rule_for(caught.value).exit_code == 64
     expected = f"{tmp_path}/digit.yaml: there is no such file. Allowed: the path of a YAML config."
     assert str(caught.value) == f"{expected} Did you mean {tmp_path}/digits.yaml?"
 
 
-def test_a_path_through_a_file_is_a_mistake_of_usage(tmp_path: Path) -> None:
+def test_a_path_through_a_file_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match=r"file/x\.yaml: cannot be read: Not a directory\. Allowed: "):
         config.load(tmp_path / "file" / "x.yaml")
 
 
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_config(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         config.load(tmp_path)
-    assert caught.value.exit_code == 78
+    assert rule_for(caught.value).exit_code == 78
     assert str(caught.value) == f"{tmp_path}: this is a folder. Allowed: a YAML file (in this folder: a.yaml)"
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_refused_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_bytes(GOOD.replace("good", "gööd").encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
@@ -232,12 +245,12 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> N
     assert str(caught.value) == f"{path}:2: byte 0xf6 is not UTF-8. Allowed: text in UTF-8"
 
 
-def test_a_data_file_given_by_mistake_is_not_read_to_its_end() -> None:
+def test_a_data_file_is_not_read_completely() -> None:
     with pytest.raises(ConfigError, match="more than a megabyte"):
         config.load("/dev/zero")
 
 
-def test_several_mistakes_come_one_a_line(tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_one_per_line(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(GOOD.replace("0.9", "2").replace("workers: 2", "workers: 65"), encoding="utf-8")
     with pytest.raises(ConfigError) as caught:

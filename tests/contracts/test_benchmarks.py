@@ -1,4 +1,4 @@
-"""What docs say of speed keys is what was measured, and the GPU's benchmark runs where there is no GPU."""
+"""The table of speed keys is the measured one, and the GPU benchmark runs on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report, training_gpu
+from benchmarks import page, training_gpu
 from benchmarks.measure import RESULTS
 from resnet_dist.recipe.schema import SpeedRecipe
 
@@ -27,27 +27,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_table_of_speed_keys_is_that_of_its_json_file() -> None:
-    """Where this fails: python -m benchmarks.report"""
-    text = report.SPEED_PAGE.read_text()
+def test_the_table_of_speed_keys_is_made_from_its_json_file() -> None:
+    """Where this fails: python -m benchmarks.page"""
+    text = page.SPEED_PAGE.read_text()
     assert (RESULTS / "speed_keys.json").exists()
-    assert report.speed_page(text) == text
+    assert page.speed_page(text) == text
     assert "| defaults " in text
 
 
 def test_every_speed_key_is_explained() -> None:
-    page = report.SPEED_PAGE.read_text()
+    text = page.SPEED_PAGE.read_text()
     for field in dataclasses.fields(SpeedRecipe):
-        assert f"\n| `speed.{field.name}` | {str(field.default).lower()} |" in page
+        assert f"\n| `speed.{field.name}` | {str(field.default).lower()} |" in text
 
 
-def test_the_gpus_benchmark_needs_torch_and_torchvision_only() -> None:
+def test_the_gpu_benchmark_needs_only_torch_and_torchvision() -> None:
     absent = ("ray", "nvidia", "deepspeed", "pydantic", "yaml", "tensorboard", "safetensors", "timm", "launcher")
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import benchmarks.training_gpu, resnet_dist.build"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_gpus_benchmark_runs_on_a_cpu(
+def test_the_gpu_benchmark_runs_on_a_cpu(
     one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # seconds, with nothing compiled
@@ -63,7 +63,7 @@ def test_the_gpus_benchmark_runs_on_a_cpu(
     assert file.with_suffix(".md").read_text() in capsys.readouterr().out
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_prints_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as ended:
         training_gpu.main([])

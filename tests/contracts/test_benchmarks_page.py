@@ -1,4 +1,4 @@
-"""docs/benchmarks.md shows the figures that are in benchmarks/results, and no others."""
+"""docs/benchmarks.md shows the results in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_is_what_the_results_say() -> None:
-    command = [sys.executable, "-c", "from benchmarks.report import page; print(page(), end='')"]
+def test_the_page_is_made_from_the_results() -> None:
+    command = [sys.executable, "-c", "from benchmarks.page import page; print(page(), end='')"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     shown = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert shown == done.stdout, "write it anew: python -m benchmarks.report"
+    assert shown == done.stdout, "update it: python -m benchmarks.page"

@@ -1,4 +1,4 @@
-"""docs/config.md names every key that there is."""
+"""docs/config.md lists every key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in configs/ can be run as it is, says how, and keeps its meaning when it is written out resolved."""
+"""Every file in configs/ loads, explains how to run it, and means the same when it is written out resolved."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opening_comment(path: Path) -> str:
     return "\n".join(lines[:length])
 
 
-def test_there_is_one_for_a_laptop_and_one_for_a_cluster() -> None:
+def test_there_is_a_config_for_a_laptop_and_one_for_a_cluster() -> None:
     assert {"digits_cpu.yaml", "rn50_8node.yaml"} <= {path.name for path in CONFIGS}
 
 
@@ -37,7 +37,7 @@ def test_a_config_loads_without_a_problem(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=by_name)
-def test_a_config_opens_with_what_where_how_and_what_to_expect(path: Path) -> None:
+def test_a_config_starts_with_what_where_how_and_what_to_expect(path: Path) -> None:
     comment = opening_comment(path)
     for word in ("What", "Where", "Run", "Expect", "Source"):
         assert re.search(rf"^# {word}\b", comment, re.MULTILINE), f"{path.name} does not say: {word}"
@@ -70,6 +70,6 @@ def test_the_eight_node_config_is_the_published_reference() -> None:
     assert (run.regularization.label_smoothing, run.precision) == (0.1, "bfloat16")
 
 
-def test_the_laptops_config_needs_no_gpu() -> None:
+def test_the_config_for_a_laptop_needs_no_gpu() -> None:
     run = config.load(FOLDER / "digits_cpu.yaml")
     assert (run.resources.gpus_per_worker, run.cluster.nodes, run.place) == (0, 1, "auto")

@@ -1,4 +1,4 @@
-"""The example of docs/extending.md works as it stands."""
+"""The example of docs/extending.md works unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "extending.md"
 
 @pytest.fixture
 def folder(tmp_path: Path, write_images: Callable[[Path], Path]) -> Path:
-    """The page's files, and images with the tables that its source reads."""
+    """The files of the page, and images with the tables that its data source reads."""
     blocks = re.findall(r"^```(python|yaml)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert [kind for kind, _ in blocks] == ["python", "yaml", "python"]
     for name, (_, text) in zip(("my_parts.py", "own.yaml", "check.py"), blocks, strict=True):
@@ -45,7 +45,7 @@ def test_the_example_trains(folder: Path) -> None:
     assert json.loads((folder / "runs" / "own" / "FINISHED").read_text())["step"] == 5
 
 
-def test_the_examples_engine_and_model_conform(folder: Path) -> None:
+def test_the_engine_and_the_model_of_the_example_conform(folder: Path) -> None:
     done = run(folder, "check.py")
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""The tables of docs/faults.md and docs/errors.md are those of launcher/recovery/faults.py."""
+"""docs/faults.md and docs/errors.md have the rules of launcher/recovery/faults.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_page_on_faults_has_every_rule_in_the_order_of_the_code() -> None:
     assert rows("faults.md", columns=4) == expected
 
 
-def test_the_page_on_errors_says_the_same() -> None:
+def test_the_page_on_errors_has_the_same_rules() -> None:
     said = {name: (code, again.replace("`", "")) for name, code, again, _ in rows("errors.md", columns=4)}
     for rule in RULES:
         if rule.error is not Exception:
@@ -34,7 +34,7 @@ def test_the_page_on_errors_says_the_same() -> None:
             assert said[name] == (str(int(rule.exit_code)), rule.retry.value), name
 
 
-def test_every_rule_says_what_a_person_does() -> None:
+def test_every_rule_has_advice() -> None:
     assert all(rule.advice for rule in RULES)
 
 

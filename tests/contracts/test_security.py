@@ -1,5 +1,5 @@
-"""What never happens: a secret that is written down, code that is run because a file says so, a file that leaves its
-folder, a token that others can read."""
+"""Security: secrets are not written anywhere, files cannot run code or leave their folder, and others cannot read a
+token."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import launcher
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("launcher", "resnet_dist", "cluster")
 
-# As environments have them: a cloud's, a tracker's, Ray's own, and some that look like settings which are recorded.
+# Variables of a cloud, a tracker and a database, and some with prefixes whose variables are recorded.
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "sw0rdfish-aws",
     "WANDB_API_KEY": "sw0rdfish-wandb",
@@ -79,14 +79,14 @@ def command_lines() -> Iterator[str]:
                 continue  # it has ended
 
 
-def test_a_run_directory_has_no_secret(secrets: None, small: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_directory_contains_no_secret(secrets: None, small: dict[str, Any], tmp_path: Path) -> None:
     launcher.fit(small)
     files = written(tmp_path / "runs")
     assert {"small/environment.json", "small/metrics.jsonl", "small/logs/attempt-1/rank-0.log"} <= files.keys()
     assert with_the_secret(files) == []
 
 
-def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
+def test_incident_logs_output_and_processes_of_a_failed_run_contain_no_secret(
     secrets: None, small: dict[str, Any], tmp_path: Path
 ) -> None:
     from launcher.config import yaml_source
@@ -107,7 +107,7 @@ def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
     with process.stdout as output:
         printed = output.read()
     assert process.returncode == 1
-    assert any("launcher.local.child" in line for line in shown)  # its processes were seen
+    assert any("launcher.local.child" in line for line in shown)  # the processes of the run are among them
     assert [line for line in shown if SECRET in line] == []
     files = written(tmp_path / "runs") | {"output": printed}
     assert {"small/incidents/attempt-1/summary.txt", "small/FATAL", "small/logs/attempt-2/rank-0.log"} <= files.keys()
@@ -126,7 +126,7 @@ def test_a_failed_run_has_none_in_its_incident_logs_output_and_process_list(
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_what_is_rendered_and_submitted_has_no_secret(
+def test_rendered_and_submitted_text_contains_no_secret(
     secrets: None, small: dict[str, Any], tmp_path: Path, command: list[str]
 ) -> None:
     from launcher.config import yaml_source
@@ -153,7 +153,7 @@ def test_what_is_rendered_and_submitted_has_no_secret(
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    """Every call in the packages, and the file that it stands in."""
+    """Every call in the packages, and its file."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
@@ -170,7 +170,7 @@ def argument(call: ast.Call, name: str) -> str | None:
 
 
 def test_nothing_from_storage_is_unpickled() -> None:
-    """Two processes of one run talk through a pipe that nobody else can write to; there, and only there, pickles."""
+    """Pickles are read only from the processes of the same run, never from storage."""
     last_parts = {"load", "loads", "Unpickler", "read_pickle", "recv"}
     modules = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pandas")
     found = set()
@@ -182,17 +182,17 @@ def test_nothing_from_storage_is_unpickled() -> None:
         (
             "launcher/commands/ablate_worker.py",
             "pickle.loads",
-        ),  # from the temporary folder that its parent has just made
+        ),  # from the temporary folder that its parent has created
         (
             "launcher/ray_backend/handover.py",
             "cloudpickle.loads",
-        ),  # between this run's driver and workers, through Ray itself
-        ("launcher/local/child.py", "pickle.load"),  # from the standard input that the parent holds
-        ("launcher/local/supervisor.py", "self._answers.recv"),  # from the pipe that it gave to its child
+        ),  # between this run's driver and workers, through Ray
+        ("launcher/local/child.py", "pickle.load"),  # from standard input, written by its parent
+        ("launcher/local/supervisor.py", "self._answers.recv"),  # from the pipe of its child
     }
 
 
-def test_no_other_reader_of_files_runs_code() -> None:
+def test_no_reader_of_files_runs_code() -> None:
     for file, call in calls():
         name = name_of(call)
         if name == "torch.load":
@@ -205,7 +205,7 @@ def test_no_other_reader_of_files_runs_code() -> None:
         assert argument(call, "shell") in (None, "False"), file
 
 
-def test_the_loader_of_configs_is_a_safe_one() -> None:
+def test_the_loader_of_configs_is_a_safe_loader() -> None:
     import yaml
 
     from launcher.config import yaml_source
@@ -213,13 +213,13 @@ def test_the_loader_of_configs_is_a_safe_one() -> None:
     assert issubclass(yaml_source._Loader, yaml.SafeLoader)
 
 
-def test_no_archive_is_unpacked_by_us() -> None:
-    """Ray and the scheduler unpack what is sent; nothing here writes where an archive says."""
+def test_no_archive_is_unpacked() -> None:
+    """Only Ray and the schedulers unpack archives."""
     unpacking = ("extractall", "extract", "unpack_archive")
     assert [(file, name_of(call)) for file, call in calls() if name_of(call).rpartition(".")[2] in unpacking] == []
 
 
-def test_no_server_is_opened_to_the_network() -> None:
+def test_no_server_listens_on_all_interfaces() -> None:
     sources = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*"))]
     texts = {file: file.read_text() for file in sources if file.suffix in (".py", ".sh", ".yaml")}
     everywhere = re.compile(r"(?<![0-9.])0\.0\.0\.0(?![0-9./])")
@@ -227,7 +227,7 @@ def test_no_server_is_opened_to_the_network() -> None:
 
 
 @pytest.mark.parametrize("was_there", [False, True], ids=["new", "was open to everyone"])
-def test_a_token_is_a_file_that_its_owner_alone_can_read(tmp_path: Path, was_there: bool) -> None:
+def test_only_the_owner_can_read_the_token_file(tmp_path: Path, was_there: bool) -> None:
     token = tmp_path / ".ray" / "auth_token"
     if was_there:
         token.parent.mkdir()
@@ -243,8 +243,8 @@ def test_a_token_is_a_file_that_its_owner_alone_can_read(tmp_path: Path, was_the
     assert len(token.read_text()) == 64
 
 
-def test_a_slurm_job_keeps_its_token_in_a_closed_file_of_a_closed_folder(tmp_path: Path) -> None:
-    """The script's own lines, where everyone may read by default (umask 0)."""
+def test_only_the_owner_can_read_the_token_of_a_slurm_job(tmp_path: Path) -> None:
+    """The lines of the script, with a umask that lets everyone read."""
     common = (ROOT / "cluster" / "templates" / "slurm_common.sh").read_text()
     ray = (ROOT / "cluster" / "templates" / "slurm_ray.sh").read_text()
     make_folder = next(line for line in common.splitlines() if line.startswith("make_folder()"))

@@ -1,4 +1,4 @@
-"""What users rely on: names that stay."""
+"""The public surface: names that users rely on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_exit_codes() -> None:
     assert sorted(int(code) for code in ExitCode) == [0, 1, 64, 65, 69, 70, 75, 76, 78, 79, 130]
 
 
-def test_every_error_class_has_a_rule_of_its_own() -> None:
+def test_every_error_class_has_its_own_rule() -> None:
     def tree(kind: type[Exception]) -> list[type[Exception]]:
         return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
 

@@ -49,13 +49,13 @@ def reduce(processes: int, world_size: int, seconds: float) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def test_two_processes_reduce_right_and_tell_their_speed() -> None:
+def test_two_processes_reduce_right_and_report_their_speed() -> None:
     answer = reduce(processes=2, world_size=2, seconds=60)
     assert (answer["problems"], answer["wrong"]) == ([], 0)
     assert answer["bus_bytes_per_s"] > 0
 
 
-def test_a_process_whose_partner_never_comes_says_so() -> None:
+def test_a_process_without_a_partner_reports_a_problem() -> None:
     answer = reduce(processes=1, world_size=2, seconds=1)
     assert len(answer["problems"]) == 1
 
@@ -64,7 +64,7 @@ def by_name(findings: list[dict[str, Any]]) -> dict[str, str]:
     return {finding["name"]: finding["status"] for finding in findings}
 
 
-def test_two_hosts_of_torchrun_are_looked_at_together(tmp_path: Path) -> None:
+def test_two_hosts_of_torchrun_are_checked_together(tmp_path: Path) -> None:
     script = tmp_path / "doctor.py"
     script.write_text(MAIN)
     port = unused_port()
@@ -82,7 +82,7 @@ def test_two_hosts_of_torchrun_are_looked_at_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_every_node_of_a_ray_cluster_is_looked_at(tmp_path: Path) -> None:
+def test_every_node_of_a_ray_cluster_is_checked(tmp_path: Path) -> None:
     script = tmp_path / "ray_doctor.py"
     script.write_text(RAY)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)

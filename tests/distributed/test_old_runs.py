@@ -81,7 +81,7 @@ def test_the_verbs_read_old_runs(old: Path, capsys: pytest.CaptureFixture[str]) 
         return capsys.readouterr().out
 
     assert "ended after step 8, exit code 0: finished" in told("report", whole)
-    assert "attempt 1 began after step 0" in told("report", stopped)
+    assert "attempt 1 started after step 0" in told("report", stopped)
     assert "4 steps in common (1 to 4): the same within" in told("compare", whole, stopped)
     assert "finished, step 8 of 8 (100%), loss 0.7056" in told("status", whole)
     assert "step 4 of 8 (50%)" in told("status", stopped)

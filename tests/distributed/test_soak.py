@@ -24,6 +24,6 @@ def test_a_run_struck_at_random_ends_with_the_untouched_runs_weights(tmp_path: P
     report = json.loads(output.read_text())
     assert report["same_weights"]
     assert report["faults"] == 4
-    for one in report["struck"]:  # a kill costs a checkpoint's interval, and what is done while one is under way
+    for one in report["injected"]:  # a kill costs a checkpoint's interval, and what is done while one is under way
         assert one["steps_redone"] <= 15 * (2 if one["kind"] == "kill_twice" else 1), one
     assert not any(report["left_over"].values())

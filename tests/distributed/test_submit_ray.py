@@ -114,7 +114,7 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     assert TOKEN not in done.stdout + done.stderr
     again = run_launcher(*command, "--address", address)
     assert again.returncode == 64
-    assert "submitted already" in again.stderr or "is at work in this run" in again.stderr
+    assert "submitted already" in again.stderr or "this run is running" in again.stderr
 
     def status() -> dict[str, Any]:
         told = run_launcher("status", str(run), "--json")
@@ -126,7 +126,7 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     assert seen["total_steps"] == 100_000
     assert "rank 0 of 1" in run_launcher("logs", str(run)).stdout
 
-    assert "asked to save and end" in run_launcher("cancel", str(run)).stdout
+    assert "asked to save and stop" in run_launcher("cancel", str(run)).stdout
     ended = _until(status, lambda found: found["state"] not in ("running", "saving", "starting"))
     assert (ended["state"], ended["exit_code"]) == ("stopped", 75)
     assert ended["step"] >= seen["step"] > 0

@@ -11,7 +11,7 @@ from benchmarks import measure
 from benchmarks.measure import Ratio, Row, interleave, order, ratio, speed_row, table, table_of, time_row, write
 
 
-def test_every_round_has_a_turn_of_each_peer_and_every_other_one_is_reversed() -> None:
+def test_each_round_has_a_turn_of_each_peer_and_every_other_round_is_reversed() -> None:
     assert "".join(peer for _, peer in order("abc", rounds=3)) == "abccbaabc"
 
 
@@ -42,7 +42,7 @@ def test_a_ratio_is_formed_round_by_round() -> None:
     assert ratio([3.0], [2.0]) == Ratio(1.5, 1.5, 1.5)
 
 
-def test_goals_are_the_most_of_a_time_and_the_least_of_a_speed() -> None:
+def test_a_goal_is_the_maximum_of_a_time_and_the_minimum_of_a_speed() -> None:
     faster, slower = [1.0, 1.0], [2.0, 2.0]
     assert time_row("step", "peer", faster, slower, goal=1.02).reached is True
     assert time_row("step", "peer", slower, faster, goal=1.02).reached is False
@@ -65,7 +65,7 @@ def test_columns_are_aligned() -> None:
     assert table(("a", "bb"), [["long", "1"]]) == "| a    | bb |\n| ---- | -: |\n| long |  1 |"
 
 
-def test_results_say_where_they_are_from(tmp_path: Path) -> None:
+def test_results_record_time_commit_and_machine(tmp_path: Path) -> None:
     file = write("some", {"rows": []}, folder=tmp_path)
     found = json.loads(file.read_text())
     assert file == tmp_path / "some.json"

@@ -1,4 +1,4 @@
-"""All peers of a benchmark train, and those with our settings train the same model."""
+"""All peers of a benchmark train; those with our settings train the same model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_timms_step_trains() -> None:
     assert loop.last_loss < first
 
 
-def test_batches_are_of_the_kind_that_a_decoder_gives() -> None:
+def test_batches_have_the_format_of_a_decoder() -> None:
     first, second = synthetic(SETTING)
     assert first.images.dtype is torch.uint8
     assert first.images.is_contiguous(memory_format=torch.channels_last)
@@ -58,10 +58,10 @@ def test_batches_are_of_the_kind_that_a_decoder_gives() -> None:
     assert not torch.equal(first.images, second.images)
 
 
-def test_ours_is_exchanged_although_it_is_alone() -> None:
+def test_our_batch_norm_is_exchanged_in_a_group_of_one() -> None:
     [line, *_] = compare_norms(CPU, batch=2, resolution=32, rounds=1, steps=1)
     assert set(line["times_s"]) == {"ours", "local"}
-    assert line["absent"] == {"SyncBatchNorm": "it takes no CPU tensors"}
+    assert line["absent"] == {"SyncBatchNorm": "it does not support CPU tensors"}
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_ours_is_exchanged_although_it_is_alone() -> None:
         ("something_new", OTHER),
     ],
 )
-def test_kernels_are_told_apart_by_their_names(kernel: str, kind: str) -> None:
+def test_kernels_are_classified_by_name(kernel: str, kind: str) -> None:
     assert kind_of(kernel) == kind

@@ -1,4 +1,4 @@
-"""cluster/kubernetes/rules.py: what Kubernetes cannot take, told by the key that the user wrote."""
+"""cluster/kubernetes/rules.py: runs and profiles that are invalid on Kubernetes, by the user's key."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def test_modules_and_environments_are_set_up_before_anything_runs() -> None:
 @pytest.mark.parametrize(
     ("spec", "profile", "launcher", "message"),
     [
-        ({}, {"spare_nodes": 1}, "torchrun", "spare_nodes: found 1, which torchrun cannot use. Allowed: 0 with --launcher"),
+        ({}, {"spare_nodes": 1}, "torchrun", "spare_nodes: found 1, which torchrun cannot use. Allowed: 0 with"),
         ({"least_workers": 8}, {}, "torchrun", "workers: found 8..16, which torchrun does not support"),
         ({"walltime_s": 240}, {}, "ray", "cluster.walltime: found 240 s, of which the last 120 s are the notice"),
         ({"storage": "/a:b"}, {"container": PYXIS}, "ray", "storage: found"),

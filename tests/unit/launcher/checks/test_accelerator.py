@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from launcher.checks import accelerator, arithmetic
-from launcher.checks.children import Child, run_children
 
 CPU = torch.device("cpu")
 
@@ -105,9 +101,9 @@ def test_fewer_gpus_than_asked_fail_and_name_what_hides_them(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("answer", "status", "said"),
     [
-        ({"wrong_products": 0, "changed_words": 0}, "pass", "products are right"),
-        ({"wrong_products": 5, "changed_words": 0}, "fail", "5 elements of products wrong"),
-        ({"wrong_products": 0, "changed_words": 1}, "fail", "1 word of 2.0 GiB changed"),
+        ({"wrong_products": 0, "changed_words": 0}, "pass", "0 wrong elements in products, 0 changed words in 2.0 GiB"),
+        ({"wrong_products": 5, "changed_words": 0}, "fail", "5 wrong elements in products"),
+        ({"wrong_products": 0, "changed_words": 1}, "fail", "1 changed word in 2.0 GiB"),
         ("no answer within 90 s", "fail", "no answer"),
     ],
 )
@@ -123,22 +119,3 @@ def test_what_a_gpu_answers(answer: dict[str, int] | str, status: str, said: str
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_this_gpu_computes_correctly() -> None:
     assert {finding.status for finding in accelerator.gpu_arithmetic()} == {"pass"}
-
-
-def test_a_child_answers_dies_or_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "child.py").write_text(
-        "import json, os, signal, sys, time\n"
-        "argument = json.loads(sys.argv[1])\n"
-        "if argument['do'] == 'sleep': time.sleep(600)\n"
-        "if argument['do'] == 'die': os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "if argument['do'] == 'raise': sys.exit('no such device')\n"
-        "print('a warning\\n' + json.dumps({'variable': os.environ['MINE']}))\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert sys.executable
-    children = [Child("child", {"do": do}, {"MINE": do}) for do in ("answer", "die", "raise", "sleep")]
-    answer, died, raised, late = run_children(children, 3)
-    assert answer == {"variable": "answer"}
-    assert "killed by signal 11" in died
-    assert raised == "ended with exit code 1: no such device"
-    assert late == "no answer within 3 s"

@@ -28,6 +28,7 @@ from launcher.errors import (
     WorkerLost,
 )
 from launcher.exit_codes import ExitCode
+from launcher.recovery.faults import rule_for
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import Recipe
 
@@ -373,7 +374,7 @@ def test_an_error_keeps_its_message_and_attributes_between_processes(error: Laun
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert (str(copy), copy.__dict__) == (str(error), error.__dict__)
-    assert copy.exit_code == code
+    assert rule_for(copy).exit_code == code
 
 
 def test_exit_codes_are_the_documented_ones() -> None:

@@ -1,4 +1,4 @@
-"""Keys of earlier versions are read under their new names; a config that a person wrote is told of each."""
+"""Keys of earlier versions are read under their new names, with a warning for those in a user's config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: what the shipped ones say, and what a user's own is told."""
+"""Site profiles: the shipped ones are valid, and every mistake in a profile is reported with its line."""
 
 from __future__ import annotations
 

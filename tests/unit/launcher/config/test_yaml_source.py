@@ -1,4 +1,4 @@
-"""YAML is read by the rules of YAML 1.2, and every value knows where it came from."""
+"""YAML is read by the rules of YAML 1.2, and the place of every value is known."""
 
 from __future__ import annotations
 

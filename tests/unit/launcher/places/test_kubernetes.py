@@ -20,8 +20,8 @@ def job(state: str, **status: Any) -> dict[str, Any]:
 
 
 def ask() -> tuple[str, str]:
-    word = kubernetes_jobs.ask("small", "training", None)
-    return word.state, word.reason
+    status = kubernetes_jobs.ask("small", "training", None)
+    return status.state, status.reason
 
 
 def test_what_is_applied_is_checked_by_the_server_first(places: Any) -> None:
@@ -35,19 +35,19 @@ def test_what_is_applied_is_checked_by_the_server_first(places: Any) -> None:
     assert list(yaml.safe_load_all(places.read("applied"))) == MANIFESTS
 
 
-def test_an_ended_rayjob_makes_room(places: Any) -> None:
+def test_an_ended_rayjob_is_deleted_first(places: Any) -> None:
     places.says("rayjob", job("Failed"))
     kubernetes_jobs.submit(MANIFESTS, "small", "training", None)
     assert "kubectl --namespace=training delete rayjob small --timeout=120s" in places.calls()
 
 
-def test_what_the_server_refuses_is_told_whole(places: Any) -> None:
+def test_the_servers_message_is_shown_in_full(places: Any) -> None:
     places.says("refuses", 'Error from server (Forbidden): rayjobs.ray.io is forbidden: User "me" cannot patch')
     with pytest.raises(ClusterUnavailable, match=r"apply --dry-run=server: Error from server .Forbidden.*cannot patch"):
         kubernetes_jobs.check(MANIFESTS, "training", None)
 
 
-def test_a_rayjob_that_nobody_has_looked_at_names_the_operator(places: Any) -> None:
+def test_an_unprocessed_rayjob_names_the_operator(places: Any) -> None:
     places.says("rayjob", {"metadata": {}})
     assert ask() == ("pending", "KubeRay has not processed it yet: check that its operator is running")
 
@@ -86,7 +86,7 @@ def test_kueues_reason_is_shown_and_its_absence_is_no_error(places: Any) -> None
         (job("ValidationFailed", message="suspend"), ("gone", "KubeRay reports ValidationFailed: suspend")),
     ],
 )
-def test_a_state_of_kuberay_becomes_a_word(places: Any, manifest: dict[str, Any], expected: tuple[str, str]) -> None:
+def test_a_state_of_kuberay_becomes_a_job_status(places: Any, manifest: Any, expected: tuple[str, str]) -> None:
     places.says("rayjob", manifest)
     assert ask() == expected
 
@@ -116,7 +116,7 @@ def test_a_reader_prints_what_the_volume_has_and_is_removed(places: Any) -> None
     assert places.calls()[-1] == "kubectl --namespace=default delete job.batch/reader-x7k2p --wait=false"
 
 
-def test_no_kubectl_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ClusterUnavailable, match="kubectl is not on this machine's PATH"):
         kubernetes_jobs.check(MANIFESTS, "training", None)

@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as users have it: their package, and much that is nobody's business."""
+    """A folder as users have it: a package, and files that must not be sent."""
     folder = tmp_path / "project"
     package = folder / "own_models_xyz"
     (package / "deep" / "__pycache__").mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_too_much_is_refused_with_the_largest_files(
         packed()
 
 
-def test_a_module_that_is_not_there_is_told_before_anything_is_sent(write_config: Write, tmp_path: Path) -> None:
+def test_a_missing_module_is_refused_before_anything_is_sent(write_config: Write, tmp_path: Path) -> None:
     config = configs.load(write_config(), ["model.name='no_such_module_xyz:build'"])
     with pytest.raises(UsageError, match="the config names the module no_such_module_xyz, which is not found"):
         pack(config, tmp_path)

@@ -1,4 +1,4 @@
-"""What SLURM's programs say becomes a word, a line of the user's own files, or "cannot be asked"."""
+"""Output of SLURM's programs becomes a job status, a problem with a key, or ClusterUnavailable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_script_is_checked_and_submitted_through_standard_input(places: Any) -
         ("--nodes=99", "cluster.nodes", "Requested node configuration is not available"),
     ],
 )
-def test_what_sbatch_refuses_is_told_under_its_key(places: Any, option: str, key: str, words: str) -> None:
+def test_a_refusal_of_sbatch_has_its_key(places: Any, option: str, key: str, words: str) -> None:
     with pytest.raises(PlaceError) as raised:
         slurm_jobs.check(f"#!/bin/bash\n#SBATCH {option}\n")
     [problem] = raised.value.problems
@@ -40,9 +40,9 @@ def test_a_controller_that_is_down_refuses_nothing(places: Any) -> None:
         slurm_jobs.check(SCRIPT)
 
 
-def test_no_sbatch_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sbatch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ClusterUnavailable, match="sbatch is not on this machine's PATH. Run this on a machine that has it"):
+    with pytest.raises(ClusterUnavailable, match=r"sbatch is not on this machine's PATH\. Run this on a machine"):
         slurm_jobs.check(SCRIPT)
 
 
@@ -63,17 +63,17 @@ def test_no_sbatch_is_told_with_where_to_go(monkeypatch: pytest.MonkeyPatch) -> 
         ("PENDING|Dependency\nRUNNING|None", "running", "running"),  # a job array
     ],
 )  # fmt: skip
-def test_a_state_of_squeue_becomes_a_word(places: Any, line: str, state: str, reason: str) -> None:
+def test_a_state_of_squeue_becomes_a_job_status(places: Any, line: str, state: str, reason: str) -> None:
     places.says("jobs/7", line + "\n")
-    word = slurm_jobs.ask("7")
-    assert (word.state, word.reason) == (state, reason)
+    status = slurm_jobs.ask("7")
+    assert (status.state, status.reason) == (state, reason)
 
 
-def test_a_job_that_slurm_has_forgotten_is_gone_and_a_silent_controller_is_not(places: Any) -> None:
+def test_a_job_that_slurm_does_not_know_is_gone_and_with_a_silent_controller_unreachable(places: Any) -> None:
     assert slurm_jobs.ask("7").state == "gone"
     places.says("down", "")
-    word = slurm_jobs.ask("7")
-    assert (word.state, word.reason) == (
+    status = slurm_jobs.ask("7")
+    assert (status.state, status.reason) == (
         "unreachable",
         "slurm_load_jobs error: Unable to contact slurm controller",
     )
@@ -85,7 +85,7 @@ def test_saving_forbids_the_requeue_first_and_then_gives_notice(places: Any) -> 
     assert places.calls()[1:] == ["scontrol update JobId=7 Requeue=0", "scancel --signal=USR2 --batch 7"]
 
 
-def test_what_cannot_be_told_not_to_requeue_is_cancelled(places: Any) -> None:
+def test_a_job_whose_requeue_cannot_be_disabled_is_cancelled(places: Any) -> None:
     places.says("jobs/7", "RUNNING|None\n")
     places.says("bin/scontrol", "#!/bin/bash\nexit 1\n")
     assert "KillWait" in slurm_jobs.stop("7", save=True)

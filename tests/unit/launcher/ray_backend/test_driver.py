@@ -186,7 +186,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     monkeypatch.setattr("launcher.ray_backend.cluster.ray.nodes", lambda: nodes)
     free = {node["NodeID"]: {"CPU": 1.0} for node in nodes}
     monkeypatch.setattr("launcher.ray_backend.cluster.ray_state.available_resources_per_node", lambda: free)
-    monkeypatch.setattr(ray_cluster, "_answers", lambda node_id: answers[node_id])
+    monkeypatch.setattr(ray_cluster, "node_answers", lambda node_id: answers[node_id])
     monkeypatch.setattr(ray_cluster, "POLL_S", 0.0)
     return answers
 

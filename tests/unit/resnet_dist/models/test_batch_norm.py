@@ -186,7 +186,7 @@ def test_a_layer_of_another_epsilon_takes_the_recipes_and_says_so(caplog: pytest
     with caplog.at_level(logging.WARNING, "resnet_dist.models.batch_norm"):
         layer = with_spans(nn.BatchNorm2d(3, eps=1e-3), 8, 2)
     assert layer.eps == EPSILON
-    assert caplog.messages == ["the model was built with epsilon 0.001; batch_norm.epsilon 1e-05 holds"]
+    assert caplog.messages == ["the model was built with epsilon 0.001; it is replaced by batch_norm.epsilon 1e-05"]
 
 
 def test_a_layer_keeps_its_own_epsilon_and_momentum() -> None:
