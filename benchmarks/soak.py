@@ -294,9 +294,7 @@ def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
 def soak(folder: Path, num_faults: int, minutes: float, workers: int, seed: int) -> dict[str, Any]:
     """Inject `num_faults` faults, or as many as fit into `minutes`; returns the report."""
     random.seed(seed)
-    kernels = listening() - held_by(
-        list(Path("/proc").glob("[0-9]*"))
-    )  # not visible to us
+    kernels = listening() - held_by(list(Path("/proc").glob("[0-9]*")))  # not visible to us
     write_digits(folder / "digits")
     steps = (num_faults + 1) * (STEPS_PER_FAULT + STEPS_TO_EFFECT)
     runs = {name: Soak(folder, name, steps, workers) for name in ("undisturbed", "disturbed")}

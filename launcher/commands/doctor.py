@@ -31,9 +31,7 @@ _WIDTH = 110
 def add_parser(verbs: Any) -> None:
     """[CONFIG [key=value ...]] [--json] [--quick] [--profile P]"""
     verb = verbs.add_parser("doctor", help="check the machines: versions, GPUs, network, storage, data, limits")
-    verb.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="a YAML file: also check what this run requires"
-    )
+    verb.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file: also check what this run requires")
     verb.add_argument("overrides", metavar="key=value", nargs="*", help="override a key, e.g. workers=4")
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.add_argument("--quick", action="store_true", help="leave out slow checks: arithmetic, all-reduce")

@@ -125,9 +125,7 @@ def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequ
         given = (*(f"{key}={value}" for key, value in combination), f"name={name}")
         configs.load(path, [*overrides, *given])
         if any(variant.name == name for variant in made):
-            raise UsageError(
-                f"--sweep: two runs would have the name {name}. Allowed: values with different letters"
-            )
+            raise UsageError(f"--sweep: two runs would have the name {name}. Allowed: values with different letters")
         made.append(Variant(name=name, overrides=given))
     return made
 

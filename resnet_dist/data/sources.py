@@ -5,10 +5,8 @@ from __future__ import annotations
 from resnet_dist.data.image_folder import Split, index_image_folder
 from resnet_dist.data.index import Index
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.references import call_function, is_reference
+from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import DataRecipe
-
-_ALLOWED = "imagefolder, or package.module:function that returns a resnet_dist.data.Index"
 
 
 def index_of(recipe: DataRecipe, split: Split) -> Index:
@@ -30,9 +28,8 @@ def index_of(recipe: DataRecipe, split: Split) -> Index:
 def _index_of_source(recipe: DataRecipe, split: Split) -> Index:
     if recipe.source == "imagefolder":
         return index_image_folder(recipe.root, split)
-    if not is_reference(recipe.source):
-        raise RecipeError("data.source", f"{recipe.source!r} is not a source", _ALLOWED)
-    index: object = call_function("data.source", recipe.source, root=recipe.root, split=split)
+    index = call_function("data.source", recipe.source, root=recipe.root, split=split)
     if not isinstance(index, Index):
-        raise RecipeError("data.source", f"{recipe.source} returned {type(index).__name__}, not an Index", _ALLOWED)
+        found = f"{recipe.source} returned {type(index).__name__}, not an Index"
+        raise RecipeError("data.source", found, "package.module:function that returns a resnet_dist.data.Index")
     return index

@@ -11,7 +11,7 @@ from resnet_dist.errors import RecipeError
 from resnet_dist.models.initialisation import initialise, zero_last_gammas
 from resnet_dist.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, SmallResNet
 from resnet_dist.models.weights import load_weights
-from resnet_dist.recipe.references import call_function, is_reference
+from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import ModelRecipe
 
 __all__ = [
@@ -49,8 +49,8 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
     The state of torch's CPU generator is restored. A user's function is called as
     `function(num_classes=..., **arguments)` and initialises its model itself.
 
-    Raises RecipeError for an unknown name, arguments for a built-in model, a user's function that cannot be loaded or
-    returns no module, `zero_gamma` for a model without our residual blocks, and weights that do not fit.
+    Raises RecipeError for a user's function that cannot be loaded or returns no module, `zero_gamma` for a model
+    without our residual blocks, and weights that do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPUs, whose state is not restored.
@@ -65,16 +65,11 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
 
 def _create(recipe: ModelRecipe) -> nn.Module:
     if recipe.name in MODELS:
-        if recipe.arguments:
-            problem = f"{recipe.name} takes no arguments, found {', '.join(recipe.arguments)}"
-            raise RecipeError("model.arguments", problem, "none; they are for a package.module:function")
+        assert not recipe.arguments  # refused by the rules
         model = MODELS[recipe.name](recipe.num_classes)
         initialise(model)
         return model
-    if not is_reference(recipe.name):
-        allowed = f"{', '.join(MODELS)}, or package.module:function"
-        raise RecipeError("model.name", f"{recipe.name!r} is not a model", allowed)
-    made: object = call_function("model.name", recipe.name, num_classes=recipe.num_classes, **recipe.arguments)
+    made = call_function("model.name", recipe.name, num_classes=recipe.num_classes, **recipe.arguments)
     if not isinstance(made, nn.Module):
         problem = f"{recipe.name!r} returned an object of type {type(made).__name__}"
         raise RecipeError("model.name", problem, "a function that returns a torch.nn.Module")

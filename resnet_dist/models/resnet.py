@@ -5,8 +5,6 @@ The ImageNet networks have torchvision's module names: state dicts can be loaded
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,26 +14,25 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
-class ResidualBlock(nn.Module, ABC):
-    """relu(branch(x) + shortcut(x)). `expansion` is the block's output channels / its `width`."""
+class ResidualBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)). `expansion` is the block's output channels / its `width`.
+
+    Subclasses register their modules in torchvision's order, which is that of the parameters.
+    """
 
     expansion = 1
     downsample: nn.Module | None  # the shortcut if the block changes the shape; None: identity
     relu: nn.ReLU
-
-    @abstractmethod
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
-        """Subclasses register their modules in torchvision's order, which is that of the parameters."""
-        super().__init__()
+    last_norm_name: str  # attribute of the branch's last batch norm
 
     @property
-    @abstractmethod
     def last_norm(self) -> nn.BatchNorm2d:
         """The last batch norm of the branch: with a weight of 0 the block starts as its shortcut."""
+        return getattr(self, self.last_norm_name)  # type: ignore[no-any-return]
 
-    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
         """The residual branch, without the shortcut."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """x  floating [batch, in_channels, h, w] -> [batch, width * expansion, h / stride, w / stride]."""
@@ -46,20 +43,17 @@ class ResidualBlock(nn.Module, ABC):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions (figure 5, left)."""
 
+    last_norm_name = "bn2"
+
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
         """See `ResidualBlock`."""
-        super().__init__(in_channels, width, stride, downsample)
+        super().__init__()
         self.conv1 = convolution(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = convolution(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         self.downsample = downsample
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """Batch norm 2."""
-        return self.bn2
 
     def branch(self, x: Tensor) -> Tensor:
         """3x3, 3x3."""
@@ -74,10 +68,11 @@ class Bottleneck(ResidualBlock):
     """
 
     expansion = 4
+    last_norm_name = "bn3"
 
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
         """See `ResidualBlock`."""
-        super().__init__(in_channels, width, stride, downsample)
+        super().__init__()
         self.conv1 = convolution(in_channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = convolution(width, width, 3, stride)
@@ -86,11 +81,6 @@ class Bottleneck(ResidualBlock):
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU()
         self.downsample = downsample
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """Batch norm 3."""
-        return self.bn3
 
     def branch(self, x: Tensor) -> Tensor:
         """1x1, 3x3, 1x1."""

@@ -42,6 +42,13 @@ def test_a_batch_larger_than_the_data_is_told_at_the_start() -> None:
     assert line.startswith("batch.size 5,000 is more than the 1,442 training images")
 
 
+def test_the_bottleneck_is_printed_also_under_the_event_name_of_version_0_1() -> None:
+    stream = io.StringIO()
+    for name in ("bottleneck", "verdict"):
+        Progress(stream).record({"kind": "event", "step": 3, "event": name, "detail": {"text": f"{name}: input"}})
+    assert stream.getvalue().splitlines() == ["bottleneck: input", "verdict: input"]
+
+
 SUMMARY = {"step": 40, "time_s": 9.0, "images_per_s": 90.0, "top1": 0.5, "top5": 0.75, "num_samples": 100}
 
 

@@ -60,8 +60,8 @@ class Lenient(DdpEngine):
     ("engine", "promise"),
     [
         (OfMeans, "step 1 with num_micro_batches 2: the loss, a sum"),
-        (OwnRate, "step 2 in 1 micro-batches: 0.weight after the update"),
-        (Forgetful, "step 3 in 1 micro-batches"),
+        (OwnRate, "step 2 with num_micro_batches 1: 0.weight after the update"),
+        (Forgetful, "step 3 with num_micro_batches 1"),
         (Lenient, "num_micro_batches 2: a step with 1 must raise ValueError"),
     ],
 )

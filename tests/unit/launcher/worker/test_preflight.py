@@ -32,7 +32,7 @@ def test_a_sound_gpu_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"), [({"wrong_products": 2}, "2 wrong elements in products"), ({"changed_words": 1}, "1 changed word")]
+    ("found", "said"), [({"wrong_products": 2}, "2 wrong elements"), ({"changed_words": 1}, "1 changed word")]
 )
 def test_a_gpu_that_computes_or_remembers_wrong_counts_against_its_node(
     found: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch

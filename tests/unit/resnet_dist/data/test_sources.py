@@ -52,7 +52,7 @@ def test_number_of_training_samples_is_verified(image_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ("imagefoldr", "'imagefoldr' is not a source"),
+        ("imagefoldr", "'imagefoldr' does not name a function"),
         ("no_such_module_here:f", "there is no module no_such_module_here"),
         ("my_data:missing", "module my_data has no missing"),
         ("my_data:wrong", "my_data:wrong returned list, not an Index"),

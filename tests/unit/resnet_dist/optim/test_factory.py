@@ -95,11 +95,6 @@ def test_lars_takes_what_the_recipe_gives(model: nn.Module) -> None:
     assert _settings(optimizer, "trust_coefficient", "epsilon", "lr_in_momentum")[0] == (0.02, 1e-8, False)
 
 
-def test_nesterov_lars_is_refused(model: nn.Module) -> None:
-    with pytest.raises(RecipeError, match=r"^optimizer\.nesterov: "):
-        build_optimizer(OptimizerRecipe(name="lars", nesterov=True), model)
-
-
 def test_a_users_function_gets_the_groups_and_its_arguments(model: nn.Module, user_module: str) -> None:
     recipe = OptimizerRecipe(name=f"{user_module}:rmsprop", momentum=0.5, weight_decay=0.1, arguments={"alpha": 0.7})
     optimizer = build_optimizer(recipe, model)
@@ -125,7 +120,7 @@ def test_a_users_function_that_will_not_do_is_refused(
 
 
 def test_an_unknown_name_is_refused(model: nn.Module) -> None:
-    with pytest.raises(RecipeError, match=r"Allowed: sgd, lars, or package\.module:function"):
+    with pytest.raises(RecipeError, match="'adam' does not name a function"):
         build_optimizer(OptimizerRecipe(name="adam"), model)
 
 

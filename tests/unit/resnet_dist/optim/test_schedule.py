@@ -175,7 +175,7 @@ def test_a_users_function_that_cannot_be_loaded_is_refused(user_decay: str) -> N
 
 
 def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'linear' is not a decay") as caught:
+    with pytest.raises(RecipeError, match="'linear' does not name a function") as caught:
         _build(decay="linear")
     assert caught.value.key == "schedule.decay"
     assert caught.value.allowed == "constant, cosine, polynomial, step, or package.module:function"
