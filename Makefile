@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test mutants bench
+.PHONY: help demo install system check test test-all mutants bench
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'PYTHON=$(PYTHON) creates the environment; EXTRAS=$(EXTRAS) are installed (use EXTRAS=dev,ray where DALI has no wheels)'
 
 demo: install ## train on handwritten digits, in a few minutes
@@ -29,17 +29,26 @@ system: ## install the system packages of tests/lab (Debian and Ubuntu, as root)
 	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }
 
-check: install ## lint, format, types, import contracts, doctests
+check: install ## lint, format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --doctest-modules -q resnet_dist launcher cluster
 
-# Tests that start nothing share the CPUs; those that start workers, clusters and hosts have the machine to themselves.
-test: install ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 15 tests/unit tests/contracts
-	$(BIN)/python -m pytest --durations 40 tests/distributed tests/lab tests/gpu
+# One thread per process, because the processes of --numprocesses share the CPUs.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+SHARED := --numprocesses auto --dist loadfile
+# These tests run one at a time, because they wait for events with a time limit.
+ALONE := (ray or lab or gpu or alone)
+
+test: install ## unit and contract tests, doctests, one full run of each kind; at most 10 minutes on 2 cores
+	$(PYTEST) $(SHARED) --durations 15 tests/unit tests/contracts
+	$(PYTEST) --doctest-modules -q resnet_dist launcher cluster
+	$(PYTEST) -m smoke --durations 10 tests/distributed
+
+test-all: install ## all other tests; at most 25 minutes on 2 cores
+	$(PYTEST) $(SHARED) -m "not smoke and not $(ALONE)" --durations 20 tests/distributed tests/gpu
+	$(PYTEST) -m "not smoke and $(ALONE)" --durations 30 tests/distributed tests/lab tests/gpu
 
 # mutmut forks each test run from one process that has run all tests. Torch's threads do not survive a fork: use one.
 mutants: $(BIN)/mutmut ## mutation tests of the sample order, crops, schedule and LARS

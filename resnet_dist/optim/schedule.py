@@ -104,8 +104,7 @@ def cosine(progress: float) -> float:
     >>> cosine(0.0), cosine(0.5), cosine(1.0)
     (1.0, 0.5, 0.0)
     """
-    # math.cos(pi / 2) is 6e-17
-    return 0.5 if progress == 0.5 else (1.0 + math.cos(math.pi * progress)) / 2.0
+    return (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 def polynomial(power: float) -> Decay:

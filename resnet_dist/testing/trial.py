@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,7 @@ PEAK_LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-3
 SEED = 1
 TIMEOUT_S = 300.0
 AFTER_A_FAILURE_S = 10.0  # for the other workers to end
+HUNG = 3  # exit code of the workers' parent
 
 
 @dataclass(frozen=True)
@@ -189,41 +193,49 @@ def _in_processes(trials: Sequence[Trial], workers: int) -> Iterator[list[Result
         folder = Path(scratch)
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, "-c", "from resnet_dist.testing.trial import worker; worker()", str(folder)]
-        processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(workers)]
+        command = [sys.executable, "-c", "from resnet_dist.testing.trial import main; main()", str(folder)]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
-            hung = _wait(processes)
+            hung = process.wait() == HUNG
         finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        why = "the workers wait for each other without end" if hung else "not run, since a trial before it failed"
         for number in range(len(trials)):
             files = [folder / f"{number}-{rank}.pt" for rank in range(workers)]
             errors = [file for rank in range(workers) if (file := folder / f"{number}-{rank}.error").exists()]
             if all(file.exists() for file in files):
                 yield [Result(**torch.load(file, weights_only=True)) for file in files]
             else:
-                yield "; ".join(dict.fromkeys(file.read_text() for file in errors)) or hung
+                yield "; ".join(dict.fromkeys(file.read_text() for file in errors)) or why
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> str:
-    """Until all have ended, or some time after one has failed: the others may wait for it. Returns what was seen."""
-    began, failed = time.monotonic(), None
-    while any(process.poll() is None for process in processes):
-        now = time.monotonic()
-        if failed is None and any(process.poll() for process in processes):
-            failed = now
-        if now - began > TIMEOUT_S or (failed is not None and now - failed > AFTER_A_FAILURE_S):
-            return "the workers wait for each other without end"
-        time.sleep(0.05)
-    return "not run, since a trial before it failed"
+def main() -> None:
+    """Be the parent of the workers of the trials in FOLDER; ends with HUNG where some wait without end.
 
-
-def worker() -> None:
-    """One worker, given FOLDER and RANK: the trials one after another, up to the first that fails."""
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+    torch is imported once, here, where a fork of this process, which has one thread, can be a worker.
+    """
+    folder = Path(sys.argv[1])
     trials = [Trial(**content) for content in json.loads((folder / "trials.json").read_text())]
+    if any(trial.engine != "ddp" for trial in trials):
+        import resnet_dist.engines.zero  # noqa: F401 # DeepSpeed, which takes seconds, once for all workers
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = [context.Process(target=_work, args=(folder, trials, rank)) for rank in range(trials[0].workers)]
+    for process in processes:
+        process.start()
+    end_by = time.monotonic() + TIMEOUT_S
+    while any(process.exitcode is None for process in processes):
+        if any(process.exitcode for process in processes):
+            end_by = min(end_by, time.monotonic() + AFTER_A_FAILURE_S)  # the others may wait for it
+        if time.monotonic() > end_by:
+            os._exit(HUNG)  # whoever has started this ends them
+        time.sleep(0.02)
+
+
+def _work(folder: Path, trials: Sequence[Trial], rank: int) -> None:
+    """Be one worker: the trials one after another, up to the first that fails."""
+    torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=trials[0].workers)
     for number, trial in enumerate(trials):

@@ -212,13 +212,14 @@ def large_logits(*, num_classes: int) -> nn.Module:
 
 
 def timm_recomputed(*, num_classes: int) -> nn.Module:
-    model: nn.Module = timm.create_model("resnet18", num_classes=num_classes)
+    model: nn.Module = timm.create_model("resnet18", num_classes=num_classes, channels=(8, 16, 32, 64))
     model.set_grad_checkpointing()
     return model
 
 
 def torchvision_frozen(*, num_classes: int) -> nn.Module:
-    model: nn.Module = torchvision.models.resnet18(num_classes=num_classes)
+    block = torchvision.models.resnet.BasicBlock
+    model: nn.Module = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=num_classes)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)

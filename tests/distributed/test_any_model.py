@@ -177,7 +177,7 @@ class TestCheckModel:
         [
             ("models_of_users:twice", {}),
             ("models_of_users:dropout", {"draws_random_numbers": True}),
-            ("timm:create_model", {"arguments": {"model_name": "resnet10t"}}),
+            ("timm:create_model", {"arguments": {"model_name": "resnet10t", "channels": [8, 16, 32, 64]}}),
             ("models_of_users:timm_recomputed", {}),
             ("models_of_users:torchvision_frozen", {}),
         ],
@@ -188,7 +188,10 @@ class TestCheckModel:
     @pytest.mark.parametrize(
         ("model", "lines"),
         [
-            ("dropout", ["a run on 2 workers has another loss in step 1", "between draws random numbers, which depend"]),
+            (
+                "dropout",
+                ["a run on 2 workers has another loss in step 1", "between draws random numbers, which depend"],
+            ),
             (
                 "careless",
                 [

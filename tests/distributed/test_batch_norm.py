@@ -1,14 +1,13 @@
 """Batch norm on 2 and 3 workers against torch's batch norm over whole spans in one process, in float64.
 
-Each world of gloo processes runs once: this file, as a script, writes what one worker has computed of every case.
+Each world of gloo processes runs once: this file, as a script, writes what every worker has computed of every case.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +21,12 @@ from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
+from tests.distributed.forked import run_forked, run_script
 
 MOMENTUM, EPSILON, CHANNELS = 0.1, 1e-5, 3
 PERTURBATION = 1e-5  # of central differences in float64: an error of about its square
 TIMEOUT_S = 120
+SIZES = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -120,31 +121,38 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
     return result
 
 
-def worker(rank: int, world_size: int, folder: Path) -> None:
+def worker(world_size: int, folder: Path, rank: int) -> None:
+    """Run all cases on one worker."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    torch.save({name: run_case(case, rank, world_size) for name, case in CASES.items()}, folder / f"{rank}.pt")
+    store = f"file://{folder}/store-{world_size}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    results = {name: run_case(case, rank, world_size) for name, case in CASES.items()}
+    torch.save(results, folder / f"{world_size}-{rank}.pt")
     dist.destroy_process_group()
+
+
+def all_worlds(folder: Path) -> None:
+    """Run one world after the other."""
+    for size in SIZES:
+        assert run_forked(partial(worker, size, folder), size, TIMEOUT_S) == [0] * size
 
 
 # --- what the test does with it
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids="{} workers".format)
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the results of all workers of all worlds."""
+    folder = tmp_path_factory.mktemp("worlds")
+    done = run_script(__file__, str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=SIZES, ids="{} workers".format)
+def world(request: pytest.FixtureRequest, worlds: Path) -> list[dict[str, Any]]:
     """The results of every worker, by case."""
-    folder = tmp_path_factory.mktemp("world")
-    # the same resnet_dist as here: installed, or the checkout that pytest was started in
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    commands = [[sys.executable, __file__, str(rank), str(request.param), str(folder)] for rank in range(request.param)]
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    try:
-        errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * request.param, "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return [torch.load(worlds / f"{request.param}-{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 
 def whole(results: list[dict[str, Any]], case: Case) -> tuple[Tensor, Tensor]:
@@ -280,4 +288,4 @@ def test_float32_far_from_zero_keeps_its_variance(world: list[dict[str, Any]]) -
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    all_worlds(Path(sys.argv[1]))

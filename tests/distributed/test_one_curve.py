@@ -5,7 +5,7 @@
     python tests/distributed/test_one_curve.py --rounded  its second table: half precisions
     python tests/distributed/test_one_curve.py --kernels  its third table: the same sums in another order
 
-A world of gloo processes is started once for each number of workers; this file, as a script, is one of its workers.
+A world of gloo processes is started once for each number of workers; this file, as a script, forks them.
 One more run is killed in the world of three, goes on in that of two, is killed again, and ends in that of one.
 DDP computes in float64, where a mistake stands out by ten orders of magnitude; ZeRO's weights are float32, so it is
 held against DDP in float32, within the band that float32 itself has when only the number of workers changes.
@@ -13,17 +13,18 @@ held against DDP in float32, within the band that float32 itself has when only t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from resnet_dist.recipe.schema import (
 from resnet_dist.stop_request import Unattended
 from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
 from resnet_dist.training.ema import WeightAverage
+from tests.distributed.forked import run_forked, run_script
 
 STEPS = 20
 BATCH = 30  # 30, 15 and 10 samples a micro-batch: nothing divides by 4, and only 30 by 2
@@ -235,48 +237,50 @@ def go_on(run: Path, root: Path, rank: int, workers: int) -> None:
     sink.close()
 
 
-# --- a worker: `python test_one_curve.py RANK FOLDER`; FOLDER/cases.json says what to run
+# --- the workers: `python test_one_curve.py FOLDER`; FOLDER/world-N/cases.json says what to run
 
 
-def work(rank: int, folder: Path) -> None:
+def work(folder: Path, workers: int, rank: int) -> None:
+    """Be one worker of a world."""
     torch.set_num_threads(1)
     job = json.loads((folder / "cases.json").read_text())
     cases = [Case(**case) for case in job["cases"]]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=cases[0].workers)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
     curves = {case.name: curve(case, Path(job["root"]), folder, rank) for case in cases}
     if rank == 0:
         (folder / "curves.json").write_text(json.dumps(curves))
     if job["resized"]:
-        go_on(folder.parent / "resized", Path(job["root"]), rank, cases[0].workers)
+        go_on(folder.parent / "resized", Path(job["root"]), rank, workers)
     dist.destroy_process_group()
+
+
+def all_worlds(folder: Path) -> None:
+    """Run the worlds that were written, the largest first."""
+    with contextlib.suppress(ImportError):
+        import resnet_dist.engines.zero  # noqa: F401 # once for all workers: DeepSpeed takes seconds
+    for workers in sorted((int(world.name.removeprefix("world-")) for world in folder.glob("world-*")), reverse=True):
+        world = folder / f"world-{workers}"
+        job = json.loads((world / "cases.json").read_text())
+        code = -signal.SIGKILL if job["resized"] and workers > 1 else 0
+        found = run_forked(partial(work, world, workers), workers, TIMEOUT_S * max(1, len(job["cases"]) // 20))
+        assert found == [code] * workers, (workers, found)
 
 
 def run_worlds(cases: list[Case], folder: Path, *, resized: bool = False) -> dict[str, list[dict[str, float]]]:
     """The curves of `cases` and of their baselines, by the case's name; `resized`: with the run that is killed."""
     root = write_digits(folder / "digits")
     wanted = sorted({*cases, *(case.baseline for case in cases)}, key=lambda case: case.name)
-    curves: dict[str, list[dict[str, float]]] = {}
-    for workers in sorted({case.workers for case in wanted}, reverse=True):
+    sizes = sorted({case.workers for case in wanted})
+    for workers in sizes:
         world = folder / f"world-{workers}"
         world.mkdir()
         own = [asdict(case) for case in wanted if case.workers == workers]
         goes_on = resized and workers <= RESIZED.workers
         (world / "cases.json").write_text(json.dumps({"root": str(root), "cases": own, "resized": goes_on}))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, __file__]
-        processes = [
-            subprocess.Popen([*command, str(rank), str(world)], env=environment, stderr=subprocess.PIPE, text=True)
-            for rank in range(workers)
-        ]
-        try:
-            errors = [process.communicate(timeout=TIMEOUT_S * max(1, len(own) // 20))[1] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        code = -signal.SIGKILL if goes_on and workers > 1 else 0
-        assert [process.returncode for process in processes] == [code] * workers, "\n".join(errors)
-        curves |= json.loads((world / "curves.json").read_text())
-    return curves
+    done = run_script(__file__, str(folder))
+    assert done.returncode == 0, done.stderr
+    found = [json.loads((folder / f"world-{workers}" / "curves.json").read_text()) for workers in sizes]
+    return {name: curve for curves in found for name, curve in curves.items()}
 
 
 def differences(curve: list[dict[str, float]], other: list[dict[str, float]], precision: str) -> tuple[float, float]:
@@ -426,4 +430,4 @@ if __name__ == "__main__":
             ]
             print_table(everything, run_worlds(everything, Path(scratch)))
     else:
-        work(int(sys.argv[1]), Path(sys.argv[2]))
+        all_worlds(Path(sys.argv[1]))

@@ -16,6 +16,7 @@ import pytest
 from resnet_dist.checkpoint import restore
 
 Start = Callable[..., "subprocess.Popen[str]"]
+Train = Callable[..., str]
 Losses = Callable[[Path], dict[int, float]]
 
 
@@ -39,7 +40,7 @@ def test_a_killed_run_resumes_with_the_same_bits(
 ) -> None:
     storage = config_file.parent / "runs"
     overrides = ("precision=float32", "duration=40 steps", "checkpoint.every=3 steps", "data.resolution=32")
-    train("name=untouched", *overrides)
+    train("name=undisturbed", *overrides)
     process = start("name=killed", *overrides)
     wait_for_step(storage / "killed", random.randint(4, 20), process)
     process.send_signal(signal.SIGKILL)
@@ -47,8 +48,8 @@ def test_a_killed_run_resumes_with_the_same_bits(
     assert process.returncode == -signal.SIGKILL
     output = train("name=killed", *overrides, "--resume", "must")
     assert "resumes at step" in output
-    assert losses_of(storage / "killed") == losses_of(storage / "untouched")
-    found, expected = weights(storage / "killed"), weights(storage / "untouched")
+    assert losses_of(storage / "killed") == losses_of(storage / "undisturbed")
+    found, expected = weights(storage / "killed"), weights(storage / "undisturbed")
     assert found.keys() == expected.keys()
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
 
@@ -75,45 +76,41 @@ def test_a_signal_saves_at_a_step_boundary_and_loses_no_step(
     assert f"saved at step {saved.step}" in output
 
 
-def test_a_finished_run_is_found_finished(config_file: Path, train: Callable[..., str]) -> None:
+def test_a_finished_run_is_found_finished_and_refused_as_another_one(
+    config_file: Path, train_here: Train, train: Train
+) -> None:
     short = ("duration=2 steps", "schedule.warmup=0 steps")
-    train(*short)
+    train_here(*short)
     assert (config_file.parent / "runs" / "tiny" / "FINISHED").exists()
-    assert "finished already" in train(*short)
-
-
-def test_a_longer_duration_goes_on(config_file: Path, train: Callable[..., str], losses_of: Losses) -> None:
-    constant = ("schedule.decay=constant", "schedule.warmup=2 steps")
-    train("duration=4 steps", *constant)
-    train("duration=8 steps", *constant)
-    train("name=at-once", "duration=8 steps", *constant)
-    storage = config_file.parent / "runs"
-    assert losses_of(storage / "tiny") == losses_of(storage / "at-once")
-
-
-def test_resume_modes_refuse_what_they_must(config_file: Path, train: Callable[..., str]) -> None:
-    assert "there is no checkpoint" in train("--resume", "must", code=64)
-    train("duration=2 steps", "schedule.warmup=0 steps")
-    assert "another name" in train("--resume", "never", "duration=9 steps", code=64)
-    output = train("duration=9 steps", "seed=1", "batch.size=40", code=78)
-    assert "seed: the run has 0, the config 1" in output
-    assert "batch.size: the run has 37, the config 40" in output
-
-
-def test_divergence_exits_79_and_saves_nothing_of_it(config_file: Path, train: Callable[..., str]) -> None:
-    overrides = ("schedule.peak_lr=1e300", "schedule.warmup=0 steps", "checkpoint.every=1 steps")
-    output = train("optimizer={name: sgd}", *overrides, code=79)
-    assert "training diverged" in output
-    run = config_file.parent / "runs" / "tiny"
-    assert json.loads((run / "FATAL").read_text())["exit_code"] == 79
-
-
-def test_a_finished_run_that_is_started_as_another_one_is_refused(config_file: Path, train: Callable[..., str]) -> None:
-    short = ("duration=2 steps", "schedule.warmup=0 steps")
-    train(*short)
-    output = train(*short, "seed=1", code=78)
-    assert "seed: the run has 0, the config 1" in output
+    assert "finished already" in train_here(*short)
+    assert "seed: the run has 0, the config 1" in train_here(*short, "seed=1", code=78)
     output = train(*short, "batch_norm.span=1", "workers=2", processes=2, code=1)  # torchrun's own code
     assert "batch_norm.span: the run has 37, the config 1" in output
     assert "exitcode  : 78" in output
     assert "finished already" in train(*short, "workers=2", processes=2)
+
+
+def test_a_longer_duration_goes_on(config_file: Path, train_here: Train, losses_of: Losses) -> None:
+    constant = ("schedule.decay=constant", "schedule.warmup=2 steps")
+    train_here("duration=4 steps", *constant)
+    train_here("duration=8 steps", *constant)
+    train_here("name=at-once", "duration=8 steps", *constant)
+    storage = config_file.parent / "runs"
+    assert losses_of(storage / "tiny") == losses_of(storage / "at-once")
+
+
+def test_resume_modes_refuse_what_they_must(train_here: Train, train: Train) -> None:
+    assert "there is no checkpoint" in train("--resume", "must", code=64)
+    train_here("duration=2 steps", "schedule.warmup=0 steps")
+    assert "another name" in train_here("--resume", "never", "duration=9 steps", code=64)
+    output = train_here("duration=9 steps", "seed=1", "batch.size=40", code=78)
+    assert "seed: the run has 0, the config 1" in output
+    assert "batch.size: the run has 37, the config 40" in output
+
+
+def test_divergence_exits_79_and_saves_nothing_of_it(config_file: Path, train_here: Train) -> None:
+    overrides = ("schedule.peak_lr=1e300", "schedule.warmup=0 steps", "checkpoint.every=1 steps")
+    output = train_here("optimizer={name: sgd}", *overrides, code=79)
+    assert "training diverged" in output
+    run = config_file.parent / "runs" / "tiny"
+    assert json.loads((run / "FATAL").read_text())["exit_code"] == 79

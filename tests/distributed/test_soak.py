@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_run_struck_at_random_ends_with_the_untouched_runs_weights(tmp_path: Path) -> None:
+@pytest.mark.alone
+def test_a_run_with_random_faults_ends_with_the_undisturbed_runs_weights(tmp_path: Path) -> None:
     output = tmp_path / "soak.json"
     command = [sys.executable, "-m", "benchmarks.soak", "--faults", "4", "--minutes", "4", "--output", str(output)]
     seed = str(int.from_bytes(os.urandom(2)))  # printed with the report: a failure can be had again

@@ -22,6 +22,7 @@ from launcher.run.progress import last_recorded
 
 pytestmark = pytest.mark.ray
 
+ROOT = Path(__file__).parents[2]
 TOKEN = "f" * 64
 START_S = 120
 Launcher = Callable[..., subprocess.CompletedProcess[str]]
@@ -62,7 +63,7 @@ def address(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     port, dashboard = free_port(), free_port()
     log = tmp_path_factory.mktemp("head") / "head.log"
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
-    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=2"]
+    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", "--num-cpus=3"]
     command += [
         "--node-ip-address=127.0.0.1",
         f"--ray-client-server-port={free_port()}",
@@ -133,6 +134,25 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{ended['step']:08d}"]
 
 
+def test_a_job_has_the_losses_of_one_process(
+    address: str,
+    config_file: Path,
+    variables: dict[str, str],
+    assert_one_curve: Callable[[Path], None],
+) -> None:
+    job = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", address, "--working-dir"]
+    job += [str(ROOT / "configs"), "--", sys.executable, "-m", "launcher.train", str(config_file)]
+    submitted = subprocess.run(
+        [*job, "place=ray", "workers=3"],
+        env={**variables, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert_one_curve(config_file.parent / "runs" / "tiny")
+
+
 def test_rays_own_stop_of_a_job_saves_at_the_next_step(
     address: str, config_file: Path, run_launcher: Launcher, variables: dict[str, str], tmp_path: Path
 ) -> None:
@@ -158,7 +178,7 @@ def test_rays_own_stop_of_a_job_saves_at_the_next_step(
 def test_too_few_nodes_end_a_run_in_time_with_what_is_missing(
     address: str, config_file: Path, run_launcher: Launcher, tmp_path: Path
 ) -> None:
-    overrides = ("place=ray", "workers=3", "faults.start_timeout_s=2")
+    overrides = ("place=ray", "workers=4", "faults.start_timeout_s=2")
     submitted = run_launcher("submit", "ray", str(config_file), *overrides, "--address", address)
     assert submitted.returncode == 0, submitted.stderr
     run = RunDirectory(tmp_path / "runs", "tiny")
@@ -166,8 +186,8 @@ def test_too_few_nodes_end_a_run_in_time_with_what_is_missing(
     end = run.fatal()
     assert end is not None
     assert (end.exit_code, end.kind) == (69, "ClusterUnavailable")
-    assert re.search(r"3 workers with 1 CPU each could not be placed within [0-9]+ s", end.message)
-    assert re.search(r"The Ray cluster has \S+: capacity 2, [0-2] free", end.message)
+    assert re.search(r"4 workers with 1 CPU each could not be placed within [0-9]+ s", end.message)
+    assert re.search(r"The Ray cluster has \S+: capacity 3, [0-3] free", end.message)
     assert run.attempts() == []
 
 

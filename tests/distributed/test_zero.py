@@ -2,15 +2,13 @@
 
 Four workers save a checkpoint to which each writes its part; three go on from it.
 
-Each world of gloo processes runs once: this file, as a script, writes what one worker has seen of every case. Masters
+Each world of gloo processes runs once: this file, as a script, writes what every worker has seen of every case. Masters
 of ZeRO are float32, so exactness is proved elsewhere (tests/unit/resnet_dist/engines/test_partition.py, in float64);
 here every mistake must show against the rounding of float32.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +35,7 @@ from resnet_dist.optim import Lars, decay_groups
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.telemetry.metrics_file import NoSink
 from resnet_dist.training.checkpointing import RunCheckpoints
+from tests.distributed.forked import run_forked, run_script
 
 # 22 samples: shares of 11, 11 and 7, 7, 8; in two micro-batches of 11: 5, 6 and 3, 4, 4
 BATCH_SIZE, SPAN, CLASSES, STEPS, LEARNING_RATE, TIMEOUT_S = 22, 11, 7, 10, 0.05, 300
@@ -192,7 +191,8 @@ def train(
     return record
 
 
-def worker(rank: int, world_size: int, folder: Path) -> None:
+def worker(world_size: int, folder: Path, rank: int) -> None:
+    """Run all cases that are for a world of this size, on one worker."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store{world_size}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
@@ -228,6 +228,12 @@ def worker(rank: int, world_size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def all_worlds(folder: Path) -> None:
+    """Run one world after the other."""
+    for size in (2, 4, 3):
+        assert run_forked(partial(worker, size, folder), size, TIMEOUT_S) == [0] * size
+
+
 # --- what the tests do with it
 
 Records = list[dict[tuple[str, str], dict[str, Any]]]  # by rank
@@ -237,25 +243,9 @@ Records = list[dict[tuple[str, str], dict[str, Any]]]  # by rank
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Records]:
     """The records of all workers, by number of workers. What Python warns of, and all that is printed, is an error."""
     folder = tmp_path_factory.mktemp("worlds")
-    gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
-    environment = {name: value for name, value in os.environ.items() if name not in gone}
-    # the same resnet_dist as here: installed, or the checkout that pytest was started in
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    for size in (2, 4, 3):
-        commands = [
-            [sys.executable, "-W", "error", __file__, str(rank), str(size), str(folder)] for rank in range(size)
-        ]
-        processes = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for command in commands
-        ]
-        try:
-            outputs = [process.communicate(timeout=TIMEOUT_S) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        assert [process.returncode for process in processes] == [0] * size, "\n".join(error for _, error in outputs)
-        assert [output for output, _ in outputs] == [""] * size
+    done = run_script(__file__, str(folder), options=("-W", "error"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
     return {size: [torch.load(folder / f"{size} workers, rank {rank}.pt") for rank in range(size)] for size in (2, 3)}
 
 
@@ -389,4 +379,4 @@ def test_gradients_exchanged_in_bfloat16_train_as_well(worlds: dict[int, Records
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    all_worlds(Path(sys.argv[1]))

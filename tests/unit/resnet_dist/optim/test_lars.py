@@ -205,7 +205,7 @@ def test_float32_weights_have_their_norms_in_float64() -> None:
 @pytest.mark.parametrize("num", [1, 4095, 4096, 4097, 3 * 4096 + 5, 2**20 + 1])
 def test_norms_of_float32_weights_of_any_length_are_near_those_of_float64(num: int) -> None:
     weights = torch.randn(num, generator=torch.Generator().manual_seed(0))
-    assert squared_norms([weights]).item() == pytest.approx(weights.double().square().sum().item(), rel=2e-7)
+    assert squared_norms([weights]).item() == pytest.approx(weights.double().square().sum().item(), rel=1e-6)
 
 
 def test_norms_count_every_element_once() -> None:
@@ -231,7 +231,7 @@ def test_norms_are_added_up_in_the_order_of_memory() -> None:
 
 def test_norms_of_a_transposed_matrix_are_those_of_the_matrix() -> None:
     matrix = torch.randn(100, 80, generator=torch.Generator().manual_seed(0))
-    assert squared_norms([matrix.T]).item() == pytest.approx(squared_norms([matrix]).item(), rel=2e-7)
+    assert squared_norms([matrix.T]).item() == pytest.approx(squared_norms([matrix]).item(), rel=1e-6)
 
 
 def test_a_step_reads_nothing_back_from_the_device() -> None:
@@ -255,6 +255,7 @@ def test_a_closure_is_evaluated_with_gradients() -> None:
 
     assert optimizer.step(closure) == 9.0
     assert weight.item() < 3.0
+    assert optimizer.step() is None
 
 
 def test_the_defaults_of_the_settings() -> None:

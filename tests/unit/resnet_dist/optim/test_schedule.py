@@ -51,6 +51,10 @@ def test_cosine_follows_its_formula() -> None:
     assert schedule(100) == 1.0
 
 
+def test_cosine_has_its_corners_exactly() -> None:
+    assert [cosine(progress) for progress in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
+
+
 def test_polynomial_has_power_two_where_none_is_given() -> None:
     schedule = _build(decay="polynomial", end_lr=1e-4)
     for k in (10, 55, 99):
@@ -77,8 +81,15 @@ def test_gamma_can_be_chosen() -> None:
     assert _build(decay="step", milestones=(_steps(20), _steps(30)), gamma=0.5)(30) == 1.0
 
 
-def test_milestones_are_for_the_step_decay_alone() -> None:
-    assert _build(decay="cosine", milestones=(_steps(30),)).milestones == ()
+def test_milestones_and_gamma_are_for_the_step_decay_alone() -> None:
+    schedule = _build(decay="cosine", milestones=(_steps(30),), gamma=0.5)
+    assert (schedule.milestones, schedule.gamma) == ((), 1.0)
+
+
+def test_a_schedule_of_a_peak_alone_is_flat() -> None:
+    schedule = Schedule(peak_lr=2.0, total_steps=10)
+    assert schedule == Schedule(2.0, 10, 0, 0.0, 0.0, None, (), 1.0)
+    assert [schedule(k) for k in (0, 9, 10)] == [2.0, 2.0, 2.0]
 
 
 def test_a_constant_schedule_stays_at_the_peak() -> None:

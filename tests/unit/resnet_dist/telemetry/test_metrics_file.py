@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,13 @@ def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.Lo
 def test_lines_that_waited_are_written_when_there_is_space_again(tmp_path: Path) -> None:
     sink = MetricsFile(tmp_path / "m")
     sink.write(train(1))
-    with Path("/dev/full").open("ab", buffering=0) as full:
-        file, sink._file = sink._file, full  # type: ignore[assignment]
+    size, (before, most) = (tmp_path / "m").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, most))  # there is space for the beginning of a line
+    try:
         sink.write(train(2))
-        sink._file = file
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    assert (tmp_path / "m").stat().st_size == size + 5
     sink.write(train(3))
     sink.close()
     assert read_metrics(tmp_path / "m") == [train(1), train(2), train(3)]

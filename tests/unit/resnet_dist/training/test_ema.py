@@ -202,9 +202,7 @@ def fit(images: Path, tmp_path: Path) -> Fit:
         saved = restore.newest(folder)
         options = RunOptions(CheckpointOptions(folder, Retention(9)), tmp_path / "index", parse("4 steps"), 1)
         worker = Worker(0, 1, CPU, num_threads=1)
-        build(
-            recipe_of(images, ema), worker, options, attended, attended, None if saved is None else saved.path
-        ).fit()
+        build(recipe_of(images, ema), worker, options, attended, attended, None if saved is None else saved.path).fit()
         return attended
 
     return run

@@ -1,0 +1,61 @@
+"""Ray's workers on one host are stopped and slowed down: two ranks, so sums are added in another order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from resnet_dist.telemetry.metrics_file import read_metrics
+from tests.distributed.fault_runs import FaultRun
+
+Make = Callable[..., FaultRun]
+
+
+def assert_same_losses(found: FaultRun, expected: FaultRun) -> None:
+    losses, others = found.losses(), expected.losses()
+    assert sorted(losses) == sorted(others)
+    assert max(abs(losses[step] - loss) / abs(loss) for step, loss in others.items()) < 1e-9
+
+
+@pytest.mark.ray
+def test_a_stopped_rank_is_named_with_the_stacks_of_the_others_and_replaced(
+    fault_run: Make, undisturbed: FaultRun
+) -> None:
+    run = fault_run(place="ray", workers=2)
+    run.start()
+    run.wait_for_step(12)
+    os.kill(run.pid(rank=1), signal.SIGSTOP)
+    run.end(timeout_s=240)
+    facts = json.loads((run.directory.incident(1) / "incident.json").read_text())
+    assert (facts["class"], facts["rank"]) == ("WorkerHung", 1)
+    # rank 0 waits in the exchange of a batch norm, of gradients or of a step's totals
+    stacks = (run.directory.incident(1) / "stacks/rank-0.txt").read_text()
+    flight = json.loads((run.directory.incident(1) / "flight/rank-0.json").read_text())
+    kind = flight["entries"][-1]["profiling_name"].removeprefix("gloo:")
+    assert kind in ("all_reduce", "all_gather")
+    assert kind in stacks
+    assert_same_losses(run, undisturbed)
+
+
+@pytest.mark.ray
+def test_a_straggler_and_a_rank_that_hangs_are_named(fault_run: Make, undisturbed: FaultRun) -> None:
+    run = fault_run(place="ray", workers=2)
+    run.pace(**{"all": 0.02, "1": 0.2})
+    run.start()
+    run.wait_for_step(35)
+    [straggler] = [r for r in read_metrics(run.directory.metrics) if r.get("event") == "straggler"]
+    assert straggler["detail"]["rank"] == 1
+    assert straggler["detail"]["host"] == os.uname().nodename
+    run.pace(**{"all": 0.0, "1": 3600})
+    run.until(lambda: run.directory.incident(1).is_dir())
+    run.pace(all=0)
+    output = run.end(timeout_s=240)
+    facts = json.loads((run.directory.incident(1) / "incident.json").read_text())
+    assert (facts["class"], facts["rank"], facts["phase"]) == ("WorkerHung", 1, "step")
+    assert "paced.py" in (run.directory.incident(1) / "stacks/rank-1.txt").read_text()
+    assert "worker 1" in output
+    assert_same_losses(run, undisturbed)
