@@ -29,8 +29,8 @@ def ray_findings(
         try:
             ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError) as error:
-            said = f"{os.environ['RAY_ADDRESS']}: {error}"
-            return [failed("Ray cluster", said, "start it (ray start), and give this host its token and address")]
+            problem = f"{os.environ['RAY_ADDRESS']}: {error}"
+            return [failed("Ray cluster", problem, "start it (ray start), and give this host its token and address")]
     try:
         return cluster_findings(RayHosts(config), config, seconds, quick=quick, profile=profile)
     finally:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -29,6 +30,10 @@ _GPU_DECODER = {
     "preallocate_width_hint": 5980,  # pixels
     "preallocate_height_hint": 6430,  # pixels
 }
+
+
+# paths, corners, sizes, flips
+_Arrays = tuple[list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
 
 def is_installed() -> bool:
@@ -57,7 +62,7 @@ class DaliDecoder:
         """See `Decoder.decode`; tensors are on the GPU if there is one, and remain valid."""
         pending: deque[BatchRequest] = deque()  # requests that DALI has read, oldest first
 
-        def source() -> tuple[Any, ...]:
+        def source() -> _Arrays:
             request = next(requests)  # StopIteration tells DALI that there are no more
             pending.append(request)
             return _arrays(request)
@@ -80,7 +85,7 @@ class DaliDecoder:
         finally:
             del pipeline
 
-    def _pipeline(self, source: Any, resolution: int) -> Any:
+    def _pipeline(self, source: Callable[[], _Arrays], resolution: int) -> Any:
         import nvidia.dali
 
         dali: Any = nvidia.dali  # its type stubs lack the names that are defined at import
@@ -116,7 +121,7 @@ class DaliDecoder:
         return pipeline
 
 
-def _arrays(request: BatchRequest) -> tuple[Any, ...]:
+def _arrays(request: BatchRequest) -> _Arrays:
     """A request in DALI's form: paths as bytes, corners int32 [n, 2], sizes int32 [n, 2], flips int32 [n]."""
     paths = [np.frombuffer(path.encode("utf-8", "surrogateescape"), dtype=np.uint8) for path in request.paths]
     corners, sizes = np.ascontiguousarray(request.windows[:, :2]), np.ascontiguousarray(request.windows[:, 2:])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +66,7 @@ class RunningStatistics:
                 layer.place_of(0, dtype, self._device)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _begin(self, *_: Any) -> None:
+    def _begin(self, *_: object) -> None:
         self._depth += 1
         if self._depth > 1:
             return
@@ -77,7 +76,7 @@ class RunningStatistics:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def _end(self, model: nn.Module, inputs: Any, output: Any) -> None:
+    def _end(self, model: nn.Module, inputs: object, output: object) -> None:
         """After a forward pass: collect the statistics of its layers. `output` is None after an exception."""
         self._depth -= 1
         if self._depth > 0 or not self._spans.recording:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim.groups import decay_groups
+from resnet_dist.optim.groups import Group, decay_groups
 from resnet_dist.optim.lars import Lars
 from resnet_dist.recipe.references import call_function, is_reference
 from resnet_dist.recipe.schema import OptimizerRecipe, Recipe
@@ -56,7 +56,7 @@ def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels 
     return _from_function(recipe, groups)
 
 
-def _lars(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> Lars:
+def _lars(recipe: OptimizerRecipe, groups: list[Group]) -> Lars:
     assert not recipe.nesterov  # refused by the rules
     return Lars(
         groups,
@@ -69,7 +69,7 @@ def _lars(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> Lars:
     )
 
 
-def _from_function(recipe: OptimizerRecipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _from_function(recipe: OptimizerRecipe, groups: list[Group]) -> torch.optim.Optimizer:
     key = "optimizer.name"
     ours = sorted(id(parameter) for group in groups for parameter in group["params"])
     optimizer = call_function(

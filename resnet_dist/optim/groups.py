@@ -7,11 +7,13 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+Group = dict[str, Any]  # a parameter group of a torch optimizer
+
 # _NormBase is the base of every batch norm and instance norm.
 NORMALISATIONS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+def decay_groups(model: nn.Module) -> list[Group]:
     """The trainable parameters in two groups: with weight decay, then without. Empty groups are left out.
 
     All parameters of normalisation layers and all biases are excluded from weight decay and from LARS's trust ratio.
@@ -30,8 +32,8 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
         if isinstance(module, NORMALISATIONS) or "bias" in name.split("_")
     }
-    decaying: dict[str, Any] = {"params": [], "names": [], "decay": True}
-    others: dict[str, Any] = {"params": [], "names": [], "decay": False, "weight_decay": 0.0}
+    decaying: Group = {"params": [], "names": [], "decay": True}
+    others: Group = {"params": [], "names": [], "decay": False, "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             group = others if id(parameter) in excluded else decaying

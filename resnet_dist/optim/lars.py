@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from resnet_dist.optim.groups import Group
 
 _ROW = 4096  # elements; float32 norms of rows this long give sums within 2e-7 of those in float64
 
@@ -103,7 +104,7 @@ class Lars(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Iterable[Tensor] | Iterable[Group],
         lr: float = 0.0,
         *,
         momentum: float = 0.9,
@@ -146,7 +147,7 @@ class Lars(torch.optim.Optimizer):
                 self._step_group(group, weights)
         return loss
 
-    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def _step_group(self, group: Group, weights: list[Tensor]) -> None:
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         ratios = None
         if group["decay"]:

@@ -14,12 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+Record = dict[str, Any]  # a JSON object
+
 log = logging.getLogger(__name__)
 
 TAIL_BYTES = 200_000  # enough for several hundred lines of metrics
 
 
-def encode(record: Mapping[str, Any]) -> bytes:
+def encode(record: Mapping[str, object]) -> bytes:
     r"""`record` as one line. NaN and infinity become null, since JSON has neither.
 
     >>> encode({"step": 3, "loss": float("nan")})
@@ -28,7 +30,7 @@ def encode(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(without_non_finite(record), allow_nan=False) + "\n").encode()
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
+def append(path: Path, record: Mapping[str, object]) -> None:
     """Append a record and flush it to the disk. Raises OSError."""
     with path.open("ab+") as file:
         if ends_inside_a_line(file):
@@ -38,7 +40,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Record]:
     """All records of a file, oldest first. Logs the number of lines that are not records. Raises OSError."""
     lines = path.read_bytes().splitlines()
     records = list(_parsed(lines))
@@ -48,7 +50,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def read_tail(path: Path, num_lines: int) -> list[dict[str, Any]]:
+def read_tail(path: Path, num_lines: int) -> list[Record]:
     """The records in the last `num_lines` lines; an empty list if the file cannot be read."""
     return list(_parsed(line.encode() for line in last_lines(path, num_lines)))
 
@@ -79,7 +81,7 @@ class Follower:
         self._path = path
         self._offset = path.stat().st_size if path.exists() else 0
 
-    def new_records(self) -> Iterator[dict[str, Any]]:
+    def new_records(self) -> Iterator[Record]:
         """The records since the last call. Raises OSError."""
         if not self._path.exists():
             return
@@ -107,7 +109,7 @@ def without_non_finite(value: Any) -> Any:
     return value
 
 
-def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def _parsed(lines: Iterable[bytes]) -> Iterator[Record]:
     for line in lines:
         try:
             record = json.loads(line)

@@ -17,10 +17,14 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from resnet_dist.errors import StorageError
 from resnet_dist.telemetry import json_lines
+from resnet_dist.telemetry.json_lines import Record
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ BOTTLENECK_EVENTS = ("bottleneck", "verdict")  # the newer name first; version 0
 class Sink(Protocol):
     """Takes the records of a run. Every worker has one; only that of rank 0 writes."""
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Write a record: "kind" (train, eval or event), "step", and plain Python values."""
         ...
 
@@ -43,7 +47,7 @@ class Sink(Protocol):
 class NoSink:
     """The sink of all workers except rank 0, which writes nothing."""
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Ignore the record."""
 
     def close(self) -> None:
@@ -62,7 +66,7 @@ class MetricsFile:
         self._path = path
         self._tensorboard = tensorboard
         self._waiting = b""  # bytes that could not be written yet
-        self._writer: Any = None  # a SummaryWriter, created with the first record, whose step it needs
+        self._writer: SummaryWriter | None = None  # a SummaryWriter, created with the first record, whose step it needs
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+", buffering=0)
@@ -72,7 +76,7 @@ class MetricsFile:
         except OSError as error:
             raise StorageError(str(path), error.strerror or str(error)) from error
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Append a record. Unless the disk is full, the operating system has it when the call returns."""
         if record.get("kind") not in KINDS or type(record.get("step")) is not int:
             raise ValueError(f"a record needs a step and a kind ({', '.join(KINDS)}): {dict(record)}")
@@ -107,7 +111,7 @@ class MetricsFile:
         while self._waiting:  # a raw write may write only a part
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
-    def _draw(self, record: Mapping[str, Any], folder: Path) -> None:
+    def _draw(self, record: Mapping[str, object], folder: Path) -> None:
         if self._writer is None:
             self._writer = _summary_writer(folder, record)
             if self._writer is None:
@@ -116,11 +120,13 @@ class MetricsFile:
         if record["kind"] == "event":
             return
         for key, value in record.items():
-            if key not in ("step", "epoch") and type(value) in (int, float) and math.isfinite(value):
+            if key in ("step", "epoch") or not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if math.isfinite(value):
                 self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
 
 
-def _summary_writer(folder: Path, first: Mapping[str, Any]) -> Any:
+def _summary_writer(folder: Path, first: Mapping[str, object]) -> SummaryWriter | None:
     """A SummaryWriter, or None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -128,18 +134,20 @@ def _summary_writer(folder: Path, first: Mapping[str, Any]) -> Any:
         log.warning("TensorBoard is not installed: metrics go to metrics.jsonl only (pip install tensorboard)")
         return None
     # Hide the points of an earlier attempt after the step that this attempt continues from.
-    purge_step = first["step"] + 1 if first.get("event") == "started" else None
+    step = first["step"]
+    assert isinstance(step, int)
+    purge_step = step + 1 if first.get("event") == "started" else None
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Record]:
     """The records of metrics.jsonl as an uninterrupted run would have written them, in the file's order.
 
     An attempt that continues from step k repeats the steps after k: their records of earlier attempts are dropped. Of
     several train (or eval) records of one step the last is used; events are all kept. Events of earlier versions have
     their present names. Lines that are not records are ignored and logged. Raises OSError.
     """
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     num_ignored = 0
     for record in json_lines.read(path):
         if record.get("kind") not in KINDS or type(record.get("step")) is not int:

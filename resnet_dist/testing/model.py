@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.models.batch_norm import SpanBatchNorm
@@ -24,7 +24,7 @@ _SAME_BITS = 0.0
 def check_model(
     model: str | Callable[..., nn.Module],
     *,
-    arguments: Mapping[str, Any] | None = None,
+    arguments: Mapping[str, object] | None = None,
     num_classes: int = 10,
     resolution: int = 32,
     batch_size: int = 10,
@@ -195,13 +195,13 @@ def _first_calls(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module,
     calls: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
     def record(name: str, module: nn.Module) -> None:
-        def before(module: nn.Module, inputs: Any) -> None:
+        def before(module: nn.Module, inputs: tuple[object, ...]) -> None:
             if len(inputs) == 1 and isinstance(inputs[0], Tensor) and inputs[0].dim() > 1:
                 calls.setdefault(name, (module, inputs[0].detach().clone(), torch.get_rng_state()))
 
         hooks.append(module.register_forward_pre_hook(before))
 
-    hooks: list[Any] = []
+    hooks: list[RemovableHandle] = []
     for name, module in model.named_modules():
         record(name or "the model", module)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One run at a time: who holds the lease keeps it, a dead one does not, and of many that want it one gets it."""
+"""The lease: a live holder keeps it, a dead one does not, and of many processes that want it one gets it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_holder(folder: Path, **changes: object) -> Path:
     return file
 
 
-def test_a_second_process_is_refused_with_who_where_since_when_and_what_to_do(folder: Path, start: Start) -> None:
+def test_a_second_process_is_refused_with_the_holder_and_what_to_do(folder: Path, start: Start) -> None:
     process = start(HOLD, folder, 5)
     assert line(process) == "1"
     with pytest.raises(LeaseHeld) as refused:
@@ -97,7 +97,7 @@ def test_a_second_process_is_refused_with_who_where_since_when_and_what_to_do(fo
     )
 
 
-def test_a_lease_that_was_given_back_is_free(folder: Path) -> None:
+def test_a_released_lease_is_free(folder: Path) -> None:
     with acquire(folder) as first:
         assert holder(folder) is not None
         with pytest.raises(LeaseHeld):
@@ -180,7 +180,7 @@ def test_a_predecessor_of_the_same_submission_is_waited_for(
 
 @pytest.mark.parametrize("elsewhere", [{}, {"host": "another"}], ids=["here", "elsewhere"])
 @pytest.mark.parametrize(("submission", "most"), [("try-1", 42), ("try-2", 1), ("", 1)])
-def test_a_predecessor_is_waited_for_in_bounded_time_and_nobody_else_is(
+def test_a_predecessor_is_waited_for_in_bounded_time_and_no_other_process_is(
     folder: Path, elsewhere: dict[str, str], submission: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_holder(folder, submission="try-1", **elsewhere)
@@ -197,7 +197,7 @@ def test_a_predecessor_is_waited_for_in_bounded_time_and_nobody_else_is(
     assert most - 2 <= len(naps) <= most
 
 
-def test_two_runs_of_persons_are_of_no_submission(folder: Path) -> None:
+def test_starts_by_a_person_have_no_submission(folder: Path) -> None:
     write_holder(folder, submission="")
     with pytest.raises(LeaseHeld):
         acquire(folder, submission="", predecessor_s=LONG_S)
@@ -212,9 +212,7 @@ def test_a_lease_of_an_earlier_version_names_its_holder(folder: Path) -> None:
         acquire(folder)
 
 
-def test_time_in_which_the_watcher_itself_stood_still_does_not_count(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_in_which_the_watcher_was_suspended_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_holder(folder, host="another")
     naps: list[float] = []
 
@@ -230,12 +228,12 @@ def test_time_in_which_the_watcher_itself_stood_still_does_not_count(
     assert len(naps) == 20
 
 
-def test_a_holder_learns_that_it_was_succeeded(folder: Path) -> None:
-    told = threading.Event()
-    first = acquire(folder, renew_every_s=0.01, on_lost=told.set)
+def test_a_holder_notices_that_it_was_succeeded(folder: Path) -> None:
+    notified = threading.Event()
+    first = acquire(folder, renew_every_s=0.01, on_lost=notified.set)
     first.check()
     os.link(write_holder(folder.parent / "other", host="another"), folder / "00000002.json")
-    assert told.wait(60)
+    assert notified.wait(60)
     assert first.lost
     with pytest.raises(LeaseLost, match=r"taken over by process [0-9]+ on another"):
         first.check()
@@ -329,8 +327,8 @@ def test_holders_that_come_go_and_die_in_a_crowd_are_always_alone(folder: Path, 
     assert generations == sorted(set(generations))
 
 
-# For each number that it reads: killed before that disk operation of taking and giving back the lease.
-STRIKE = """
+# For each number that it reads: a process is killed before that disk operation of taking and releasing the lease.
+KILLED = """
 import os, signal, sys
 from pathlib import Path
 from launcher.run.lease import acquire
@@ -340,10 +338,10 @@ def count(event, arguments):
     global seen
     if event in {"open", "os.mkdir", "os.link", "os.remove", "os.rename", "os.utime", "os.listdir", "os.scandir"}:
         seen += 1
-        if seen == strike:
+        if seen == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-for strike in map(int, sys.stdin):
+for kill_at in map(int, sys.stdin):
     child = os.fork()
     if child == 0:
         sys.addaudithook(count)
@@ -353,10 +351,10 @@ for strike in map(int, sys.stdin):
 """
 
 
-def test_a_kill_at_any_moment_of_taking_or_giving_back_leaves_a_lease_that_can_be_taken(
+def test_a_kill_at_any_moment_of_taking_or_releasing_leaves_a_lease_that_can_be_taken(
     folder: Path, start: Start
 ) -> None:
-    process, codes = start(STRIKE, folder), [-signal.SIGKILL]
+    process, codes = start(KILLED, folder), [-signal.SIGKILL]
     assert process.stdin is not None
     while codes[-1] == -signal.SIGKILL:
         process.stdin.write(f"{len(codes)}\n")
@@ -364,11 +362,11 @@ def test_a_kill_at_any_moment_of_taking_or_giving_back_leaves_a_lease_that_can_b
         codes.append(int(line(process)))
         with acquire(folder, expires_s=LONG_S) as lease:
             assert [path.name for path in folder.iterdir()] == [f"{lease.generation:08d}.json"]  # nothing is left over
-    assert codes[-1] == 0  # struck at every operation, until there were no more to strike
+    assert codes[-1] == 0  # a kill before every operation, until there are no more
     assert len(codes) > 10
 
 
-def test_a_fork_of_the_holder_does_not_give_the_lease_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_of_the_holder_does_not_release_the_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = acquire(folder)
     with monkeypatch.context() as patch:
         patch.setattr(lease.os, "getpid", lambda: 1)

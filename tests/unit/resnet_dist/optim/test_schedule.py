@@ -178,7 +178,6 @@ def test_an_unknown_decay_is_refused() -> None:
     with pytest.raises(RecipeError, match="'linear' does not name a function") as caught:
         _build(decay="linear")
     assert caught.value.key == "schedule.decay"
-    assert caught.value.key == "schedule.decay"
 
 
 def test_every_decay_that_the_rules_allow_can_be_built() -> None:
