@@ -349,7 +349,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def passes(report: dict[str, Any]) -> bool:
-    """Whether the result is the same and nothing is left over."""
+    """Whether the result is the same and there are no leftovers."""
     ended = set(report["exit_codes"].values()) == {0}
     return bool(report["same_weights"]) and ended and not any(report["left_over"].values()) and report["faults"] > 0
 

@@ -81,7 +81,7 @@ def ddp(effort: Effort) -> tuple[list[Row], dict[str, Any]]:
         time_row("DDP step, 2 workers", "torch's plain DDP", times["ours"], times["plain"], goal=1.02),
         time_row(
             "batch norm over both workers", "each worker's own", times["synchronised"], times["ours"],
-            note="one all-reduce per layer and pass",
+            note="one all-gather per layer and pass",
         ),
     ]  # fmt: skip
     return rows, {"times_s": times}

@@ -1,7 +1,7 @@
 """A site's profile: settings of a SLURM or Kubernetes cluster that are the same for all runs.
 
 The fields are the keys of the profile's YAML file; `launcher.config.profiles` reads it. Where a field is text, a number
-or boolean is taken as it is written: `NCCL_IB_DISABLE: 1`.
+or boolean keeps its spelling in the file: `NCCL_IB_DISABLE: 1`.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class _WorkerError(LauncherError):
 
 
 class WorkerLost(_WorkerError):  # noqa: N818 - reads as what happened
-    """A worker ended without an error of its own: killed, out of memory, or its node is gone."""
+    """A worker ended without raising an error: it was killed, ran out of memory, or its node was lost."""
 
 
 class WorkerHung(LauncherError):  # noqa: N818 - reads as what happened

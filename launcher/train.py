@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
         return code
     except Exception as error:
         exit_code = report(error if given is None else configs.in_users_lines(error, given.config, given.overrides))
-        if getattr(error, "skip_shutdown", False):  # a cluster that is gone: Ray would change the exit code
+        if getattr(error, "skip_shutdown", False):  # the cluster has ended: Ray would change the exit code
             os._exit(exit_code)
         return exit_code
 

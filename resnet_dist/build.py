@@ -113,7 +113,7 @@ def build(
         recipe.schedule, batch_size=recipe.batch.size, num_samples=len(train), total_steps=timetable.total_steps
     )
     skipped = options.skipped
-    if not skipped and checkpoint is not None:  # the run directory's record is gone; the checkpoint's is from a mirror
+    if not skipped and checkpoint is not None:  # lost with the run directory: from the mirror's checkpoint
         skipped = tuple((first, end) for first, end in checkpoint.state.get("skipped", []))
     facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))

@@ -124,16 +124,16 @@ remove_folder() {
 
 # Exit with a code of launcher.train. 75 (stopped, saved) and 76 (hardware fault) requeue the job.
 finish() {
-    local code=$1 patience=10 state
+    local code=$1 wait_s=10 state
     driver=''
     [ -z "$timer" ] || kill "$timer" 2> /dev/null
-    ! $terminated || patience=2 # SLURM kills the remaining processes soon
-    [ -z "$step" ] || stop_step "$patience"
+    ! $terminated || wait_s=2 # SLURM kills the remaining processes soon
+    [ -z "$step" ] || stop_step "$wait_s"
     remove_folder
     if [ "$code" -eq 75 ] || [ "$code" -eq 76 ]; then
         state=$(squeue --noheader --jobs="$JOB" --format=%T 2> /dev/null)
         if $terminated || [ "$state" != RUNNING ]; then
-            log "exit code $code; SLURM is ending the job (${state:-gone}): not requeued"
+            log "exit code $code; SLURM is ending the job (${state:-not listed}): not requeued"
         elif [ "$RESTARTS" -ge "$MAX_REQUEUES" ]; then
             log "exit code $code; all $MAX_REQUEUES restarts are used: not requeued. Submit the script again to resume"
         else

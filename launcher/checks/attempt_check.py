@@ -1,7 +1,7 @@
 """The all-reduce of an attempt's workers before training. If it fails, the bad host is found.
 
-The all-reduce uses the process group that will train, so nothing is started for it. Only if its sum is wrong or does
-not arrive are hosts tested in pairs, in processes of their own. Every wait has a time limit.
+The all-reduce uses the process group that will train, so it starts no processes. If its sum is wrong or does
+not arrive, the hosts are tested in pairs, in separate processes. Every wait has a time limit.
 """
 
 from __future__ import annotations

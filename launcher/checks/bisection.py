@@ -32,7 +32,7 @@ def find_bad_hosts(hosts: Sequence[str], pair_works: PairWorks, max_rounds: int 
     """Find the bad hosts among `hosts`; `pair_works(a, b)` tests two of them, and is called from several threads.
 
     First each host is tested with another one: where a pair works, both are good. Then each host that failed is tested
-    with good ones, with two different ones if there are as many: a broken link between two good hosts blames neither.
+    with good ones, with two different ones if there are as many: a broken link between good hosts marks neither as bad.
     """
     search = _Search(pair_works)
     order = list(hosts)
@@ -96,7 +96,7 @@ class _Search:
 
 
 def _pairing(hosts: Sequence[str], number: int) -> list[Pair]:
-    """Round `number` of a round robin (circle method): each host once, no pair twice; an odd host rests."""
+    """Round `number` of a round robin (circle method): each host once, no pair twice; an odd host is left out."""
     seats: list[str | None] = list(hosts) if len(hosts) % 2 == 0 else [*hosts, None]
     turn = number % max(1, len(seats) - 1)
     ring = [seats[0], *seats[len(seats) - turn :], *seats[1 : len(seats) - turn]]

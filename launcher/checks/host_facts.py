@@ -92,7 +92,7 @@ def _differing(what: str, values: Mapping[str, object], must: bool) -> Iterator[
         return
     groups = sorted(hosts_by_value.items(), key=lambda item: -len(item[1]))
     found = "; ".join(f"{_shown(value)} on {listed(hosts)}" for value, hosts in groups)
-    advice = "set these hosts up alike, or exclude the deviating ones"
+    advice = "configure these hosts in the same way, or exclude those that differ"
     if must:
         advice = "install the same versions everywhere: one image, or one environment on shared storage"
     yield graded("versions", f"{what}: {found}", advice, fail=must, warn=True)

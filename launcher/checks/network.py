@@ -38,7 +38,7 @@ def host_name(*, several_nodes: bool) -> Finding:
 
 
 def ports(wanted: Mapping[int, str]) -> Finding:
-    """Whether this host can connect to a port of its own, and whether the `wanted` ports (port: user) are free."""
+    """Whether this host can connect to its own ports, and whether the `wanted` ports (port: user) are free."""
     with socket.socket() as listener, socket.socket() as caller:
         listener.bind(("", 0))
         listener.listen(1)
@@ -47,10 +47,10 @@ def ports(wanted: Mapping[int, str]) -> Finding:
             caller.connect(("127.0.0.1", listener.getsockname()[1]))
         except OSError as error:
             advice = "allow connections on the loopback device: the processes of one host use it"
-            return failed("ports", f"this host cannot connect to a port of its own ({error})", advice)
+            return failed("ports", f"this host cannot connect to its own port ({error})", advice)
     taken = {port: user for port, user in wanted.items() if not is_free(port)}
     shown = ", ".join(f"{port} ({user})" for port, user in (taken or wanted).items())
-    found = f"{shown} in use" if taken else f"{shown} free" if wanted else "any free port will do, and there is one"
+    found = f"{shown} in use" if taken else f"{shown} free" if wanted else "a free port is available"
     advice = "end the process that listens there, or give this run another port: two jobs on one node conflict"
     return graded("ports", found, advice, warn=bool(taken))
 

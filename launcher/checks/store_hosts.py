@@ -92,7 +92,7 @@ class StoreHosts:
 def serve(store: Store, number: int, seconds: float, run_task: RunTask = tasks.run_task) -> list[Finding]:
     """Carry out tasks as host `number`, one after the other, until the end; returns the findings on all hosts.
 
-    RuntimeError if no task comes for `seconds`: rank 0 is gone.
+    RuntimeError if no task comes for `seconds`: rank 0 has ended.
     """
     turn = 0
     while True:

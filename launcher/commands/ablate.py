@@ -8,7 +8,7 @@ The run's own recipe, batch and data are measured in processes that write nothin
     one worker   one worker's per-worker batch, in a world of one: no loader, no communication
 
 A run is at most as fast as the slowest of the last three. Speed keys are changed one at a time, with synthetic input.
-If this machine cannot hold all workers, one worker with its per-worker batch stands for the run. A learning rate near
+If this machine cannot hold all workers, one worker with its per-worker batch is measured instead. A learning rate near
 0 keeps the loss finite.
 """
 

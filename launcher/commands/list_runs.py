@@ -1,4 +1,4 @@
-"""`launcher list [STORAGE]`: the runs in a folder, one per line; the default are the usual folders."""
+"""`launcher list [STORAGE]`: the runs in a folder, one per line; by default in the usual folders."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def goodput(run: RunDirectory) -> Goodput:
 
 
 def _useful(records: Sequence[Facts]) -> Iterator[tuple[Facts, float]]:
-    """(record, seconds) of all steps and evaluations; a train record stands for all steps since the one before.
+    """(record, seconds) of all steps and evaluations; a train record covers all steps since the previous one.
 
     Records without a time are left out.
     """

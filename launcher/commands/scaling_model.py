@@ -1,7 +1,7 @@
-"""What a run requires of a cluster of any size: `launcher plan CONFIG --nodes 1,8,64,512`. A model, no measurement.
+"""What a run requires of a cluster of any size: `launcher plan CONFIG --nodes 1,8,64,512`. A model, not a measurement.
 
-The sources of the numbers are next to them; what was measured was measured on two CPU cores. A step is its computation
-only: the exchange of gradients comes on top.
+The sources of the numbers are next to them; measurements were made on two CPU cores. The time of a step is that of its
+computation, without the exchange of gradients.
 """
 
 from __future__ import annotations

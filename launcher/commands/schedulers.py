@@ -1,6 +1,6 @@
 """The two requests to SLURM, Kubernetes and Ray's job server: the status of a job, and stop it.
 
-A scheduler knows why a job waits, and whether it still exists. The run directory shows what the run has done.
+A scheduler reports why a job waits, and whether it still exists. The run directory shows what the run has done.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Builder:
 
     A value that does not fit is replaced by None, and `fits` becomes False, so that the remaining values are checked.
     Paths are relative to `folder`. With `text_as_written`, text is one line, and a number or boolean in its place is
-    taken as it is written in the file: `1.10`, `true`.
+    read with its spelling in the file: `1.10`, `true`.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ def absolute(text: str, folder: Path) -> str:
 
 
 def problem(key: str, text: str, path: str) -> tuple[str, str] | None:
-    """What is wrong with `text`, which became the absolute `path`, and what is allowed; None if nothing is."""
+    """The problem with `text`, whose absolute form is `path`, and what is allowed; None without a problem."""
     if not text.strip() or not text.isprintable():
         return f"found {describe(text)}", "the path of a file or folder"
     if re.match(r"\w+://", text):

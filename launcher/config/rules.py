@@ -12,7 +12,7 @@ from launcher.config.schema import CheckpointConfig, Faults, LogConfig, Notify, 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.requirements import at_least, positive, require, unused
 
-# Valid as a folder on every file system, as a SLURM job name and in a URL; 100 leaves room for suffixes.
+# Valid as a folder on every file system, as a SLURM job name and in a URL; 100 leaves space for suffixes.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WALLTIME = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])")
 _OBJECT_STORE = re.compile(r"[a-z][a-z0-9+]*://.+")

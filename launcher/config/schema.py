@@ -155,7 +155,7 @@ class RunConfig(Recipe):
     log: LogConfig = field(default_factory=LogConfig)
 
     def recipe(self) -> Recipe:
-        """The recipe alone: the part that the data plane sees and a checkpoint records."""
+        """The recipe: the part that the data plane gets and a checkpoint records."""
         return Recipe(**{part.name: getattr(self, part.name) for part in dataclasses.fields(Recipe)})
 
 

@@ -15,7 +15,7 @@ _REFUSALS = (
     (r"invalid account|account/partition combination", "account", "one of your accounts: sacctmgr show associations"),
     (r"invalid qos", "qos", "a QOS of your account: sacctmgr show qos"),
     (r"invalid feature", "constraint", "features that `sinfo -o '%P %f'` lists"),
-    (r"invalid generic resource|gres", "gpus", "the GPUs that `sinfo -o '%P %G'` lists, asked for as the site does"),
+    (r"invalid generic resource|gres", "gpus", "the GPUs that `sinfo -o '%P %G'` lists, in the form the site uses"),
     (r"time limit", "cluster.walltime", "at most the partition's limit: sinfo -o '%P %l'"),
     (r"memory", "memory", "at most the memory of a node: sinfo -o '%P %m'"),
     (
@@ -50,12 +50,12 @@ _REASONS = {
     "JobHeldUser": "held by its owner: scontrol release",
     "JobHeldAdmin": "held by an administrator",
     "Licenses": "a license is in use",
-    "PartitionConfig": "it asks for more than the partition has: it will not start",
-    "PartitionNodeLimit": "it asks for more nodes than the partition allows: it will not start",
+    "PartitionConfig": "it requests more than the partition has: it will not start",
+    "PartitionNodeLimit": "it requests more nodes than the partition allows: it will not start",
     "PartitionTimeLimit": "its walltime is above the partition's limit: it will not start",
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
-    "ReqNodeNotAvail": "a node that it asks for is down, drained or reserved",
+    "ReqNodeNotAvail": "a node that it requests is down, drained or reserved",
     "Reservation": "its reservation has not begun",
     "NodeDown": "a node that it needs is down",
     "launch_failed_requeued_held": "its start failed; held: scontrol release",
@@ -92,7 +92,7 @@ def ask(job: str) -> JobStatus:
     answer = call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r")
     if answer.code != 0:
         if _UNKNOWN_JOB.search(answer.err):
-            return JobStatus("gone", f"SLURM no longer knows job {job}")
+            return JobStatus("gone", f"SLURM does not know job {job} any more")
         return JobStatus("unreachable", answer.problem)
     lines = [line.partition("|") for line in answer.out.splitlines() if line.strip()]
     states = [(state.strip(), reason.strip()) for state, _, reason in lines]

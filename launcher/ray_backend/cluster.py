@@ -104,7 +104,7 @@ class Cluster:
         return {here} | {node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]}
 
     def check(self, node_id: str | None) -> None:
-        """Stop using a node that does not answer: Ray may take minutes to notice that it is gone."""
+        """Stop using a node that does not answer: Ray may take minutes to detect its loss."""
         if node_id is not None and len(self.nodes()) >= 2:
             self._ask(node_id)
 

@@ -17,7 +17,7 @@ _SETTINGS = {
 
 
 def set_up() -> None:
-    """Set variables that the user has not set. After an import of Ray, its authentication stays as it is."""
+    """Set variables that the user has not set. After an import of Ray, its authentication is not changed."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):

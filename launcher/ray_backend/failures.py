@@ -36,7 +36,7 @@ def cluster_must_answer() -> Iterator[None]:
 
 def cluster_gone(error: BaseException) -> ClusterGone:
     """ClusterGone for the error that shows it."""
-    return ClusterGone(f"the Ray cluster is gone: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+    return ClusterGone(f"the Ray cluster has ended: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
 
 
 def translate_fit_error(error: BaseException, beats: Sequence[Heartbeat]) -> Exception:
@@ -56,7 +56,7 @@ def translate_fit_error(error: BaseException, beats: Sequence[Heartbeat]) -> Exc
 def worker_error(failures: Mapping[int, BaseException], beats: Sequence[Heartbeat]) -> Exception:
     """The root cause among the errors of the workers, by rank."""
     rank, cause = select_root_cause({rank: _translate(rank, failure) for rank, failure in failures.items()})
-    if isinstance(cause, CollectiveFault):  # seen by the workers that are left: which one is missing?
+    if isinstance(cause, CollectiveFault):  # reported by the remaining workers: find the missing one
         cause = missing_worker(beats) or cause
     if isinstance(cause, WorkerLost) and cause.node_id is None and (beat := heartbeat_of(cause, beats)) is not None:
         cause = WorkerLost(beat.host, cause.rank, cause.problem, beat.node_id)

@@ -75,7 +75,7 @@ RULES = (
         WorkerLost,
         ExitCode.HARDWARE,
         Retry.RESTART,
-        "check the named host: the worker was killed or ran out of memory (dmesg), or the node is gone",
+        "check the named host: the worker was killed or ran out of memory (dmesg), or the node was lost",
         blames_node=True,
     ),
     Rule(

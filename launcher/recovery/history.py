@@ -76,7 +76,7 @@ def missing_worker(beats: Sequence[Heartbeat]) -> WorkerLost | None:
     if len(running) != 1:
         return None
     [beat] = running
-    problem = "ended without an error of its own; the others lost their connection to it"
+    problem = "ended without raising an error; the others lost their connection to it"
     return WorkerLost(beat.host, beat.rank, problem, beat.node_id)
 
 

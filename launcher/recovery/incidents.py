@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def write(
 ) -> None:
     """Write the incident folder. A failure to write it is logged, and does not fail the run."""
     folder = run.incident(attempt)
-    facts = _facts(attempt, error, lost, beats, decision)
+    facts = _facts(run, attempt, error, lost, beats, decision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "incident.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -68,7 +69,12 @@ def first_line(error: BaseException, attempt: int, lost: LostWork) -> str:
 
 
 def _facts(
-    attempt: int, error: BaseException, lost: LostWork, beats: Sequence[Heartbeat], decision: Decision
+    run: RunDirectory,
+    attempt: int,
+    error: BaseException,
+    lost: LostWork,
+    beats: Sequence[Heartbeat],
+    decision: Decision,
 ) -> dict[str, Any]:
     rule, beat = rule_for(error), heartbeat_of(error, beats)
     return {
@@ -84,6 +90,7 @@ def _facts(
         "node_id": getattr(error, "node_id", None) or (beat.node_id if beat else None),
         "phase": beat.phase if beat else None,
         "step": beat.step if beat else None,
+        "heartbeat_age_s": _age_s(run.logs(attempt).heartbeat(beat.rank)) if beat else None,
         "last_step": lost.last_step,
         **lost.facts(beats),
         "tried_again": decision.again,
@@ -92,8 +99,18 @@ def _facts(
     }
 
 
+def _age_s(file: Path) -> float | None:
+    """Seconds since the last write of a file; None if it cannot be read."""
+    try:
+        return round(max(time.time() - file.stat().st_mtime, 0.0), 1)
+    except OSError:
+        return None
+
+
 def _summary(run: RunDirectory, facts: Facts, decision: Decision) -> str:
     next_step = "the run was started again" if decision.again else "the run was not started again"
+    age_s = facts["heartbeat_age_s"]
+    age = "" if age_s is None else f" (heartbeat of {age_s:.0f} s ago)"
     lines = [
         f"{facts['what_happened']}. What to do: {facts['what_to_do']}",
         "",
@@ -101,7 +118,9 @@ def _summary(run: RunDirectory, facts: Facts, decision: Decision) -> str:
         f"resumes at step {facts['checkpoint_step'] + 1}; lost: {count(facts['steps_redone'], 'step')}, "
         f"{facts['seconds_lost']:g} s",
         "",
-        *(f"{name:<10} {facts[name]}" for name in ("class", "rank", "host", "node_id", "phase", "step", "nodes")),
+        *(f"{name:<10} {facts[name]}" for name in ("class", "rank", "host", "node_id")),
+        *(f"{name:<10} {facts[name]}{age}" for name in ("phase", "step")),
+        f"{'nodes':<10} {facts['nodes']}",
         "",
         f"full logs: {run.logs(facts['attempt']).path}",
     ]

@@ -1,8 +1,8 @@
 """The root cause of a failed run, recorded in FATAL.
 
-When one worker fails, the others lose their connection to it, and may report that first. Under torchrun, a worker with
-an error of its own writes it to FATAL before it leaves the process group; a worker that has only lost a connection
-reads FATAL and raises the error that it finds there. The order in which workers fail does not matter.
+When one worker fails, the others lose their connection to it, and may report that first. Under torchrun, a worker that
+raises another error writes it to FATAL before it leaves the process group; a worker that only lost a connection reads
+FATAL and raises the error that it finds there. The order in which workers fail does not matter.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
         attempts.jsonl       starts and ends              metrics.jsonl      what the trainer measured
         tensorboard/         checkpoints/step-00000042/   index/             tables of samples
         logs/attempt-1/rank-0.log                         skips.json         windows of skipped samples
-        profiles/attempt-1/                               submissions.jsonl  jobs handed to a scheduler
+        profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
         incidents/attempt-1/summary.txt                   lease/             the process that runs the run
         FINISHED             all steps are done           FATAL              the run failed for good
 
@@ -126,7 +126,7 @@ class RunDirectory:
     checkpoints = _Entry("checkpoints")  # folder of checkpoints, one folder each
     lease = _Entry("lease")  # folder of the lease, which keeps a second process out of the run
     index = _Entry("index")  # folder of the tables of samples
-    submissions = _Entry("submissions.jsonl")  # jobs that were handed to a scheduler
+    submissions = _Entry("submissions.jsonl")  # jobs that were submitted to a scheduler
     skips = _Entry("skips.json")  # windows of samples that the run skips because the loss was not finite
     profiles = _Entry("profiles")  # folder of profiles, one folder per attempt
     all_logs = _Entry("logs")  # folder of the logs of all attempts, and of the output of SLURM jobs

@@ -102,7 +102,7 @@ def find_hang(running: list[Heartbeat], timeout_s: float, unchanged_s: dict[int,
     """The hang among workers that have not ended, as the error that ends the attempt; None if there is none.
 
     `unchanged_s` maps ranks to the time since their heartbeat changed. A worker that waits for others in a collective
-    is blamed only together with all others, when all of them wait.
+    is reported only if all of them wait.
     """
     no_progress = f"no progress for {timeout_s:g} s"
     if self_reported := [beat for beat in running if beat.hung]:
@@ -114,7 +114,7 @@ def find_hang(running: list[Heartbeat], timeout_s: float, unchanged_s: dict[int,
         return _hung(not_waiting, no_progress)
     if running and len(stalled) == len(running):
         first = _furthest_behind(running)
-        problem = f"all wait in a collective for {timeout_s:g} s and none is missing: look at the network, or NCCL"
+        problem = f"all wait in a collective for {timeout_s:g} s and none is missing: check the network and NCCL"
         return WorkerHung("", None, first.phase, first.step, problem)
     return None
 

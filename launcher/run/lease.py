@@ -9,8 +9,8 @@ lease; a holder that finds a higher one has lost it. So a race for the lease of 
 process deletes a file of another holder.
 
 A holder on this machine is dead if its process does not exist. A holder elsewhere is dead if it has not renewed the
-lease for `expires_s`, measured with this machine's clock only, so clocks may differ. A file system that does not answer
-proves nothing.
+lease for `expires_s`, measured with this machine's clock only, so clocks may differ. If
+the file system does not answer, the lease is not taken over.
 
 A lease with a live holder is refused, with one exception: a scheduler may start a submission again before the previous
 process has finished saving. Both processes then have the same submission, and the later one waits.
@@ -216,7 +216,7 @@ def _claim(folder: Path, generation: int, proposal: Path, me: Holder) -> bool:
 
 
 def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder, predecessor_s: float) -> None:
-    """Return when the lease was released, its holder is dead, or the lease has changed hands; else raise LeaseHeld."""
+    """Return when the lease was released or taken over, or its holder is dead; else raise LeaseHeld."""
     file = _file(folder, generation)
     found = _read(file)
     if found is None or _is_over(folder, generation):

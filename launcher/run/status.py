@@ -7,10 +7,10 @@
     stopped    it stopped on request, with a checkpoint: the same command continues it
     finished   all steps are done
     failed     it failed for good, or was killed; exit code and cause
-    unknown    neither the run directory nor the scheduler can tell: a scheduler that is unreachable is not a failure
+    unknown    neither the run directory nor the scheduler shows it; an unreachable scheduler is not a failure
 
-The run directory decides. A scheduler adds why a job waits, and distinguishes a run whose processes are gone from one
-that cannot be reached.
+The run directory decides. A scheduler adds why a job waits, and distinguishes a run whose processes have ended from
+one that cannot be reached.
 """
 
 from __future__ import annotations
@@ -152,14 +152,14 @@ def _in_attempt(beats: Sequence[Heartbeat]) -> Classified:
 def _silent(attempt: Attempt, evidence: Evidence) -> Classified:
     """An attempt without an end, whose process does not renew the lease."""
     holder, job = evidence.lease.holder, evidence.job
-    silent = f"no sign of life for {evidence.lease.silent_s:,.0f} s"
+    silent = "no process holds the lease"
     if holder is not None:
-        silent = f"{silent} from process {holder.pid} on {holder.host}"
+        silent = f"lease not renewed for {evidence.lease.silent_s:,.0f} s by process {holder.pid} on {holder.host}"
     if evidence.job_is("running"):
         return "unknown", f"{silent}; the scheduler reports {evidence.submission} as running", None
     gone = f"; {job.reason}" if job is not None and job.state == "gone" else ""
     if gone or holder is None or holder.is_here():  # the lease was released, or the process was looked up
-        return "failed", f"attempt {attempt.number} has no recorded end: killed, or its machine is gone{gone}", None
+        return "failed", f"attempt {attempt.number} has no recorded end: killed, or its machine was lost{gone}", None
     return "unknown", f"{silent}; {job.reason}" if job is not None else silent, None
 
 

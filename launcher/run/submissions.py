@@ -30,7 +30,7 @@ JobState = Literal["pending", "running", "gone", "unreachable"]
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that was handed to a scheduler."""
+    """A job that was submitted to a scheduler."""
 
     place: Place
     id: str

@@ -56,7 +56,7 @@ class _WorkerSink:
 
 
 def device_of(config: RunConfig, local_rank: int) -> torch.device:
-    """The device of a worker: a GPU of its own, or the CPU."""
+    """The device of a worker: its own GPU, or the CPU."""
     if config.resources.gpus_per_worker == 0:
         return torch.device("cpu")
     # Ray shows each worker its own GPU only; torchrun shows all of them.

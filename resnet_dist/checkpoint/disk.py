@@ -70,7 +70,7 @@ def write_synced(path: Path, content: bytes) -> None:
 def replace_whole(path: Path, content: bytes, *, keep: bool = False) -> None:
     """Replace the content of `path` atomically: a reader sees the old content or the new one.
 
-    With `keep`, an existing `path` is left as it is, even if another process creates it at the same time.
+    With `keep`, an existing `path` is not changed, even if another process creates it at the same time.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:

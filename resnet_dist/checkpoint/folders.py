@@ -64,7 +64,7 @@ def remove_abandoned(folder: Path, writer: str | None = None) -> None:
     for path in folder.iterdir():
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["writer"] != writer and _is_abandoned(path, match["host"], int(match["pid"])):
-            log.info("%s: removed; the process that created it is gone", path)
+            log.info("%s: removed; the process that created it has ended", path)
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -116,7 +116,7 @@ def fetch(url: str, step: int, folder: Path) -> Path:
     """Download a checkpoint into the folder of checkpoints `folder`; return its path there.
 
     It gets its name after all of its files are there and their hashes are checked. An intact local checkpoint of that
-    step is kept as it is. Raises CheckpointError if the copy does not match its manifest, and StorageError.
+    step is not changed. Raises CheckpointError if the copy does not match its manifest, and StorageError.
     """
     final = folder / format.folder_name(step)
     if final.exists():

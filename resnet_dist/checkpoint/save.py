@@ -27,7 +27,7 @@ def write(
 ) -> Path:
     """Write a checkpoint into `folder` and return the path of its own folder. With `parts`, wait for other workers'.
 
-    An intact checkpoint of the same step is kept as it is. `check_lease` is called before the checkpoint gets its name
+    An intact checkpoint of the same step is not changed. `check_lease` is called before the checkpoint gets its name
     and raises if another process has taken over the run. Only one process of a run may write at a time. Raises
     StorageError (disk full, read-only, no permission), and ValueError for content that a checkpoint cannot hold.
     Existing checkpoints survive any error.

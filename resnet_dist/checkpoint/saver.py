@@ -23,8 +23,8 @@ from resnet_dist.errors import StorageError
 
 log = logging.getLogger(__name__)
 
-# Assumption: at the end of a run, having its newest checkpoint in the mirror is worth ten minutes. A caller that knows
-# that the machine goes away sooner passes another number.
+# Assumption: ten minutes are acceptable for the upload of the newest checkpoint at the end of a run. A caller passes
+# another number if the machine is available for a shorter time.
 MIRROR_TIMEOUT_S = 600.0
 
 OnEvent = Callable[[int, str, Detail], None]  # (step, name of the event, detail): what goes into metrics.jsonl
@@ -46,7 +46,7 @@ class _Save:
     """A save in progress."""
 
     step: int
-    stalled_s: float = 0.0  # for which training stood still
+    stalled_s: float = 0.0  # for which training waited
     waited_s: float = 0.0  # part of stalled_s: for the save before
     write_s: float = 0.0  # for which the thread hashed, wrote and deleted
 
@@ -58,7 +58,7 @@ class Saver:
     "checkpoint_failed", "mirrored", "mirror_failed" and "mirror_skipped". With `parts`, every worker has a saver and
     writes its part of the optimizer state; without, only rank 0 has one.
 
-    A failed save does not end training as long as a later one may succeed (space is freed, a mount comes back):
+    A failed save does not end training as long as a later one may succeed (space is freed, a mount is restored):
     `options.max_failures` consecutive ones do. `options.check_lease` is called before a checkpoint gets its name and
     before old ones are deleted; what it raises ends training.
     """

@@ -242,7 +242,7 @@ def _config(stage: int, bucket_size: int, gradient_dtype: torch.dtype) -> dict[s
         "reduce_bucket_size": bucket_size,
         "allgather_bucket_size": bucket_size + bucket_size % 2,  # DeepSpeed requires an even number
     }
-    # Options that the oldest allowed version does not know, and refuses. Without a gradient norm of its own, DeepSpeed
+    # Options that the oldest allowed version does not know, and refuses. Without its own gradient norm, DeepSpeed
     # does not drop steps whose gradient is not finite: these must show in the loss, as with DDP.
     newer = {"compute_grad_norm": False, "parameter_alignment": False} if stage > 0 else {}
     zero |= {key: value for key, value in newer.items() if key in DeepSpeedZeroConfig.model_fields}

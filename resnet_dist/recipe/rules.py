@@ -84,7 +84,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("schedule.gamma", lambda value: 0 < value < 1, "above 0 and below 1"),
 )
 
-# key, the condition under which it has an effect, and that condition in words
+# key, the condition under which it has an effect, and that condition as text
 _USES: tuple[tuple[str, Callable[[Recipe], bool], str], ...] = (
     ("model.arguments", lambda r: is_reference(r.model.name), f"a model of your own ({REFERENCE_FORM})"),
     ("optimizer.arguments", lambda r: is_reference(r.optimizer.name), f"an optimizer of your own ({REFERENCE_FORM})"),

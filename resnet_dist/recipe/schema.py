@@ -165,7 +165,7 @@ class EngineRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRecipe:
-    """Keys that change the speed of a step, and at most its rounding. docs/performance.md shows what each is worth."""
+    """Keys that change the speed of a step, and at most its rounding. docs/performance.md has the measured effects."""
 
     channels_last: bool = True  # memory layout of images and weights: the layout in which cuDNN and oneDNN compute
     compile: bool = False  # torch.compile the model: fuses element-wise kernels; takes a minute or more at the start

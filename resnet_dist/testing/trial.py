@@ -1,4 +1,4 @@
-"""A few training steps of a model on images that are made here: what `check_model` compares."""
+"""A few training steps of a model on generated images. `check_model` compares their results."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ CPU = torch.device("cpu")
 PEAK_LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-3
 SEED = 1
 TIMEOUT_S = 300.0
-AFTER_A_FAILURE_S = 10.0  # for the other workers to end
-HUNG = 3  # exit code of the workers' parent
+AFTER_A_FAILURE_S = 10.0  # time limit for the other workers
+HUNG = 3  # exit code of the parent process of the workers
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained, and how."""
+    """The settings of a trial."""
 
     model: str  # package.module:function
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -59,12 +59,12 @@ class Trial:
     engine: str = "ddp"  # or zero-0, zero-1, zero-2, whose weights are float32
     compile_backend: str | None = None  # of torch.compile; None: not compiled
     evaluates: bool = False  # after every step
-    resumes_after: int | None = None  # steps; the rest is done by a new model with the saved state
+    resumes_after: int | None = None  # steps; a new model with the saved state does the rest
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a trial, on one worker."""
+    """The result of a trial on one worker."""
 
     losses: list[float]
     state: dict[str, Tensor]  # of the model, at the end
@@ -77,7 +77,7 @@ def batch(trial: Trial, step: int, positions: range) -> MicroBatch:
     generator = torch.Generator().manual_seed(1000 + step)
     shape = (trial.batch_size, 3, trial.resolution, trial.resolution)
     images = torch.randn(shape, generator=generator, dtype=torch.float64)
-    # means and deviations differ by position, so that statistics of the wrong samples would show
+    # means and deviations depend on the position, so that statistics of the wrong samples change the result
     spread = torch.linspace(0.5, 1.5, trial.batch_size, dtype=torch.float64).view(-1, 1, 1, 1)
     images = images * spread + spread
     labels = torch.randint(trial.num_classes, (trial.batch_size,), generator=generator)
@@ -86,7 +86,7 @@ def batch(trial: Trial, step: int, positions: range) -> MicroBatch:
 
 
 class Trainee:
-    """A model with what trains it, on one worker."""
+    """A model, its engine and its exchange, on one worker."""
 
     def __init__(self, trial: Trial, rank: int) -> None:
         self.trial, self.rank = trial, rank
@@ -99,7 +99,7 @@ class Trainee:
         self.engine: Engine | None = None
 
     def load(self, model: Mapping[str, Tensor], optimizer: Any) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.model.load_state_dict(model)
         self._engine().load_optimizer_state(optimizer)
 
@@ -113,7 +113,7 @@ class Trainee:
         return self.exchange.finish(step + 1, sums).read().loss
 
     def evaluate(self) -> float:
-        """The loss on other images, of which each worker has some."""
+        """The loss on other images, split over the workers."""
         layout = BatchLayout(self.trial.batch_size, 1, self.trial.workers)
         batches = [batch(self.trial, -1, layout.worker_micro_batch(0, self.rank))]
         return evaluate(self.model, batches, self.trial.batch_size, CPU).loss
@@ -140,13 +140,13 @@ class Trainee:
 
 
 def train(trial: Trial, rank: int = 0) -> Result:
-    """Run `trial` on this worker; a collective of its workers, whose process group is up."""
+    """Run `trial` on this worker. A collective; several workers need a process group."""
     trainee = Trainee(trial, rank)
     losses = []
     for step in range(trial.num_steps):
         if step == trial.resumes_after:
             before, trainee = trainee, Trainee(trial, rank)
-            assert before.engine is not None  # there was a step
+            assert before.engine is not None  # created by the first step
             saved = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
             state = before.engine.optimizer_state()
             trainee.load(saved, {name: {key: t.clone() for key, t in own.items()} for name, own in state.items()})
@@ -159,11 +159,11 @@ def train(trial: Trial, rank: int = 0) -> Result:
 
 
 def run(trials: Sequence[Trial]) -> list[list[Result] | str]:
-    """The results of each trial, by rank; in place of them, where a trial failed, what its workers said.
+    """The results of each trial by rank, or the error messages of its workers if it failed.
 
-    Trials on one worker run here, unless one of them is under ZeRO, which needs a process group. Others run in
-    processes: those of as many workers one after another in the same ones, which must be able to import the models from
-    the same `sys.path`.
+    Trials on one worker run in this process, unless one of them uses ZeRO, which needs a process group. Others run in
+    child processes, which get this process's `sys.path` to import the models. Trials with the same number of workers
+    use the same processes, one after another.
     """
     results: list[list[Result] | str] = [""] * len(trials)
     for workers in sorted({trial.workers for trial in trials}):
@@ -201,7 +201,7 @@ def _in_processes(trials: Sequence[Trial], workers: int) -> Iterator[list[Result
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        why = "the workers wait for each other without end" if hung else "not run, since a trial before it failed"
+        why = "deadlock: the workers wait for each other" if hung else "not run: an earlier trial failed"
         for number in range(len(trials)):
             files = [folder / f"{number}-{rank}.pt" for rank in range(workers)]
             errors = [file for rank in range(workers) if (file := folder / f"{number}-{rank}.error").exists()]
@@ -212,14 +212,14 @@ def _in_processes(trials: Sequence[Trial], workers: int) -> Iterator[list[Result
 
 
 def main() -> None:
-    """Be the parent of the workers of the trials in FOLDER; ends with HUNG where some wait without end.
+    """Start the workers of the trials in FOLDER and wait for them. Exits with HUNG if some do not end.
 
-    torch is imported once, here, where a fork of this process, which has one thread, can be a worker.
+    On Linux the workers are forks of this process, which has one thread, so torch is imported only once.
     """
     folder = Path(sys.argv[1])
     trials = [Trial(**content) for content in json.loads((folder / "trials.json").read_text())]
     if any(trial.engine != "ddp" for trial in trials):
-        import resnet_dist.engines.zero  # noqa: F401 # DeepSpeed, which takes seconds, once for all workers
+        import resnet_dist.engines.zero  # noqa: F401 # imports DeepSpeed, which takes seconds, once for all workers
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     processes = [context.Process(target=_work, args=(folder, trials, rank)) for rank in range(trials[0].workers)]
     for process in processes:
@@ -227,14 +227,14 @@ def main() -> None:
     end_by = time.monotonic() + TIMEOUT_S
     while any(process.exitcode is None for process in processes):
         if any(process.exitcode for process in processes):
-            end_by = min(end_by, time.monotonic() + AFTER_A_FAILURE_S)  # the others may wait for it
+            end_by = min(end_by, time.monotonic() + AFTER_A_FAILURE_S)  # others may wait for the failed one
         if time.monotonic() > end_by:
-            os._exit(HUNG)  # whoever has started this ends them
+            os._exit(HUNG)  # the process that started this one kills the workers
         time.sleep(0.02)
 
 
 def _work(folder: Path, trials: Sequence[Trial], rank: int) -> None:
-    """Be one worker: the trials one after another, up to the first that fails."""
+    """Run as one worker: the trials one after another, up to the first that fails."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=trials[0].workers)
@@ -243,7 +243,7 @@ def _work(folder: Path, trials: Sequence[Trial], rank: int) -> None:
             result = train(trial, rank)
         except Exception as error:
             (folder / f"{number}-{rank}.error").write_text(_line(error))
-            os._exit(1)  # the end of a group would wait for workers that are still at work in it
+            os._exit(1)  # destroying the group would wait for workers that still use it
         unfinished = folder / f"{number}-{rank}.unfinished"
         torch.save(asdict(result), unfinished)
         unfinished.rename(folder / f"{number}-{rank}.pt")

@@ -1,7 +1,7 @@
-"""What a checkpoint of a run holds, and who writes it.
+"""The content of a run's checkpoints, and the workers that write them.
 
-Rank 0 writes what every worker holds. Where the optimizer's state is partitioned, every worker writes its own part
-at the same time, and rank 0 ends the checkpoint once all parts are there.
+Rank 0 writes the state that all workers have in common. If the optimizer state is partitioned, every worker writes its
+own part at the same time, and rank 0 completes the checkpoint when all parts are written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.training.ema import WeightAverage
 
-_IMPATIENT_S = 5.0  # assumption: a scheduler that sends a signal waits half a minute before it kills
+_SHORT_WAIT_S = 5.0  # assumption: a scheduler waits half a minute between its signal and a kill
 
 
 class RunCheckpoints:
@@ -38,7 +38,7 @@ class RunCheckpoints:
         sink: Sink,
         average: WeightAverage | None = None,
     ) -> None:
-        """`facts` is JSON that every checkpoint says of its run, with `batch_size` among it. A collective."""
+        """`facts` is JSON that is written to every checkpoint; it has the key `batch_size`. A collective."""
         self._engine, self._facts, self._sink, self._average = engine, dict(facts), sink, average
         parts = _part_files(engine)
         self._saver: Saver | None = None
@@ -50,9 +50,9 @@ class RunCheckpoints:
             self._saver.reserve(tensors if parts is not None else [*tensors, *engine.module.parameters()])
 
     def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
-        """Save `step` completed steps; returns when it is copied, or with `wait` when it is on the disk. A collective.
+        """Save `step` completed steps; returns after the copy, or with `wait` after the write. A collective.
 
-        `metrics` are of an evaluation of this very step; empty where there was none.
+        `metrics` are those of the evaluation after this step; empty if there was none.
         """
         part = self._engine.optimizer_part() if isinstance(self._engine, HoldsPart) else None
         optimizer = self._engine.optimizer_state() if part is None else part.state
@@ -73,18 +73,18 @@ class RunCheckpoints:
         self._saver.save(content, wait=wait)
 
     def poll(self) -> None:
-        """Report what has been written. Raises StorageError on rank 0 after too many consecutive failures."""
+        """Report the saves that have ended. Raises StorageError on rank 0 after too many consecutive failures."""
         if self._saver is not None:
             self._saver.poll()
 
     def close(self, *, patient: bool) -> None:
-        """Wait for what is under way; nothing can be saved afterwards.
+        """Wait for the save and the upload in progress; nothing can be saved afterwards.
 
-        Without patience the mirror, and what other workers still write, get a few seconds: whoever stopped the run may
-        kill it soon.
+        If not `patient`, wait only a few seconds for the mirror and for the parts of other workers, because the
+        scheduler may kill the run soon.
         """
         if self._saver is not None:
-            self._saver.close(MIRROR_TIMEOUT_S if patient else _IMPATIENT_S)
+            self._saver.close(MIRROR_TIMEOUT_S if patient else _SHORT_WAIT_S)
 
     def _ema(self) -> Mapping[str, torch.Tensor]:
         return {} if self._average is None else self._average.state()
@@ -104,7 +104,7 @@ def _part_files(engine: Engine) -> PartFiles | None:
 def facts_of(
     recipe: Recipe, data_fingerprint: str, world_size: int, skipped: tuple[tuple[int, int], ...]
 ) -> dict[str, Any]:
-    """What a checkpoint says of the run that it belongs to, as JSON."""
+    """The facts of a run that its checkpoints record, as JSON."""
     return {
         "batch_size": recipe.batch.size,
         "data": data_fingerprint,

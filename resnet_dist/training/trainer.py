@@ -58,7 +58,7 @@ class Checkpoints(Protocol):
         ...
 
     def poll(self) -> object:
-        """Record what has been written since the last call. Raises StorageError after too many failures in a row."""
+        """Record the saves that have ended since the last call. Raises StorageError after too many failures."""
         ...
 
     def close(self, *, patient: bool) -> None:
@@ -195,7 +195,7 @@ class Trainer:
         return Outcome(max(timetable.total_steps, self.first_step), finished=True, evaluation=evaluation)
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
-        """The micro-batches of one step, each moved to the device when the engine asks for it."""
+        """The micro-batches of one step, each moved to the device when the engine requests it."""
         self._checksum = 0
         for batch in itertools.islice(self._timer.waiting(batches), self.num_micro_batches):
             self._checksum += batch.checksum

@@ -167,7 +167,7 @@ def test_a_shared_layer_that_only_some_workers_call_is_refused(workers: int) -> 
     (error,) = run([trial("on_some_workers", (workers, 2, "ddp"))])
     assert isinstance(error, str)
     assert error.startswith("RecipeError: batch_norm.span: worker 0 is at between.norm (forward pass), worker")
-    assert f"worker {workers - 1} at second.1 (forward pass): batch norms whose spans lie on several workers" in error
+    assert f"worker {workers - 1} at second.1 (forward pass): workers with common spans must" in error
     assert ";" not in error  # all workers say the same
 
 

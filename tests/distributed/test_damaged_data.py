@@ -47,7 +47,7 @@ def test_a_file_that_vanishes_under_rank_1_is_the_cause_though_rank_0_ends_with_
     assert victim.name in fatal.message
     [attempt] = run.directory.attempts()  # rank 0 keeps the record
     assert (attempt.exit_code, attempt.cause) == (65, fatal.message)
-    assert "Connection closed" in run.directory.log(1, 0).read_text()  # all that it has seen of it
+    assert "Connection closed" in run.directory.logs(1).log(0).read_text()  # all that it has seen of it
 
 
 def _cut(file: Path) -> None:

@@ -14,7 +14,7 @@ Losses = Callable[[Path], dict[int, float]]
 SMALL_GPU = """
 import torch
 from resnet_dist.models import build_model
-from resnet_dist.recipe import ModelRecipe
+from resnet_dist.recipe.schema import ModelRecipe
 
 def network(num_classes, room):
     def refuse(module, inputs):

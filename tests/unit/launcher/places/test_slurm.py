@@ -52,7 +52,7 @@ def test_a_missing_sbatch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PENDING|Resources", "pending", "the nodes that it needs are in use (Resources)"),
         ("PENDING|(Priority)", "pending", "jobs with a higher priority come first (Priority)"),
         ("PENDING|ReqNodeNotAvail, UnavailableNodes:n3", "pending",
-         "a node that it asks for is down, drained or reserved (ReqNodeNotAvail, UnavailableNodes:n3)"),
+         "a node that it requests is down, drained or reserved (ReqNodeNotAvail, UnavailableNodes:n3)"),
         ("PENDING|QOSMaxJobsPerUserLimit", "pending", "QOSMaxJobsPerUserLimit"),
         ("CONFIGURING|None", "pending", "its nodes are being prepared"),
         ("SUSPENDED|None", "pending", "suspended"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -98,12 +100,15 @@ def test_the_first_line_of_an_incident_says_what_happened_and_what_to_do(
     run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = attempt(run, step=12, saved=10)
+    written = time.time() - 20
+    os.utime(run.logs(1).heartbeat(1), (written, written))
     handler_of(run).handle(LOST, failed, SLOTS, "host-1")
     folder = run.incident(1)
     summary = (folder / "summary.txt").read_text().splitlines()
     expected = "attempt 1 failed after step 12: WorkerLost: worker 1 on host-1: the actor died. What to do: check"
     assert summary[0].startswith(expected)
     assert "resumes at step 11; lost: 2 steps, " in summary[3]
+    assert re.search(r"^step       13 \(heartbeat of 2\d s ago\)$", "\n".join(summary), re.MULTILINE)
     facts = json.loads((folder / "incident.json").read_text())
     assert (facts["class"], facts["rank"], facts["host"], facts["exit_code"]) == ("WorkerLost", 1, "host-1", 76)
     assert (facts["phase"], facts["step"], facts["nodes"]) == ("step", 13, ["host-0", "host-1"])

@@ -26,7 +26,7 @@ SILENT = LeaseState(HOLDER, False, 90.0)  # on another machine, not renewed for 
 JOB = Submission("slurm", "4711", "2026-01-01T00:00:00+00:00", "login1")
 BEGUN = Attempt(1, "2026-01-01T00:01:00+00:00")
 PENDING, RUNNING = JobStatus("pending", "Priority"), JobStatus("running", "running")
-GONE = JobStatus("gone", "SLURM no longer knows job 4711")
+GONE = JobStatus("gone", "SLURM does not know job 4711 any more")
 UNREACHABLE = JobStatus("unreachable", "squeue is not on this machine")
 
 
@@ -113,7 +113,7 @@ def test_a_pending_run_says_why() -> None:
 def test_an_unreachable_scheduler_is_not_a_failure() -> None:
     state, reason, _ = classify(submitted(attempt=BEGUN, lease=SILENT, job=UNREACHABLE))
     assert state == "unknown"
-    assert reason == "no sign of life for 90 s from process 42 on n1; squeue is not on this machine"
+    assert reason == "lease not renewed for 90 s by process 42 on n1; squeue is not on this machine"
 
 
 def test_a_failure_names_its_summary(tmp_path: Path) -> None:
