@@ -244,7 +244,7 @@ def num_repeated(soak: Soak) -> int:
 
 
 def leftovers(folder: Path) -> dict[str, list[str]]:
-    """Whatever is left of the runs in `folder`, by kind."""
+    """The leftovers of the runs in `folder`, by kind."""
     marked, own, others = f"RESNET_SOAK={folder}".encode(), [], []
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Errors of this package: a run or a profile that a scheduler cannot take."""
+"""Errors of this package: a run or a profile that a scheduler does not accept."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Problem:
 
 
 class PlaceError(ValueError):
-    """A run or a profile that a scheduler cannot take. `problems` holds all that were found.
+    """A run or a profile that a scheduler does not accept. `problems` holds all that were found.
 
-    The command line exits with 78: the same input never works on a later try.
+    The command line exits with 78: a retry with the same input would fail too.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:

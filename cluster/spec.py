@@ -1,4 +1,4 @@
-"""What a run needs of a scheduler. The launcher makes it from a run config."""
+"""What a run needs of a scheduler. The launcher creates it from a run config."""
 
 from __future__ import annotations
 

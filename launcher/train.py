@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
     train_arguments(parser)
     given = None
     try:
-        given = parser.parse_intermixed_args(arguments)  # options may stand anywhere
+        given = parser.parse_intermixed_args(arguments)  # options may be anywhere
         profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
         config = configs.load(given.config, [*given.overrides, *profile])
         code, _ = train(config, given.resume, Progress(), attended=True)

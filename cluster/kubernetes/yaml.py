@@ -10,7 +10,7 @@ import yaml
 
 Manifest = dict[str, Any]
 
-# Text that every reader of YAML takes for text; other text is quoted. kubectl reads YAML 1.1 with parts of 1.2, PyYAML
+# Text that every YAML reader parses as text; other text is quoted. kubectl reads YAML 1.1 with parts of 1.2, PyYAML
 # reads 1.1: they disagree about `1e3`.
 _PLAIN = re.compile(r"(?:[A-Za-z_/]|\./)[A-Za-z0-9_./@+=-]*(?:[ :][A-Za-z0-9_./@+=()-]+)*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}

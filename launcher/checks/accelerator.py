@@ -85,7 +85,7 @@ def gpu_arithmetic() -> list[Finding]:
 
 
 def gpu_finding(index: int, answer: Answer | str) -> Finding:
-    """The result of `arithmetic.examine_gpu`, or a text that says why there is none, as a finding."""
+    """The result of `arithmetic.examine_gpu`, or the reason why there is none, as a finding."""
     name = f"GPU {index}"
     advice = (
         f"exclude GPU {index} (scheduler, CUDA_VISIBLE_DEVICES); nvidia-smi -q -i {index} shows its hardware errors"

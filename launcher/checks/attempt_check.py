@@ -122,7 +122,7 @@ def _barrier(store: Store, name: str, world_size: int, seconds: float) -> None:
 
 
 def _problem_of(all_reduce: AllReduce, seconds: float) -> tuple[str, bool]:
-    """What is wrong with the all-reduce, or an empty text; and whether it still hangs."""
+    """The problem of the all-reduce, or an empty text; and whether it still hangs."""
     try:
         wrong = call_within(seconds + 1, all_reduce, "all-reduce")  # the backend's own time limit comes first
     except NoAnswerError:

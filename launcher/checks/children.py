@@ -31,7 +31,7 @@ class Child:
 def run_children(
     children: Sequence[Child], seconds: float, *, end_with_first_failure: bool = False
 ) -> list[Answer | str]:
-    """Run all children at once; returns each child's answer, or a text that says why there is none.
+    """Run all children at once; returns each child's answer, or the reason why there is none, as text.
 
     Children that run longer than `seconds` are killed, and with `end_with_first_failure` all that run when one fails.
     """

@@ -27,7 +27,7 @@ class Hosts(Protocol):
     hosts: Mapping[str, Host]  # by a unique name
 
     def run(self, calls: Mapping[str, Call], seconds: float) -> Mapping[str, Answer | str]:
-        """Call the named hosts at once; returns each host's answer, or a text that says why there is none.
+        """Call the named hosts at once; returns each host's answer, or the reason why there is none, as text.
 
         Returns within `seconds`. Several threads may call different hosts at the same time.
         """

@@ -26,7 +26,7 @@ from resnet_dist.errors import StorageError
 from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import read_metrics
 
-TOLERANCE = 1e-6  # of float32 runs at their first step; README and docs/reproducibility.md say what to expect later
+TOLERANCE = 1e-6  # of float32 runs at their first step; README and docs/reproducibility.md describe later steps
 
 _LABELS = {
     "sample_ids": "sample ids",

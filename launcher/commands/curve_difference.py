@@ -11,7 +11,7 @@ from launcher.run.directory import Facts
 
 Kind = Literal["train", "eval"]
 
-# The quantities that are compared, in the order of cause and effect: samples and LR go in, loss and gradient come out.
+# The quantities that are compared, in the order of cause and effect: samples and LR first, loss and gradient last.
 QUANTITIES: Mapping[Kind, Sequence[str]] = {
     "train": ("sample_ids", "learning_rate", "loss", "gradient_norm"),
     "eval": ("num_samples", "loss", "top1", "top5"),

@@ -63,7 +63,7 @@ def run_local(
         spec, batch_norm = run_on_rank_0(
             lambda: _begin(config, run, mode, progress, world_size, known), rank, world_size, errors=Exception
         )
-        # Paths stay those of each process, and so does the claim.
+        # Each process keeps its own paths and claim.
         spec = dataclasses.replace(spec, claim=claim)
         config = dataclasses.replace(config, batch_norm=batch_norm)
         if parent is not None:

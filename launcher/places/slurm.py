@@ -92,7 +92,7 @@ def ask(job: str) -> JobStatus:
     answer = call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r")
     if answer.code != 0:
         if _UNKNOWN_JOB.search(answer.err):
-            return JobStatus("gone", f"SLURM does not know job {job} any more")
+            return JobStatus("gone", f"SLURM has no record of job {job}")
         return JobStatus("unreachable", answer.problem)
     lines = [line.partition("|") for line in answer.out.splitlines() if line.strip()]
     states = [(state.strip(), reason.strip()) for state, _, reason in lines]

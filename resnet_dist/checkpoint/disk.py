@@ -1,4 +1,4 @@
-"""Durable file operations: fsync, atomic replacement, and error messages that say what to do."""
+"""Durable file operations: fsync, atomic replacement, and error messages with advice."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def folder_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """Return the step in a checkpoint folder's name; None if `name` is no such name.
+    """Return the step in a checkpoint folder's name; None for any other name.
 
     >>> step_of("step-00000042"), step_of(".step-00000042.tmp-node7-812-0badcafe"), step_of("step-42")
     (42, None, None)

@@ -30,7 +30,7 @@ class Retention:
     """Keeps the newest `keep` complete checkpoints, the `keep_best` best by `metric`, and one per `keep_every`.
 
     The checkpoint that is kept of a period is the first complete one after the period's start, whether or not there is
-    a checkpoint at that very step. A metric whose name ends in "loss" or "error" is better when lower, any other when
+    a checkpoint at that step. A metric whose name ends in "loss" or "error" is better when lower, any other when
     higher; of equals the later checkpoint is better. Checkpoints without a finite metric are not among the best.
 
     >>> checkpoints = [Candidate(step, True, top1) for step, top1 in ((10, 0.3), (20, 0.7), (30, 0.6), (40, 0.5))]

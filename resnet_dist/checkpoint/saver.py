@@ -116,8 +116,8 @@ class Saver:
     def poll(self) -> None:
         """Report the saves and uploads that have ended, without blocking.
 
-        Raises StorageError after `max_failures` consecutive failed saves, on rank 0 only: it knows of every part that
-        could not be written.
+        Raises StorageError after `max_failures` consecutive failed saves, on rank 0 only: every worker reports
+        its failures to it.
         """
         if self._in_progress is not None and self._in_progress[1].done():
             self._finish()

@@ -2,7 +2,7 @@
 
 This implementation needs torch only, and hashes a file in the pass that writes or reads it. It uses no pickle, so
 reading a file runs no code from it. Source of the format: the safetensors project's README, "Format"; its package
-reads the files written here and vice versa. Stricter than the format: eight dtypes, and names that are no paths.
+reads the files written here and vice versa. Stricter than the format: eight dtypes, and names that are not paths.
 """
 
 from __future__ import annotations

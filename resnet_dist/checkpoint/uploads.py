@@ -1,4 +1,4 @@
-"""The thread that copies checkpoints to the mirror, so that a slow or dead network does not delay training."""
+"""The thread that copies checkpoints to the mirror, so that a slow or unreachable store does not delay training."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ def clip_scale(gradient_squared: Tensor, max_norm: float) -> Tensor:
 
         scale = min(1, max_norm / (norm + 1e-6))
 
-    `gradient_squared` is the squared L2 norm of the whole gradient, 0-d, of any floating dtype; so is the result. If
-    the norm is NaN, so is the scale: the gradient stays visibly non-finite. Source of the formula and of its 1e-6:
-    torch.nn.utils.clip_grad_norm_.
+    `gradient_squared` is the squared L2 norm of the whole gradient, 0-d, of any floating dtype. The result
+    has the same shape and dtype. A NaN norm gives a NaN scale, so the gradient stays non-finite.
+    Source of the formula and of its 1e-6: torch.nn.utils.clip_grad_norm_.
 
     >>> import torch
     >>> clip_scale(torch.tensor(16.0), max_norm=2.0), clip_scale(torch.tensor(1.0), max_norm=2.0)

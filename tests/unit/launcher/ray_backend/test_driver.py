@@ -102,7 +102,7 @@ Drive = Callable[..., tuple[ExitCode, AttemptResult]]
 
 
 def test_a_failure_after_which_the_cluster_does_not_answer_ends_with_69(drive: Drive, small_run: RunDirectory) -> None:
-    with pytest.raises(ClusterGone, match="gone") as raised:
+    with pytest.raises(ClusterGone, match="the Ray cluster has ended") as raised:
         drive(WorkerLost("a", 0, "killed", "n1"), cluster_ends=True)
     assert "the cluster was queried because of WorkerLost: worker 0 on a: killed" in raised.value.__notes__
     assert [attempt.exit_code for attempt in small_run.attempts()] == [69]

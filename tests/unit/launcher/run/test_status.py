@@ -26,7 +26,7 @@ SILENT = LeaseState(HOLDER, False, 90.0)  # on another machine, not renewed for 
 JOB = Submission("slurm", "4711", "2026-01-01T00:00:00+00:00", "login1")
 BEGUN = Attempt(1, "2026-01-01T00:01:00+00:00")
 PENDING, RUNNING = JobStatus("pending", "Priority"), JobStatus("running", "running")
-GONE = JobStatus("gone", "SLURM does not know job 4711 any more")
+GONE = JobStatus("gone", "SLURM has no record of job 4711")
 UNREACHABLE = JobStatus("unreachable", "squeue is not on this machine")
 
 
