@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.commands.demo import shipped_config
 from launcher.config import load as config
 from launcher.config.rules import problems
 from launcher.config.schema import Workers
@@ -73,3 +74,7 @@ def test_the_eight_node_config_is_the_published_reference() -> None:
 def test_the_config_for_a_laptop_needs_no_gpu() -> None:
     run = config.load(FOLDER / "digits_cpu.yaml")
     assert (run.resources.gpus_per_worker, run.cluster.nodes, run.place) == (0, 1, "auto")
+
+
+def test_the_demo_finds_its_config() -> None:
+    assert shipped_config("digits_cpu.yaml").is_file()
