@@ -46,7 +46,7 @@ test: install ## unit and contract tests, doctests, one full run of each kind; a
 	$(PYTEST) --doctest-modules -q resnet_dist launcher cluster
 	$(PYTEST) -m smoke --durations 10 tests/distributed
 
-test-all: install ## all other tests; at most 25 minutes on 2 cores
+test-all: install ## all other tests; about 45 minutes on 2 cores
 	$(PYTEST) $(SHARED) -m "not smoke and not $(ALONE)" --durations 20 tests/distributed tests/gpu
 	$(PYTEST) -m "not smoke and $(ALONE)" --durations 30 tests/distributed tests/lab tests/gpu
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -96,7 +96,7 @@ class Document:
                 places[new] = place
         if problems:
             raise ConfigError(problems)
-        return Document(with_new_names(self.data), places, self.whole)
+        return replace(self, data=with_new_names(self.data), places=places)
 
 
 def parse(text: str, name: str) -> Document:
@@ -284,9 +284,8 @@ def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str,
     for key, value, place in _given(overrides):
         section, dot, name = key.rpartition(".")
         prefix = f"{section}{dot}"
-        for old, _ in old_keys({name: value}, prefix):
-            if old not in RENAMED:  # removed
-                warn_once(place, old, value)
+        for old, old_value in old_keys({name: value}, prefix):
+            warn_once(place, old, old_value)
         for new_name, new_value in with_new_names({name: value}, prefix).items():
             yield f"{prefix}{new_name}", new_value, place
 

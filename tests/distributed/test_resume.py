@@ -90,10 +90,10 @@ def test_a_finished_run_is_found_finished_and_refused_as_another_one(
     assert "finished already" in train(*short, "workers=2", processes=2)
 
 
-def test_a_longer_duration_goes_on(config_file: Path, train_here: Train, losses_of: Losses) -> None:
+def test_a_longer_duration_goes_on(config_file: Path, train_here: Train, train: Train, losses_of: Losses) -> None:
     constant = ("schedule.decay=constant", "schedule.warmup=2 steps")
     train_here("duration=4 steps", *constant)
-    train_here("duration=8 steps", *constant)
+    train("duration=8 steps", *constant)
     train_here("name=at-once", "duration=8 steps", *constant)
     storage = config_file.parent / "runs"
     assert losses_of(storage / "tiny") == losses_of(storage / "at-once")
@@ -103,7 +103,7 @@ def test_resume_modes_refuse_what_they_must(train_here: Train, train: Train) -> 
     assert "there is no checkpoint" in train("--resume", "must", code=64)
     train_here("duration=2 steps", "schedule.warmup=0 steps")
     assert "another name" in train_here("--resume", "never", "duration=9 steps", code=64)
-    output = train_here("duration=9 steps", "seed=1", "batch.size=40", code=78)
+    output = train("duration=9 steps", "seed=1", "batch.size=40", code=78)
     assert "seed: the run has 0, the config 1" in output
     assert "batch.size: the run has 37, the config 40" in output
 

@@ -110,10 +110,16 @@ def test_a_mapping_is_read_as_a_file_is(tmp_path: Path, caplog: pytest.LogCaptur
         {"optimizer": {"name": "lars", "convention": "lr_outside"}},
     ],
 )
-def test_an_override_may_have_the_old_name(write: Write, caplog: pytest.LogCaptureFixture, overrides: Any) -> None:
+def test_an_override_may_have_the_old_name_and_is_warned_of(
+    write: Write, caplog: pytest.LogCaptureFixture, overrides: Any
+) -> None:
     assert configs.load(write(""), overrides).optimizer.lr_in_momentum is False
     assert configs.load(write("optimizer: {lr_in_momentum: true, name: lars}"), overrides).optimizer.name == "lars"
-    assert caplog.records == []
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(("command line: optimizer", "argument optimizer="))
+    assert warning.endswith(
+        ": optimizer.convention: this key is now called optimizer.lr_in_momentum. Write optimizer.lr_in_momentum: false"
+    )
 
 
 def test_an_override_replaces_the_files_value_under_either_name(write: Write) -> None:
