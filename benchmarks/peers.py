@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.build import whole_model
-from resnet_dist.data import HostBatch, normalise
+from resnet_dist.data.loader import HostBatch, normalise
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.models import build_model
 from resnet_dist.models.loss import cross_entropy_sum

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.measure import Run, interleave
 from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic, why_not_timm
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.recipe.schema import Recipe, SpeedRecipe
 from resnet_dist.telemetry.memory import is_out_of_memory
 from resnet_dist.training.device import set_up_torch

@@ -14,8 +14,18 @@ from typing import Literal
 class Network:
     """The network between workers."""
 
-    interface: str | None = None  # NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, e.g. ib0
+    interface: str | None = None  # NCCL_SOCKET_IFNAME, e.g. ib0 or ^lo,docker; a plain name is gloo's too
     environment: dict[str, str] = field(default_factory=dict)  # other variables of each worker, e.g. NCCL_IB_HCA: mlx5
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of each worker. gloo gets plain names only: it does not know NCCL's `^` and `=`."""
+        if self.interface is None:
+            return dict(self.environment)
+        named = {"NCCL_SOCKET_IFNAME": self.interface}
+        if self.interface[:1] not in ("^", "="):
+            named["GLOO_SOCKET_IFNAME"] = self.interface
+        return named | self.environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +46,11 @@ class SlurmProfile:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: str = "--gpus-per-node={count}"  # option of sbatch for GPUs, e.g. --gres=gpu:a100:{count}
+    gpus: str | None = "--gpus-per-node={count}"  # option of sbatch, e.g. --gres=gpu:a100:{count}; null: none
     memory: str | None = None  # per node: 0 (all of it), 64G
     exclusive: bool = False  # allocate whole nodes
     sbatch: tuple[str, ...] = ()  # other options of sbatch, e.g. --reservation=name
-    modules: tuple[str, ...] = ()  # modules to load on each node
+    modules: tuple[str, ...] = ()  # modules to load
     venv: str | None = None  # absolute path of a virtual environment, the same on each node
     conda: str | None = None  # absolute path of a conda environment, the same on each node
     environment: dict[str, str] = field(default_factory=dict)  # variables of each process; no secrets
@@ -48,7 +58,7 @@ class SlurmProfile:
     network: Network = field(default_factory=Network)
     spare_nodes: int = 0  # additional nodes, to replace a lost one
     notice_s: int = 120  # seconds between the signal and the time limit
-    scratch: str = "/tmp"  # folder on a local disk of each node; short, because it contains sockets
+    scratch: str = "/tmp"  # folder on a local disk of each node, e.g. /scratch/$SLURM_JOB_ID; contains Ray's sockets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +94,21 @@ class SecretVariable:
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """Resources of the head or the submitter."""
+    """The head's pod: its resources (requests and limits are equal), and the nodes that it may run on."""
 
     cpus: str = "1"
     memory: str = "4Gi"
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitterPod(Pod):
+    """The submitter's pod, and those of reader Jobs."""
+
+    cpus: str = "500m"
+    memory: str = "1Gi"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +128,7 @@ class KubernetesProfile:
     priority_class: str | None = None
     workload_priority_class: str | None = None  # WorkloadPriorityClass of Kueue
     node_selector: dict[str, str] = field(default_factory=dict)  # of the workers
-    tolerations: tuple[Toleration, ...] = ()
+    tolerations: tuple[Toleration, ...] = ()  # of the workers
     gpu_resource: str = "nvidia.com/gpu"  # or a MIG slice: nvidia.com/mig-3g.40gb
     rdma_resource: str | None = None  # e.g. rdma/hca_shared_devices_a
     rdma_count: int = 1  # per worker pod
@@ -118,7 +139,7 @@ class KubernetesProfile:
     worker_memory: str = "8Gi"  # per worker
     shm_size: str = "1Gi"  # of /dev/shm in a worker pod
     head: Pod = field(default_factory=Pod)
-    submitter: Pod = field(default_factory=lambda: Pod(cpus="500m", memory="1Gi"))  # and reader Jobs
+    submitter: SubmitterPod = field(default_factory=SubmitterPod)  # and reader Jobs
     submission_mode: Literal["K8sJobMode", "HTTPMode"] = "K8sJobMode"  # who submits: a pod, or the operator
     environment: dict[str, str] = field(default_factory=dict)  # variables of each process; no secrets
     secrets: tuple[SecretVariable, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class RunSpec:
     config: str
     storage: str  # absolute path of a folder that all nodes share
     data_root: str | None = None  # absolute path; None if the data source has no folder
+    other_inputs: dict[str, str] = field(default_factory=dict)  # other absolute paths that workers read, by config key
     overrides: tuple[str, ...] = ()  # key=value, applied to `config`
     variants: tuple[Variant, ...] = ()  # empty: one run
     least_workers: int = 1  # less than `most_workers` if the run is elastic
@@ -36,7 +37,7 @@ class RunSpec:
     cpus_per_worker: int = 1
     walltime_s: int | None = None
     max_failures: int = 3  # failed attempts within one job
-    max_requeues: int = 20  # restarts of the job, for any reason
+    max_requeues: int = 20  # restarts of the job; on SLURM, those after a fault or without progress
     start_timeout_s: int = 120  # until all nodes are available, once the job has started
     notice_s: int = 60  # at most needed for a save and a clean exit
 

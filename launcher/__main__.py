@@ -1,8 +1,23 @@
-"""`python -m launcher VERB`."""
+"""`python -m launcher VERB` and the console script `launcher`."""
 
 import sys
 
-from launcher.cli import main
+from launcher import signals
+
+TRAINING = ("train", "demo")
+
+
+def main() -> int:
+    """Run the verb of this process's command line; returns its exit code."""
+    arguments = sys.argv[1:]
+    stop = signals.take_over() if arguments[:1] and arguments[0] in TRAINING else None
+    from launcher import cli  # a quarter of a second, in which signals are handled already
+
+    code = cli.main(arguments, stop)
+    if stop is not None:
+        stop.ignore()
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

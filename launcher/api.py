@@ -39,7 +39,7 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """top1, top5, loss, num_samples, step, time_s of a finished run; else None.
 
-        top1, top5 and loss are None if the last evaluation was not finite.
+        top1, top5 and loss are None if the last evaluation was not finite; top5 also with fewer than 6 classes.
         """
         return self._directory.summary()
 

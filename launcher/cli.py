@@ -14,25 +14,31 @@ from launcher.arguments import Parser, config_arguments
 from launcher.commands import cancel, compare, doctor, list_runs, logs, plan, render, status, submit
 from launcher.commands import report as reports
 from launcher.config import load as configs
+from launcher.exit_codes import ExitCode
+from launcher.signals import StopSignals
 from launcher.train import report
 
 HOME = Path("~/resnet_data")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns its exit code."""
+def main(arguments: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
+    """Run a verb; returns its exit code. `stop`: the signals that this process handles already."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    given = argparse.Namespace(config=None)
     if arguments[:1] == ["train"]:  # has its own parser, which accepts options anywhere
-        return train.main(arguments[1:], prog="launcher train")
+        return train.main(arguments[1:], prog="launcher train", stop=stop)
     try:
-        given = _parser().parse_args(arguments)
+        given = _parser().parse_args(arguments, argparse.Namespace(stop=stop))
         return int(given.run(given))
     except BrokenPipeError:  # `launcher compare A B | head`
         # The flush at the interpreter's exit would fail, too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
     except Exception as error:
-        return report(error)
+        config = getattr(given, "config", None)
+        return report(error if config is None else configs.in_users_lines(error, config, given.overrides))
 
 
 def _parser() -> Parser:
@@ -69,7 +75,7 @@ def _parser() -> Parser:
 def _demo(given: argparse.Namespace) -> int:
     from launcher.commands.demo import run_demo
 
-    return run_demo(given.folder.expanduser().absolute(), given.overrides)
+    return run_demo(given.folder.expanduser().absolute(), given.overrides, given.stop)
 
 
 def _prepare(given: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import math
 import sys
 from collections.abc import Mapping
@@ -14,50 +14,46 @@ from resnet_dist.recipe.durations import Duration
 from resnet_dist.telemetry.metrics_file import BOTTLENECK_EVENTS
 
 
-class _Discard(io.StringIO):
-    """A stream that discards everything."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
 class Progress:
-    """Prints records of metrics.jsonl, one line each."""
+    """Prints records of metrics.jsonl, one line each. Neither a record nor its reader can make it fail."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self._total_steps = 0
+        self._total_steps = "n/a"
 
     def print(self, text: str) -> None:
-        """Print a line."""
-        try:
+        """Print a line. A closed stream, a full disk, or a letter that the encoding lacks loses the line only."""
+        with contextlib.suppress(OSError, ValueError):
             print(text, file=self._stream, flush=True)
-        except BrokenPipeError:  # the reader has closed the pipe (`| head`): the run continues
-            self._stream = _Discard()
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Print a record, if it is of interest to a person."""
-        kind = record["kind"]
+        """Print a record, if it is of interest to a person. Values that are missing or not numbers are shown as n/a."""
+        kind, event = record.get("kind"), record.get("event")
+        detail = record.get("detail")
+        if not isinstance(detail, Mapping):
+            detail = {}
         if kind == "train":
             self.print(self._train(record))
         elif kind == "eval":
             average = ", average of the weights" if record.get("weights") == "ema" else ""
             self.print(
                 f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
-                f"  top-5 {_shown(record, 'top5', '.2%')}  loss {_shown(record, 'loss', '.4f')}"
+                f"{_top5('  top-5 {}', record)}  loss {_shown(record, 'loss', '.4f')}"
                 f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
             )
-        elif record["event"] == "started":
-            detail = record["detail"]
-            self._total_steps = detail["total_steps"]
-            if detail.get("batch_size", 0) > detail.get("num_samples", math.inf):
+        elif event == "started":
+            self._total_steps = _shown(detail, "total_steps", "d")
+            batch_size, num_samples = detail.get("batch_size"), detail.get("num_samples")
+            if isinstance(batch_size, int) and isinstance(num_samples, int) and batch_size > num_samples:
                 self.print(
-                    f"batch.size {detail['batch_size']:,} is more than the {detail['num_samples']:,} training images: "
+                    f"batch.size {batch_size:,} is more than the {num_samples:,} training images: "
                     "a step uses images more than once, and an epoch is less than one step"
                 )
-        elif record["event"] in BOTTLENECK_EVENTS:
-            self.print(record["detail"]["text"])
-        elif record["event"] == "stopped":
+        elif event in BOTTLENECK_EVENTS:
+            self.print(f"{detail.get('text', 'n/a')}")
+        elif event == "warning":
+            self.print(f"WARNING: {detail.get('text', 'n/a')}")
+        elif event == "stopped":
             self.print(f"{self._where(record)}  stopped on request")
 
     def _train(self, record: Mapping[str, Any]) -> str:
@@ -72,21 +68,28 @@ class Progress:
 
     def _where(self, record: Mapping[str, Any]) -> str:
         epoch = f"epoch {_shown(record, 'epoch', '6.2f')}  " if "epoch" in record else ""
-        width = len(str(self._total_steps))
-        return f"{epoch}step {record['step']:>{width}}/{self._total_steps}"
+        step = _shown(record, "step", f">{len(self._total_steps)}d")
+        return f"{epoch}step {step}/{self._total_steps}"
 
 
 def _shown(record: Mapping[str, Any], key: str, form: str) -> str:
-    """A number of a record for a person: formatted, "not finite" for null or NaN, "n/a" if it is missing."""
-    if key not in record:
+    """A number of a record for a person: "not finite" for null or NaN, "n/a" if it is missing or no number."""
+    try:
+        value = record[key]
+        return format(value, form) if value is not None and math.isfinite(value) else "not finite"
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "n/a"
-    value = record[key]
-    return format(value, form) if value is not None and math.isfinite(value) else "not finite"
+
+
+def _top5(text: str, record: Mapping[str, Any]) -> str:
+    """`text` with top-5, or nothing if there is no such number: the model predicts at most 5 classes, or NaN."""
+    shown = _shown(record, "top5", ".2%")
+    return text.format(shown) if shown.endswith("%") else ""
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     """A warning if the last evaluation is not finite."""
-    not_finite = [name for name in ("top1", "top5", "loss") if _shown(summary, name, "") == "not finite"]
+    not_finite = [name for name in ("top1", "loss") if _shown(summary, name, "") == "not finite"]
     if not not_finite:
         return []
     where = ", ".join(not_finite)
@@ -117,7 +120,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         f" ({_shown(summary, 'images_per_s', ',.0f')} images/s while training)",
         *_warnings(summary),
         f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
-        f" (top-5 {_shown(summary, 'top5', '.2%')})",
+        f"{_top5(' (top-5 {})', summary)}",
         f"  checkpoint   {run.checkpoints / folder_name(summary['step'])}",
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from resnet_dist.input_files import printable
+
 _NUM_LISTED = 5
+
+
+def printable_lines(error: object) -> list[str]:
+    """The lines of the text of `error` that are not empty, as `printable` text; at least one.
+
+    >>> printable_lines("\\x1b[36mconnection reset\\x1b[39m\\n\\n  at store 0"), printable_lines("")
+    (['connection reset', 'at store 0'], ['no message'])
+    """
+    return [line for part in printable(str(error)).splitlines() if (line := part.strip())] or ["no message"]
 
 
 def count(number: int, noun: str) -> str:

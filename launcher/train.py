@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from launcher import signals
+
+if __name__ == "__main__":
+    _STOP = signals.take_over()  # before the other imports, which take a quarter of a second
+
 import contextlib
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.arguments import Parser, train_arguments
@@ -16,19 +22,29 @@ from launcher.console import Progress, profile_lines, summary_lines
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
 from launcher.ray_backend import environment as ray_environment
-from launcher.recovery import root_cause
+from launcher.recovery import preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
 from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
 from launcher.recovery.session import Session
-from launcher.run import lease, recorded, submissions
-from launcher.run.directory import RunDirectory
-from launcher.run.progress import images_per_s
-from resnet_dist.errors import TrainingError
+from launcher.run import lease, recorded
+from launcher.run.directory import RunDirectory, current_submission
+from launcher.run.progress import images_per_s, newest_step
+from launcher.signals import StopSignals
+from resnet_dist.errors import StorageError, TrainingError
+
+log = logging.getLogger(__name__)
+
+NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
-def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train") -> int:
-    """Run the main job; returns its exit code. Errors are printed, with a traceback only if they are unexpected."""
+def main(
+    arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train", stop: StopSignals | None = None
+) -> int:
+    """Run the main job; returns its exit code. Errors are printed, with a traceback only if they are unexpected.
+
+    `stop`: the signals that this process handles already; without it, they are handled during the call.
+    """
     parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
     given = None
@@ -36,7 +52,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m launcher
         given = parser.parse_intermixed_args(arguments)  # options may be anywhere
         profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
         config = configs.load(given.config, [*given.overrides, *profile])
-        code, _ = train(config, given.resume, Progress(), attended=True)
+        with StopSignals("end") if stop is None else contextlib.nullcontext(stop) as stop:
+            code, _ = train(config, given.resume, Progress(), attended=True, stop=stop)
         return code
     except Exception as error:
         exit_code = report(error if given is None else configs.in_users_lines(error, given.config, given.overrides))
@@ -55,28 +72,45 @@ def report(error: Exception) -> ExitCode:
 
 
 def train(
-    config: RunConfig, mode: ResumeMode = "auto", progress: Progress | None = None, *, attended: bool = False
+    config: RunConfig,
+    mode: ResumeMode = "auto",
+    progress: Progress | None = None,
+    *,
+    attended: bool = False,
+    stop: StopSignals | None = None,
 ) -> tuple[ExitCode, RunDirectory]:
     """Train `config` at its `place`, and write FINISHED or FATAL.
 
-    `attended`: this process belongs to the run, and may be ended if it hangs or loses its lease. Returns the exit code
-    and the run directory; raises the error that ended the run.
+    `attended`: this process belongs to the run, and may be ended if it hangs or loses its lease. `stop`: the signals
+    that it handles; without it, they are handled during the call, and a second Ctrl-C raises KeyboardInterrupt. Returns
+    the exit code and the run directory; raises the error that ended the run.
     """
+    if stop is None:
+        with StopSignals() as stop:
+            return train(config, mode, progress, attended=attended, stop=stop)
     progress = Progress() if progress is None else progress
     run = RunDirectory(Path(config.storage), config.name)
     code = _nothing_to_do(config, run, mode, progress)
     if code is not None:
         return code, run
+    if not under_torchrun():  # there, the workers find the same errors, and record them for the scheduler's script
+        preconditions.check(config, run, mode)
     notifier = Notifier(config.notify, run)
     try:
-        with _lease(run, attended) as held:
+        with _lease(run, attended, stop) as held:
             if held is not None:  # while this process waited for the lease, the run may have ended
                 code = _nothing_to_do(config, run, mode, progress)
             if code is None:
-                session = Session(config, run, progress, notifier, held, attended)
-                code, result = _train(session, mode)
+                session = Session(config, run, progress, notifier, held, attended, stop)
+                with stop.training():
+                    code, result = _train(session, mode)
                 if leads():
                     _record_end(session, code, result)
+    except lease.LeaseHeld as error:
+        if not stop.stopped:
+            raise
+        progress.print(f"{error}\n{NOTHING_TRAINED}")
+        code = stop.exit_code
     finally:
         notifier.close()
     return code, run
@@ -116,7 +150,9 @@ def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]
             return run_supervised(session, mode)
         from launcher.local.run import run_local
 
-        return run_local(config, run, mode, session.progress, watched=session.attended, claim=session.claim)
+        return run_local(
+            config, run, mode, session.progress, session.stop, watched=session.attended, claim=session.claim
+        )
     except Exception as error:
         if leads():
             # Under torchrun, each worker records its own error.
@@ -124,10 +160,12 @@ def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]
         raise
 
 
-def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManager[lease.Lease | None]:
-    """The lease on the run directory, on rank 0. Raises LeaseHeld if another process holds it."""
+@contextlib.contextmanager
+def _lease(run: RunDirectory, attended: bool, stop: StopSignals) -> Iterator[lease.Lease | None]:
+    """The lease on the run directory in the block, on rank 0. Raises LeaseHeld if another process holds it."""
     if not leads():
-        return contextlib.nullcontext()
+        yield None
+        return
     run.create()
 
     def lost() -> None:
@@ -135,12 +173,46 @@ def _lease(run: RunDirectory, attended: bool) -> contextlib.AbstractContextManag
         if attended:
             os._exit(ExitCode.UNAVAILABLE)
 
-    return lease.acquire(run.lease, on_lost=lost, submission=submissions.current())
+    held = lease.acquire(run.lease, on_lost=lost, submission=current_submission(), stopped=lambda: stop.stopped)
+    try:
+        with _ends_at_once(run, held, stop):
+            yield held
+    finally:
+        try:
+            held.release()
+        except StorageError as error:  # the run has its result; the lease expires
+            log.warning("cannot release the lease: %s", error)
+
+
+@contextlib.contextmanager
+def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals) -> Iterator[None]:
+    """After a second Ctrl-C in the block, record the end of the running attempt, and release the lease."""
+    num_before = len(run.attempts())
+
+    def end() -> None:
+        step = newest_step(run)
+        saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
+        for attempt in run.attempts()[num_before:]:
+            if attempt.ended is None:
+                cause = f"ended by a second Ctrl-C; {saved}"
+                run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, None)
+                print(cause, file=sys.stderr, flush=True)
+        held.release()
+
+    try:
+        with stop.listen(on_end=end):
+            yield
+    except KeyboardInterrupt:
+        end()
+        raise
 
 
 def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None:
     run, step, progress, notifier = session.run, result.step, session.progress, session.notifier
-    if code is ExitCode.OK:
+    if not result.trained:
+        lines = [NOTHING_TRAINED]
+        notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
+    elif code is ExitCode.OK:
         summary = {**result.summary(), "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
         run.mark_finished(summary)
         notifier.notify("finished", f"all {step} steps done", step=step, exit_code=int(code))
@@ -159,6 +231,6 @@ def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    sys.stdout.flush()
+    exit_code = main(stop=_STOP)
+    _STOP.ignore()
     sys.exit(exit_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +16,9 @@ from torch import nn
 from resnet_dist.checkpoint.broadcast import load_and_broadcast
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.saver import CheckpointOptions
-from resnet_dist.data import HostBatch, Index, Stream, decoder_for, evaluation_batches, training_batches
-from resnet_dist.data.shared_index import shared_indices
+from resnet_dist.data import Index, Stream
+from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
+from resnet_dist.data.shared_index import check_sub_folders, shared_indices
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine
 from resnet_dist.errors import DataError
@@ -41,7 +43,7 @@ from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
-from resnet_dist.training.evaluate import Evaluation, evaluate
+from resnet_dist.training.evaluate import TOP_K, Evaluation, evaluate
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
@@ -88,13 +90,19 @@ def build(
     recipe = rules.settled(recipe)
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
-    train, val = shared_indices(recipe.data, recipe.model.num_classes, worker.rank, worker.world_size, options.index)
+    resumed = resume is not None
+    train, val = shared_indices(
+        recipe.data, recipe.model.num_classes, worker.rank, worker.world_size, options.index, resumed=resumed
+    )
     rules.check(recipe, worker.world_size, len(train))
+    if worker.rank == 0 and recipe.batch.size > len(train):
+        found = "batch.size %d is more than the %d training images: a step repeats some"
+        log.warning(found, recipe.batch.size, len(train))
     layout = BatchLayout(recipe.batch.size, recipe.batch.parts, worker.world_size)
 
     liveness = Liveness() if liveness is None else liveness
     spans = Spans(layout, worker.rank, recipe.batch_norm.fixed_span)
-    model = whole_model(recipe, spans, worker.device)
+    model = whole_model(_without_weights(recipe) if resumed else recipe, spans, worker.device)
     liveness.watch(model, worker.device, lambda: spans.waited_s)
     checkpoint = None if resume is None else _load(resume, worker, train)
     if checkpoint is not None:
@@ -152,6 +160,7 @@ def _load(path: Path, worker: Worker, train: Index) -> CheckpointContent:
     """The checkpoint at `path`, on every worker. Raises DataError if it belongs to other images. A collective."""
     checkpoint = load_and_broadcast(path, worker.rank, worker.world_size, worker.device)
     if checkpoint.state["data"] != train.fingerprint():
+        check_sub_folders(train, checkpoint.state["data"], f"The checkpoint of step {checkpoint.step} was trained")
         raise DataError(
             train.root,
             f"files, labels or sizes have changed since the checkpoint of step {checkpoint.step}. "
@@ -216,7 +225,8 @@ def evaluator(
         if liveness is not None:
             batches = liveness.beating(batches)
         weights = None if average is None else average.state()
-        return evaluate(model, map(to_device, batches), len(val), worker.device, autocast, weights)
+        found = evaluate(model, map(to_device, batches), len(val), worker.device, autocast, weights)
+        return found if recipe.model.num_classes > TOP_K else dataclasses.replace(found, top5=math.nan)
 
     return run
 
@@ -224,6 +234,9 @@ def evaluator(
 def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | None) -> WeightAverage | None:
     """The moving average of the weights: from the checkpoint, or else a copy of the present weights."""
     if recipe.ema.decay is None:
+        if checkpoint is not None and checkpoint.ema is not None:
+            num = len(checkpoint.ema)
+            log.warning("the checkpoint of step %d has an ema of %d tensors, which is not used", checkpoint.step, num)
         return None
     average = WeightAverage(engine.module, recipe.ema.decay, recipe.ema.every_steps)
     if checkpoint is not None and checkpoint.ema is not None:
@@ -245,6 +258,10 @@ def timetable_of(recipe: Recipe, num_samples: int, options: RunOptions) -> Timet
     )
 
 
+def _without_weights(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=None))
+
+
 def _profiler(options: RunOptions, worker: Worker) -> StepProfiler | None:
     if options.profile is None or options.profiles is None:
         return None
@@ -255,7 +272,7 @@ def _classify(recipe: Recipe, worker: Worker, windows: list[StepTimes]) -> StepB
     """The bottleneck of the run, on rank 0; None on other ranks."""
     if worker.rank != 0:
         return None
-    model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
+    model = build_model(_without_weights(recipe).model, recipe.seed)
     flops = flops_per_image(model, recipe.data.resolution) * recipe.batch.size / worker.world_size
     return classify(windows, flops, peak_flops(worker.device, recipe.precision))
 

@@ -29,11 +29,11 @@ def _rebuild(kind: type[TrainingError], message: str, attributes: dict[str, obje
 
 
 class RecipeError(TrainingError):
-    """An invalid value in the recipe. `key` is its dotted name in the config."""
+    """An invalid value in the recipe, at `key`, its dotted name in the config. It conflicts with the keys `others`."""
 
-    def __init__(self, key: str, problem: str, allowed: str) -> None:
+    def __init__(self, key: str, problem: str, allowed: str, others: tuple[str, ...] = ()) -> None:
         super().__init__(f"{key}: {problem}. Allowed: {allowed}")
-        self.key, self.problem, self.allowed = key, problem, allowed
+        self.key, self.problem, self.allowed, self.others = key, problem, allowed, others
 
 
 class MissingPackage(RecipeError):  # noqa: N818 - reads as what happened

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 
 from cluster.errors import PlaceError
-from cluster.kubernetes import pods
+from cluster.kubernetes import deadlines, pods
 from cluster.kubernetes.names import num_bytes, quantity, run_name
 from cluster.kubernetes.pods import DASHBOARD_PORT, RAY_ROLES, ROLE_LABEL, RUN_LABEL
 from cluster.kubernetes.rules import problems
@@ -100,7 +100,6 @@ def reader_job(
 
 
 def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None, submission: str) -> Manifest:
-    assert spec.walltime_s is not None  # see `problems`
     replicas = pods.num_pods(spec, profile)
     start = {"object-store-memory": str(pods.OBJECT_STORE_BYTES)}
     cluster: Manifest = {
@@ -127,8 +126,8 @@ def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_S,
         "backoffLimit": spec.max_requeues,
-        "preRunningDeadlineSeconds": profile.start_timeout_s,
-        "activeDeadlineSeconds": profile.start_timeout_s + spec.walltime_s + pods.grace_s(spec, profile),
+        "preRunningDeadlineSeconds": deadlines.start_s(profile),
+        "activeDeadlineSeconds": deadlines.active_s(spec, profile),
     }
     if working_dir is not None:
         job["runtimeEnvYAML"] = f"working_dir: {json.dumps(working_dir)}\n"
@@ -144,7 +143,7 @@ def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None,
 
 def _entrypoint(spec: RunSpec, profile: KubernetesProfile) -> str:
     """The driver's command, with a signal to save at the walltime: KubeRay's deadline would stop it without a save."""
-    limit = f"timeout --foreground --preserve-status --signal=USR2 --kill-after={pods.drain_s(spec, profile)}"
+    limit = f"timeout --foreground --preserve-status --signal=USR2 --kill-after={deadlines.drain_s(spec, profile)}"
     return f"{limit} {spec.walltime_s} python -m launcher.train {pods.CONFIG_FILE}"
 
 

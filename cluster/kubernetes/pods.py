@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.kubernetes.deadlines import GRACE_MARGIN_S, drain_s, grace_s, notice_s
 from cluster.kubernetes.names import literal, num_bytes, quantity, run_name
 from cluster.kubernetes.yaml import Manifest
-from cluster.profile import KubernetesProfile, Volume
+from cluster.profile import KubernetesProfile, Pod, Toleration, Volume
 from cluster.spec import RunSpec
 
 # Labels of the run. KubeRay's labels have the name of the RayCluster, which changes with every attempt.
@@ -28,27 +29,8 @@ OBJECT_STORE_BYTES = 200_000_000  # Ray transports configs and metrics, never im
 HEAD_SHM = "256Mi"  # more than the object store
 TMP_SIZE = "10Gi"  # assumption: enough for Ray's logs of a run
 
-# Shutdown: a save has the whole notice, then the driver records the end, then Ray stops its processes.
-DRAIN_MARGIN_S = 15  # assumption: the driver polls for drains every second, writes two files and exits
-GRACE_MARGIN_S = 30  # assumption: Ray stops its processes within seconds, before the kubelet's SIGKILL
-
 _PROBE_TIMEOUT_S = 10  # with KubeRay's default of 2 s, a busy node fails (kuberay #4133)
 _LIVENESS_MISSES = 60  # of 10 s each: ten minutes, as KubeRay's default
-
-
-def notice_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """Seconds for a save and a clean exit after a pod's SIGTERM."""
-    return max(spec.notice_s, profile.notice_s)
-
-
-def drain_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """Seconds until Ray stops its processes after SIGTERM; longer than the notice."""
-    return notice_s(spec, profile) + DRAIN_MARGIN_S
-
-
-def grace_s(spec: RunSpec, profile: KubernetesProfile) -> int:
-    """Seconds between SIGTERM and SIGKILL; longer than the drain."""
-    return drain_s(spec, profile) + GRACE_MARGIN_S
 
 
 def num_pods(spec: RunSpec, profile: KubernetesProfile) -> int:
@@ -97,7 +79,7 @@ def head(spec: RunSpec, profile: KubernetesProfile, submission: str) -> Manifest
     container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
     pod = _pod(spec, profile, container, "Always", grace_s(spec, profile))
     pod["volumes"] += [_shm(HEAD_SHM), {"name": "config", "configMap": {"name": config_name(spec)}}]
-    return _template(spec, profile, "head", pod)
+    return _template(spec, profile, "head", pod, profile.head)
 
 
 def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
@@ -113,16 +95,9 @@ def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
     container["resources"] = _resources(amounts)
     pod = _pod(spec, profile, container, "Always", grace_s(spec, profile))
     pod["volumes"].append(_shm(profile.shm_size))
-    if profile.node_selector:
-        pod["nodeSelector"] = dict(profile.node_selector)
-    if profile.tolerations:
-        pod["tolerations"] = [
-            {key: value for key, value in vars(toleration).items() if value is not None}
-            for toleration in profile.tolerations
-        ]
     if profile.runtime_class is not None:
         pod["runtimeClassName"] = profile.runtime_class
-    return _template(spec, profile, "worker", pod, profile.annotations)
+    return _template(spec, profile, "worker", pod, profile)
 
 
 def submitter(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
@@ -133,7 +108,7 @@ def submitter(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
     pod = _base_pod(spec, profile, container, "Never", GRACE_MARGIN_S)
     pod["volumes"] = [_tmp()]
-    return _template(spec, profile, "submitter", pod)
+    return _template(spec, profile, "submitter", pod, profile.submitter)
 
 
 def reader(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], writes: bool) -> Manifest:
@@ -149,7 +124,7 @@ def reader(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], 
     ]
     pod = _base_pod(spec, profile, container, "Never", GRACE_MARGIN_S)
     pod["volumes"] = [_tmp(), _claim("storage", storage_claim(spec, profile), read_only=False)]
-    return _template(spec, profile, "reader", pod)
+    return _template(spec, profile, "reader", pod, profile.submitter)
 
 
 def config_name(spec: RunSpec) -> str:
@@ -165,9 +140,7 @@ def variables(spec: RunSpec, profile: KubernetesProfile) -> dict[str, str]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(spec, profile)),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    interface = profile.network.interface
-    named = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
-    return fixed | named | profile.network.environment | profile.environment
+    return fixed | profile.network.variables | profile.environment
 
 
 def _ray_container(spec: RunSpec, profile: KubernetesProfile, name: str) -> Manifest:
@@ -245,16 +218,21 @@ def _base_pod(spec: RunSpec, profile: KubernetesProfile, container: Manifest, re
 
 
 def _template(
-    spec: RunSpec,
-    profile: KubernetesProfile,
-    role: str,
-    pod: Manifest,
-    annotations: Mapping[str, str] | None = None,
+    spec: RunSpec, profile: KubernetesProfile, role: str, pod: Manifest, settings: Pod | KubernetesProfile
 ) -> Manifest:
+    """The pod with the `settings` of its role: those of the workers are keys of the profile itself."""
     metadata: dict[str, Any] = {"labels": labels(spec, profile, role)}
-    if annotations:
-        metadata["annotations"] = dict(annotations)
+    if settings.annotations:
+        metadata["annotations"] = dict(settings.annotations)
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.tolerations:
+        pod["tolerations"] = [_toleration(toleration) for toleration in settings.tolerations]
     return {"metadata": metadata, "spec": pod}
+
+
+def _toleration(toleration: Toleration) -> Manifest:
+    return {key: value for key, value in vars(toleration).items() if value is not None}
 
 
 def _resources(amounts: Mapping[str, str]) -> Manifest:

@@ -6,7 +6,7 @@ A problem of a profile has `PROFILE` as its place, one of the run config an empt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.errors import Problem
 from cluster.kubernetes.names import (
@@ -18,8 +18,16 @@ from cluster.kubernetes.names import (
     is_variable,
     num_bytes,
 )
-from cluster.kubernetes.pods import CONFIG_FOLDER, HEAD_SHM, OBJECT_STORE_BYTES, SUBMISSION_VARIABLE, variables
-from cluster.profile import KubernetesProfile, Volume
+from cluster.kubernetes.pods import (
+    CONFIG_FOLDER,
+    HEAD_SHM,
+    OBJECT_STORE_BYTES,
+    SUBMISSION_VARIABLE,
+    data_mount,
+    storage_mount,
+    variables,
+)
+from cluster.profile import KubernetesProfile, Pod, Toleration, Volume
 from cluster.spec import RunSpec
 
 PROFILE = "profile"  # the place of problems of a profile
@@ -48,6 +56,8 @@ _FIRST_VERSION = (2, 53)  # the first whose agent answers the probes; tokens nee
 _IMAGE = re.compile(
     r"[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
+# Reserved names (RFC 2606), and words that ask to be replaced.
+_PLACEHOLDER = re.compile(r"\bexample\.(com|net|org)\b|\.example(?=[:/])|\bchange[-_]?me\b|(^|[/.])your[-_]")
 # Without shell characters: KubeRay pastes the address into a shell. Ray reads archives by these protocols.
 _CODE = re.compile(r"(https|s3|gs|file)://[A-Za-z0-9_./:=@%+-]+\.zip")
 
@@ -62,6 +72,25 @@ def problems(spec: RunSpec, profile: KubernetesProfile, *, working_dir: str | No
     return found
 
 
+def placeholders(profile: KubernetesProfile) -> list[Problem]:
+    """Values that are examples: manifests can be rendered with them, but not submitted."""
+    if not _PLACEHOLDER.search(profile.image):
+        return []
+    return [_wrong("image", f'"{profile.image}", a placeholder', "an image that the cluster can pull")]
+
+
+def doubts(spec: RunSpec, profile: KubernetesProfile) -> list[Problem]:
+    """Settings that are valid but probably a mistake: paths that the pods have only if the image contains them."""
+    mounts = [mount for mount in (storage_mount(spec, profile), data_mount(spec, profile)) if mount is not None]
+    inputs = spec.other_inputs | ({} if spec.data_root is None else {"data.root": spec.data_root})
+    allowed = f"a path in {' or '.join(mounts)}, another volume in the profile, or a path that the image contains"
+    return [
+        Problem("", key, f'found "{path}", which is not on a volume of the pods', allowed)
+        for key, path in inputs.items()
+        if not any(_is_within(path, mount) for mount in mounts)
+    ]
+
+
 def _run(spec: RunSpec) -> Iterator[Problem]:
     if spec.walltime_s is None:
         allowed = 'hours:minutes:seconds, quoted: "04:00:00". On Kubernetes nothing else stops a run that hangs'
@@ -69,8 +98,8 @@ def _run(spec: RunSpec) -> Iterator[Problem]:
     if len(spec.config.encode("utf-8", "replace")) > _MAX_CONFIG_BYTES:
         yield Problem("", "", f"a config of more than {_MAX_CONFIG_BYTES} bytes", "a smaller config")
     for key, text in (("", spec.config), ("storage", spec.storage), ("data.root", spec.data_root or "")):
-        if "\0" in text:
-            yield Problem("", key, "found a NUL character", "text")
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+            yield Problem("", key, "found a character that a file cannot contain", "text in UTF-8, without NUL")
     for key, path in (("storage", spec.storage), ("data.root", spec.data_root)):
         if path is not None and (not path.startswith("/") or ":" in path):
             yield Problem("", key, f'found "{path}"', "an absolute path without :, because it becomes a mount path")
@@ -105,31 +134,45 @@ def _names(profile: KubernetesProfile) -> Iterator[Problem]:
 
 
 def _labels(profile: KubernetesProfile) -> Iterator[Problem]:
-    for section in ("labels", "node_selector"):
-        for label, value in getattr(profile, section).items():
-            if not is_qualified(label) or not is_label_value(value):
-                allowed = "domain/name, and at most 63 letters, digits, - _ . as its value"
-                yield _wrong(f"{section}.{label}", f'"{value}"', allowed)
+    yield from _selectors("labels", profile.labels)
     for label in profile.labels:
         if label.startswith(_OUR_LABELS):
             yield _wrong(f"labels.{label}", "a label that the launcher sets", f"none of {', '.join(_OUR_LABELS)}")
-    for annotation in profile.annotations:
+    pods: dict[str, Pod | KubernetesProfile] = {"": profile, "head.": profile.head, "submitter.": profile.submitter}
+    for prefix, pod in pods.items():
+        yield from _selectors(f"{prefix}node_selector", pod.node_selector)
+        yield from _annotations(f"{prefix}annotations", pod.annotations, has_queue=profile.queue is not None)
+        yield from _tolerations(f"{prefix}tolerations", pod.tolerations)
+
+
+def _selectors(key: str, labels: Mapping[str, str]) -> Iterator[Problem]:
+    for label, value in labels.items():
+        if not is_qualified(label) or not is_label_value(value):
+            allowed = "domain/name, and at most 63 letters, digits, - _ . as its value"
+            yield _wrong(f"{key}.{label}", f'"{value}"', allowed)
+
+
+def _annotations(key: str, annotations: Mapping[str, str], *, has_queue: bool) -> Iterator[Problem]:
+    for annotation in annotations:
         if not is_qualified(annotation):
-            yield _wrong(f"annotations.{annotation}", "not the name of an annotation", "name, or domain/name")
-    kueue = {name.removeprefix("kueue.x-k8s.io/") for name in profile.annotations if name.startswith("kueue.x-k8s.io/")}
+            yield _wrong(f"{key}.{annotation}", "not the name of an annotation", "name, or domain/name")
+    kueue = {name.removeprefix("kueue.x-k8s.io/") for name in annotations if name.startswith("kueue.x-k8s.io/")}
     if len(kueue & set(_TOPOLOGIES)) > 1:
-        yield _wrong("annotations", "more than one of Kueue's topologies", f"one of {', '.join(_TOPOLOGIES)}")
+        yield _wrong(key, "more than one of Kueue's topologies", f"one of {', '.join(_TOPOLOGIES)}")
     if len(kueue & {"podset-slice-required-topology", "podset-slice-size"}) == 1:
-        yield _wrong("annotations", "half of a slice", "podset-slice-required-topology together with podset-slice-size")
-    if kueue and profile.queue is None:
-        yield _wrong("annotations", "annotations of Kueue without a queue", "them with queue: only Kueue reads them")
-    for toleration in profile.tolerations:
+        yield _wrong(key, "half of a slice", "podset-slice-required-topology together with podset-slice-size")
+    if kueue and not has_queue:
+        yield _wrong(key, "annotations of Kueue without a queue", "them with queue: only Kueue reads them")
+
+
+def _tolerations(key: str, tolerations: Sequence[Toleration]) -> Iterator[Problem]:
+    for toleration in tolerations:
         if toleration.operator == "Exists" and toleration.value is not None:
-            yield _wrong("tolerations", f'Exists with the value "{toleration.value}"', "Equal with a value, or Exists")
+            yield _wrong(key, f'Exists with the value "{toleration.value}"', "Equal with a value, or Exists")
         if toleration.key is None and toleration.operator != "Exists":
-            yield _wrong("tolerations", "no key", "a key, or only Exists for every taint")
+            yield _wrong(key, "no key", "a key, or only Exists for every taint")
         if toleration.key is not None and not is_qualified(toleration.key):
-            yield _wrong("tolerations", f'"{toleration.key}"', "a taint's key: name, or domain/name")
+            yield _wrong(key, f'"{toleration.key}"', "a taint's key: name, or domain/name")
 
 
 def _variables(spec: RunSpec, profile: KubernetesProfile) -> Iterator[Problem]:

@@ -39,9 +39,16 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text)
 
 
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def to_yaml(manifests: Iterable[Mapping[str, Any]], heading: Sequence[str] = ()) -> str:
-    """All manifests as one file for `kubectl apply -f`, after the lines of `heading` as comments."""
-    comments = "".join(f"# {line}".rstrip() + "\n" for text in heading for line in text.splitlines() or [""])
+    """All manifests as one file for `kubectl apply -f`, after the lines of `heading` as comments.
+
+    Characters that are not printable, line breaks included, are escaped in comments as in a Python string.
+    """
+    comments = "".join(f"# {''.join(map(_printable, line))}".rstrip() + "\n" for line in heading)
     documents = [
         yaml.dump(dict(manifest), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
         for manifest in manifests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -19,6 +20,16 @@ def quote(value: str) -> str:
     if all(character.isprintable() or character == "\n" for character in value):
         return shlex.quote(value)
     return "$'" + "".join(map(_escaped, value)) + "'"
+
+
+def expanding(value: str, variables: Iterable[str]) -> str:
+    """`value` as one word of bash in which `$NAME` of `variables` is expanded, and nothing else.
+
+    >>> print(expanding("/scratch/$SLURM_JOB_ID/$HOME", ["SLURM_JOB_ID"]))
+    /scratch/"$SLURM_JOB_ID"'/$HOME'
+    """
+    parts = re.split(rf"(\$(?:{'|'.join(variables)})\b)", value)  # every second one is a variable
+    return "".join(f'"{part}"' if number % 2 else quote(part) for number, part in enumerate(parts) if part)
 
 
 def assignment(name: str, value: str | int) -> str:

@@ -1,7 +1,7 @@
 """From a run's needs and a site's profile to a bash script for sbatch.
 
-The script has three parts: #SBATCH lines, the run's values (quoted by `cluster.slurm.quoting.quote`), and code from
-`templates/`, which is the same for all runs. No value of a run or profile is inserted into the code.
+The script consists of #SBATCH lines, the run's values (quoted by `cluster.slurm.quoting`), and code from `templates/`,
+which is the same for all runs. No value of a run or profile is inserted into the code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 from cluster.errors import PlaceError, Problem
 from cluster.profile import Container, SlurmProfile
-from cluster.slurm.quoting import array, assignment, quote
+from cluster.slurm.quoting import array, assignment, expanding, quote
 from cluster.spec import RunSpec
 
 Launcher = Literal["ray", "torchrun"]
@@ -21,6 +21,18 @@ Launcher = Literal["ray", "torchrun"]
 OBJECT_STORE_BYTES = 200_000_000  # Ray's shared memory, which a run uses for a few kilobytes
 MAX_CONFIG_BYTES = 100_000  # SLURM's default limit for the whole script is 4 MB (slurm.conf: max_script_size)
 MAX_VARIANTS = 1000  # SLURM's default MaxArraySize is 1001
+
+# Variables in the profile's `scratch` that are expanded on the node, and the longest value of each. The length of a
+# user's name is an assumption; Ray refuses to start with a path that is too long.
+SCRATCH_VARIABLES = {"SLURM_JOB_ID": "9" * 10, "SLURM_JOB_USER": "u" * 8}
+MAX_SOCKET_BYTES = 107  # of the path of a Unix socket
+
+# Options in a profile's `sbatch` that would change the layout: one task per node, requeued by the script itself.
+_LAYOUT = (
+    *("nodes", "ntasks", "ntasks-per-node", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-socket", "cpus-per-task"),
+    *("cpus-per-gpu", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket", "array", "wrap", "signal"),
+    *("requeue", "no-requeue", "no-kill"),
+)
 
 # Allowed in an #SBATCH line: names, node sets and features, but no space, quote or newline.
 _OPTION = re.compile(r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:;%@/+=\[\]()&|*!-]+)?")
@@ -37,10 +49,11 @@ def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> 
         raise PlaceError(problems)
     parts = [
         "#!/usr/bin/env bash",
-        *(f"#SBATCH {option}" for option in _options(spec, profile, launcher)),
+        *(f"#SBATCH {option}" for option in (*_options(spec, profile, launcher), *profile.sbatch)),
         *_introduction(spec, profile, launcher),
         "set -uo pipefail # no -e: exit codes are checked explicitly",
         "",
+        _template("slurm_environment.sh"),
         f"# ---- this run {'-' * 104}",
         "",
         *_values(spec, profile, launcher),
@@ -51,8 +64,14 @@ def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> 
     return "\n".join(parts) + "\n"
 
 
+def ray_socket(scratch: str, job: str, restart: int | str, pid: int | str) -> str:
+    """The longest path of a socket of Ray in a job's folder, as in Ray 2.60 (ray/_private/node.py)."""
+    session = f"session_2026-01-01_00-00-00_000000_{pid}"  # always as long
+    return f"{scratch}/rl-{job}-{restart}/ray/{session}/sockets/plasma_store"
+
+
 def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
-    """The options of sbatch."""
+    """The options of sbatch, without those of the profile's `sbatch`."""
     one_of_many = "%A_%a" if spec.variants else "%j"
     options = [
         f"--job-name={spec.name}",
@@ -64,7 +83,7 @@ def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[s
     ]
     named = ("partition", "account", "qos", "constraint")
     options += [f"--{name}={value}" for name in named if (value := getattr(profile, name)) is not None]
-    if spec.gpus_per_node:
+    if spec.gpus_per_node and profile.gpus is not None:
         options.append(profile.gpus.replace("{count}", str(spec.gpus_per_node)))
     if profile.memory is not None:
         options.append(f"--mem={profile.memory}")
@@ -78,13 +97,20 @@ def _options(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[s
         options.append("--exclusive")
     if spec.variants:
         options.append(f"--array=0-{len(spec.variants) - 1}")
-    return [*options, *profile.sbatch]
+    return options
 
 
 def _problems(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[Problem]:
-    for option in _options(spec, profile, launcher):
+    options = _options(spec, profile, launcher)
+    for option in (*options, *profile.sbatch):
         if _OPTION.fullmatch(option) is None:
             yield Problem("", "sbatch", f"found {option!r}", "letters, digits and _.,:;%@/+=[]()&|*!- in its value")
+    taken = (*map(_name, options), *_LAYOUT)
+    for option in profile.sbatch:
+        if any(name.startswith(_name(option)) for name in taken):  # sbatch accepts abbreviations
+            found = f'found "{option}", which the script or another key sets'
+            yield Problem("", "sbatch", found, "options that the script does not set, for example --reservation=name")
+    yield from _scratch_problems(profile.scratch, launcher)
     notice_s = _notice_s(spec, profile)
     if spec.walltime_s is not None and spec.walltime_s <= 2 * notice_s:
         found = f"found {spec.walltime_s} s, of which the last {notice_s} s are the notice"
@@ -112,6 +138,15 @@ def _problems(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Itera
             yield Problem("", key, f'found "{path}"', "a path without : and , which separate mounts")
 
 
+def _scratch_problems(scratch: str, launcher: Launcher) -> Iterator[Problem]:
+    longest = re.sub(r"\$(\w+)", lambda match: SCRATCH_VARIABLES.get(match[1], match[0]), scratch)
+    over = len(ray_socket(longest, "9" * 10, "9" * 4, "9" * 7)) - MAX_SOCKET_BYTES
+    if launcher == "ray" and over > 0:
+        found = f'found "{scratch}", at most {len(longest)} characters on a node'
+        allowed = f"at most {len(longest) - over}, because Ray's sockets are in it: /tmp"
+        yield Problem("", "scratch", found, allowed)
+
+
 def _introduction(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[str]:
     least = f"{spec.least_workers} to " if spec.is_elastic else ""
     workers = f"{least}{_count(spec.most_workers, 'worker')}"
@@ -128,7 +163,7 @@ def _introduction(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> l
         "# The exit code is that of `python -m launcher.train`. 75 (stopped, saved) and 76 (hardware) are requeued.",
         "# Needs bash 4.4 or newer.",
         "#",
-        "# shellcheck disable=SC2016,SC2317,SC2329 # values are not expanded; traps and other nodes call functions",
+        "# shellcheck disable=SC2016,SC2054,SC2317,SC2329 # literal $ and comma; functions for traps and other nodes",
     ]
 
 
@@ -138,55 +173,72 @@ def _values(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterato
     yield assignment("MAX_REQUEUES", spec.max_requeues)
     # A third of the notice, at most 30 s, is reserved to kill late processes and to requeue.
     yield assignment("SAVE_S", notice_s - min(30, notice_s // 3))
-    yield assignment("SCRATCH", profile.scratch)
+    yield f"readonly SCRATCH={expanding(profile.scratch, SCRATCH_VARIABLES)}"
+    yield assignment("CPUS_PER_NODE", spec.cpus_per_node)
     if launcher == "ray":
         yield assignment("START_S", spec.start_timeout_s)
-        yield assignment("CPUS_PER_NODE", spec.cpus_per_node)
         yield assignment("GPUS_PER_NODE", spec.gpus_per_node)
         yield assignment("OBJECT_STORE_BYTES", OBJECT_STORE_BYTES)
     else:
         yield assignment("NUM_NODES", spec.nodes)
         yield assignment("WORKERS_PER_NODE", spec.workers_per_node)
-        yield assignment("CPUS_PER_WORKER", spec.cpus_per_worker)
     yield f"readonly CONFIG={quote(spec.config)}"
     yield array("OVERRIDES", spec.overrides)
+    run = "RUN=" + quote(f"{spec.storage}/{spec.name}")
     if spec.variants:
+        # SLURM_JOB_ID of one task is the id of the array for some commands: a requeue would requeue all tasks.
+        yield "JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
         yield "case $SLURM_ARRAY_TASK_ID in"
         for number, variant in enumerate(spec.variants):
-            yield f"    {number}) OVERRIDES+=({' '.join(map(quote, variant.overrides))}) ;;"
+            run = "RUN=" + quote(f"{spec.storage}/{variant.name}")
+            yield f"    {number}) {run} OVERRIDES+=({' '.join(map(quote, variant.overrides))}) ;;"
         yield "esac"
-    yield from _site(profile)
-    yield from _container(spec, profile.container, profile.scratch)
+    else:
+        yield "JOB=$SLURM_JOB_ID"
+        yield run
+    yield "readonly JOB RUN"
+    yield from _site(spec, profile, launcher)
+    yield from _container(spec, profile.container)
 
 
-def _site(profile: SlurmProfile) -> Iterator[str]:
+def _site(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> Iterator[str]:
+    if profile.gpus is None:
+        yield "unset CUDA_VISIBLE_DEVICES # of the submitting shell: SLURM assigns no GPUs here"
     if profile.modules:
-        yield "# shellcheck disable=SC1091 # a file of the site, which defines `module`"
-        yield "command -v module > /dev/null || . /etc/profile.d/modules.sh"
-        yield f"module load {' '.join(map(quote, profile.modules))}"
+        yield f"load_modules {' '.join(map(quote, profile.modules))}"
     for folder, variable in ((profile.venv, "VIRTUAL_ENV"), (profile.conda, "CONDA_PREFIX")):
         if folder is not None:
             yield f"export {variable}={quote(folder)} PATH={quote(f'{folder}/bin')}:$PATH"
-    interface = profile.network.interface
-    named = {} if interface is None else dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), interface)
-    for name, value in (named | profile.network.environment | profile.environment).items():
+    variables = profile.network.variables | profile.environment
+    for name, value in variables.items():
         yield f"export {name}={quote(value)}"
+    if launcher == "torchrun" and "OMP_NUM_THREADS" not in variables:
+        yield f"export OMP_NUM_THREADS={spec.cpus_per_worker}"
+        variables["OMP_NUM_THREADS"] = ""
+    yield array("VARIABLES", variables)
 
 
-def _container(spec: RunSpec, container: Container | None, scratch: str) -> Iterator[str]:
+def _container(spec: RunSpec, container: Container | None) -> Iterator[str]:
     """INSIDE is the prefix of commands that run in the image; CONTAINER are options of srun for whole tasks."""
     inside: list[str] = []
     options: list[str] = []
     if container is not None:
-        folders = dict.fromkeys(folder for folder in (spec.storage, spec.data_root, scratch) if folder is not None)
-        mounts = [*(f"{folder}:{folder}" for folder in folders), *container.mounts]
+        folders = dict.fromkeys(folder for folder in (spec.storage, spec.data_root) if folder is not None)
+        mounts = [*(quote(f"{folder}:{folder}") for folder in folders), '"$SCRATCH:$SCRATCH"']
+        mounts += map(quote, container.mounts)
         if container.runtime == "apptainer":
-            inside = ["apptainer", "exec", *(["--nv"] if spec.gpus_per_worker else [])]
-            inside += [part for mount in mounts for part in ("--bind", mount)] + [container.image]
+            inside = ["apptainer exec", *(["--nv"] if spec.gpus_per_worker else [])]
+            inside += [*(f"--bind {mount}" for mount in mounts), quote(container.image)]
         else:
-            options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}"]
-    yield array("INSIDE", inside)
-    yield array("CONTAINER", options)
+            # pyxis imports the image into a container of this name once on each node; later steps use that one.
+            options = [quote(f"--container-image={container.image}"), '--container-name="rl-$SLURM_JOB_ID"']
+            options.append(f"--container-mounts={','.join(mounts)}")
+    yield f"INSIDE=({' '.join(inside)})"
+    yield f"CONTAINER=({' '.join(options)})"
+
+
+def _name(option: str) -> str:
+    return option.removeprefix("--").partition("=")[0]
 
 
 def _notice_s(spec: RunSpec, profile: SlurmProfile) -> int:

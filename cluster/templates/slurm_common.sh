@@ -6,8 +6,6 @@
 notified=false terminated=false
 driver='' child_shell='' step='' timer='' # process ids
 
-log() { printf '%s %s\n' "$(date +%T)" "$*"; }
-
 on_usr2() {
     $notified || log "notice: the run saves and exits"
     notified=true
@@ -120,38 +118,94 @@ remove_folder() {
     done
 }
 
+# The folders of all nodes, after srun had to kill tasks.
+remove_all_folders() {
+    $terminated || timeout 20 "${STEP[@]}" --kill-on-bad-exit=0 rm -rf "$JOB_DIR" < /dev/null > /dev/null 2>&1
+}
+
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
-# Exit with a code of launcher.train. 75 (stopped, saved) and 76 (hardware fault) requeue the job.
+# Exit with a code of launcher.train. 75 (stopped, saved) and 76 (hardware fault) requeue the job, unless its record has
+# another code.
 finish() {
-    local code=$1 wait_s=10 state
+    local code=$1 wait_s=10
     driver=''
     [ -z "$timer" ] || kill "$timer" 2> /dev/null
     ! $terminated || wait_s=2 # SLURM kills the remaining processes soon
     [ -z "$step" ] || stop_step "$wait_s"
     remove_folder
-    if [ "$code" -eq 75 ] || [ "$code" -eq 76 ]; then
-        state=$(squeue --noheader --jobs="$JOB" --format=%T 2> /dev/null)
-        if $terminated || [ "$state" != RUNNING ]; then
-            log "exit code $code; SLURM is ending the job (${state:-not listed}): not requeued"
-        elif [ "$RESTARTS" -ge "$MAX_REQUEUES" ]; then
-            log "exit code $code; all $MAX_REQUEUES restarts are used: not requeued. Submit the script again to resume"
-        else
-            log "exit code $code: requeued, restart $((RESTARTS + 1)) of at most $MAX_REQUEUES"
-            trap - TERM # SLURM ends this shell once it has requeued the job
-            scontrol requeue "$JOB" && pause 60
-        fi
-    else
+    if [ "$code" -ne 75 ] && [ "$code" -ne 76 ]; then
         log "exit code $code"
+    elif $terminated; then
+        log "exit code $code; SLURM is ending the job: not requeued"
+    else
+        requeue
     fi
     exit "$code"
 }
 
-readonly RESTARTS=${SLURM_RESTART_COUNT:-0}
-# SLURM_JOB_ID of one task of a job array is the id of the array; a requeue by that id would requeue all tasks.
-JOB=$SLURM_JOB_ID
-[ -z "${SLURM_ARRAY_TASK_ID-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-readonly JOB
+# Requeue the job and exit. Returns, with the final `code`, if the job is not to be requeued.
+requeue() {
+    local decision reason answer
+    decide_requeue
+    if [ "$decision" != requeue ]; then
+        log "exit code $code: not requeued; $reason"
+        return
+    fi
+    while :; do
+        # A job that was cancelled would start again. No answer is not an answer: ask again.
+        until answer=$(squeue --noheader --jobs="$JOB" --format=%T 2>&1) || [[ $answer == *"Invalid job id"* ]]; do
+            ! $terminated || break
+            no_answer squeue "$answer"
+        done
+        if $terminated || [ "${answer##*$'\n'}" != RUNNING ]; then
+            log "exit code $code; SLURM is ending the job (${answer:-not listed}): not requeued"
+            return
+        fi
+        trap 'terminated=true' TERM # SLURM ends this shell once it has requeued the job
+        if answer=$(scontrol requeue "$JOB" 2>&1); then
+            log "exit code $code: requeued; $reason"
+            for _ in {1..60}; do $terminated || pause 1; done
+            exit "$code"
+        elif ! is_silence "$answer"; then
+            log "exit code $code: not requeued; $answer. Submit the script again to resume"
+            return
+        fi
+        no_answer "scontrol requeue" "$answer"
+    done
+}
+
+no_answer() {
+    log "$1: no answer from SLURM, asking again: $2"
+    pause 10
+}
+
+# Whether the message of a failed command means that the controller did not answer, rather than that it refused.
+is_silence() {
+    case ${1,,} in
+        '' | *"unable to contact"* | *"timed out"* | *"connection refused"* | *"could not establish"* | \
+            *"zero bytes"* | *"communication"* | *"temporarily unavailable"* | *"authentication"*) return 0 ;;
+    esac
+    return 1
+}
+
+# Ask the run's record whether to requeue after exit code `code`. Sets `code`, `decision` and `reason`.
+decide_requeue() {
+    local record
+    record=$(timeout --kill-after=2 20 "${IN_IMAGE[@]}" "${INSIDE[@]}" \
+        python -m launcher.recovery.requeue "$RUN" "$code" "$MAX_REQUEUES" < /dev/null)
+    if [[ $record == [0-9]*\ @(requeue|end)\ * ]]; then
+        read -r code decision reason <<< "$record"
+    elif [ "$RESTARTS" -lt "$MAX_REQUEUES" ]; then
+        decision=requeue reason="restart $((RESTARTS + 1)) of at most $MAX_REQUEUES; the run's record cannot be read"
+    else
+        decision=end reason="cluster.max_requeues allows $MAX_REQUEUES restarts; the run's record cannot be read"
+    fi
+}
+
+# SLURM_RESTART_COUNT may be that of the job in which sbatch was called.
+RESTARTS=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's/.* Restarts=\([0-9]*\) .*/\1/p')
+readonly RESTARTS=${RESTARTS:-${SLURM_RESTART_COUNT:-0}}
 export LAUNCHER_SUBMISSION=slurm-$JOB # the same in all restarts, which wait until the previous one has ended
 readonly JOB_DIR=$SCRATCH/rl-$SLURM_JOB_ID-$RESTARTS
 readonly SHELL_PID=$$
@@ -162,8 +216,19 @@ HEAD=127.0.0.1
 PORT=$(free_ports "$HEAD") || finish 69
 readonly HEAD PORT
 
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # newer versions of srun do not inherit it from sbatch
-readonly STEP=(srun --nodes="${#HOSTS[@]}" --ntasks="${#HOSTS[@]}" --ntasks-per-node=1 --export=ALL --cpu-bind=none)
+export SRUN_CPUS_PER_TASK=$CPUS_PER_NODE # newer versions of srun do not inherit it from sbatch
+readonly SRUN=(srun --export=ALL --cpu-bind=none) # --export: the job may have been submitted with --export=NONE
+readonly STEP=("${SRUN[@]}" --nodes="${#HOSTS[@]}" --ntasks="${#HOSTS[@]}" --ntasks-per-node=1)
+
+# The prefix of programs that run in the image: INSIDE, in a step of pyxis, which IN_IMAGE starts on this node. `env`
+# because the image or the site may replace variables.
+SETTINGS=()
+for name in LAUNCHER_SUBMISSION "${VARIABLES[@]}"; do SETTINGS+=("$name=${!name}"); done
+INSIDE+=(env "${SETTINGS[@]}")
+IN_IMAGE=()
+if [ "${#CONTAINER[@]}" -gt 0 ]; then
+    IN_IMAGE=("${SRUN[@]}" --overlap --nodes=1 --ntasks=1 --nodelist="${HOSTS[0]}" "${CONTAINER[@]}")
+fi
 
 log "job $JOB, restart $RESTARTS: $RUN_NAME on ${HOSTS[*]}"
 make_folder

@@ -26,7 +26,6 @@ node() {
     fi
     unset token
     mkdir "$JOB_DIR/ray" # Ray makes its folder readable by everyone; the parent folder is private
-    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token
 
     if [ "$SLURM_NODEID" -eq 0 ]; then
         address=$HEAD base=$PORT
@@ -40,7 +39,8 @@ node() {
         base=$(free_ports "$address")
         set -- --address="$HEAD:$PORT"
     fi
-    "${INSIDE[@]}" ray start "$@" --block --disable-usage-stats --temp-dir="$JOB_DIR/ray" --node-ip-address="$address" \
+    "${INSIDE[@]}" "${RAY_AUTH[@]}" ray start "$@" --block --disable-usage-stats \
+        --temp-dir="$JOB_DIR/ray" --node-ip-address="$address" \
         --num-cpus="$CPUS_PER_NODE" --num-gpus="$GPUS_PER_NODE" --object-store-memory="$OBJECT_STORE_BYTES" \
         --labels="host=$SLURMD_NODENAME" --min-worker-port=0 --max-worker-port=0 \
         --node-manager-port=$((base + 2)) --object-manager-port=$((base + 3)) --metrics-export-port=$((base + 4)) \
@@ -58,15 +58,16 @@ stop_step() {
     kill -USR2 "$step" 2> /dev/null # srun forwards it to the tasks, which stop Ray and remove their folders
     wait_at_most "$step" "$1" && return
     kill -TERM "$step" 2> /dev/null # srun stops them at once
-    wait_at_most "$step" "$1"
+    wait_at_most "$step" "$1" && remove_all_folders
 }
 
 readonly LAST_SIGNAL=KILL # for a driver that is late
+readonly RAY_AUTH=(RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$JOB_DIR/token")
 token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 (umask 077 && printf '%s' "$token" > "$JOB_DIR/token")
 # --no-kill: the step and the job survive a lost node.
 printf '%s\n' "$token" | "${STEP[@]}" --no-kill --kill-on-bad-exit=0 "${CONTAINER[@]}" bash -c \
-    "$(declare -p INSIDE SHELL_PID HEAD PORT JOB_DIR START_S CPUS_PER_NODE GPUS_PER_NODE OBJECT_STORE_BYTES)
+    "$(declare -p INSIDE RAY_AUTH SHELL_PID HEAD PORT JOB_DIR START_S CPUS_PER_NODE GPUS_PER_NODE OBJECT_STORE_BYTES)
      $(declare -f node log make_folder remove_folder listens free_ports address_towards); node" &
 step=$!
 unset token
@@ -83,12 +84,7 @@ until listens "$HEAD" "$PORT"; do
 done
 
 # The driver waits for the nodes that it needs. Its exit code becomes the job's.
-DRIVER_INSIDE=("${INSIDE[@]}")
-if [ "${#CONTAINER[@]}" -gt 0 ]; then
-    DRIVER_INSIDE=(srun --overlap --nodes=1 --ntasks=1 --nodelist="${HOSTS[0]}" "${CONTAINER[@]}")
-fi
-RAY_ADDRESS=$HEAD:$PORT RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$JOB_DIR/token \
-    run_child "${DRIVER_INSIDE[@]}" \
+run_child "${IN_IMAGE[@]}" "${INSIDE[@]}" "${RAY_AUTH[@]}" RAY_ADDRESS="$HEAD:$PORT" \
     python -m launcher.train "$JOB_DIR/config.yaml" "${OVERRIDES[@]}" place=ray < /dev/null &
 child_shell=$!
 driver=$(child_pid)

@@ -23,7 +23,7 @@ from launcher.checks.finding import NoAnswerError, call_within
 from launcher.checks.hosts import Host
 from launcher.checks.store_hosts import RunTask, StoreHosts, serve
 from launcher.errors import CollectiveFault, HostFault, LauncherError
-from launcher.formatting import count
+from launcher.formatting import count, printable_lines
 
 # Bytes of the sums: NCCL sends small ones with other protocols than large ones.
 SIZES = {"gloo": (2**18,), "nccl": (2**12, 2**24)}
@@ -128,7 +128,7 @@ def _problem_of(all_reduce: AllReduce, seconds: float) -> tuple[str, bool]:
     except NoAnswerError:
         return f"no sum within {seconds:g} s", True
     except RuntimeError as error:  # torch's errors too
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}", False
+        return f"{type(error).__name__}: {printable_lines(error)[0]}", False
     return (f"{count(wrong, 'element')} of the sum wrong" if wrong else ""), False
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.formatting import printable_lines
+
 _POLL_S = 0.05
 _NUM_ERROR_CHARACTERS = 300
 
@@ -70,6 +72,5 @@ def _answer(code: int, out: Path, err: Path) -> Answer | str:
     if code == 0 and lines:
         answer: Answer = json.loads(lines[-1])
         return answer
-    errors = err.read_text(errors="replace").strip()[-_NUM_ERROR_CHARACTERS:].splitlines()
     ended = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    return f"{ended}: {errors[-1] if errors else 'no error message'}"
+    return f"{ended}: {printable_lines(err.read_text(errors='replace'))[-1][-_NUM_ERROR_CHARACTERS:]}"

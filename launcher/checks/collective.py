@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from launcher.checks.children import Answer, Child, run_children
+from launcher.checks.network import select_interface
 
 # The elements of the sum are integers below 2^24, where float32 is exact, for up to 2 million processes.
 _PERIOD = 8
@@ -68,6 +69,7 @@ def reduce_once(
     if gpu is not None:
         torch.cuda.set_device(device)
     limit = datetime.timedelta(seconds=seconds)
+    select_interface(address)
     store = TCPStore(address, port, world_size, is_master=rank == 0, timeout=limit)
     backend = "gloo" if gpu is None else "nccl"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,81 +12,57 @@ import torch
 from launcher.checks.finding import Finding, failed, graded, passed, skipped
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
-from resnet_dist.data import BatchRequest, Index, check_labels, check_same_classes, decoder_for, is_current
+from resnet_dist.data import BatchRequest, Index, compare_classes
+from resnet_dist.data.image_folder import an_image, class_names
 from resnet_dist.data.image_headers import image_size
+from resnet_dist.data.loader import decoder_for
+from resnet_dist.data.shared_index import SPLITS, check_indices, saved_index
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 
-_MAX_ENTRIES = 1_000  # of a folder, searched for one image
-_SPLITS = ("train", "val")
-
 
 def data(config: RunConfig) -> Iterator[Finding]:
-    """The saved index, or else the folders, and one image of each split.
+    """The index that the run would use, or else the folders, and one image of each split.
 
     No index is created here: that reads every header, which takes minutes for a million images, and the run does it.
     """
-    folder, num_classes = RunDirectory(Path(config.storage), config.name).index, config.model.num_classes
+    folder = RunDirectory(Path(config.storage), config.name).index
     try:
-        if all((folder / f"{split}.npz").is_file() for split in _SPLITS):
-            indices = [Index.load(folder / f"{split}.npz") for split in _SPLITS]
-            yield _indexed(config.data.root, num_classes, *indices)
-            yield _decoded(config.data, [index.path(0) for index in indices])
+        train, val = (saved_index(config.data, split, folder) for split in SPLITS)
+        if train is not None and val is not None:
+            yield from _indexed(config, train, val)
         elif config.data.source == "imagefolder":
-            yield from _folders(config.data, num_classes)
+            yield from _folders(config)
         else:
             yield skipped("data", f"{config.data.source} is your own function; it is called when the run starts")
     except (DataError, RecipeError) as error:
         yield failed("data", str(error), "repair the data or data.root; the run would end with exit code 65")
 
 
-def _indexed(root: str, num_classes: int, train: Index, val: Index) -> Finding:
-    check_same_classes(root, train.classes, val.classes)
-    check_labels(train, num_classes)
+def _indexed(config: RunConfig, train: Index, val: Index) -> Iterator[Finding]:
+    check_indices(config.data, config.model.num_classes, train, val)
     found = f"index of {len(train):,} train and {len(val):,} val images in {len(train.classes)} classes"
-    if train.root == root and is_current(train):
-        return passed("data", found)
-    advice = "no action needed: the run reads all headers again when it starts, which takes a while"
-    return graded("data", f"{found}; the folders have changed since", advice, warn=True)
+    yield passed("data", found)
+    yield from _warned([*train.notes, *val.notes, *_fewer_classes(config, train.classes[: config.model.num_classes])])
+    yield _decoded(config.data, [index.path(0) for index in (train, val)])
 
 
-def _folders(data: DataRecipe, num_classes: int) -> Iterator[Finding]:
-    root = Path(data.root)
-    train, val = (_class_folders(root / split) for split in _SPLITS)
-    check_same_classes(data.root, train, val)
-    if len(train) > num_classes:
-        found = f"{root} has {len(train)} classes, the model predicts {num_classes}"
-        yield failed("data", found, f"set model.num_classes={len(train)}, or use another data.root")
-    else:
-        yield passed("data", f"{root}: {len(train)} classes in train and val; the run indexes them when it starts")
-    yield _decoded(data, [_an_image(root / "train" / train[0]), _an_image(root / "val" / val[0])])
+def _folders(config: RunConfig) -> Iterator[Finding]:
+    root, classes = config.data.root, class_names(config.data.root, "train")
+    class_names(root, "val")
+    fewer = _fewer_classes(config, classes)
+    yield passed("data", f"{root}: {len(classes)} classes; the run lists and indexes the images when it starts")
+    yield from _warned(fewer)
+    yield _decoded(config.data, [an_image(root, split) for split in SPLITS])
 
 
-def _class_folders(split: Path) -> list[str]:
-    try:
-        with os.scandir(split) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(str(split), f"cannot be read: {error.strerror}") from error
-    if not names:
-        raise DataError(str(split), "has no class folder")
-    return names
+def _fewer_classes(config: RunConfig, classes: Sequence[str]) -> list[str]:
+    return compare_classes(config.data.root, classes, config.model.num_classes)
 
 
-def _an_image(folder: Path) -> str:
-    """A file of a class folder that has the header of an image."""
-    error = DataError(str(folder), "a class without images")
-    with os.scandir(folder) as entries:
-        for entry, _ in zip(entries, range(_MAX_ENTRIES), strict=False):
-            if entry.name.startswith(".") or not entry.is_file():
-                continue
-            try:
-                image_size(entry.path)
-            except DataError as problem:
-                error = problem
-                continue
-            return entry.path
-    raise error
+def _warned(notes: Sequence[str]) -> Iterator[Finding]:
+    for note in notes:
+        yield graded("data", note, "no action is needed if this is intended", warn=True)
 
 
 def _decoded(data: DataRecipe, paths: list[str]) -> Finding:
@@ -97,4 +72,5 @@ def _decoded(data: DataRecipe, paths: list[str]) -> Finding:
     decoder = decoder_for(data, device=torch.device("cpu"), num_threads=1, max_batch_size=len(paths))
     with closing(decoder.decode(iter([request]), data.resolution)) as decoded:
         _, images = next(decoded)
-    return passed("sample", f"{' and '.join(paths)} decoded to {list(images.shape[2:])} pixels")
+    shown = " and ".join(str(Path(path).relative_to(data.root)) for path in paths)
+    return passed("sample", f"{shown} decoded to {list(images.shape[2:])} pixels")

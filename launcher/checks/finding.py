@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from launcher.errors import ClusterUnavailable, LauncherError
 from resnet_dist.errors import TrainingError
+from resnet_dist.input_files import printable
 
 T = TypeVar("T")
 
@@ -128,7 +129,7 @@ def _run(check: Check, seconds: float) -> list[Finding]:
         advice = "find out what it waits for: a disk, a GPU, DNS"
         return [failed(check.name, f"no answer within {seconds:.3g} s", advice)]
     except (OSError, RuntimeError, LauncherError, TrainingError) as error:
-        found = f"the check failed: {type(error).__name__}: {error}"
+        found = f"the check failed: {type(error).__name__}: {printable(str(error))}"
         return [failed(check.name, found, "correct this, then run launcher doctor again")]
 
 

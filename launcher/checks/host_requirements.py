@@ -41,7 +41,7 @@ def requirements_of(config: RunConfig | None, environment: Mapping[str, str] = o
     ray = resolve_place(config.place) == "ray"
     joins = ray and bool(environment.get("RAY_ADDRESS"))
     workers = 0 if joins else config.workers.most // config.cluster.nodes
-    if not ray and "LOCAL_WORLD_SIZE" in environment:
+    if not ray and environment.get("LOCAL_WORLD_SIZE", "").isdecimal():
         workers = int(environment["LOCAL_WORLD_SIZE"])
     return HostRequirements(
         workers=workers,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import socket
+import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.checks.finding import Finding, failed, graded, passed
@@ -16,25 +20,117 @@ from launcher.checks.host_requirements import HostRequirements
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "all_proxy")
 _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 
+_ELSEWHERE = ("10.255.255.255", "2001:db8::1")  # addresses that no host has
+_SIOCGIFADDR = 0x8915  # netdevice(7)
+_NO_ADDRESS = ipaddress.IPv4Address(0)
+
+_Number = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 TORCHRUN_PORT = 29500  # torchrun's default rendezvous
 RAY_PORT = 6379  # a Ray head's default
 
 
-def host_name(*, several_nodes: bool) -> Finding:
-    """The addresses of this host's name, which gloo sends to the other hosts."""
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+
+
+def host_name(*, several_nodes: bool, head: str = "") -> Finding:
+    """Whether gloo can give the other hosts an address of this one: that of its name, or of an interface.
+
+    `head` is the address of rank 0's host, if it is known.
+    """
     name = socket.gethostname()
-    advice = f"give {name} its network address in /etc/hosts or DNS, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+    advice = f"give {name} its network address in /etc/hosts or DNS, or set {INTERFACE_VARIABLE} and NCCL_SOCKET_IFNAME"
+    addresses, found = _addresses_of(name)
+    if not several_nodes:
+        return graded("host name", found, advice, warn=not addresses)
+    if not _is_loopback(announced_address(name)):
+        return passed("host name", found)
+    selected = os.environ.get(INTERFACE_VARIABLE)
+    if selected:
+        return passed("host name", f"{found}; {INTERFACE_VARIABLE} selects {selected}")
+    interface = interface_towards(head)
+    if interface is not None:
+        return passed("host name", f"{found}; a run uses the interface {interface} instead")
+    return failed("host name", f"{found}, which no other host can reach", advice)
+
+
+def select_interface(head: str) -> Finding:
+    """Let gloo use the interface towards `head`, rank 0's host, if this host's name leads to the loopback device.
+
+    Every worker of a run on several nodes calls this before the process group is made. It sets GLOO_SOCKET_IFNAME,
+    unless that is set already; the finding fails if no interface is suitable. NCCL ignores the host name and selects an
+    interface itself (NCCL, socket.cc: ncclFindInterfaces).
+    """
+    if _is_loopback(head):  # all workers are on this host
+        return host_name(several_nodes=False)
+    if not os.environ.get(INTERFACE_VARIABLE) and _is_loopback(announced_address(socket.gethostname())):
+        interface = interface_towards(head)
+        if interface is not None:
+            os.environ[INTERFACE_VARIABLE] = interface
+    return host_name(several_nodes=True, head=head)
+
+
+def announced_address(name: str) -> str:
+    """The address that gloo gives to other hosts if the host name is `name`: the first one that it can listen on.
+
+    Without one it is the loopback address (PyTorch, ProcessGroupGloo.cpp: createDefaultDevice).
+    """
+    for family, kind, address in _addresses_of(name)[0]:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(address)
+            return str(address[0])
+    return "127.0.0.1"
+
+
+def interface_towards(head: str = "") -> str | None:
+    """The interface of this host's address towards `head`; None if there is only the loopback device.
+
+    On the head itself, whose name may be a loopback address, it is the interface towards other networks, or else the
+    only one with an address.
+    """
+    names = [name for _, name in socket.if_nameindex()]
+    for address in (own_address(head), own_address()):
+        number = _number(address)
+        if not number.is_loopback:
+            return next((name for name in names if number in _numbers(name, number)), None)
+    others = [name for name in names if any(not number.is_loopback for number in _numbers(name))]
+    return others[0] if len(others) == 1 else None
+
+
+def _addresses_of(name: str) -> tuple[list[tuple[int, int, Any]], str]:
+    """The socket addresses of a host name, each with its family and kind, and a text about them."""
     try:
         infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        return graded("host name", f"{name} has no address ({error.strerror})", advice, fail=several_nodes, warn=True)
-    addresses = sorted({str(info[4][0]) for info in infos})
-    found = f"{name} is {', '.join(addresses)}"
-    if not several_nodes or not all(ipaddress.ip_address(one.split("%")[0]).is_loopback for one in addresses):
-        return passed("host name", found)
-    if os.environ.get("GLOO_SOCKET_IFNAME"):
-        return passed("host name", f"{found}; GLOO_SOCKET_IFNAME selects the interface")
-    return failed("host name", f"{found}, which no other host can reach", advice)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is too long
+        return [], f"{name} has no address ({getattr(error, 'strerror', error)})"
+    shown = ", ".join(sorted({str(info[4][0]) for info in infos}))
+    return [(family, kind, address) for family, kind, _, _, address in infos], f"{name} is {shown}"
+
+
+def _numbers(interface: str, wanted: _Number | None = None) -> set[_Number]:
+    """Addresses of an interface on Linux: one of IPv4, which is `wanted` if the interface has it, and all of IPv6."""
+    found: set[_Number] = set()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("16sH2x4s8x", interface.encode(), socket.AF_INET, (wanted or _NO_ADDRESS).packed[:4])
+        found.add(ipaddress.IPv4Address(fcntl.ioctl(probe, _SIOCGIFADDR, request)[20:24]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            number, *_, name = line.split()
+            if name == interface:
+                found.add(ipaddress.IPv6Address(int(number, 16)))
+    return found
+
+
+def _number(address: str) -> _Number:
+    """`address` without the name of an interface: fe80::1%eth0."""
+    return ipaddress.ip_address(address.partition("%")[0])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return _number(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def ports(wanted: Mapping[int, str]) -> Finding:
@@ -117,12 +213,13 @@ def addresses(environment: Mapping[str, str]) -> list[str]:
 
 def own_address(towards: str = "") -> str:
     """The address that this host uses towards the host `towards`, or towards others in general; sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((towards or "10.255.255.255", 9))
-        except OSError:  # no route, or no such host
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    for target in (towards,) if towards else _ELSEWHERE:
+        with contextlib.suppress(OSError, UnicodeError):  # no such host
+            for family, kind, _, _, address in socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM):
+                with contextlib.suppress(OSError), socket.socket(family, kind) as probe:  # no route
+                    probe.connect(address)
+                    return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 def wanted_ports(required: HostRequirements, environment: Mapping[str, str]) -> dict[int, str]:

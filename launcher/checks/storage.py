@@ -59,7 +59,7 @@ def writable(run: RunDirectory, nodes: int = 1) -> Finding:
     seconds = time.perf_counter() - started
     if read != content:
         return failed("storage", f"{folder}: the content read differs from the content written", "use another storage")
-    new = "" if folder == run.path else f" ({run.path} will be created)"
+    new = "" if folder == run.path else f" (the run creates {run.path.relative_to(folder)} there)"
     return passed("storage", f"{folder}: written, synced, renamed, linked and read in {seconds:.2g} s{new}")
 
 
@@ -72,7 +72,7 @@ def _missing(storage: Path, nodes: int) -> Finding:
     if nodes > 1 or parent == Path(parent.anchor):
         found = f"{storage} does not exist; it would be created in {parent}, perhaps on this host's own disk"
         return warned("storage", found, "mount it, or create it; otherwise the run creates it")
-    return passed("storage", f"{storage} does not exist, and can be created in {parent} (nothing was written)")
+    return passed("storage", f"{storage} does not exist, and can be created (nothing was written)")
 
 
 def clock(storage: Path) -> Finding:

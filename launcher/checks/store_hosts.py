@@ -24,7 +24,8 @@ from launcher.checks.cluster import cluster_findings
 from launcher.checks.finding import Finding
 from launcher.checks.hosts import Call, Host, unique_names
 from launcher.checks.network import own_address
-from launcher.config.schema import RunConfig
+from launcher.config.schema import RunConfig, ranks
+from resnet_dist.input_files import printable
 
 _POLL_S = 0.02
 _END_S = 5  # for all hosts to read the end
@@ -113,7 +114,7 @@ def _answer_to(order: str, run_task: RunTask) -> str:
     try:
         return json.dumps(run_task(sent["task"], sent["arguments"]))
     except Exception as error:  # rank 0 makes a finding of it
-        return json.dumps(f"{type(error).__name__}: {error}")
+        return json.dumps(f"{type(error).__name__}: {printable(str(error))}")
 
 
 def group_findings(
@@ -124,15 +125,16 @@ def group_findings(
     (torchrun waits five minutes for the other hosts if their exit codes differ.) The first process of each host takes
     part; the others return an empty list at once.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    own = ranks()
+    if own.local_rank != 0:
         return []
     group_store, rank, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=_MEET_S))))
     store = PrefixStore("doctor", group_store)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local = own.local_world_size
     register(store, rank // local, local, config)
     if rank != 0:
         return serve(store, rank // local, seconds + _MEET_S)
-    hosts = StoreHosts(store, registered(store, int(os.environ["WORLD_SIZE"]) // local))
+    hosts = StoreHosts(store, registered(store, own.world_size // local))
     findings: list[Finding] = []
     try:
         findings = cluster_findings(hosts, config, seconds, quick=quick, profile=profile)

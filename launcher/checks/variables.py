@@ -23,9 +23,7 @@ _COSTLY = {
 
 def of_profile(profile: SlurmProfile | KubernetesProfile) -> dict[str, str]:
     """The variables that a site's profile sets for every worker."""
-    interface = profile.network.interface
-    named = {} if interface is None else dict.fromkeys(_INTERFACES, interface)
-    return named | profile.network.environment | profile.environment
+    return profile.network.variables | profile.environment
 
 
 def variables(

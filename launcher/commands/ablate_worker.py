@@ -22,7 +22,7 @@ from launcher.checks.children import Answer
 from launcher.commands.ablate import Measurement
 from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint.saver import CheckpointOptions
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import EvaluateRecipe, Recipe, ScheduleRecipe
 from resnet_dist.stop_request import Unattended

@@ -6,7 +6,6 @@ A submitted run is stopped through its scheduler, a run that was started by hand
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 from typing import Any
 
@@ -14,7 +13,9 @@ from launcher.commands import schedulers, target
 from launcher.errors import UsageError
 from launcher.run import status as run_state
 from launcher.run.directory import RunDirectory
+from launcher.run.holder import Holder
 from launcher.run.status import LeaseState
+from launcher.run.submissions import refuse_distrusted
 from resnet_dist.checkpoint.disk import storage_errors
 
 
@@ -30,14 +31,16 @@ def add_parser(verbs: Any) -> None:
 
 def _cancel(given: argparse.Namespace) -> int:
     found, save = target.find(given), not given.now
+    if found.is_here:
+        refuse_distrusted(found.run)
     held = run_state.lease_state(found.run) if found.is_here else LeaseState(None, False)
     submission = found.submission
-    if submission is not None and schedulers.ask(submission).state != "gone":
+    if submission is not None and found.ask(submission).state != "gone":
         # Ray's own stop leaves a driver 3 s, not enough to save a large model.
         if save and held.alive and submission.place == "ray" and ask_to_save(found.run):
             print(f"{submission}: asked to save and stop")
         else:
-            print(schedulers.stop(submission, save=save))
+            print(schedulers.stop(submission, save=save, address=found.address))
     elif held.alive:
         print(_stop_process(found.run, held, save=save))
     else:
@@ -60,13 +63,14 @@ def ask_to_save(run: RunDirectory) -> bool:
 def _stop_process(run: RunDirectory, held: LeaseState, *, save: bool) -> str:
     holder = held.holder
     assert holder is not None  # it is alive
-    if holder.is_here():
-        os.kill(holder.pid, signal.SIGUSR2 if save else signal.SIGKILL)
+    if isinstance(holder, Holder) and holder.is_here():
+        if not holder.signal(signal.SIGUSR2 if save else signal.SIGKILL):
+            return f"{run.path}: process {holder.pid} has ended or belongs to another user; no signal was sent"
         what = "saves and stops" if save else "was killed; work after the newest checkpoint is lost"
         return f"{run.path}: process {holder.pid} {what}"
     if save and ask_to_save(run):
-        return f"{run.path}: process {holder.pid} on {holder.host} was asked to save and stop (in the run directory)"
+        return f"{run.path}: {holder} was asked to save and stop (in the run directory)"
+    kill = f"`kill -{'USR2' if save else 'KILL'} {holder.pid}`" if isinstance(holder, Holder) else "stop it"
     raise UsageError(
-        f"{run.path}: process {holder.pid} runs on {holder.host} and was not submitted. Allowed: "
-        f"`kill -{'USR2' if save else 'KILL'} {holder.pid}` there" + ("" if save else ", or --save")
+        f"{run.path}: {holder} runs it and was not submitted. Allowed: {kill} there" + ("" if save else ", or --save")
     )

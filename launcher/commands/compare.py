@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.api import load_run
 from launcher.commands.curve_difference import ABSENT, Curve, Difference, Pair, curve, differences, ranges
+from launcher.commands.target import find_here
 from launcher.config import yaml_source
 from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError, UsageError
 from launcher.formatting import count, table
-from launcher.run.directory import Attempt, Facts, RunDirectory
-from resnet_dist.errors import StorageError
+from launcher.run.directory import Attempt, Facts, RunDirectory, read_record, warn_unreadable
+from launcher.run.status import first_line
+from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.input_files import printable, read_whole
 from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import read_metrics
 
@@ -82,7 +84,7 @@ class Comparison:
 def add_parser(verbs: Any) -> None:
     """RUN_A RUN_B [--tolerance T] [--json]"""
     verb = verbs.add_parser("compare", help="the first step in which two runs differ, in what and by how much")
-    verb.add_argument("run_a", metavar="RUN_A", help="a run directory, <storage>/<name>")
+    verb.add_argument("run_a", metavar="RUN_A", help="a run directory, STORAGE/NAME, its name, or the run's config")
     verb.add_argument("run_b", metavar="RUN_B", help="another one")
     verb.add_argument("--tolerance", type=float, default=TOLERANCE, help="accepted relative difference (%(default)g)")
     verb.add_argument("--json", action="store_true", help="print JSON")
@@ -102,8 +104,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 def compare(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Comparison:
-    """Compare the runs in two folders; UsageError if a folder holds no run."""
-    one, other = _side(load_run(a).path), _side(load_run(b).path)
+    """Compare two runs, named as in `launcher status`; UsageError if there is no such run."""
+    one, other = _side(find_here(str(a))), _side(find_here(str(b)))
     return Comparison(
         a=one,
         b=other,
@@ -115,36 +117,32 @@ def compare(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Compa
     )
 
 
-def _side(path: Path) -> Side:
-    run = RunDirectory(path.parent, path.name)
-    return Side(
-        path=path,
-        records=read_metrics(run.metrics) if run.metrics.is_file() else [],
-        config=_config(run.config),
-        environment=_environment(run.environment),
-        attempts=run.attempts(),
-        finished=run.is_finished(),
-    )
+def _side(run: RunDirectory) -> Side:
+    with storage_errors(run.path):
+        return Side(
+            path=run.path,
+            records=read_metrics(run.metrics) if run.metrics.exists() else [],
+            config=_config(run.config),
+            environment=_environment(run.environment),
+            attempts=run.attempts(),
+            finished=run.is_finished(),
+        )
 
 
 def _config(file: Path) -> Facts | None:
-    """The keys of config.yaml, not checked: a run of another version has other keys."""
-    if not file.is_file():
+    """The keys of config.yaml, not checked: a run of another version has other keys. None if it cannot be read."""
+    if not file.exists():
         return None
     try:
-        return with_new_names(yaml_source.parse(yaml_source.decode(file.read_bytes(), str(file)), str(file)).data)
-    except ConfigError as error:
-        raise StorageError(str(file), f"is not the config of a run: {error}") from error
+        return with_new_names(yaml_source.parse(yaml_source.decode(read_whole(file), str(file)), str(file)).data)
+    except ConfigError:
+        warn_unreadable(file)
+        return None
 
 
 def _environment(file: Path) -> Facts | None:
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise StorageError(str(file), f"cannot be read ({error})") from error
-    return {key: value for key, value in content.items() if key != "time"} if isinstance(content, dict) else None
+    content = read_record(file, lambda content: content if isinstance(content, dict) else None)
+    return None if content is None else {key: value for key, value in content.items() if key != "time"}
 
 
 def _differences(a: Facts | None, b: Facts | None) -> list[Difference] | None:
@@ -176,13 +174,13 @@ def lines(comparison: Comparison) -> Iterator[str]:
     yield from _section("config", comparison.config, a.config, b.config)
     yield from _section("environment", comparison.environment, a.environment, b.environment)
     yield "attempts"
-    yield from table([*_attempts("A", a.attempts), *_attempts("B", b.attempts)], indent=2)
+    yield from table([*_attempts("A", a), *_attempts("B", b)], indent=2)
 
 
 def _head(side: Side) -> list[str]:
     steps = [record["step"] for record in side.records if record["kind"] == "train"]
     logged = f"{count(len(steps), 'step')} logged, the last one {steps[-1]}" if steps else "no step logged"
-    return [str(side.path), "finished" if side.finished else "not finished", logged]
+    return [printable(str(side.path)), "finished" if side.finished else "not finished", logged]
 
 
 def _why_none(train: Curve) -> Iterator[str]:
@@ -253,11 +251,12 @@ def _shown(value: object) -> str:
     return repr(value) if value is ABSENT else json.dumps(value, ensure_ascii=False, default=repr)
 
 
-def _attempts(side: str, attempts: Sequence[Attempt]) -> Iterator[list[str]]:
-    for attempt in attempts:
+def _attempts(name: str, side: Side) -> Iterator[list[str]]:
+    for attempt in side.attempts:
         facts = ", ".join(f"{key} {value}" for key, value in attempt.facts.items())
-        end = "no end recorded" if attempt.exit_code is None else f"exit {attempt.exit_code}: {attempt.cause}"
-        yield [f"{side} {attempt.number}", attempt.started, facts, end]
+        cause = first_line(attempt.cause).replace(f"{side.path}/", "")
+        end = "no end recorded" if attempt.exit_code is None else f"exit {attempt.exit_code}: {cause}"
+        yield [f"{name} {attempt.number}", attempt.started, facts, end]
 
 
 def described(comparison: Comparison) -> Mapping[str, object]:

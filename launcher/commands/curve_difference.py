@@ -120,9 +120,15 @@ def curve(kind: Kind, a: Sequence[Facts], b: Sequence[Facts], tolerance: float) 
     )
 
 
+def _has(quantity: str, record: Facts) -> bool:
+    """Whether a record has a quantity. A null top-5 beside a top-1 is none: the model predicts at most 5 classes."""
+    is_no_top5 = quantity == "top5" and record.get(quantity) is None and record.get("top1") is not None
+    return quantity in record and not is_no_top5
+
+
 def _pairs(quantity: str, steps: Sequence[int], a: Mapping[int, Facts], b: Mapping[int, Facts]) -> Iterator[Pair]:
     for step in steps:
-        if quantity in a[step] and quantity in b[step]:
+        if _has(quantity, a[step]) and _has(quantity, b[step]):
             yield Pair(quantity, step, a[step][quantity], b[step][quantity])
 
 

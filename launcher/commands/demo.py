@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.commands.prepare import write_demo_images
 from launcher.config import load as configs
 from launcher.console import Progress
+from launcher.signals import StopSignals
 from launcher.train import train
 
 OPTIONAL = {
@@ -19,8 +20,11 @@ OPTIONAL = {
 }
 
 
-def run_demo(folder: Path, overrides: Sequence[str]) -> int:
-    """Write images to `folder`/digits, train configs/digits_cpu.yaml on them, and print where everything is."""
+def run_demo(folder: Path, overrides: Sequence[str], stop: StopSignals | None = None) -> int:
+    """Write images to `folder`/digits, train configs/digits_cpu.yaml on them, and print where everything is.
+
+    `stop`: the signals that this process handles already.
+    """
     progress = Progress()
     for package, without in OPTIONAL.items():
         if importlib.util.find_spec(package) is None:
@@ -31,7 +35,7 @@ def run_demo(folder: Path, overrides: Sequence[str]) -> int:
     # A new name: a second demo is a new run and does not resume the first one.
     name = time.strftime("demo-%Y%m%d-%H%M%S")
     config = configs.load(path, [f"data.root={images}", f"storage={folder / 'runs'}", f"name={name}", *overrides])
-    code, _ = train(config, "auto", progress)
+    code, _ = train(config, "auto", progress, stop=stop)
     return code
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.commands import schedulers
 from launcher.commands.target import USUAL_STORAGES
 from launcher.errors import UsageError
-from launcher.formatting import table
+from launcher.formatting import count, table
 from launcher.run import status as run_state
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
@@ -19,7 +19,9 @@ from launcher.run.status import RunStatus
 from launcher.run.submissions import JobStatus
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.errors import StorageError
+from resnet_dist.input_files import printable
 
+_MAX_REASON = 60  # characters
 _USUAL = "this folder, " + ", ".join(map(str, USUAL_STORAGES))
 
 
@@ -41,7 +43,7 @@ def statuses(storage: Path) -> Iterator[RunStatus]:
     """The status of every run in a folder, by name. A scheduler is asked only about runs that may still be live."""
     with storage_errors(storage):
         folders = sorted(path for path in storage.iterdir() if path.is_dir())
-    silent: dict[str, JobStatus] = {}  # schedulers that did not answer are not asked again
+    silent: dict[object, JobStatus] = {}  # clusters that did not answer are not asked again
     for folder in folders:
         run = RunDirectory(storage, folder.name)
         try:
@@ -50,11 +52,12 @@ def statuses(storage: Path) -> Iterator[RunStatus]:
             submission = submissions.newest(run)
             job = None
             if submission is not None and not _is_over(run, submission):
-                job = silent.get(submission.place) or schedulers.ask(submission)
+                cluster = (submission.place, *sorted(submission.details.items()), submission.distrust)
+                job = silent.get(cluster) or schedulers.ask(submission)
                 if job.state == "unreachable":
-                    silent[submission.place] = job
+                    silent[cluster] = job
             yield run_state.read_status(run, job, stale_lease_wait_s=0.0)
-        except StorageError as error:
+        except StorageError as error:  # this run cannot be read; the others can
             yield RunStatus(run=str(folder), state="unknown", reason=str(error))
 
 
@@ -66,15 +69,28 @@ def _is_over(run: RunDirectory, submission: submissions.Submission) -> bool:
 
 
 def lines(found: Sequence[RunStatus]) -> Iterator[str]:
-    """The runs as a table."""
+    """The runs as a table, and below it those that ended before their first step, with the cause."""
     rows = [("RUN", "STATE", "STEP", "LOSS", "TOP-1", "JOB", "")]
     for status in found:
+        if status.ended_before_step_1:
+            continue
         step = "" if status.step is None else f"{status.step:,}"
         step += f" of {status.total_steps:,}" if step and status.total_steps else ""
         loss, top1 = status.text("loss", ".4g"), status.text("top1", ".2%")
-        reason = status.reason if len(status.reason) <= 60 else f"{status.reason[:57]}..."
-        rows.append((Path(status.run).name, status.state, step, loss, top1, status.job or "", reason))
-    yield from table(rows)
+        rows.append((_name(status), status.state, step, loss, top1, status.job or "", _short(status.short_reason)))
+    if len(rows) > 1:
+        yield from table(rows)
+    if none := [status for status in found if status.ended_before_step_1]:
+        yield f"{count(len(none), 'run')} ended before the first step:"
+        yield from table([(_name(status), _short(status.short_reason)) for status in none], indent=2)
+
+
+def _name(status: RunStatus) -> str:
+    return printable(Path(status.run).name)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_REASON else f"{text[: _MAX_REASON - 3]}..."
 
 
 def _list(given: argparse.Namespace) -> int:

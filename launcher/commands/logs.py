@@ -18,8 +18,12 @@ from launcher.errors import UsageError
 from launcher.run import status as run_state
 from launcher.run.directory import RunDirectory
 from launcher.run.status import LIVE
+from launcher.run.submissions import JobStatus
+from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.input_files import open_regular
 
 POLL_S = 0.5
+CHUNK_BYTES = 1_000_000  # a log may be larger than the memory
 ASK_EVERY_S = 30.0  # between two requests to a scheduler: squeue is expensive on a busy controller
 
 
@@ -81,17 +85,23 @@ def _logs(given: argparse.Namespace) -> int:
 
 
 class _Watch:
-    """Whether a run is live. Its scheduler is asked from time to time only."""
+    """Whether a run is live, or may be: its scheduler is asked from time to time only, and until it answers."""
 
     def __init__(self, found: Target) -> None:
-        self._found, self._asked, self._job = found, float("-inf"), found.job_status()
+        self._found, self._asked, self._told = found, float("-inf"), False
+        self._job: JobStatus | None = None
 
     def __call__(self) -> bool:
-        now = time.monotonic()
-        if now - self._asked > ASK_EVERY_S:
-            self._job, self._asked = self._found.job_status(), now
-        status = run_state.read_status(self._found.run, self._job, stale_lease_wait_s=0.0)
-        return status.state in LIVE
+        if time.monotonic() - self._asked > ASK_EVERY_S:
+            self._job, self._asked = self._found.job_status(), time.monotonic()
+        job = self._job
+        status = run_state.read_status(self._found.run, job, stale_lease_wait_s=0.0)
+        if status.state != "unknown" or job is None or job.state != "unreachable":
+            return status.state in LIVE
+        if not self._told:
+            print(f"following the log although the run may have ended: {job.reason}", file=sys.stderr)
+        self._told = True
+        return True
 
 
 def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
@@ -105,7 +115,7 @@ def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
 
     assert found.submission is not None  # a Ray job
     print("the run directory is not on this machine; this is the output of the driver", file=sys.stderr)
-    print(ray_jobs.driver_log(found.submission.id, found.submission.details.get("address")), end="")
+    print(ray_jobs.driver_log(found.submission.id, None, found.address), end="")
     return 0
 
 
@@ -123,7 +133,7 @@ def _explain_nothing(run: RunDirectory, found: Target, number: int) -> None:
 def _check(run: RunDirectory, rank: int, number: int) -> None:
     if run.logs(number).log(rank).exists():
         return
-    ranks = sorted(int(path.stem.partition("-")[2]) for path in run.logs(number).logs())
+    ranks = run.logs(number).ranks()
     if ranks:
         raise UsageError(f"attempt {number} has no log of rank {rank}. Allowed: {_ranges(ranks)}")
     numbers = [attempt.number for attempt in run.attempts()]
@@ -142,16 +152,23 @@ def _newest(run: RunDirectory) -> int:
 
 def _copy(path: Path, offset: int, write: Callable[[str], object], *, to_end: bool = False) -> int:
     """Write the lines of a file from `offset` on, with `to_end` an incomplete last line too; returns the new offset."""
-    try:
-        with path.open("rb") as file:
+    with storage_errors(path):
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            return offset
+        with file:
             file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return offset
-    whole = content if to_end else content[: content.rfind(b"\n") + 1]
-    if whole:
-        write(whole.decode(errors="replace"))
-    return offset + len(whole)
+            while content := file.read(CHUNK_BYTES):
+                whole = content[: content.rfind(b"\n") + 1] or (content if len(content) == CHUNK_BYTES else b"")
+                if not whole and to_end:
+                    whole = content
+                if not whole:
+                    break
+                write(whole.decode(errors="replace"))
+                offset += len(whole)
+                file.seek(offset)
+    return offset
 
 
 def _write(text: str) -> None:

@@ -16,7 +16,7 @@ from launcher.config import load as configs
 from launcher.config.rules import problems
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.formatting import count
+from launcher.formatting import count, in_bytes
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from resnet_dist.errors import RecipeError
@@ -49,14 +49,13 @@ def add_parser(verbs: Any) -> None:
 
 def _plan(given: argparse.Namespace) -> int:
     config = configs.load(given.config, given.overrides)
-    try:
-        config = _counted(config)
-    except RecipeError as error:
-        raise configs.in_users_lines(error, given.config, given.overrides) from None
+    config, notes = _counted(config)
     assumed = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
     if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
         print("\n".join(lines(config)))
+        for note in notes:
+            print(f"  WARNING: {note}")
     if given.ablate:
         from launcher.commands import ablate  # it imports torch, which takes seconds
 
@@ -69,18 +68,30 @@ def _plan(given: argparse.Namespace) -> int:
     return 0
 
 
-def _counted(config: RunConfig) -> RunConfig:
-    """The config with the number of training images, if it is not given and the images are on this machine."""
-    data = config.data
-    if data.num_samples is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
-        return config
-    from resnet_dist.data.image_folder import count_images  # the package imports torch, which takes seconds
+def _counted(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The config with the number of training images, if it is not given and the images are on this machine.
 
-    counted = count_images(data.root, "train")
+    Also what the listing of the images has left out. Raises DataError as the run would, RecipeError if there are no
+    images here and their number is not given.
+    """
+    data = config.data
+    if data.source == "imagefolder" and not (Path(data.root) / "train").is_dir():
+        if data.num_samples is None:
+            allowed = "the folder of the data set; or data.num_samples, to plan without the images"
+            raise RecipeError("data.root", f"there is no folder {data.root}/train on this machine", allowed)
+        return config, []
+    if data.num_samples is not None or data.source != "imagefolder":
+        return config, []
+    from resnet_dist.data import compare_classes  # the package imports torch, which takes seconds
+    from resnet_dist.data.image_folder import list_images
+
+    train, val = list_images(data.root, "train"), list_images(data.root, "val")
+    notes = [*train.notes, *val.notes, *compare_classes(data.root, train.classes, config.model.num_classes)]
+    counted = len(train.paths)
     config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
     for problem in problems(config, counted):
         raise problem
-    return config
+    return config, notes
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -110,7 +121,7 @@ def _workload(config: RunConfig) -> Workload:
 
     if is_reference(config.model.name):  # a plan does not run the user's code
         found = f"found {config.model.name}, your own model, whose size is unknown"
-        raise ConfigError([Problem("plan --nodes", "model.name", found, "a built-in model")])
+        raise ConfigError([Problem("", "model.name", f"{found}, which --nodes needs", "a built-in model")])
     num_samples = config.data.num_samples or 0  # `lines` refuses a config without it
     static_bytes, _ = step_bytes(config.recipe())
     copies = 3 if config.optimizer.momentum else 2  # in a step; a checkpoint has no gradients
@@ -128,12 +139,12 @@ def _workload(config: RunConfig) -> Workload:
 
 def lines(config: RunConfig) -> Iterator[str]:
     """The plan, line by line. Raises ConfigError if the size of the data set is not given."""
-    from resnet_dist.optim import build_schedule  # torch: seconds that other verbs should not pay
-
     num_samples = config.data.num_samples
     if num_samples is None:
-        allowed = "the number of training images, or a data.root that contains them on this machine"
-        raise ConfigError([Problem("plan", "data.num_samples", "is not given", allowed)])
+        found = f"is not given, and a plan does not call {config.data.source}"
+        raise ConfigError([Problem("", "data.num_samples", found, "the number of training images")])
+    from resnet_dist.optim import build_schedule  # torch: seconds that other verbs should not pay
+
     batch = config.batch
     size = {"batch_size": batch.size, "num_samples": num_samples}
     total_steps = config.duration.steps(**size)
@@ -144,6 +155,9 @@ def lines(config: RunConfig) -> Iterator[str]:
     if batch.size > num_samples:
         yield f"                WARNING: the batch has more than the {num_samples:,} images: a step repeats some"
     gpus = config.resources.gpus_per_worker
+    root = Path(config.data.root)
+    if config.data.source == "imagefolder" and not (root / "train").is_dir():
+        yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
     yield from _batch(config, layout)
     yield from _engine(config, layout)
@@ -175,9 +189,9 @@ def _engine(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     if is_reference(config.model.name):
         return  # a plan does not run the user's code
     static_bytes, sample_bytes = step_bytes(config.recipe())
-    gib = (static_bytes + sample_bytes * len(layout.worker_micro_batch(0, 0))) / 2**30
-    yield f"  memory        about {gib:.1f} GiB per worker: {static_bytes / 2**20:,.0f} MiB of weights, gradients and"
-    yield f"                momentum, {sample_bytes / 2**20:,.1f} MiB for each image of a micro-batch"
+    size_bytes = static_bytes + sample_bytes * len(layout.worker_micro_batch(0, 0))
+    yield f"  memory        about {in_bytes(size_bytes)} per worker: {in_bytes(static_bytes)} of weights, gradients and"
+    yield f"                momentum, {in_bytes(sample_bytes)} for each image of a micro-batch"
 
 
 def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
@@ -224,7 +238,7 @@ def preemption_notice(notice_s: float | None, run: RunDirectory) -> Iterator[str
     if notice_s < needed_s:
         found = f"found {notice_s:g}, and stopping with a checkpoint has taken {needed_s:.1f} s in this run"
         allowed = f"{needed_s:.1f} or more; leave notice_s out if a kill may cost a checkpoint interval"
-        raise ConfigError([Problem("plan", "preemption.notice_s", found, allowed)])
+        raise ConfigError([Problem("", "preemption.notice_s", found, allowed)])
     yield f"  preemption    {notice_s:g} s of notice; stopping with a checkpoint has taken {needed_s:.1f} s"
 
 

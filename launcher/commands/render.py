@@ -10,14 +10,16 @@ import argparse
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import PlaceError
 from cluster.kubernetes import access as kubernetes_access
 from cluster.kubernetes import manifests as kuberay
-from cluster.kubernetes.rules import PROFILE
+from cluster.kubernetes import rules
 from cluster.kubernetes.yaml import Manifest
 from cluster.profile import KubernetesProfile, SlurmProfile
 from cluster.slurm import script as slurm_text
@@ -50,6 +52,8 @@ class KubernetesJob:
     spec: RunSpec
     profile: KubernetesProfile
     manifests: tuple[Manifest, ...]
+    placeholders: tuple[Problem, ...]  # have to be replaced before the manifests are submitted
+    doubts: tuple[Problem, ...]  # valid, but probably a mistake
 
 
 def slurm(
@@ -87,22 +91,29 @@ def kubernetes(
         made = kuberay.manifests(spec, site, working_dir=working_dir, submission=submission)
     except PlaceError as error:
         raise in_users_lines(error, document, profile) from None
-    return KubernetesJob(config, spec, site, tuple(made))
+    placeholders = _with_places(rules.placeholders(site), document, profile)
+    return KubernetesJob(
+        config, spec, site, tuple(made), placeholders, _with_places(rules.doubts(spec, site), document, profile)
+    )
 
 
 def in_users_lines(error: PlaceError, document: Document, profile: str) -> ConfigError:
     """The problems of `error`, with the lines of the user's config or else profile."""
+    return ConfigError(_with_places(error.problems, document, profile))
+
+
+def _with_places(problems: Iterable[Problem], document: Document, profile: str) -> tuple[Problem, ...]:
     own = {part.name for part in dataclasses.fields(RunConfig)}
 
     def place_of(problem: Problem) -> str:
         if problem.key.startswith("--"):
             return "command line"
         first = problem.key.partition(".")[0]
-        if problem.place != PROFILE and (not first or first in own):
+        if problem.place != rules.PROFILE and (not first or first in own):
             return document.place(problem.key)
         return profile_document(profile).place(problem.key)
 
-    return ConfigError([dataclasses.replace(problem, place=place_of(problem)) for problem in error.problems])
+    return tuple(dataclasses.replace(problem, place=place_of(problem)) for problem in problems)
 
 
 def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequence[str]) -> list[Variant]:
@@ -199,7 +210,9 @@ def _kubernetes(given: argparse.Namespace) -> int:
     if given.config is None:
         raise UsageError("CONFIG is missing. Allowed: a YAML file, for example configs/rn50_8node.yaml; or --rbac")
     job = kubernetes(given.config, given.overrides, needed_profile(given), given.working_dir)
-    command = ["launcher render kubernetes", given.config, *given.overrides, "--profile", given.profile]
+    command = ["launcher", "render", "kubernetes", given.config, *given.overrides, "--profile", given.profile]
     command += ["--working-dir", given.working_dir] if given.working_dir else []
-    print(kuberay.to_yaml(job.manifests, heading=[" ".join(command)]), end="")
+    for problem in (*job.placeholders, *job.doubts):
+        print(f"warning: {problem}", file=sys.stderr)
+    print(kuberay.to_yaml(job.manifests, heading=[shlex.join(command)]), end="")
     return 0

@@ -12,7 +12,10 @@ from typing import Any
 from launcher.commands import target
 from launcher.errors import UsageError
 from launcher.formatting import count
-from launcher.run.directory import Attempt, Facts, RunDirectory, utc_now
+from launcher.run.directory import Attempt, Facts, RunDirectory, as_time, utc_now
+from launcher.run.status import first_line, lease_state
+from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.input_files import printable
 from resnet_dist.telemetry.metrics_file import read_metrics
 
 
@@ -21,7 +24,7 @@ class Goodput:
     """How the time of a run's workers was used, in worker-seconds."""
 
     useful: float  # training steps and evaluations that were not repeated later
-    all: float  # from each attempt's start to the start of the next one, or to its end
+    all: float  # from each attempt's start to its end, and to the next start if that was automatic
 
     @property
     def fraction(self) -> float:
@@ -30,15 +33,37 @@ class Goodput:
 
 
 def goodput(run: RunDirectory) -> Goodput:
-    """The useful fraction of the workers' time; an attempt that is running counts until now."""
+    """The useful fraction of the workers' time; an attempt that is running counts until now.
+
+    Time in which nobody had started the run does not count: from an end to the next start by a person.
+    """
     attempts = run.attempts()
-    records = read_metrics(run.metrics) if run.metrics.exists() else []
+    with storage_errors(run.metrics):
+        records = read_metrics(run.metrics) if run.metrics.exists() else []
     total = 0.0
-    ends = [attempt.started for attempt in attempts[1:]]
-    for attempt, next_start in zip(attempts, [*ends, None], strict=True):
-        end = next_start or attempt.ended or utc_now()
-        total += _workers(attempt) * _seconds(attempt.started, end)
+    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+        automatic = following is not None and _is_automatic(attempt, following)
+        end = following.started if following is not None and automatic else _end(run, attempt, following)
+        total += _workers(attempt) * max(_seconds(attempt.started, end), 0.0)
     return Goodput(sum(_workers(_attempt_of(attempts, record)) * s for record, s in _useful(records)), total)
+
+
+def _is_automatic(attempt: Attempt, following: Attempt) -> bool:
+    """Whether the launcher, or the scheduler of one submission, began the following attempt; else a person did."""
+    same_session = attempt.session != "" and attempt.session == following.session
+    return same_session or (attempt.submission != "" and attempt.submission == following.submission)
+
+
+def _end(run: RunDirectory, attempt: Attempt, following: Attempt | None) -> str:
+    """The end of an attempt; without a record of it the last sign of life, or now if it may be running."""
+    if attempt.ended is not None:
+        return attempt.ended
+    if following is None and lease_state(run, stale_lease_wait_s=0.0).alive:
+        return utc_now()
+    with storage_errors(run.path):
+        files = [*run.logs(attempt.number).logs(), *run.logs(attempt.number).heartbeats.glob("*")]
+        newest = max((path.lstat().st_mtime for path in files), default=None)
+    return attempt.started if newest is None else as_time(newest)
 
 
 def _useful(records: Sequence[Facts]) -> Iterator[tuple[Facts, float]]:
@@ -66,7 +91,8 @@ def _attempt_of(attempts: Sequence[Attempt], record: Facts) -> Attempt | None:
 
 
 def _workers(attempt: Attempt | None) -> int:
-    return 1 if attempt is None else int(attempt.facts.get("workers", 1))
+    workers: int = 1 if attempt is None else attempt.facts.get("workers", 1)
+    return workers
 
 
 def _seconds(start: str, end: str) -> float:
@@ -76,11 +102,13 @@ def _seconds(start: str, end: str) -> float:
 def report_lines(run: RunDirectory) -> Iterator[str]:
     """The timeline of the attempts, and the goodput."""
     attempts = run.attempts()
-    yield f"run {run.path}: {count(len(attempts), 'attempt')}"
+    yield f"run {printable(str(run.path))}: {count(len(attempts), 'attempt')}"
     for before, attempt in pairwise([None, *attempts]):
         assert attempt is not None
         if before is not None and before.ended is not None:
-            yield f"  {'':<25}  {_seconds(before.ended, attempt.started):.0f} s until the next attempt started"
+            counted = "" if _is_automatic(before, attempt) else ", by a person: this time does not count"
+            seconds = _seconds(before.ended, attempt.started)
+            yield f"  {'':<25}  {seconds:.0f} s until the next attempt started{counted}"
         yield from _attempt_lines(run, attempt)
     lost = sum(attempt.end_facts.get("steps_redone", 0) for attempt in attempts)
     seconds = sum(attempt.end_facts.get("seconds_lost", 0.0) for attempt in attempts)
@@ -97,18 +125,18 @@ def _attempt_lines(run: RunDirectory, attempt: Attempt) -> Iterator[str]:
     if attempt.ended is None:
         yield f"  {'':<25}  no end recorded: it is running, or was killed with its driver"
         return
-    cause = (attempt.cause or "").splitlines()[0] if attempt.cause else ""
+    cause = first_line(attempt.cause).replace(f"{run.path}/", "")
     where = "ended" if attempt.last_step is None else f"ended after step {attempt.last_step}"
     yield f"  {attempt.ended}  {where}, exit code {attempt.exit_code}: {cause}"
     if "steps_redone" in ending:
-        yield f"  {'':<25}  {_lost(ending)}; {ending['decision'].splitlines()[0]}"
+        yield f"  {'':<25}  {_lost(ending)}; {first_line(ending.get('decision'))}"
     if run.incident(attempt.number).is_dir():
-        yield f"  {'':<25}  {run.incident_summary(attempt.number)}"
+        yield f"  {'':<25}  {run.incident_summary(attempt.number).relative_to(run.path)}"
 
 
 def _lost(ending: Facts) -> str:
     """The cost of a failure: the steps and the time since the newest checkpoint."""
-    steps, saved, seconds = ending["steps_redone"], ending["checkpoint_step"], ending["seconds_lost"]
+    steps, saved, seconds = (ending.get(key, 0) for key in ("steps_redone", "checkpoint_step", "seconds_lost"))
     if not saved:
         return f"no checkpoint yet: {count(steps, 'step')} to repeat, {seconds:.0f} s of work"
     if not steps:

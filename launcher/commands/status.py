@@ -6,6 +6,7 @@ Exit code 0, or 69 for `unknown`, for example if the scheduler is unreachable.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from launcher.formatting import count
 from launcher.run import status as run_state
 from launcher.run.status import RunStatus
 from launcher.run.submissions import JobStatus
+from resnet_dist.input_files import parse_json, printable, record_of
 
 _ENDED = ("finished", "failed", "stopped")
 
@@ -43,10 +45,12 @@ def status_of(found: Target, job: JobStatus | None) -> RunStatus:
     if found.profile is not None and job.state in ("running", "gone"):
         arguments = ["status", str(found.run.path), "--json", "--place-says", job.state]
         try:
-            return RunStatus(**{**json.loads(found.read(arguments) or ""), "job": str(found.submission)})
+            read = record_of(RunStatus, parse_json((found.read(arguments) or "").encode()))
+            if read is not None:
+                return dataclasses.replace(read, job=str(found.submission))
         except ClusterUnavailable as error:
             return RunStatus(run=str(found.run.path), state="unknown", reason=str(error), job=str(found.submission))
-        except (ValueError, TypeError):  # not JSON but an error of the reader, for example: no run directory
+        except ValueError:  # not JSON but an error of the reader, for example: no run directory
             pass
     state, reason, code = run_state.classify_job(job)
     return RunStatus(run=str(found.run.path), state=state, reason=reason, exit_code=code, job=str(found.submission))
@@ -67,11 +71,11 @@ def lines(status: RunStatus) -> Iterator[str]:
         parts.append(f"{speed} images/s")
     if status.last_beat_s is not None:
         parts.append(f"last heartbeat {status.last_beat_s:.0f} s ago")
-    yield f"{status.run}: {', '.join(parts)}"
+    yield f"{printable(status.run)}: {', '.join(parts)}"
     if status.exit_code:
         yield f"  exit code  {status.exit_code}"
     if status.reason:
-        yield f"  {'cause' if status.state == 'failed' else 'because':<9}  {status.reason}"
+        yield f"  {'cause' if status.state == 'failed' else 'because':<9}  {status.short_reason}"
     if status.attempt is not None:
         on = "" if status.workers is None else f" on {count(status.workers, 'worker')}"
         yield f"  attempt    {status.attempt}{on}"

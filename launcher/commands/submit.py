@@ -7,16 +7,17 @@ process at a time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
+import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import PlaceError
-from cluster.kubernetes.names import run_name
 from cluster.profile import KubernetesProfile, SlurmProfile
 from launcher.arguments import Parser, config_arguments
 from launcher.checks.variables import conflicts, of_profile
@@ -24,15 +25,17 @@ from launcher.commands import render, schedulers
 from launcher.commands.render import in_users_lines, needed_profile
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
-from launcher.errors import UsageError
-from launcher.formatting import count
+from launcher.errors import ConfigError, UsageError
+from launcher.formatting import count, in_bytes, listed
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places import slurm as slurm_jobs
 from launcher.places.packing import pack
+from launcher.places.programs import PlaceUnavailable, dropped
+from launcher.recovery import preconditions
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
 from launcher.run.status import lease_state
-from launcher.run.submissions import Submission
+from launcher.run.submissions import JobStatus, Submission
 
 
 def add_parser(verbs: Any) -> None:
@@ -64,6 +67,7 @@ def _common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
 
 def _slurm(given: argparse.Namespace) -> int:
     job = render.slurm(given.config, given.overrides, given.profile, given.launcher, given.sweep)
+    preconditions.check_sizes(job.config)
     names = [variant.name for variant in job.spec.variants] or [job.config.name]
     runs = [RunDirectory(Path(job.config.storage), name) for name in names]
     if not given.dry_run:
@@ -72,20 +76,21 @@ def _slurm(given: argparse.Namespace) -> int:
         for run in runs:
             refuse_twice(run, again=given.again)
     try:
-        slurm_jobs.check(job.script)
-        _print_conflicts(job.profile)
+        with _nothing_submitted():
+            slurm_jobs.check(job.script)
+        _print_shell(job.profile, "sbatch")
         if given.dry_run:
             print(f"SLURM accepts {job.spec.name}; nothing was submitted")
             return 0
         for run in runs:
             run.create()
-        identity = slurm_jobs.submit(job.script, None if job.spec.variants else _output(runs[0]))
+        identity = slurm_jobs.submit(job.script, job.spec.name, None if job.spec.variants else _output(runs[0]))
     except PlaceError as error:
         raise in_users_lines(error, configs.read(given.config, given.overrides), given.profile) from None
+    print(f"slurm job {identity}" + (f", {count(len(runs), 'run')}" if len(runs) > 1 else ""), flush=True)
     for number, run in enumerate(runs):
         name = f"{identity}_{number}" if job.spec.variants else identity
         submissions.record(run, submissions.now("slurm", name))
-    print(f"slurm job {identity}" + (f", {count(len(runs), 'run')}" if len(runs) > 1 else ""))
     for run in runs:
         _how_to_follow(str(run.path))
     return 0
@@ -95,22 +100,29 @@ def _kubernetes(given: argparse.Namespace) -> int:
     profile = needed_profile(given)
     # A new submission id: that an earlier submission failed for good does not matter for this one.
     job = render.kubernetes(given.config, given.overrides, profile, given.working_dir, uuid.uuid4().hex[:12])
+    preconditions.check_sizes(job.config)
+    if job.placeholders:
+        raise ConfigError(job.placeholders)
+    for problem in job.doubts:
+        print(f"warning: {problem}", file=sys.stderr)
     run = RunDirectory(Path(job.config.storage), job.config.name)
-    name, namespace = run_name(job.config.name), job.profile.namespace
-    details = {"namespace": namespace} | ({} if given.context is None else {"context": given.context})
-    submission = submissions.now("kubernetes", name, details)
+    submission = schedulers.rayjob(job.config.name, job.profile.namespace, given.context)
+    name, namespace = submission.id, job.profile.namespace
     if not given.dry_run:
         if _is_done(job.config, run):
             return 0
         refuse_twice(run, again=given.again)
-        _refuse_live(submission)
-    kubernetes_jobs.check(job.manifests, namespace, given.context)
-    _print_conflicts(job.profile)
+    with _nothing_submitted():
+        if not given.dry_run:
+            job_status = kubernetes_jobs.ask(name, namespace, given.context)
+            _refuse_live(submission, job_status, f"{submission} in namespace {namespace}")
+        kubernetes_jobs.check(job.manifests, namespace, given.context)
+    _print_shell(job.profile, "kubectl")
     if given.dry_run:
         print(f"Kubernetes accepts {job.spec.name}; nothing was submitted")
         return 0
     kubernetes_jobs.submit(job.manifests, name, namespace, given.context)
-    print(f"RayJob {name} in namespace {namespace}")
+    print(f"RayJob {name} in namespace {namespace}", flush=True)
     if _record_where_seen(run, submission):
         _how_to_follow(str(run.path))
     else:
@@ -126,30 +138,32 @@ def _ray(given: argparse.Namespace) -> int:
     if config.place == "local":
         place = configs.read(given.config, given.overrides).place("place")
         raise UsageError(f"{place}: place: found local, which does not use Ray. Allowed: ray or auto")
+    preconditions.check_sizes(config)
     run = RunDirectory(Path(config.storage), config.name)
     if not given.dry_run:
         if _is_done(config, run):
             return 0
-        refuse_twice(run, again=given.again)
+        refuse_twice(run, again=given.again, address=given.address)
     with tempfile.TemporaryDirectory(prefix="launcher-") as folder:
         packed = pack(config, Path(folder))
-        print(f"working directory: {count(len(packed.files), 'file')}, {packed.size_bytes / 2**20:.2f} MiB")
+        print(f"working directory: {count(len(packed.files), 'file')}, {in_bytes(packed.size_bytes)}")
         if packed.installed:
             print(f"  installed here, and required on every node of the cluster: {', '.join(packed.installed)}")
         unsafe = ray_jobs.warning(address)
         if unsafe is not None:
             print(f"  {unsafe}")
-        if not given.again and not given.dry_run:
-            known = ray_jobs.find(run.path, address)
-            if known is not None:
-                _refuse_live(submissions.now("ray", known, {"address": address}))
         if given.dry_run:
             for file in packed.files:
                 print(f"  {file}")
             print(f"nothing was submitted to {address}")
             return 0
+        with _nothing_submitted():
+            known = None if given.again else ray_jobs.find(run.path, address)
+            if known is not None:
+                live = submissions.now("ray", known, {"address": address})
+                _refuse_live(live, ray_jobs.ask(known, None, address), f"{live} at {address}")
         identity = ray_jobs.submit(packed, run.path, address)
-    print(f"ray job {identity} at {address}")
+    print(f"ray job {identity} at {address}", flush=True)
     if _record_where_seen(run, submissions.now("ray", identity, {"address": address})):
         _how_to_follow(str(run.path))
     else:
@@ -157,37 +171,50 @@ def _ray(given: argparse.Namespace) -> int:
     return 0
 
 
-def _print_conflicts(profile: SlurmProfile | KubernetesProfile) -> None:
-    """Print the variables of this shell that differ from the profile's."""
+def _print_shell(profile: SlurmProfile | KubernetesProfile, program: str) -> None:
+    """Print the variables of this shell that differ from the profile's, and those that `program` does not get."""
     for finding in conflicts(of_profile(profile), os.environ):
         print(f"  {finding.found}: {finding.advice}")
+    if names := dropped(program):
+        print(
+            f"  variables of this shell that {program} does not get: {listed(names)}. Allowed: options in the profile"
+        )
 
 
-def refuse_twice(run: RunDirectory, *, again: bool) -> None:
-    """UsageError if the run is submitted or running already, unless `again`."""
+@contextlib.contextmanager
+def _nothing_submitted() -> Iterator[None]:
+    """Say that nothing was submitted, if the scheduler cannot be asked."""
+    try:
+        yield
+    except PlaceUnavailable as error:
+        raise error.but("nothing was submitted") from None
+
+
+def refuse_twice(run: RunDirectory, *, again: bool, address: str | None = None) -> None:
+    """UsageError if the run is submitted or running already, unless `again`. Raises ClusterUnavailable if it may be."""
     if again or not run.path.is_dir():
         return
     held = lease_state(run)
-    if held.alive and held.holder is not None:
+    if held.alive:
         raise UsageError(
-            f"{run.path}: this run is running: process {held.holder.pid} on {held.holder.host}, since "
-            f"{held.holder.since}. Allowed: `launcher cancel {run.path}`, another name=..., or --again"
+            f"{run.path}: this run is running: {held.holder}. Allowed: `launcher cancel {run.path}`, another name=..., "
+            "or --again"
         )
     submission = submissions.newest(run)
     if submission is not None:
-        _refuse_live(submission)
+        where = f"{submission}, submitted {submission.time} on {submission.host}"
+        _refuse_live(submission, schedulers.ask(submission, address), where)
 
 
-def _refuse_live(submission: Submission) -> None:
-    """UsageError if a submission is waiting or running, or may be."""
-    job = schedulers.ask(submission)
+def _refuse_live(submission: Submission, job: JobStatus, where: str) -> None:
+    """UsageError if a submission is waiting or running; ClusterUnavailable if that is unknown."""
     if job.state == "gone":
         return
-    where = f"{submission}, submitted {submission.time} on {submission.host}"
     if job.state == "unreachable":
-        raise UsageError(
-            f"this run was submitted already: {where}. Its status is unknown: {job.reason}. "
-            "Allowed: try again later, or --again"
+        raise PlaceUnavailable(
+            f"it is unknown whether {where}, waits or runs; nothing was submitted",
+            job.reason,
+            "another try later, or --again",
         )
     reason = f" ({job.reason})" if job.reason else ""
     again = "--again" if submission.place != "kubernetes" else "another name=..."

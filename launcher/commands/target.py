@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.kubernetes.names import run_name
 from cluster.profile import KubernetesProfile
 from launcher.commands import schedulers
 from launcher.config import load as configs
 from launcher.config.profiles import load_profile
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, UsageError
+from launcher.formatting import listed
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places.spec import spec_of
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
 from launcher.run.status import exists
 from launcher.run.submissions import JobStatus, Submission
+from resnet_dist.checkpoint.disk import storage_errors
 
+_CONFIGS = (".yaml", ".yml")
 USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of configs/digits_cpu.yaml, of `launcher demo`
 
 
@@ -34,10 +37,15 @@ class Target:
     config: RunConfig | None = None  # if one was given
     profile: KubernetesProfile | None = None
     context: str | None = None
+    address: str | None = None  # of a Ray cluster, as the user gave it
 
     def job_status(self) -> JobStatus | None:
         """The status of its job, from its scheduler; None if it was not submitted."""
-        return None if self.submission is None else schedulers.ask(self.submission)
+        return None if self.submission is None else self.ask(self.submission)
+
+    def ask(self, submission: Submission) -> JobStatus:
+        """The status of a job, from its scheduler."""
+        return schedulers.ask(submission, self.address)
 
     def read(self, arguments: list[str], *, live: bool = False) -> str | None:
         """The output of `launcher ARGUMENTS` in a pod with the volume; None without a Kubernetes profile."""
@@ -57,25 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find(given: argparse.Namespace) -> Target:
     """The run that the command line names. Raises UsageError if there is none, ConfigError for a wrong config."""
-    path = _named(given.target)
-    config: RunConfig | None = None
-    if path.is_dir():
-        if given.overrides:
-            raise UsageError(f"{given.target}: this is a run directory, and overrides are for configs: leave them out")
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-        run = RunDirectory(absolute.parent, absolute.name)
-    else:
-        config = configs.load(given.target, given.overrides)
-        run = RunDirectory(Path(config.storage), config.name)
+    run, config = _run_of(given.target, given.overrides)
     if exists(run):
-        return Target(run, True, submissions.newest(run), config)
+        return Target(run, True, submissions.newest(run), config, address=given.address)
     if given.profile is not None and config is not None:
         try:
             profile = load_profile(given.profile, "kubernetes")
         except ConfigError as error:
             raise UsageError(str(error)) from None
-        details = {"namespace": profile.namespace} | ({} if given.context is None else {"context": given.context})
-        submission = submissions.now("kubernetes", run_name(config.name), details)
+        submission = schedulers.rayjob(config.name, profile.namespace, given.context)
         return Target(run, False, submission, config, profile, given.context)
     if given.address is not None and config is not None:
         from launcher.ray_backend import jobs as ray_jobs
@@ -84,23 +82,48 @@ def find(given: argparse.Namespace) -> Target:
         job = ray_jobs.find(run.path, address)
         if job is None:
             raise UsageError(f"{address}: has no job of {run.path}. Allowed: the cluster it was submitted to")
-        return Target(run, False, submissions.now("ray", job, {"address": address}), config)
+        return Target(run, False, submissions.now("ray", job, {"address": address}), config, address=given.address)
+    raise _no_run(run, "; if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)")
+
+
+def find_here(text: str) -> RunDirectory:
+    """The run on this machine that `text` names, in the ways that `find` takes. Raises as `find` does."""
+    run, _ = _run_of(text, [])
+    if not exists(run):
+        raise _no_run(run)
+    return run
+
+
+def _run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfig | None]:
+    """The run that `text` names by its directory or its config, and the config if it is one."""
+    path = _named(text)
     if path.is_dir():
-        inside = sorted(one.name for one in path.iterdir() if exists(RunDirectory(path, one.name)))
+        if overrides:
+            raise UsageError(f"{text}: this is a run directory, and overrides are for configs: leave them out")
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+        return RunDirectory.at(absolute), None
+    if not path.exists() and path.suffix not in _CONFIGS:
+        raise _no_run(RunDirectory.at(path))
+    config = configs.load(text, overrides)
+    return RunDirectory(Path(config.storage), config.name), config
+
+
+def _no_run(run: RunDirectory, more: str = "") -> UsageError:
+    if run.path.is_dir():
+        with storage_errors(run.path):
+            inside = sorted(one.name for one in run.path.iterdir() if exists(RunDirectory(run.path, one.name)))
         if inside:
-            raise UsageError(
-                f"{run.path}: this folder contains runs. Allowed: {', '.join(f'{path}/{name}' for name in inside)}"
-            )
-    raise UsageError(
-        f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config; "
-        "if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)"
+            return UsageError(f"{run.path}: this folder contains runs. Allowed: the path of one: {listed(inside)}")
+    return UsageError(
+        f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config"
+        f"{more}"
     )
 
 
 def _named(text: str) -> Path:
     """The file or folder that `text` names: a path, or the name of a run in this folder or in the usual ones."""
     path = Path(text).expanduser()
-    if path.exists() or path.name != text or path.suffix in (".yaml", ".yml"):
+    if path.exists() or path.name != text or path.suffix in _CONFIGS:
         return path
     usual = [storage.expanduser() for storage in USUAL_STORAGES]
     for storage in usual:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import types
@@ -26,7 +27,8 @@ from resnet_dist.recipe import durations
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.requirements import nearest_name
 
-_LARGE_EXPONENT = re.compile(r"[eE][+-]?0*[0-9]{3}")  # 1e100 epochs: exact arithmetic would exhaust the memory
+_LARGEST_NUMBER = 1e300  # times the largest batch, it is still finite
+_LONGEST_TEXT = 4096  # characters of a path, at most, on Linux
 
 
 class Builder:
@@ -97,6 +99,10 @@ class Builder:
             checked = _adapter(hint).validate_python(value, strict=True)
         except pydantic.ValidationError:
             return self._misfit(key, hint, value)
+        if (bound := _exceeded_bound(checked)) is not None:
+            self.fits = False
+            self._note(key, f"found {describe(value)}", bound)
+            return None
         if self._text_as_written and isinstance(checked, str) and not (checked.strip() and checked.isprintable()):
             return self._misfit(key, hint, value)
         return self._path(checked, key) if is_path and isinstance(checked, str) else checked
@@ -107,7 +113,7 @@ class Builder:
         try:
             if kind is Workers:
                 return Workers.parse(value)
-            if isinstance(value, str) and not _LARGE_EXPONENT.search(value):
+            if isinstance(value, str):
                 return Duration.parse(value)
         except ValueError:
             pass
@@ -137,6 +143,25 @@ class Builder:
 
     def _note(self, key: str, found: str, allowed: str, suggestion: str = "") -> None:
         self.problems.append(Problem(self._document.place(key), key, found, allowed, suggestion))
+
+
+def _exceeded_bound(value: object) -> str | None:
+    """The bound, in words, that a number or a text exceeds, or one inside a list or a section; else None.
+
+    Numbers that are not finite are left to the rules of each key.
+    """
+    match value:
+        case int() if not -(2**63) <= value < 2**63:
+            return "a whole number of 64 bits"
+        case float() if _LARGEST_NUMBER < abs(value) < math.inf:
+            return f"a number from -{_LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}"
+        case str() if len(value) > _LONGEST_TEXT:
+            return f"text of at most {_LONGEST_TEXT} characters"
+        case Mapping():
+            return next(filter(None, map(_exceeded_bound, value.values())), None)
+        case list() | tuple():
+            return next(filter(None, map(_exceeded_bound, value)), None)
+    return None
 
 
 def is_section(hint: object) -> bool:
@@ -200,12 +225,15 @@ def _suggestion(hint: object, value: object) -> str:
         return "true" if str(value).lower() in ("yes", "on", "y", "1") else "false"
     if Workers in kinds and isinstance(value, str | float):
         kinds = (int,)
+    if str in kinds and isinstance(value, Mapping):
+        return "text in quotes"
     if (int in kinds or float in kinds) and isinstance(value, str | float):
-        number = re.fullmatch(r"[+-]?[0-9]{1,15}(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", str(value))
+        digits = str(value).replace("_", "")  # 1_000 is text in YAML 1.2
+        number = re.fullmatch(r"[+-]?[0-9]{1,15}(\.[0-9]*)?([eE][+-]?[0-9])?", digits)
         if number and float in kinds:
-            return f"{float(value):g}"
-        if number and float(value).is_integer():
-            return str(int(float(value)))
+            return f"{float(digits):g}"
+        if number and float(digits).is_integer():
+            return str(int(float(digits)))
     if not isinstance(value, str):
         return ""
     return nearest_name(re.sub(r"^(b?)fp?(?=[0-9])", r"\1float", value), names)  # fp32 is float32, not tf32

@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from launcher.config import rules, yaml_source
+from launcher.config import paths, rules, yaml_source
 from launcher.config.builder import Builder
+from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RANGE_PATTERN, SCHEMA_VERSION, RunConfig
 from launcher.config.yaml_source import Document, describe
-from launcher.errors import ConfigError, Problem, UsageError
-from resnet_dist.errors import RecipeError
+from launcher.errors import ConfigError, LauncherError, Problem, UsageError
+from resnet_dist.errors import DataError, RecipeError, StorageError
+from resnet_dist.input_files import open_regular
 from resnet_dist.recipe import durations
 from resnet_dist.recipe.requirements import nearest_name
 from resnet_dist.recipe.schema import plain
@@ -47,7 +51,7 @@ def read(path: str | os.PathLike[str], overrides: Overrides = (), *, recorded: b
     """The values of the YAML file at `path` with overrides, and where each was given. Raises as `load` does."""
     name, file = os.fspath(path), Path(path)
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) if recorded else file.open("rb") as stream:
             raw = stream.read(_MAX_BYTES + 1)
     except IsADirectoryError:
         inside = ", ".join(sorted(found.name for found in file.glob("*.yaml"))[:10])
@@ -100,14 +104,31 @@ def json_schema() -> dict[str, Any]:
 
 
 def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Overrides = ()) -> Exception:
-    """A RecipeError found after loading, when the data set's size is known, as a ConfigError with file and line.
+    """An error found after loading, with the file and line, or the override, that gave the value.
 
-    Any other error is returned unchanged.
+    A RecipeError becomes a ConfigError, a ConfigError gets the places that it lacks, and a DataError or StorageError
+    about `data.root`, `storage` or something inside gets the key and its place. Any other error is returned unchanged.
     """
-    if not isinstance(error, RecipeError):
+    try:
+        document = read(path, overrides)
+    except LauncherError:  # the file has changed since, or was a pipe
         return error
-    place = read(path, overrides).place(error.key)
-    placed = ConfigError([Problem(place, error.key, error.problem, error.allowed)])
+    placed: Exception = error
+    if isinstance(error, RecipeError):
+        placed = ConfigError([document.problem(error)])
+    elif isinstance(error, ConfigError):
+        placed = ConfigError([replace(one, place=one.place or document.place(one.key)) for one in error.problems])
+    elif isinstance(error, DataError | StorageError):
+        key = "data.root" if isinstance(error, DataError) else "storage"
+        given = flatten(document.data).get(key)
+        folder = paths.absolute(os.fspath(given), Path(path).parent.absolute()) if given else None
+        if folder is not None and Path(error.path).is_relative_to(folder):
+            placed = copy.copy(error)
+            placed.__dict__.pop("__notes__", None)  # the list is that of `error`; its notes are added below
+            place = document.place(key)
+            placed.args = (f"{place}: {error}" if f" {key}=" in place else f"{place}: {key}: {error}",)
+    if placed is error:
+        return error
     for note in getattr(error, "__notes__", []):
         placed.add_note(note)
     return placed
@@ -123,7 +144,7 @@ def _build(document: Document, folder: Path) -> RunConfig:
     problems = builder.problems
     if builder.fits:
         for error in rules.problems(config):
-            problems.append(Problem(document.place(error.key), error.key, error.problem, error.allowed))
+            problems.append(document.problem(error))
     if problems:
         raise ConfigError(problems)
     return config

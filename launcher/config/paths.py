@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.config import credentials
 from launcher.config.yaml_source import describe
 
 KEYS = ("storage", "data.root", "model.weights", "preemption.notice_file")
@@ -22,6 +23,8 @@ def problem(key: str, text: str, path: str) -> tuple[str, str] | None:
     """The problem with `text`, whose absolute form is `path`, and what is allowed; None without a problem."""
     if not text.strip() or not text.isprintable():
         return f"found {describe(text)}", "the path of a file or folder"
+    if credentials.in_text(text):
+        return credentials.FOUND, credentials.instead(key)
     if re.match(r"\w+://", text):
         return f'found "{text}", the address of an object store', "a folder that every node sees"
     if "$" in text:

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Literal, overload
 
 from cluster.profile import KubernetesProfile, Profile, SlurmProfile
-from launcher.config import yaml_source
+from cluster.slurm.script import SCRATCH_VARIABLES
+from launcher.config import credentials, yaml_source
 from launcher.config.builder import Builder
 from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem
-from resnet_dist.recipe.requirements import nearest_name
+from resnet_dist.recipe.requirements import LARGEST_COUNT, WEEK_S, nearest_name
 
 Kind = Literal["slurm", "kubernetes"]
 _KINDS: dict[Kind, type[Profile]] = {"slurm": SlurmProfile, "kubernetes": KubernetesProfile}
 _MAX_BYTES = 100_000  # a profile has about 1,000: a larger file is not a profile
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# Rendered files are kept and read by many people: a variable with such a name must not be in one.
-_SECRET = re.compile(r"token|secret|passw|api_?key|access_?key|private_?key|credential", re.IGNORECASE)
+# Options of sbatch for the GPUs of a node, whose one task is the node's. --gpus counts those of the whole job.
+_GPUS = r"--(gpus-per-node|gpus-per-task|gres|tres-per-node|tres-per-task)=[^\s{}]*\{count\}[^\s{}]*"
+_SHELL = "variables of your login shell, which sbatch passes on, or a file with mode 600"
 
 
 def shipped() -> dict[str, Path]:
@@ -51,7 +53,8 @@ def profile_document(name: str | os.PathLike[str]) -> Document:
     except OSError as error:
         allowed = f"the path of a YAML file, or one of {', '.join(known)}"
         suggestion = nearest_name(os.fspath(name), known)
-        raise ConfigError([Problem(str(file), "", f"cannot be read: {error.strerror}", allowed, suggestion)]) from None
+        found = f"cannot be read: {error.strerror}"
+        raise ConfigError([Problem(f"--profile {file}", "", found, allowed, suggestion)]) from None
     if len(raw) > _MAX_BYTES:
         raise ConfigError([Problem(str(file), "", f"more than {_MAX_BYTES} bytes", yaml_source.FORM)])
     return yaml_source.parse(yaml_source.decode(raw, str(file)), str(file))
@@ -78,25 +81,25 @@ def _build(document: Document, kind: Kind) -> Profile:
 def _problems(profile: Profile, document: Document) -> Iterator[Problem]:
     """Mistakes beyond the types. Kubernetes' own rules are in `cluster.kubernetes.rules`."""
     for key, value in vars(profile).items():
-        least = 1 if key == "notice_s" else 0
-        if type(value) is int and value < least:
-            yield Problem(document.place(key), key, f"found {value}", f"a whole number from {least} up")
+        least, most = 1 if key == "notice_s" else 0, WEEK_S if key.endswith("_s") else LARGEST_COUNT
+        if type(value) is int and not least <= value <= most:
+            yield Problem(document.place(key), key, f"found {value}", f"a whole number from {least} to {most}")
     variables = {
         "environment": profile.environment,
         "network.environment": profile.network.environment,
     }
     for section, names in variables.items():
-        for name in names:
+        for name, value in names.items():
             key = f"{section}.{name}"
             if _VARIABLE.fullmatch(name) is None:
                 yield Problem(
                     document.place(key), key, "not the name of a variable", "letters, digits and _, no digit first"
                 )
-            elif _SECRET.search(name):
+            elif credentials.in_variable(name, value):
                 allowed = (
                     "secrets: [{variable: ..., secret: ..., key: ...}]"
                     if isinstance(profile, KubernetesProfile)
-                    else "variables of your login shell, which sbatch passes on"
+                    else _SHELL
                 )
                 yield Problem(
                     document.place(key), key, "this looks like a secret, and rendered files are not secret", allowed
@@ -109,13 +112,17 @@ def _slurm_problems(profile: SlurmProfile, document: Document) -> Iterator[Probl
     def problem(key: str, found: str, allowed: str) -> Problem:
         return Problem(document.place(key), key, found, allowed)
 
-    # A socket's path has at most 107 characters; the job's folder and Ray's session take up to 75 of them.
-    if not re.fullmatch(r"/[A-Za-z0-9._/-]{1,29}", profile.scratch):
-        yield problem("scratch", f'found "{profile.scratch}"', "an absolute path of at most 30 letters, digits, . _ -")
-    if "{count}" not in profile.gpus or not re.fullmatch(r"--gp?[a-z-]+=[^\s{}]*\{count\}[^\s{}]*", profile.gpus):
-        yield problem("gpus", f'found "{profile.gpus}"', "one option with {count}: --gres=gpu:a100:{count}")
+    if re.fullmatch(rf"/([A-Za-z0-9._/-]|\$({'|'.join(SCRATCH_VARIABLES)})\b)+", profile.scratch) is None:
+        variables = " and ".join(f"${name}" for name in SCRATCH_VARIABLES)
+        allowed = f"an absolute path of letters, digits, . _ -, and of {variables}"
+        yield problem("scratch", f'found "{profile.scratch}"', allowed)
+    if profile.gpus is not None and re.fullmatch(_GPUS, profile.gpus) is None:
+        allowed = "one option for the GPUs of a node: --gpus-per-node={count} or --gres=gpu:a100:{count}; or null"
+        yield problem("gpus", f'found "{profile.gpus}"', allowed)
     for option in profile.sbatch:
-        if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", option):
+        if credentials.in_text(option):
+            yield problem("sbatch", "an option looks like a secret, and rendered files are not secret", _SHELL)
+        elif not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", option):
             yield problem("sbatch", f'found "{option}"', "options of sbatch in their long form: --reservation=name")
     for key in ("venv", "conda"):
         folder = getattr(profile, key)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from launcher.errors import UsageError
+from launcher.errors import ConfigError, Problem, UsageError
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import Recipe
@@ -18,6 +18,8 @@ from resnet_dist.recipe.schema import Recipe
 SCHEMA_VERSION = 1
 
 Place = Literal["auto", "ray", "local"]
+
+LARGEST_GROUP = 100_000  # workers: `plan` and a step's boundaries take time and memory for each
 
 _STEPS = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
@@ -116,6 +118,7 @@ class ClusterConfig:
 
     nodes: int = 1  # number of nodes; divides workers
     walltime: str | None = None  # time limit of a job, HH:MM:SS
+    max_requeues: int = 20  # restarts of a job by its scheduler; on SLURM only those after a fault or without progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +195,47 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The place of a process in its group, and in the part of the group on its host."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def ranks() -> Ranks:
+    """The ranks that the environment gives this process under torchrun; else those of the only process.
+
+    Raises ConfigError, with all problems, if the variables of a process group are not numbers or contradict each other.
+    """
+    if not under_torchrun():
+        return Ranks()
+    problems: list[Problem] = []
+
+    def number(name: str, least: int, most: int, default: str = "") -> int:
+        text = os.environ.get(name, default)
+        if re.fullmatch(r"[0-9]{1,9}", text) and least <= int(text) <= most:
+            return int(text)
+        allowed = f"a whole number from {least} to {most}, as torchrun sets it; or unset RANK to train without torchrun"
+        problems.append(Problem("environment", name, f'found "{text}"', allowed))
+        return least
+
+    world_size = number("WORLD_SIZE", 1, LARGEST_GROUP)
+    rank = number("RANK", 0, world_size - 1)
+    local_world_size = number("LOCAL_WORLD_SIZE", 1, world_size, "1")
+    most = local_world_size if "LOCAL_WORLD_SIZE" in os.environ else world_size
+    local_rank = number("LOCAL_RANK", 0, most - 1, "0")
+    number("MASTER_PORT", 0, 65_535)
+    if problems:
+        raise ConfigError(problems)
+    return Ranks(rank, world_size, local_rank, local_world_size)
+
+
 def leads() -> bool:
-    """Whether this process prints and records for the run: rank 0, or the only process."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
+    """Whether this process prints and records for the run: rank 0, or the only process. Raises as `ranks` does."""
+    return ranks().rank == 0
 
 
 def has_ray() -> bool:

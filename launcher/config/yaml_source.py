@@ -1,14 +1,15 @@
 """From YAML text to plain values, with the place of each.
 
 Reads the subset of YAML that a config needs, by the rules of YAML 1.2: `1e-4` is a number, `yes`, `on` and `12:30:00`
-are text. A number with a leading zero is text as well, because YAML 1.1 reads 010 as 8 and YAML 1.2 as 10. Refuses
-duplicate keys, tags such as !!python/object, keys that are not text, a second document, and aliases that expand to more
-than 10,000 values.
+are text. A number with a leading zero is text as well, because YAML 1.1 reads 010 as 8 and YAML 1.2 as 10, and so is a
+whole number of more than 64 bits. Refuses duplicate keys, tags such as !!python/object, keys that are not text, a
+second document, and aliases that expand to more than 10,000 values.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,19 +17,21 @@ from typing import Any
 
 import yaml
 
+from launcher.config import credentials
 from launcher.config.dotted_keys import flatten
 from launcher.config.old_keys import RENAMED, old_keys, warn_once, with_new_names
 from launcher.errors import ConfigError, Problem, UsageError
+from resnet_dist.errors import RecipeError
 
 MAX_VALUES = 10_000  # a config has about 100; ten lines of nested aliases expand to billions
 FORM = "a YAML file of `key: value` lines"
 
-# YAML 1.2.2, section 10.3.2 (core schema), except leading zeros.
+# YAML 1.2.2, section 10.3.2 (core schema), except leading zeros and whole numbers of 20 digits or more.
 _SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     "tag:yaml.org,2002:int": (
-        re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+)$"),
+        re.compile(r"^(?:[-+]?(?:0|[1-9][0-9]{0,18})|0o[0-7]{1,21}|0x[0-9a-fA-F]{1,16})$"),
         list("-+0123456789"),
     ),
     "tag:yaml.org,2002:float": (
@@ -40,6 +43,9 @@ _SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     ),
 }
 _TEXT = "tag:yaml.org,2002:str"
+_LONG_NUMBER = re.compile(r"[-+]?[0-9]{20,}|0o[0-7]{22,}|0x[0-9a-fA-F]{17,}")
+_MAX_SHOWN = 100  # characters of an override's value, in a message
+_OVERRIDDEN = ("command line: ", "argument ")  # how the place of an override begins
 _COLLECTIONS: dict[type[yaml.Node], str] = {
     yaml.MappingNode: "tag:yaml.org,2002:map",
     yaml.SequenceNode: "tag:yaml.org,2002:seq",
@@ -74,10 +80,31 @@ class Document:
     texts: Mapping[str, str] = field(default_factory=dict)  # scalars as they are written, by dotted key: list[0].key
 
     def place(self, key: str) -> str:
-        """The place of `key`; if it was not given, that of its section, or the beginning of the file."""
-        while key not in self.places and key:
+        """The place of `key`; if it was not given, that of a key in it, of its section, or the file's first line."""
+        while key:
+            inside = (place for known, place in self.places.items() if known.startswith(f"{key}."))
+            place = self.places.get(key) or next(inside, None)
+            if place is not None:
+                return place
             key = key[: max(key.rfind("."), key.rfind("["), 0)]
-        return self.places.get(key, self.whole)
+        return self.whole
+
+    def gives(self, key: str) -> bool:
+        """Whether the document has a value for `key`, or in the section `key`."""
+        flat = flatten(self.data)
+        return key in flat or any(known.startswith(f"{key}.") for known in flat)
+
+    def problem(self, error: RecipeError) -> Problem:
+        """The error with its place. If the file gives some of its keys and overrides the others, it names both."""
+        given = [key for key in (error.key, *error.others) if self.gives(key)] or [error.key]
+        first, *others = (self.place(key) for key in given)
+        apart = [
+            place if place.startswith(_OVERRIDDEN) else f"{key} in {place}"
+            for key, place in zip(given[1:], others, strict=True)
+            if first != place and (first.startswith(_OVERRIDDEN) or place.startswith(_OVERRIDDEN))
+        ]
+        beside = f" (see {', '.join(apart)})" if apart else ""
+        return Problem(first, error.key, f"{error.problem}{beside}", error.allowed)
 
     def with_new_names(self, *, warn: bool) -> Document:
         """The document under the present names of keys. `warn`: log each old one.
@@ -166,7 +193,10 @@ def describe(value: object) -> str:
         case bool():
             return f"{str(value).lower()} (a boolean)"
         case int() | float():
-            return f"{value} (a number)" if abs(value) < 10**30 else "a number of more than 30 digits"
+            is_short = abs(value) < 10**30 or not math.isfinite(value)
+            return f"{value} (a number)" if is_short else "a number of more than 30 digits"
+        case str() if _LONG_NUMBER.fullmatch(value):
+            return f"a number of {len(value)} digits"
         case str():
             return f'"{value if len(value) <= 80 else value[:77] + "..."}" (a string)'
         case Mapping():
@@ -262,9 +292,9 @@ class _Reader:
                 return None
             case "bool":
                 return text.lower() == "true"
-            case "int" if len(text) <= 30 or text[1] in "xo":
+            case "int":
                 return int(text, 0)
-            case _:  # floats, and whole numbers of 31 digits or more; Python writes inf and nan without YAML's dot
+            case _:  # Python writes inf and nan without YAML's dot
                 return float(re.sub(r"\.(?=[in])", "", text.lower()))
 
     def _refuse_tag(self, node: yaml.Node, key: str) -> None:
@@ -293,11 +323,12 @@ def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str,
 def _given(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            yield key, value, f"argument {key}={value!r}"
+            yield key, value, _override_place("argument", key, repr(value))
         return
     for override in overrides:
         key, equals, text = override.partition("=")
-        key, place = key.strip(), f"command line: {override}"
+        key = key.strip()
+        place = _override_place("command line:", key, text) if equals else f"command line: {override}"
         if not equals or re.fullmatch(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*", key) is None:
             raise UsageError(
                 f"{place}: this is not an override. Allowed: key=value, for example optimizer.momentum=0.95"
@@ -312,3 +343,9 @@ def _given(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, 
         if reader.problems:
             raise UsageError(f"{place}: {reader.problems[0].found}. Allowed: {reader.problems[0].allowed}")
         yield key, value, place
+
+
+def _override_place(start: str, key: str, text: str) -> str:
+    """The place of an override, with its value unless that may be secret."""
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return f"{start} {key}={'...' if credentials.in_text(text[: 10 * _MAX_SHOWN]) else shown}"

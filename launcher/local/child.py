@@ -10,19 +10,18 @@ import os
 import pickle
 import signal
 import sys
-import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from launcher import streams
 from launcher.config.schema import RunConfig
 from launcher.console import Progress
-from launcher.errors import LauncherError, UserCodeError
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
+from launcher.recovery.portable import portable
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import Claim
 from launcher.signals import StopSignals
-from resnet_dist.errors import TrainingError
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -43,28 +42,25 @@ Message = AttemptSpec | tuple[int, AttemptResult] | Exception
 
 def main(pipe: int, parent: int) -> None:
     """Receive a job, carry it out, and send the messages."""
+    streams.protect()
     _die_with(parent)
     # The parent handles a second Ctrl-C: the first one may reach this process twice, from the terminal and from it.
-    with StopSignals(on_again=lambda: None) as signals, Connection(pipe, readable=False) as answer:
-        job: Job = pickle.load(sys.stdin.buffer)
-        from launcher.local.run import Parent, run_local  # imports torch: seconds in which signals are handled already
-
+    stop = StopSignals("ignore", announce=False).install()
+    with Connection(pipe, readable=False) as answer:
         try:
-            run = RunDirectory(Path(job.config.storage), job.config.name)
-            link = Parent(signals, job.num_micro_batches, on_begin=answer.send)
-            code, result = run_local(job.config, run, job.mode, Progress(), watched=True, claim=job.claim, parent=link)
-            answer.send((int(code), result))
-        except Exception as error:
+            answer.send(_carry_out(pickle.load(sys.stdin.buffer), answer, stop))
+        except BaseException as error:  # the user's code may raise SystemExit, too
             answer.send(portable(error))
+    stop.ignore()
 
 
-def portable(error: Exception) -> Exception:
-    """`error` in a class that a process without torch and without the user's modules can unpickle."""
-    if isinstance(error, LauncherError | TrainingError):
-        return error
-    translated = UserCodeError(type(error).__name__, str(error))
-    translated.add_note("".join(traceback.format_exception(error)))
-    return translated
+def _carry_out(job: Job, answer: Connection, stop: StopSignals) -> tuple[int, AttemptResult]:
+    from launcher.local.run import Parent, run_local  # imports torch: seconds in which signals are handled already
+
+    run = RunDirectory(Path(job.config.storage), job.config.name)
+    link = Parent(job.num_micro_batches, on_begin=answer.send)
+    code, result = run_local(job.config, run, job.mode, Progress(), stop, watched=True, claim=job.claim, parent=link)
+    return int(code), result
 
 
 def _die_with(parent: int) -> None:

@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from launcher.checks.finding import require
+from launcher.checks.network import select_interface
 from launcher.config import load as configs
-from launcher.config.schema import RunConfig, under_torchrun
+from launcher.config.schema import RunConfig, ranks, under_torchrun
 from launcher.console import Progress
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count
@@ -21,9 +23,10 @@ from launcher.recovery import resume, root_cause
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.recovery.faults import rule_for
 from launcher.recovery.history import read_skips
+from launcher.recovery.portable import message_of
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import Claim
-from launcher.run.progress import recorded_num_micro_batches
+from launcher.run.progress import newest_step, recorded_num_micro_batches
 from launcher.signals import StopSignals
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
@@ -36,7 +39,6 @@ from resnet_dist.recipe.schema import BatchNormRecipe
 class Parent:
     """A process that started this one for one attempt: it records failures and starts the next attempt."""
 
-    signals: StopSignals
     num_micro_batches: int | None
     on_begin: Callable[[AttemptSpec], None]
 
@@ -46,6 +48,7 @@ def run_local(
     run: RunDirectory,
     mode: ResumeMode,
     progress: Progress,
+    stop: StopSignals,
     *,
     watched: bool = False,
     claim: Claim | None = None,
@@ -53,12 +56,14 @@ def run_local(
 ) -> tuple[ExitCode, AttemptResult]:
     """Train in this process; returns the exit code and the result. Errors are raised, and recorded without a `parent`.
 
-    The world size of the environment overrides `workers`, with a message. `watched`: a watchdog may end this process
-    after a hang. `claim` is that of the run's lease.
+    A signal of `stop` ends the training at the next step, or before it begins if this is the only worker. The world
+    size of the environment overrides `workers`, with a message. `watched`: this process belongs to the run, and a
+    watchdog may end it after a hang. `claim` is that of the run's lease.
     """
-    rank, world_size, local_rank, local_world_size = _ranks()
-    signals_context = StopSignals() if parent is None else contextlib.nullcontext(parent.signals)
-    with _process_group(config.resources.gpus_per_worker > 0, local_rank), signals_context as signals:
+    rank, world_size, local_rank, local_world_size = dataclasses.astuple(ranks())
+    if stop.stopped and world_size == 1:
+        return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
+    with _process_group(config.resources.gpus_per_worker > 0, local_rank):
         known = None if parent is None else parent.num_micro_batches
         spec, batch_norm = run_on_rank_0(
             lambda: _begin(config, run, mode, progress, world_size, known), rank, world_size, errors=Exception
@@ -73,7 +78,7 @@ def run_local(
             run.logs(spec.number),
             rank,
             notice_file=config.preemption.notice_file,
-            signalled=lambda: signals.stopped,
+            signalled=lambda: stop.stopped,
             listener=_listener(config, progress, world_size),
         )
         try:
@@ -82,26 +87,18 @@ def run_local(
             cause = error
             if world_size > 1 and isinstance(error, Exception):
                 cause = root_cause.find_root_cause(run, error)
-            if rank == 0 and parent is None:
+            if rank == 0 and parent is None and not isinstance(error, KeyboardInterrupt):
                 code = rule_for(cause).exit_code if isinstance(cause, Exception) else ExitCode.INTERRUPTED
-                run.end_attempt(spec.number, code, f"{type(cause).__name__}: {cause}", None)
+                run.end_attempt(spec.number, code, f"{type(cause).__name__}: {message_of(cause)}", None)
             if cause is not error:
                 cause.skip_shutdown = getattr(error, "skip_shutdown", False)  # type: ignore[attr-defined]
                 raise cause from error
             raise
-        code = ExitCode.OK if result.finished else signals.exit_code if signals.stopped else ExitCode.STOPPED
+        code = ExitCode.OK if result.finished else stop.exit_code if stop.stopped else ExitCode.STOPPED
         if rank == 0:
             cause_of_end = "finished" if result.finished else "stopped on request"
             run.end_attempt(spec.number, code, cause_of_end, result.step)
         return code, result
-
-
-def _ranks() -> tuple[int, int, int, int]:
-    """Rank, world size, local rank and local world size of this process."""
-    if not under_torchrun():
-        return 0, 1, 0, 1
-    local_rank, local_world_size = os.environ.get("LOCAL_RANK", "0"), os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(local_rank), int(local_world_size)
 
 
 def _begin(
@@ -145,6 +142,8 @@ def _process_group(use_gpu: bool, local_rank: int) -> Iterator[None]:
         return
     backend = "nccl" if use_gpu else "gloo"
     if under_torchrun():
+        if ranks().world_size > ranks().local_world_size:
+            require([select_interface(os.environ.get("MASTER_ADDR", ""))])
         if use_gpu:  # NCCL broadcasts objects through the current device
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
         dist.init_process_group(backend)

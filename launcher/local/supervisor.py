@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
-from typing import NoReturn
 
+from launcher import signals
 from launcher.config.schema import Faults
 from launcher.errors import ConfigError, UsageError, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
@@ -31,7 +31,6 @@ from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.lease import LeaseLost
 from launcher.run.progress import newest_step, read_beats
-from launcher.signals import StopSignals
 
 END_S = 10.0  # for a process to exit after its last message: threads of libraries may hang then
 
@@ -47,34 +46,33 @@ def run_supervised(session: Session, mode: ResumeMode) -> tuple[ExitCode, Attemp
         if child is not None:
             child.signal(number)
 
-    def end() -> NoReturn:
-        forward(signal.SIGKILL)
-        os._exit(ExitCode.INTERRUPTED)
-
-    with StopSignals(on_stop=forward, on_again=end) as signals:
+    stop = session.stop
+    with stop.listen(on_stop=forward, on_end=lambda: forward(signal.SIGKILL)):
         while True:
             began = time.time()
             session.check_lease()
+            if session.stop.stopped:  # before the first child, or between two
+                return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=child is not None)
             child = Child.start(Job(session.config, mode, session.claim, handler.num_micro_batches))
-            if signals.stopped:  # between two children, or just now
-                child.signal(signals.received or signal.SIGTERM)
+            if stop.stopped:  # just now
+                child.signal(stop.received or signal.SIGTERM)
             ended = child.run(run, session.config.faults, session.notifier)
             if isinstance(ended, tuple):
                 code, result = ended
-                return signals.exit_code if signals.stopped and code is not ExitCode.OK else code, result
+                return stop.exit_code if stop.stopped and code is not ExitCode.OK else code, result
             if isinstance(ended, LeaseLost):
                 raise ended  # the run belongs to another process now: nothing is recorded
             attempt = child.attempt
             if attempt is None:
-                if signals.stopped:  # the signal ended the child before it could train
-                    return signals.exit_code, AttemptResult(newest_step(run), finished=False)
+                if stop.stopped:  # it ended before it could train
+                    return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
                 if isinstance(ended, UsageError | ConfigError):
                     raise ended  # refused before it began: nothing is recorded
                 attempt = AttemptSpec(run.begin_attempt({"place": "local", "workers": 1}))
             attempt = dataclasses.replace(attempt, began=began)
-            decision = handler.handle(ended, attempt, {host: 1}, stopping=signals.stopped)
+            decision = handler.handle(ended, attempt, {host: 1}, stopping=stop.stopped)
             mode = "auto"
-            wait(decision.wait_s, signals)
+            wait(decision.wait_s, stop)
 
 
 class Child:
@@ -88,13 +86,15 @@ class Child:
     @classmethod
     def start(cls, job: Job) -> Child:
         """Start a process and send it `job`."""
+        content = pickle.dumps(job)
         receiving, sending = os.pipe()
         command = [sys.executable, "-m", "launcher.local.child", str(sending), str(os.getpid())]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sending])
+        with signals.blocked():  # until the child handles them
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sending])
         os.close(sending)
         assert process.stdin is not None
         try:
-            process.stdin.write(pickle.dumps(job))
+            process.stdin.write(content)
             process.stdin.close()
         except BrokenPipeError:
             pass  # it has ended: `run` finds out how

@@ -6,8 +6,10 @@ reader Job runs the same verb in the cluster, and its log is read through the AP
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.kubernetes import manifests as kuberay
@@ -16,7 +18,8 @@ from cluster.kubernetes.yaml import Manifest
 from cluster.profile import KubernetesProfile
 from cluster.spec import RunSpec
 from launcher.errors import ClusterUnavailable
-from launcher.places.programs import Answer, call, stream
+from launcher.places import programs
+from launcher.places.programs import Answer, NotAnswered, PlaceUnavailable, call, call_once, stream
 from launcher.run.submissions import JobStatus
 
 DELETE_S = 120  # to delete an ended RayJob: its finalizer stops the job again
@@ -36,36 +39,42 @@ _STARTING = ("PodInitializing", "ContainerCreating")
 
 def check(manifests: Sequence[Manifest], namespace: str, context: str | None) -> None:
     """Validate all manifests on the API server; nothing is created. Raises ClusterUnavailable with its message."""
-    _done(
-        "apply --dry-run=server",
-        _kubectl(namespace, context, "apply", "--dry-run=server", "-f", "-", given=kuberay.to_yaml(manifests)),
-    )
+    _apply(manifests, namespace, context, "--dry-run=server")
 
 
 def submit(manifests: Sequence[Manifest], name: str, namespace: str, context: str | None) -> None:
-    """Apply all manifests, after deleting an ended RayJob of the same name. Raises ClusterUnavailable."""
-    if _rayjob(name, namespace, context):
-        deleted = _kubectl(namespace, context, "delete", "rayjob", name, f"--timeout={DELETE_S}s", wait_s=DELETE_S + 10)
-        _done("delete rayjob", deleted)
-    _done("apply", _kubectl(namespace, context, "apply", "-f", "-", given=kuberay.to_yaml(manifests)))
+    """Apply all manifests, after deleting an ended RayJob of the same name.
+
+    Raises ClusterUnavailable, with words about what was created.
+    """
+    is_applied = False
+    try:
+        if _rayjob(name, namespace, context):
+            options = (f"--timeout={DELETE_S}s", "--ignore-not-found")
+            deleted = _kubectl(namespace, context, "delete", "rayjob", *options, "--", name, wait_s=DELETE_S + 10)
+            _done("delete rayjob", deleted, context)
+        is_applied = True
+        _apply(manifests, namespace, context)
+    except PlaceUnavailable as error:
+        is_applied = is_applied and (not isinstance(error, NotAnswered) or error.maybe_arrived)
+        raise error.but(_outcome(name, namespace, context) if is_applied else "nothing was submitted") from None
 
 
 def ask(name: str, namespace: str, context: str | None) -> JobStatus:
-    """The status of a RayJob, with the reason if it waits. Raises ClusterUnavailable if kubectl cannot be read."""
-    try:
-        job = _rayjob(name, namespace, context)
-    except ClusterUnavailable as error:
-        return JobStatus("unreachable", str(error))
+    """The status of a RayJob, with the reason if it waits. Raises ClusterUnavailable without an answer."""
+    job = _rayjob(name, namespace, context)
     if not job:
         return JobStatus("gone", f"there is no RayJob {name} in namespace {namespace}")
-    status = job.get("status", {})
-    state = status.get("jobDeploymentStatus", "")
+    status = _part(job, "status")
+    state = str(status.get("jobDeploymentStatus") or "")
     if state in _WAITING:
         why = _why_pods_wait(name, namespace, context) if state in ("Initializing", "Retrying") else ""
         why = _why_queued(name, namespace, context) if state == "Suspended" else why
-        return JobStatus("pending", ": ".join(text for text in (_WAITING[state], why) if text))
+        restarts = status.get("failed")
+        again = f"restart {restarts}" if isinstance(restarts, int) and restarts > 0 else ""
+        return JobStatus("pending", ": ".join(text for text in (again, _WAITING[state], why) if text))
     if state in _OVER:
-        details = ": ".join(text for text in (status.get("reason", ""), status.get("message", "")) if text)
+        details = ": ".join(str(text) for text in (status.get("reason"), status.get("message")) if text)
         return JobStatus("gone", f"KubeRay reports {state}{f': {details}' if details else ''}")
     return JobStatus("running", state.lower())
 
@@ -77,11 +86,12 @@ def stop(name: str, namespace: str, context: str | None, *, save: bool) -> str:
     """
     if not _rayjob(name, namespace, context):
         return f"there is no RayJob {name} in namespace {namespace}; nothing to stop"
-    _done("delete rayjob", _kubectl(namespace, context, "delete", "rayjob", name, "--wait=false"))
+    options = ("--wait=false", "--ignore-not-found")
+    _done("delete rayjob", _kubectl(namespace, context, "delete", "rayjob", *options, "--", name), context)
     if save:
         return f"RayJob {name} is being deleted: the run saves and exits, and KubeRay does not restart it"
     pods = ("delete", "pods", f"--selector={RUN_LABEL}={name}", "--grace-period=1", "--wait=false")
-    _done("delete pods", _kubectl(namespace, context, *pods))
+    _done("delete pods", _kubectl(namespace, context, *pods), context)
     return f"RayJob {name} and its pods are deleted; the newest checkpoint remains"
 
 
@@ -92,73 +102,147 @@ def read(
 
     Raises ClusterUnavailable.
     """
-    namespace = profile.namespace
-    manifest = kuberay.reader_job(spec, profile, arguments)
-    created = _kubectl(namespace, context, "create", "-f", "-", "-o", "name", given=kuberay.to_yaml([manifest]))
-    _done("create job", created)
+    where = _where(profile.namespace, context)
+    manifest = kuberay.to_yaml([kuberay.reader_job(spec, profile, arguments)])
+    created = _kubectl(profile.namespace, context, "create", "-f", "-", "-o", "name", given=manifest)
+    _done("create job", created, context)
     job = created.out.strip()
-    logs = ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", job)
+    logs = ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", "--", job)
     try:
         if live:
-            stream("kubectl", *_where(namespace, context), *logs)
+            if code := stream("kubectl", *where, *logs):
+                raise PlaceUnavailable(
+                    f"kubectl logs ended with exit code {code}: the output may be incomplete. The run is not affected: "
+                    "use the same command again"
+                )
             return ""
-        answer = _kubectl(namespace, context, *logs, wait_s=READER_START_S + kuberay.READER_DEADLINE_S)
-        _done(f"logs {job}", answer)
+        answer = call_once("kubectl", *where, *logs, timeout_s=READER_START_S + kuberay.READER_DEADLINE_S)
+        _done("logs", answer, context)
         return answer.out
     finally:
-        _kubectl(namespace, context, "delete", job, "--wait=false")
+        with contextlib.suppress(ClusterUnavailable):  # it ends by itself
+            _kubectl(profile.namespace, context, "delete", "--wait=false", "--", job, limit_s=0.0)
 
 
-def _rayjob(name: str, namespace: str, context: str | None) -> dict[str, Any]:
+def _rayjob(name: str, namespace: str, context: str | None, limit_s: float | None = None) -> dict[str, Any]:
     """The RayJob; empty if there is none. Raises ClusterUnavailable."""
-    answer = _kubectl(namespace, context, "get", "rayjob", name, "--ignore-not-found", "-o", "json")
-    _done("get rayjob", answer)
+    named = ("--ignore-not-found", "-o", "json", "--", name)
+    answer = _kubectl(namespace, context, "get", "rayjob", *named, limit_s=limit_s)
+    _done("get rayjob", answer, context)
     return _json(answer)
 
 
+def _apply(manifests: Sequence[Manifest], namespace: str, context: str | None, *options: str) -> None:
+    text = kuberay.to_yaml(manifests)
+    limit_s = programs.SUBMIT_LIMIT_S
+    answer = _kubectl(namespace, context, "apply", *options, "-f", "-", given=text, limit_s=limit_s)
+    _done(" ".join(["apply", *options]), answer, context)
+
+
+def _outcome(name: str, namespace: str, context: str | None) -> str:
+    """What an `apply` with an error has done to the RayJob."""
+    try:
+        exists = _rayjob(name, namespace, context, limit_s=0.0)
+    except ClusterUnavailable:
+        return (
+            f"RayJob {name} may have been created: `launcher status` finds it with --profile, once the cluster answers"
+        )
+    if exists:
+        return f"RayJob {name} was created all the same: `launcher status` and `cancel` find it with --profile"
+    return f"RayJob {name} was not created"
+
+
 def _why_pods_wait(name: str, namespace: str, context: str | None) -> str:
-    answer = _kubectl(namespace, context, "get", "pods", f"--selector={RUN_LABEL}={name}", "-o", "json")
-    for pod in _json(answer).get("items", []) if answer.code == 0 else []:
-        status = pod.get("status", {})
-        for condition in status.get("conditions", []):
+    for pod in _items(namespace, context, "pods", f"--selector={RUN_LABEL}={name}"):
+        status = _part(pod, "status")
+        for condition in _list(status, "conditions"):
             if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
                 return str(condition.get("message", condition.get("reason", "")))
-        for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
-            waiting = container.get("state", {}).get("waiting")
+        for container in [*_list(status, "initContainerStatuses"), *_list(status, "containerStatuses")]:
+            waiting = _part(_part(container, "state"), "waiting")
             if waiting and waiting.get("reason") not in _STARTING:
                 return f"{waiting.get('reason')}: {waiting.get('message', '')}".rstrip(": ")
     return ""
 
 
 def _why_queued(name: str, namespace: str, context: str | None) -> str:
-    answer = _kubectl(namespace, context, "get", "workloads.kueue.x-k8s.io", "-o", "json")
-    for workload in _json(answer).get("items", []) if answer.code == 0 else []:
-        if any(owner.get("name") == name for owner in workload.get("metadata", {}).get("ownerReferences", [])):
-            for condition in workload.get("status", {}).get("conditions", []):
+    for workload in _items(namespace, context, "workloads.kueue.x-k8s.io"):
+        if any(owner.get("name") == name for owner in _list(_part(workload, "metadata"), "ownerReferences")):
+            for condition in _list(_part(workload, "status"), "conditions"):
                 if condition.get("type") == "QuotaReserved" and condition.get("status") == "False":
                     return str(condition.get("message", ""))
     return ""
 
 
+def _items(namespace: str, context: str | None, *what: str) -> Iterator[dict[str, Any]]:
+    """Objects that only explain; none if they cannot be read."""
+    with contextlib.suppress(ClusterUnavailable):
+        answer = _kubectl(namespace, context, "get", *what, "-o", "json", limit_s=0.0)
+        if answer.code == 0:
+            yield from _list(_json(answer), "items")
+
+
+def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = content.get(key)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
 def _json(answer: Answer) -> dict[str, Any]:
-    """The output as JSON; empty if there is none. Raises ClusterUnavailable if it is not JSON."""
+    """The output as JSON; empty if there is none. Raises ClusterUnavailable if it is not a JSON object."""
     try:
-        found: dict[str, Any] = json.loads(answer.out or "{}")
+        found = json.loads(answer.out or "{}")
     except ValueError:
-        raise ClusterUnavailable(f"kubectl: {answer.problem}") from None
+        found = None
+    if not isinstance(found, dict):
+        raise PlaceUnavailable("kubectl: its output is not a JSON object", answer.text)
     return found
 
 
 def _kubectl(
-    namespace: str, context: str | None, *arguments: str, given: str | None = None, wait_s: float = 60.0
+    namespace: str,
+    context: str | None,
+    *arguments: str,
+    given: str | None = None,
+    wait_s: float = programs.TIMEOUT_S,
+    limit_s: float | None = None,
 ) -> Answer:
-    return call("kubectl", *_where(namespace, context), *arguments, given=given, timeout_s=wait_s)
+    try:
+        where = _where(namespace, context)
+        return call("kubectl", *where, *arguments, given=given, timeout_s=wait_s, limit_s=limit_s)
+    except NotAnswered as error:
+        raise error.of(f"kubectl: {_cluster(context)}", error.asked_s, maybe_arrived=error.maybe_arrived) from None
 
 
 def _where(namespace: str, context: str | None) -> list[str]:
     return [*([] if context is None else [f"--context={context}"]), f"--namespace={namespace}"]
 
 
-def _done(what: str, answer: Answer) -> None:
-    if answer.code != 0:
-        raise ClusterUnavailable(f"kubectl {what}: {answer.err.strip() or answer.problem}")
+def _cluster(context: str | None) -> str:
+    """The cluster that kubectl asks, for a message."""
+    name = context or _current_context()
+    return f"the cluster of context {name}" if name else "the cluster"  # in a pod
+
+
+def _current_context() -> str:
+    return call_once("kubectl", "config", "current-context").out.strip()
+
+
+def _done(what: str, answer: Answer, context: str | None) -> None:
+    if answer.code == 0:
+        return
+    unknown = re.search('context ".*" does not exist', answer.err)
+    if unknown or ("localhost:8080" in answer.err and not (context or _current_context())):
+        found = "kubectl has no current context" if context is None else f"kubectl has no context {context}"
+        names = call_once("kubectl", "config", "get-contexts", "-o", "name").out.split()
+        allowed = f"--context with one of {', '.join(names)}" if names else "KUBECONFIG with the path of a kubeconfig"
+        raise PlaceUnavailable(found, answer.text, allowed)
+    if "localhost:8080" in answer.err:
+        raise NotAnswered(f"kubectl: {_cluster(context)}", answer.text, maybe_arrived=False)
+    if "doesn't have a resource type" in answer.err:
+        raise PlaceUnavailable(f"kubectl {what}: {_cluster(context)} has no RayJobs", answer.text, "one with KubeRay")
+    raise PlaceUnavailable(f"kubectl {what}: {_cluster(context)} refuses it", answer.text)

@@ -18,6 +18,7 @@ from typing import Any
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.errors import UsageError
+from launcher.formatting import in_bytes
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.schema import plain
 
@@ -39,7 +40,7 @@ class Pack:
 
 def pack(config: RunConfig, folder: Path) -> Pack:
     """Fill the empty `folder`. Raises UsageError for a missing module, a link that leads outside, or too many bytes."""
-    (folder / CONFIG).write_text(configs.to_yaml(config))
+    (folder / CONFIG).write_text(configs.to_yaml(config), encoding="utf-8")
     installed = []
     for name in sorted(own_modules(config)):
         source = _source_of(name)
@@ -54,10 +55,10 @@ def pack(config: RunConfig, folder: Path) -> Pack:
     size_bytes = sum(sizes.values())
     if size_bytes > MAX_BYTES:
         largest = sorted(sizes, key=lambda file: -sizes[file])[:_SHOWN]
-        named = ", ".join(f"{file} ({sizes[file] / 2**20:,.0f} MiB)" for file in largest)
+        named = ", ".join(f"{file} ({in_bytes(sizes[file])})" for file in largest)
         raise UsageError(
-            f"the working directory would have {size_bytes / 2**20:,.0f} MiB: {named}. Allowed: {MAX_BYTES // 2**20} "
-            "MiB. Move data out of the package, onto storage that the cluster can read"
+            f"the working directory would have {in_bytes(size_bytes)}: {named}. Allowed: {in_bytes(MAX_BYTES)}. Move "
+            "data out of the package, onto storage that the cluster can read"
         )
     return Pack(folder, tuple(files), size_bytes, tuple(installed))
 

@@ -1,12 +1,20 @@
-"""SLURM jobs, through sbatch, squeue, scancel and scontrol."""
+"""SLURM jobs, through sbatch, squeue, scancel, scontrol and sacct."""
 
 from __future__ import annotations
 
 import re
 
 from cluster.errors import PlaceError, Problem
-from launcher.errors import ClusterUnavailable
-from launcher.places.programs import Answer, call, is_installed
+from launcher.places import programs
+from launcher.places.programs import (
+    Answer,
+    NotAnswered,
+    PlaceUnavailable,
+    call,
+    call_once,
+    is_installed,
+    until_answered,
+)
 from launcher.run.submissions import JobStatus
 
 # Messages of sbatch (tried: SLURM 22.05), and the key that each is about. Other messages are shown without a key.
@@ -24,10 +32,9 @@ _REFUSALS = (
         "as many nodes, and per node as many CPUs and GPUs, as the partition has: sinfo -o '%P %D %c %G'",
     ),
 )
-_UNREACHABLE = re.compile(
-    r"unable to contact|connection (refused|timed out)|socket timed out|could not establish", re.I
-)
 _UNKNOWN_JOB = re.compile(r"invalid job id|job/step already completing or completed|does not exist", re.I)
+
+_FIELDS = {"State": 32, "RestartCnt": 16, "Reason": 256}  # of squeue, with their widths
 
 _ACTIVE = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 _WAITING = {
@@ -67,42 +74,66 @@ def check(script: str) -> None:
 
     Raises PlaceError with the key of the config or profile; ClusterUnavailable if SLURM cannot be reached.
     """
-    answer = call("sbatch", "--test-only", given=script)
+    answer = call("sbatch", "--test-only", given=script, limit_s=programs.SUBMIT_LIMIT_S)
     if answer.code != 0:
         raise _refusal("sbatch --test-only", answer)
 
 
-def submit(script: str, output: str | None = None) -> str:
-    """Submit `script` and return the job's id. `output` replaces the script's own output file.
+def submit(script: str, name: str, output: str | None = None) -> str:
+    """Submit `script`, whose job is called `name`; returns the job's id. `output` replaces the script's output file.
 
-    Raises as `check` does.
+    It is submitted once: after a call of sbatch without an answer, the job is only looked for, by its name. SLURM may
+    still take it after it has answered others (tried: a controller that was stopped for 15 s).
+    Raises as `check` does; the message says whether a job was submitted.
     """
     options = [] if output is None else [f"--output={output}"]
-    answer = call("sbatch", "--parsable", *options, given=script)
-    job = answer.out.strip().partition(";")[0]  # JOB, or JOB;CLUSTER
-    if answer.code != 0 or not job.isdigit():
-        raise _refusal("sbatch", answer)
-    return job
+    lost = False  # a call of sbatch without an answer, which may have submitted the job
+
+    def once() -> str:
+        nonlocal lost
+        if lost:
+            new = _my_jobs(name, limit_s=0.0) - before
+            if not new:
+                raise NotAnswered("sbatch: SLURM", f"squeue lists no new job named {name}")
+            return max(new, key=int)
+        try:
+            answer = call_once("sbatch", "--parsable", *options, given=script)
+        except NotAnswered as error:
+            lost = lost or error.maybe_arrived
+            raise
+        if answer.code != 0:
+            raise _refusal("sbatch", answer)
+        found = re.search(r"^(\d+)(;\S*)?$", answer.out, re.MULTILINE)  # JOB, or JOB;CLUSTER
+        if found is None:
+            lost = True
+            raise PlaceUnavailable("sbatch: there is no job id in its output", answer.out + answer.err)
+        return found[1]
+
+    try:
+        before = _my_jobs(name)
+        return until_answered(once, programs.SUBMIT_LIMIT_S)
+    except PlaceUnavailable as error:
+        unknown = f"the job may have been submitted. Before another try, see: squeue --me --name={name}"
+        raise error.but(unknown if lost else "nothing was submitted") from None
 
 
 def ask(job: str) -> JobStatus:
-    """The status of a job. Raises ClusterUnavailable if squeue does not finish in time."""
-    if not is_installed("squeue"):
-        return JobStatus("unreachable", "squeue is not on this machine")
-    answer = call("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T|%r")
-    if answer.code != 0:
-        if _UNKNOWN_JOB.search(answer.err):
-            return JobStatus("gone", f"SLURM has no record of job {job}")
-        return JobStatus("unreachable", answer.problem)
-    lines = [line.partition("|") for line in answer.out.splitlines() if line.strip()]
-    states = [(state.strip(), reason.strip()) for state, _, reason in lines]
-    for state, _ in states:
+    """The status of a job. Raises ClusterUnavailable without an answer of SLURM: then nothing is known."""
+    fields = ",".join(f"{name}:{width}" for name, width in _FIELDS.items())
+    answer = call("squeue", "--noheader", "--states=all", f"--jobs={job}", f"--Format={fields}")
+    if answer.code != 0 and not _UNKNOWN_JOB.search(answer.err):
+        raise PlaceUnavailable(f"squeue: the state of job {job} is unknown", answer.text)
+    tasks = [_columns(line) for line in answer.out.splitlines() if line.strip()] if answer.code == 0 else []
+    for state, _, _ in tasks:
         if state in _ACTIVE:
             return JobStatus("running", state.lower())
-    for state, reason in states:
+    for state, restarts, reason in tasks:
         if state in _WAITING:
-            return JobStatus("pending", ": ".join(text for text in (_WAITING[state], reason_in_words(reason)) if text))
-    return JobStatus("gone", f"SLURM reports {states[0][0]}" if states else f"SLURM does not list job {job}")
+            again = f"requeued, restart {restarts}" if restarts.strip("0").isdigit() else _WAITING[state]
+            return JobStatus("pending", ": ".join(text for text in (again, reason_in_words(reason)) if text))
+    if tasks:
+        return JobStatus("gone", f"SLURM reports {tasks[0][0]}")
+    return _accounted(job)
 
 
 def stop(job: str, *, save: bool) -> str:
@@ -115,18 +146,18 @@ def stop(job: str, *, save: bool) -> str:
     if state.state == "gone":
         return f"slurm job {job}: {state.reason}; nothing to stop"
     if state.state == "pending":
-        _done(call("scancel", job))
+        _done(call("scancel", "--", job))
         return f"slurm job {job} was pending and is cancelled"
     if save:
         held = call("scontrol", "update", f"JobId={job}", "Requeue=0")
-        if held.code == 0 and call("scancel", "--signal=USR2", "--batch", job).code == 0:
+        if held.code == 0 and call("scancel", "--signal=USR2", "--batch", "--", job).code == 0:
             return f"slurm job {job} saves and exits; it is not requeued"
-        _done(call("scancel", job))
+        _done(call("scancel", "--", job))
         return f"slurm job {job} is cancelled: it can save during SLURM's KillWait"
     # Only the batch shell, which coordinates the save. To a whole job, SLURM 22.05 sends TERM first (tried).
     call("scontrol", "update", f"JobId={job}", "Requeue=0")
-    call("scancel", "--signal=KILL", "--batch", job)
-    _done(call("scancel", job))
+    call("scancel", "--signal=KILL", "--batch", "--", job)
+    _done(call("scancel", "--", job))
     return f"slurm job {job} is killed; its newest checkpoint remains, and the folders rl-{job}-* in its nodes' scratch"
 
 
@@ -140,17 +171,51 @@ def reason_in_words(reason: str) -> str:
     return reason if explanation is None else f"{explanation} ({reason})"
 
 
+def _my_jobs(name: str, limit_s: float | None = None) -> set[str]:
+    """The ids of this user's jobs in SLURM with that name; an array has one."""
+    answer = call("squeue", "--me", "--noheader", "--states=all", f"--name={name}", "--format=%F", limit_s=limit_s)
+    if answer.code != 0:
+        raise PlaceUnavailable(f"squeue: your jobs named {name} cannot be listed", answer.text)
+    return {word for word in answer.out.split() if word.isdigit()}
+
+
+def _columns(line: str) -> list[str]:
+    """The fields of a line of squeue."""
+    fields, start = [], 0
+    for width in _FIELDS.values():
+        fields.append(line[start : start + width].strip())
+        start += width
+    return fields
+
+
+def _accounted(job: str) -> JobStatus:
+    """The status of a job that the controller does not list: it has ended, and accounting may know how."""
+    gone = f"SLURM has no record of job {job}"
+    if not is_installed("sacct"):
+        return JobStatus("gone", gone)
+    fields = ("--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State,ExitCode")
+    try:
+        answer = call_once("sacct", *fields)
+    except NotAnswered:
+        return JobStatus("gone", gone)
+    state, _, code = answer.out.partition("\n")[0].strip().partition("|")
+    if answer.code != 0 or not state:
+        return JobStatus("gone", gone)
+    if state in _ACTIVE or state in _WAITING:
+        raise PlaceUnavailable(f"squeue does not list job {job}, and sacct reports it as {state}: its state is unknown")
+    return JobStatus("gone", f"SLURM's accounting reports {state}, exit code {code.partition(':')[0]}")
+
+
 def _done(answer: Answer) -> None:
     if answer.code != 0 and not _UNKNOWN_JOB.search(answer.err):
-        raise ClusterUnavailable(f"scancel: {answer.problem}")
+        raise PlaceUnavailable("scancel: the job was not cancelled", answer.text)
 
 
-def _refusal(program: str, answer: Answer) -> ClusterUnavailable | PlaceError:
-    message = re.sub(r"^(sbatch: )?(error|fatal): ", "", answer.problem)
-    message = re.sub(r"^(allocation failure|Batch job submission failed): ", "", message)
-    if _UNREACHABLE.search(answer.err):
-        return ClusterUnavailable(f"{program}: {message}")
+def _refusal(program: str, answer: Answer) -> PlaceError:
+    message = re.sub(r"^(allocation failure|Batch job submission failed): ", "", answer.lines[-1])
     for pattern, key, allowed in _REFUSALS:
         if re.search(pattern, answer.err, re.IGNORECASE):
             return PlaceError([Problem("", key, f"{program} refuses it: {message}", allowed)])
-    return PlaceError([Problem("", "", f"{program} refuses it: {message}", "what `man sbatch` describes")])
+    # A plugin of the site may explain it in other lines.
+    found = f"{program} refuses it: {'; '.join([*answer.lines[:-1], message])}"
+    return PlaceError([Problem("", "", found, "what `man sbatch` and the site's documentation describe")])

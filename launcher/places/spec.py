@@ -15,11 +15,13 @@ DEFAULT_NOTICE_S = 60  # assumption: time for a save and a clean exit, if neithe
 def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
     """The needs of `config`."""
     notice_s = config.preemption.notice_s
+    inputs = {"model.weights": config.model.weights, "preemption.notice_file": config.preemption.notice_file}
     return RunSpec(
         name=config.name,
         config=configs.to_yaml(config),
         storage=config.storage,
         data_root=config.data.root,
+        other_inputs={key: path for key, path in inputs.items() if path is not None},
         variants=tuple(variants),
         least_workers=config.workers.least,
         most_workers=config.workers.most,
@@ -28,6 +30,7 @@ def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
         cpus_per_worker=config.resources.cpus_per_worker,
         walltime_s=seconds_of(config.cluster.walltime),
         max_failures=config.faults.max_failures,
+        max_requeues=config.cluster.max_requeues,
         start_timeout_s=math.ceil(config.faults.start_timeout_s),
         notice_s=DEFAULT_NOTICE_S if notice_s is None else math.ceil(notice_s),
     )

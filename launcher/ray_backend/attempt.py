@@ -10,30 +10,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+import ray
 import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
-from launcher.errors import WorkerHung
+from launcher.errors import LauncherError, WorkerHung
 from launcher.ray_backend.cluster import Cluster
 from launcher.ray_backend.failures import NotPlaced, translate_fit_error, worker_error
 from launcher.ray_backend.handover import ATTEMPT, AskDriver, HandedBack, Mailbox, answer_key, failure_key
+from launcher.ray_backend.process_group import ProcessGroupConfig
 from launcher.ray_backend.worker import train_function
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.policy import Policy, workers_for
+from launcher.recovery.portable import message_of
 from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs
 from launcher.run.heartbeats import Monitor
 from launcher.run.progress import read_beats
-from resnet_dist.telemetry.json_lines import Follower
+from resnet_dist.telemetry.json_lines import Follower, Record
+from resnet_dist.telemetry.metrics_file import metrics_record
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1  # between two checks for new metrics
 DRAIN_EVERY_S = 1.0  # between two checks for draining nodes
 GROW_EVERY_S = 15.0  # between two checks for new nodes; two in a row must agree
+END_S = 60.0  # assumption: for the workers to save at the next step, and again to exit without saving
 MIN_START_S = 15.0  # for Ray to place workers if fewer would suffice: time that is lost if it cannot
 
 
@@ -84,9 +89,30 @@ class Fit:
         box.put(ATTEMPT, spec)
         trainer = self._trainer(box)
         thread = threading.Thread(target=self._fit, args=(trainer,), name="ray-train", daemon=True)
-        follower = Follower(self._session.run.metrics)
-        duties = self._duties()
         thread.start()
+        try:
+            self._supervise(thread, box)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                log.error("the driver failed, and stops its workers", exc_info=error)
+            self._end(thread, box, at_once=isinstance(error, KeyboardInterrupt))
+            if not isinstance(error, Exception):
+                raise
+            problem = f"the driver failed, and has stopped its workers: {type(error).__name__}: {message_of(error)}"
+            raise LauncherError(problem) from error
+        if self.given_up is not None:
+            raise self.given_up
+        if self._handed_back:
+            return None
+        if self._error is not None:
+            raise self._last_error(box) from self._error
+        box.clear()
+        return self._result
+
+    def _supervise(self, thread: threading.Thread, box: Mailbox) -> None:
+        """Show the metrics, and do all duties, until `fit()` has ended."""
+        follower = Follower(self._session.run.metrics, metrics_record)
+        duties = self._duties()
         while thread.is_alive():
             thread.join(POLL_S)
             self._show(follower)
@@ -96,14 +122,24 @@ class Fit:
                 self._answer(box, failures)
                 duties = self._duties()
         self._show(follower)
-        if self.given_up is not None:
-            raise self.given_up
-        if self._handed_back:
-            return None
-        if self._error is not None:
-            raise self._last_error(box) from self._error
-        box.clear()
-        return self._result
+
+    def _end(self, thread: threading.Thread, box: Mailbox, *, at_once: bool) -> None:
+        """End `fit()` and its workers after an error of this process, since another attempt may follow.
+
+        They may save at the next step before, unless `at_once`. If they do not end, Ray is shut down.
+        """
+        with _logged_errors():
+            box.put(answer_key(self._num_failures + 1), False)  # no restart after a failure from now on
+        for request in (self._logs.stop_request, self._logs.end_request):
+            with _logged_errors():
+                request.touch()
+            thread.join(0 if at_once else END_S)
+        if thread.is_alive():
+            log.warning("the workers do not end: Ray is shut down")
+            shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(END_S)
+            thread.join(END_S)
 
     @property
     def _logs(self) -> AttemptLogs:
@@ -115,9 +151,10 @@ class Fit:
         except BaseException as error:
             self._error = error
 
-    def _show(self, follower: Follower) -> None:
-        for record in follower.new_records():
-            self._session.progress.record(record)
+    def _show(self, follower: Follower[Record]) -> None:
+        with contextlib.suppress(OSError):  # they are shown once the storage answers
+            for record in follower.new_records():
+                self._session.progress.record(record)
 
     def _reported_failures(self, box: Mailbox) -> Mapping[int, Exception] | None:
         """The errors by rank that Ray's controller has reported since the last answer."""
@@ -179,7 +216,7 @@ class Fit:
             train_function,
             train_loop_config={"config": config, "box": box},
             scaling_config=scaling,
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
+            torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self._logs.path),
@@ -193,9 +230,14 @@ class Fit:
         """Everything that is checked while the workers train, each at its own interval."""
         beat_every_s = heartbeats.interval_s(self._config.faults.hang_timeout_s)
         due = {"drain": 0.0, "beat": 0.0, "grow": time.monotonic() + GROW_EVERY_S, "end": float("inf")}
+        asked = False
         while True:
             yield
             now = time.monotonic()
+            if self._session.stop.stopped and not asked:
+                with contextlib.suppress(OSError):  # until the storage accepts it
+                    self._logs.stop_request.touch()
+                    asked = True
             if now >= due["drain"] and self.stop_reason is None:
                 due["drain"] = now + DRAIN_EVERY_S
                 with _logged_errors():

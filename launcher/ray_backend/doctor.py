@@ -16,6 +16,7 @@ from launcher.checks.finding import Finding, failed
 from launcher.checks.hosts import Call, Host, unique_names
 from launcher.checks.tasks import run_task
 from launcher.config.schema import RunConfig
+from launcher.formatting import printable_lines
 from launcher.ray_backend import environment as ray_environment
 
 
@@ -29,7 +30,7 @@ def ray_findings(
         try:
             ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError) as error:
-            problem = f"{os.environ['RAY_ADDRESS']}: {error}"
+            problem = f"{os.environ['RAY_ADDRESS']}: {printable_lines(error)[0]}"
             return [failed("Ray cluster", problem, "start it (ray start), and give this host its token and address")]
     try:
         return cluster_findings(RayHosts(config), config, seconds, quick=quick, profile=profile)
@@ -68,7 +69,7 @@ class RayHosts:
                 ray.cancel(reference, force=True)
                 answers[host] = f"no answer within {seconds:.3g} s"
             except ray.exceptions.RayError as error:
-                answers[host] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                answers[host] = f"{type(error).__name__}: {printable_lines(error)[-1]}"
         return answers
 
 

@@ -6,9 +6,10 @@ chooses the number of workers, the checkpoint and whether to retry.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
-import json
+import importlib
 import logging
 import os
 import sys
@@ -29,13 +30,18 @@ from launcher.ray_backend.cluster import SETTLE_S, Cluster
 from launcher.ray_backend.failures import ClusterGone, NotPlaced, cluster_gone, cluster_must_answer
 from launcher.recovery import resume
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
+from launcher.recovery.faults import rule_for
 from launcher.recovery.handler import FailureHandler, wait
 from launcher.recovery.history import heartbeat_of
-from launcher.recovery.policy import workers_for
+from launcher.recovery.policy import Retry, workers_for
 from launcher.recovery.session import Session
 from launcher.run.lease import LeaseLost
 from launcher.run.progress import read_beats
 from launcher.signals import StopSignals
+from resnet_dist.input_files import printable, read_json
+
+SHUTDOWN_S = 30.0  # assumption: longer than any shutdown that ends
+REINSTALL_EVERY_S = 0.0001  # in which a signal could end the process
 
 
 def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
@@ -45,18 +51,22 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
     session.run.write_config(configs.to_yaml(start.config))
     for line in start.notes:
         session.progress.print(line)
-    with _exits_after(start.config.faults.start_timeout_s, session.attended):
-        started_here = _connect(start.config)
+    if session.stop.stopped:
+        return session.stop.exit_code, AttemptResult(start.step, finished=False, trained=False)
+    with session.stop.kept(), _exits_after(start.config.faults.start_timeout_s, session.attended):
+        connected_here = _connect(start.config)
+    session.stop.reinstall()
     try:
-        result = Driver(session, Cluster(start.config.resources)).run(start)
+        with session.stop.listen(on_end=ray.shutdown):
+            result = Driver(session, Cluster(start.config.resources)).run(start)
     except ClusterGone:
         raise  # a shutdown would wait for the cluster
     except BaseException:
-        if started_here:
-            ray.shutdown()
+        if connected_here:
+            _shut_down(session.stop)
         raise
-    if started_here:
-        ray.shutdown()
+    if connected_here:
+        _shut_down(session.stop)
     return result
 
 
@@ -64,7 +74,7 @@ class Driver:
     """The loop over attempts on a cluster."""
 
     def __init__(self, session: Session, cluster: Cluster) -> None:
-        self._session, self._run, self._cluster = session, session.run, cluster
+        self._session, self._run, self._stop, self._cluster = session, session.run, session.stop, cluster
         self._handler = FailureHandler(session)
         self._attempt: AttemptSpec | None = None  # the running one
         self._give_up_at = 0.0  # when the run ends if its workers cannot be placed
@@ -73,31 +83,31 @@ class Driver:
         """Run attempts until one finishes, stops on request, or fails for good."""
         self._reset_start_timeout()
         self._handler.exclude_failed_nodes()
-        with StopSignals(on_stop=lambda number: self._request_stop()) as signals:
-            while True:
-                with cluster_must_answer():
-                    workers = self._count_workers(signals)
-                if not workers:
-                    return signals.exit_code, AttemptResult(start.step, finished=False)
-                ended = self._run_fit(start, workers, signals)
-                if ended is not None:
-                    return ended
-                start = self._next_start()
+        while True:
+            with cluster_must_answer():
+                workers = self._count_workers()
+            if not workers:
+                trained = self._attempt is not None
+                return self._stop.exit_code, AttemptResult(start.step, finished=False, trained=trained)
+            ended = self._run_fit(start, workers)
+            if ended is not None:
+                return ended
+            start = self._next_start()
 
-    def _count_workers(self, signals: StopSignals) -> int:
+    def _count_workers(self) -> int:
         """Wait for nodes; returns the number of workers, 0 to stop. Excluded nodes are used if there are too few."""
         policy, excluded = self._handler.policy, self._handler.history.excluded
         timeout_s = self._give_up_at - time.monotonic()
         if excluded and not workers_for(policy, self._cluster.slots(), excluded) and self._enough_in_total():
             timeout_s = min(timeout_s, SETTLE_S if os.environ.get("RAY_ADDRESS") else 0.0)  # others may be joining
         try:
-            return self._cluster.wait_for_workers(policy, excluded, timeout_s, lambda: signals.stopped)
+            return self._cluster.wait_for_workers(policy, excluded, timeout_s, lambda: self._stop.stopped)
         except ClusterUnavailable as error:
             if not excluded or not self._enough_in_total():
                 raise
             self._handler.include_all_nodes()
             self._session.progress.print(f"{error}; excluded nodes are used again")
-            return self._count_workers(signals)
+            return self._count_workers()
 
     def _enough_in_total(self) -> bool:
         return workers_for(self._handler.policy, self._cluster.slots()) > 0
@@ -105,40 +115,34 @@ class Driver:
     def _reset_start_timeout(self) -> None:
         self._give_up_at = time.monotonic() + self._session.config.faults.start_timeout_s
 
-    def _request_stop(self) -> None:
-        if self._attempt is not None:
-            self._run.logs(self._attempt.number).stop_request.touch()
-
     def _next_start(self) -> resume.Start:
         start = resume.choose(self._session.config, self._run, "auto")
         self._session.progress.print(start.notes[0])
         return start
 
-    def _run_fit(
-        self, start: resume.Start, workers: int, signals: StopSignals
-    ) -> tuple[ExitCode, AttemptResult] | None:
+    def _run_fit(self, start: resume.Start, workers: int) -> tuple[ExitCode, AttemptResult] | None:
         """Run one `fit()`; None if another one follows."""
         policy, excluded = self._handler.policy, self._handler.history.excluded
 
         def on_failure(error: Exception) -> AttemptSpec | None:
-            return self._restart_in_place(error, workers, signals)
+            return self._restart_in_place(error, workers)
 
         fit = Fit(self._session, workers, self._cluster, policy, excluded, on_failure)
         try:
-            result = fit.run(self._begin(start, workers, signals))
+            result = fit.run(self._begin(start, workers))
         except NotPlaced as error:
             self._not_placed(error)
             return None
         except Exception as error:
             if error is fit.given_up:
                 raise
-            self._handle(error, signals)
+            self._handle(error)
             self._reset_start_timeout()
             return None
         self._reset_start_timeout()
-        return None if result is None else self._ended(result, fit.stop_reason, signals)
+        return None if result is None else self._ended(result, fit.stop_reason)
 
-    def _begin(self, start: resume.Start, workers: int, signals: StopSignals) -> AttemptSpec:
+    def _begin(self, start: resume.Start, workers: int) -> AttemptSpec:
         """Record the start of an attempt."""
         history, num_micro_batches = self._handler.history, self._handler.num_micro_batches
         facts = {"place": "ray", "workers": workers, "from_step": start.step}
@@ -150,34 +154,30 @@ class Driver:
         self._attempt = AttemptSpec(
             number, start.step, start.checkpoint, history.skips, num_micro_batches, claim, began
         )
-        if signals.stopped:
-            self._request_stop()
         return self._attempt
 
-    def _restart_in_place(self, error: Exception, workers: int, signals: StopSignals) -> AttemptSpec | None:
+    def _restart_in_place(self, error: Exception, workers: int) -> AttemptSpec | None:
         """Handle a failure inside of `fit()`: the next attempt if the same nodes can run it, else None."""
         before = self._cluster.ids(self._handler.history.excluded)
-        self._handle(error, signals)
+        self._handle(error)
         excluded = self._handler.history.excluded
         with cluster_must_answer():
             capacity = workers_for(self._handler.policy, self._cluster.slots(), excluded)
             draining = self._cluster.draining()
-        if capacity != workers or self._cluster.ids(excluded) != before or draining or signals.stopped:
+        if capacity != workers or self._cluster.ids(excluded) != before or draining or self._stop.stopped:
             return None
-        return self._begin(self._next_start(), workers, signals)
+        return self._begin(self._next_start(), workers)
 
-    def _ended(
-        self, result: AttemptResult, stop_reason: StopReason | None, signals: StopSignals
-    ) -> tuple[ExitCode, AttemptResult] | None:
+    def _ended(self, result: AttemptResult, stop_reason: StopReason | None) -> tuple[ExitCode, AttemptResult] | None:
         """Record the end of an attempt that did not fail; None if another attempt follows on other nodes."""
         assert self._attempt is not None
         number, step, run = self._attempt.number, result.step, self._run
         if result.finished:
             run.end_attempt(number, ExitCode.OK, "finished", step)
             return ExitCode.OK, result
-        if signals.stopped:
-            run.end_attempt(number, signals.exit_code, "stopped on request", step)
-            return signals.exit_code, result
+        if self._stop.stopped:
+            run.end_attempt(number, self._stop.exit_code, "stopped on request", step)
+            return self._stop.exit_code, result
         noticed = self._nodes_with_notice(number)
         if noticed:
             self._cluster.leaving |= noticed
@@ -200,7 +200,7 @@ class Driver:
                 return 0
             return workers_for(self._handler.policy, self._cluster.slots(), self._handler.history.excluded)
 
-    def _handle(self, error: Exception, signals: StopSignals) -> None:
+    def _handle(self, error: Exception) -> None:
         """Record the failure of the running attempt, and wait before the next; raises if there is no other attempt."""
         if isinstance(error, LeaseLost):
             raise error  # the run belongs to another process now: nothing is recorded
@@ -208,7 +208,7 @@ class Driver:
         beat = heartbeat_of(error, read_beats(self._run, self._attempt.number))
         node_id = getattr(error, "node_id", None) or (beat.node_id if beat else None)
         slots, node = dict[str, int](), node_id
-        if not isinstance(error, ClusterGone):
+        if rule_for(error).retry is not Retry.NEVER:
             try:
                 with cluster_must_answer():
                     self._cluster.check(node_id)
@@ -218,8 +218,8 @@ class Driver:
                 error = gone
         if isinstance(error, RayError):  # raised by a query of this process: errors of `fit()` are translated
             error = cluster_gone(error)
-        decision = self._handler.handle(error, self._attempt, slots, node, stopping=signals.stopped)
-        wait(decision.wait_s, signals)
+        decision = self._handler.handle(error, self._attempt, slots, node, stopping=self._stop.stopped)
+        wait(decision.wait_s, self._stop)
 
     def _not_placed(self, error: NotPlaced) -> None:
         """Count the nodes again until the start timeout: some may be dead although Ray lists them as alive."""
@@ -235,8 +235,10 @@ class Driver:
         found = set()
         for file in self._run.logs(number).preemption_notices():
             with contextlib.suppress(OSError, ValueError):  # after a full disk, a file may be empty
-                found.add(json.loads(file.read_bytes())["node_id"])
-        return {node_id for node_id in found if node_id}
+                notice = read_json(file)
+                node_id = notice.get("node_id") if isinstance(notice, dict) else None
+                found |= {node_id} if node_id and isinstance(node_id, str) else set()
+        return found
 
 
 @contextlib.contextmanager
@@ -257,7 +259,7 @@ def _exits_after(seconds: float, attended: bool) -> Iterator[None]:
 
 
 def _connect(config: RunConfig) -> bool:
-    """Connect to the cluster that RAY_ADDRESS names, or start one here; returns whether it was started here."""
+    """Connect to the cluster that RAY_ADDRESS names, or start one here; False if there is a connection already."""
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -265,8 +267,26 @@ def _connect(config: RunConfig) -> bool:
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError) as error:
-            raise ClusterUnavailable(f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {error}") from error
-        return False
+            raise ClusterUnavailable(
+                f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {printable(str(error))}"
+            ) from error
+        return True
     num_cpus = max(os.cpu_count() or 1, config.workers.most * config.resources.cpus_per_worker)
     ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
     return True
+
+
+def _shut_down(stop: StopSignals) -> None:
+    """Disconnect from Ray, and end what was started here, in at most SHUTDOWN_S.
+
+    It runs in a thread: Ray's core sets SIGTERM to its default action, and only the main thread can undo that.
+    """
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    end = time.monotonic() + SHUTDOWN_S
+    while thread.is_alive() and time.monotonic() < end:
+        stop.reinstall()
+        thread.join(REINSTALL_EVERY_S)
+    stop.reinstall()
+    with contextlib.suppress(ImportError, AttributeError):  # it writes an escape sequence when the process ends
+        atexit.unregister(importlib.import_module("colorama.initialise").reset_all)

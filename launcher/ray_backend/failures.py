@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RaySystemError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from launcher.errors import ClusterUnavailable, CollectiveFault, LauncherError, WorkerLost
+from launcher.formatting import printable_lines
 from launcher.recovery.faults import parse_lost_worker, select_root_cause, translate_error
 from launcher.recovery.history import heartbeat_of, missing_worker
+from launcher.recovery.portable import portable
 from launcher.run.heartbeats import Heartbeat
 from resnet_dist.errors import TrainingError
+from resnet_dist.input_files import printable
 
 
 class NotPlaced(ClusterUnavailable):
@@ -36,7 +39,7 @@ def cluster_must_answer() -> Iterator[None]:
 
 def cluster_gone(error: BaseException) -> ClusterGone:
     """ClusterGone for the error that shows it."""
-    return ClusterGone(f"the Ray cluster has ended: {type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+    return ClusterGone(f"the Ray cluster has ended: {type(error).__name__}: {printable_lines(error)[0]}")
 
 
 def translate_fit_error(error: BaseException, beats: Sequence[Heartbeat]) -> Exception:
@@ -46,24 +49,34 @@ def translate_fit_error(error: BaseException, beats: Sequence[Heartbeat]) -> Exc
     if isinstance(error, ControllerError):
         failure = error.controller_failure
         if "StartupTimeout" in type(failure).__name__:
-            return NotPlaced(f"the workers could not be started in time: {str(failure).split('. ')[0]}")
-        return failure if isinstance(failure, TrainingError | LauncherError) else ClusterUnavailable(str(failure))
+            return NotPlaced(f"the workers could not be started in time: {printable(str(failure)).split('. ')[0]}")
+        ours = isinstance(failure, TrainingError | LauncherError)
+        return failure if ours else ClusterUnavailable(printable(str(failure)))
     if isinstance(error, TrainingFailedError):
-        return ClusterUnavailable(str(error))
+        return ClusterUnavailable(printable(str(error)))
     return cluster_gone(error)
 
 
 def worker_error(failures: Mapping[int, BaseException], beats: Sequence[Heartbeat]) -> Exception:
     """The root cause among the errors of the workers, by rank."""
-    rank, cause = select_root_cause({rank: _translate(rank, failure) for rank, failure in failures.items()})
+    translated = {rank: translate_worker_error(rank, failure) for rank, failure in failures.items()}
+    _, cause = select_root_cause(translated)
     if isinstance(cause, CollectiveFault):  # reported by the remaining workers: find the missing one
         cause = missing_worker(beats) or cause
     if isinstance(cause, WorkerLost) and cause.node_id is None and (beat := heartbeat_of(cause, beats)) is not None:
         cause = WorkerLost(beat.host, cause.rank, cause.problem, beat.node_id)
-    return cause if isinstance(cause, Exception) else WorkerLost("an unknown host", rank, str(cause))
+    assert isinstance(cause, Exception)
+    return cause
 
 
-def _translate(rank: int, failure: BaseException) -> BaseException:
-    if "HealthCheck" in type(failure).__name__ or type(failure).__module__.startswith("ray."):
-        return parse_lost_worker(rank, f"{failure}\n{getattr(failure, 'health_check_failure', '')}")
-    return translate_error(failure, rank, getattr(failure, "host", "its host"))
+def translate_worker_error(rank: int, failure: BaseException) -> LauncherError | TrainingError:
+    """The error of a worker as a `portable` one: a lost worker, or what the worker raised itself.
+
+    Ray reports both in classes of its own: an exception that cannot be sent is no lost worker.
+    """
+    if "HealthCheck" in type(failure).__name__ or isinstance(failure, RayError):
+        inner = getattr(failure, "health_check_failure", None) or failure
+        if not isinstance(inner, RayTaskError | RaySystemError):
+            return parse_lost_worker(rank, f"{failure}\n{inner}")
+        failure = getattr(inner, "cause", None) or inner
+    return portable(translate_error(failure, rank, getattr(failure, "host", "its host")))

@@ -17,6 +17,7 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.train import UserCallback
 
 from launcher.errors import LauncherError
+from launcher.ray_backend.failures import translate_worker_error
 
 ANSWER_S = 120.0  # assumption: a driver that has not answered by then never will; it checks every 0.1 s
 POLL_S = 0.05
@@ -61,7 +62,8 @@ class AskDriver(UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
         """Called by Ray after workers have failed. Returns to restart them, or raises HandedBack to end `fit()`."""
         self._num_failures += 1
-        self._box.put(failure_key(self._num_failures), worker_exceptions)
+        failures = {rank: translate_worker_error(rank, error) for rank, error in worker_exceptions.items()}
+        self._box.put(failure_key(self._num_failures), failures)
         deadline = time.monotonic() + ANSWER_S
         while (answer := self._box.get(answer_key(self._num_failures))) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)

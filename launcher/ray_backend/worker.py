@@ -8,9 +8,11 @@ from typing import Any
 import ray
 import ray.train
 
+from launcher import streams
 from launcher.config.schema import RunConfig
 from launcher.ray_backend.handover import ATTEMPT
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
+from launcher.recovery.portable import portable
 from launcher.run.directory import RunDirectory
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
@@ -18,11 +20,19 @@ from launcher.worker.train import train_worker
 
 
 def train_function(loop_config: dict[str, Any]) -> AttemptResult:
-    """Run one attempt on one worker.
+    """Run one attempt on one worker. Raises `portable` errors.
 
     `loop_config` has the run's config and the mailbox, in which the driver leaves the attempt before Ray starts or
     restarts the workers.
     """
+    streams.protect()
+    try:
+        return _train(loop_config)
+    except BaseException as error:  # the user's code may raise SystemExit, too
+        raise portable(error) from None
+
+
+def _train(loop_config: dict[str, Any]) -> AttemptResult:
     config: RunConfig = loop_config["config"]
     attempt: AttemptSpec = loop_config["box"].get(ATTEMPT)
     context = ray.train.get_context()

@@ -35,6 +35,7 @@ class AttemptResult:
     finished: bool  # whether these are all steps
     measured: Mapping[str, float | int | None] = field(default_factory=dict)  # time_s; top1, ... of the last evaluation
     preempted: bool = False
+    trained: bool = True  # False if the run was stopped before an attempt began
 
     def summary(self) -> dict[str, float | int | None]:
         """As recorded in FINISHED."""

@@ -19,9 +19,12 @@ from launcher.errors import (
     WorkerLost,
 )
 from launcher.exit_codes import ExitCode
+from launcher.formatting import printable_lines
 from launcher.recovery.policy import Retry
+from launcher.recovery.portable import message_of
 from launcher.run.lease import LeaseHeld, LeaseLost
 from resnet_dist import errors
+from resnet_dist.input_files import printable
 
 # Messages of CUDA, NCCL and the driver for a broken device (CUDA runtime error strings; NVIDIA's Xid catalogue).
 _BROKEN_DEVICE = re.compile(
@@ -123,7 +126,8 @@ RULES = (
         errors.CheckpointError,
         ExitCode.DATA,
         Retry.NEVER,
-        "restore a checkpoint from a copy, or move the folder away to start over; the log names each bad file",
+        "restore a checkpoint from a copy, or move the folder away and start over with --resume never; the log names "
+        "each bad file",
     ),
     Rule(
         errors.DivergedError,
@@ -157,20 +161,20 @@ def rule_for(error: BaseException) -> Rule:
 
 def is_broken_device(error: BaseException) -> bool:
     """Whether `error` is the report of a broken device."""
-    return isinstance(error, RuntimeError) and _BROKEN_DEVICE.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _BROKEN_DEVICE.search(message_of(error)) is not None
 
 
 def is_broken_collective(error: BaseException) -> bool:
     """Whether `error` is a lost connection to another worker, which may have failed first."""
-    return isinstance(error, RuntimeError) and _BROKEN_COLLECTIVE.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _BROKEN_COLLECTIVE.search(message_of(error)) is not None
 
 
 def translate_error(error: BaseException, rank: int, host: str) -> BaseException:
     """`error` of a worker as DeviceFault or CollectiveFault if it is a hardware fault; else `error` itself."""
     if is_broken_device(error):
-        return DeviceFault(host, rank, str(error).strip().splitlines()[0])
+        return DeviceFault(host, rank, printable_lines(error)[0])
     if is_broken_collective(error):
-        return CollectiveFault(f"worker {rank} on {host}: {str(error).strip().splitlines()[0]}")
+        return CollectiveFault(f"worker {rank} on {host}: {printable_lines(error)[0]}")
     return error
 
 
@@ -196,6 +200,7 @@ def select_root_cause(failures: Mapping[int, BaseException]) -> tuple[int, BaseE
 
 def parse_lost_worker(rank: int, text: str) -> WorkerLost:
     """A lost worker from Ray's text about it, with host, node and address if the text has them."""
+    text = printable(text)
     host = _match(r"(?:hostname|node_name)['\"]?\s*[:=]\s*['\"]?([\w.-]+)", text)
     ip = _match(r"(?:ip(?:_address)?|IP)['\"]?\s*[:=]\s*['\"]?(\d+\.\d+\.\d+\.\d+)", text)
     node_id = _match(r"node_?id['\"]?\s*[:=]\s*['\"]?([0-9a-f]{28,64})\b", text)

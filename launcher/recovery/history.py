@@ -11,11 +11,12 @@ from launcher.config.schema import RunConfig
 from launcher.errors import WorkerLost
 from launcher.recovery.faults import RULES, rule_for
 from launcher.recovery.policy import Failure, Policy, Skip
-from launcher.run.directory import RunDirectory
+from launcher.run.directory import RunDirectory, warn_unreadable
 from launcher.run.heartbeats import Heartbeat
-from launcher.run.progress import LostWork
+from launcher.run.progress import LostWork, newest_state
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 from resnet_dist.errors import DivergedError, OutOfMemory
+from resnet_dist.input_files import read_json, record_of
 
 
 def retry_policy(config: RunConfig) -> Policy:
@@ -36,15 +37,42 @@ def node_failures(run: RunDirectory) -> Counter[str]:
     """The number of failures of each node in earlier attempts, for errors that count against a node."""
     blaming = {rule.error.__name__ for rule in RULES if rule.blames_node}
     facts = [attempt.end_facts for attempt in run.attempts()]
-    return Counter(fact["node"] for fact in facts if fact.get("class") in blaming and fact.get("node"))
+    return Counter(fact["node"] for fact in facts if str(fact.get("class")) in blaming and fact.get("node"))
 
 
 def read_skips(run: RunDirectory) -> tuple[Skip, ...]:
-    """The windows of samples that earlier attempts have skipped."""
-    try:
-        return tuple(Skip(**skip) for skip in json.loads(run.skips.read_bytes()))
-    except FileNotFoundError:
-        return ()
+    """The windows of samples that earlier attempts have skipped, for a process that runs the run. Raises StorageError.
+
+    If their file is missing, or cannot be read and is set aside, they are those of the newest checkpoint: with other
+    windows, the steps after it would use other samples.
+    """
+    with storage_errors(run.skips):
+        try:
+            content = read_json(run.skips)
+            found = [record_of(Skip, one) for one in content] if isinstance(content, list) else [None]
+            if None not in found:
+                return tuple(skip for skip in found if skip is not None)
+        except FileNotFoundError:
+            return _skips_of_newest_checkpoint(run)
+        except ValueError:
+            pass
+    warn_unreadable(run.skips)
+    skips = _skips_of_newest_checkpoint(run)
+    run.set_aside(run.skips)
+    if skips:
+        write_skips(run, skips)
+    return skips
+
+
+def _skips_of_newest_checkpoint(run: RunDirectory) -> tuple[Skip, ...]:
+    """The windows that the newest checkpoint records as steps of the stream; none without a checkpoint."""
+    state = newest_state(run)
+    skips: list[Skip] = []
+    skipped_before = 0
+    for first, end in state.get("skipped", []):
+        skips.append(Skip(first - skipped_before, (end - first) * state["batch_size"]))
+        skipped_before += end - first
+    return tuple(skips)
 
 
 def write_skips(run: RunDirectory, skips: Sequence[Skip]) -> None:

@@ -28,6 +28,7 @@ from launcher.recovery.policy import Decision
 from launcher.run.directory import AttemptLogs, Facts, RunDirectory, utc_now
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.progress import LostWork
+from resnet_dist.input_files import read_json
 from resnet_dist.telemetry.json_lines import last_lines
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,14 @@ def write(
     facts = _facts(run, attempt, error, lost, beats, decision)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "incident.json").write_text(json.dumps(facts, indent=2) + "\n")
-        run.incident_summary(attempt).write_text(_summary(run, facts, decision))
+        _write(folder / "incident.json", json.dumps(facts, indent=2))
+        _write(run.incident_summary(attempt), _summary(run, facts, decision))
         logs = run.logs(attempt)
         for source in (logs.stacks, logs.flight):
             _copy(source, folder / source.name)
-        (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in last_lines(run.metrics, NUM_METRICS)))
+        _write(folder / "metrics.jsonl", "\n".join(last_lines(run.metrics, NUM_METRICS)))
         difference = _difference(_environment(run.logs(attempt - 1)), _environment(logs))
-        (folder / "environment.json").write_text(json.dumps(difference, indent=2) + "\n")
+        _write(folder / "environment.json", json.dumps(difference, indent=2))
         _copy_log_tails(logs, folder / "logs")
     except OSError as failed:
         log.warning("cannot write the incident folder of attempt %d: %s", attempt, failed)
@@ -137,19 +138,24 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
+def _write(file: Path, text: str) -> None:
+    """Write lines of text, in UTF-8 whatever the locale is."""
+    file.write_text(text.rstrip("\n") + "\n", encoding="utf-8", errors="backslashreplace")
+
+
 def _copy_log_tails(logs: AttemptLogs, target: Path) -> None:
     target.mkdir(exist_ok=True)
     oldest_first = sorted(logs.logs(), key=lambda path: path.stat().st_mtime)
     for path in oldest_first[:MAX_LOGS]:
-        (target / path.name).write_text("".join(f"{line}\n" for line in last_lines(path, NUM_LOG_LINES)))
+        _write(target / path.name, "\n".join(last_lines(path, NUM_LOG_LINES)))
 
 
 def _environment(logs: AttemptLogs) -> Facts | None:
     try:
-        content: Facts = json.loads(logs.environment.read_bytes())
+        content = read_json(logs.environment)
     except (OSError, ValueError):
         return None
-    return content
+    return content if isinstance(content, dict) else None
 
 
 def _difference(before: Facts | None, after: Facts | None) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,17 @@ from launcher.config.rules import problems
 from launcher.config.schema import RunConfig, mirror_address
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.recovery.attempt import ResumeMode
+from launcher.recovery.preconditions import check_mode, refuse_shorter
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
-from resnet_dist.checkpoint import format, mirror, restore
+from launcher.run.progress import recorded_step
+from resnet_dist.checkpoint import mirror, restore
+from resnet_dist.data.shared_index import saved_index
+from resnet_dist.errors import StorageError
+from resnet_dist.optim import build_schedule
+from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
+from resnet_dist.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -31,20 +39,23 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     Batch norm settings that the config leaves open keep the values of the checkpoint.
 
     Raises UsageError if `mode` does not allow what was found, ConfigError if the config changes a key that a run cannot
-    change, CheckpointError if there are checkpoints and none is valid.
+    change, CheckpointError if there are checkpoints and none is valid, StorageError if there are none and the run has
+    recorded one.
     """
-    if mode == "never" and run.checkpoints.is_dir() and format.step_folders(run.checkpoints):
-        raise UsageError(
-            f"--resume never: {run.path} has checkpoints of an earlier run. Choose another name, move that folder "
-            "away, or use --resume auto to resume"
-        )
-    found, source = restore.newest(run.checkpoints), ""
     address = mirror_address(config)
+    check_mode(run, mode, has_mirror=address is not None)
+    found, source = restore.newest(run.checkpoints), ""
     if found is None and address is not None:
         found, source = mirror.fetch_newest(address, run.checkpoints), f" (from the mirror, {address})"
     if found is None:
         if mode == "must":
             raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
+        if mode == "auto" and (step := recorded_step(run)):
+            problem = (
+                f"the run has recorded a checkpoint of step {step}, and there is none: deleted, moved or unmounted"
+            )
+            advice = "Mount or restore the folder, or start over at step 0 with --resume never"
+            raise StorageError(str(run.checkpoints), f"{problem}. {advice}")
         return Start(settled(config), None, 0, (f"run {run.path}: starts at step 0",))
     recipe = found.state["recipe"]
     resumed = recorded.with_kept_values(config, recipe)
@@ -52,14 +63,51 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     resumed = settled(resumed)
     if errors := problems(resumed):  # the config is valid, but not with the values that the run keeps
         allowed = "values that are valid with those of the run, or another name"
-        wrong = [(error.key, f"{error.problem}; the run started with it") for error in errors]
-        raise ConfigError([Problem(str(found.path), key, problem, allowed) for key, problem in wrong])
+        began = f"; the run started with it ({found.path})"
+        raise ConfigError([Problem("", error.key, f"{error.problem}{began}", allowed) for error in errors])
+    before, num_samples = recorded.recipe_of(recipe), _num_samples(config, run)
+    if before is not None and before.duration != resumed.duration:
+        refuse_shorter(resumed, run, num_samples)
     notes = (
         f"run {run.path}: resumes at step {found.step + 1}, from {found.path.name}{source}",
         *_kept_values(settled(config), resumed),
         *changes,
+        *([] if before is None else _learning_rate_jump(before, resumed, found.step, num_samples)),
     )
     return Start(resumed, found.path, found.step, notes)
+
+
+def _num_samples(config: RunConfig, run: RunDirectory) -> int | None:
+    """The size of the training split: from the config, or from the index of an earlier attempt."""
+    if config.data.num_samples is not None:
+        return config.data.num_samples
+    index = saved_index(config.data, "train", run.index)
+    return None if index is None else len(index)
+
+
+def _learning_rate_jump(before: Recipe, after: Recipe, step: int, num_samples: int | None) -> list[str]:
+    """A line if the LR after `step` completed steps is not the one that the recipe `before` has there.
+
+    Nothing is said if that depends on an unknown size of the data set, or on a function of the user.
+    """
+    if (before.schedule, before.duration) == (after.schedule, after.duration):
+        return []
+    lengths = [length for one in (before, after) for length in (one.duration, one.schedule.warmup)]
+    lengths += [*before.schedule.milestones, *after.schedule.milestones]
+    if num_samples is None and any(length.unit == "epochs" for length in lengths):
+        return []
+    if is_reference(before.schedule.decay) or is_reference(after.schedule.decay):
+        return []
+    size = {"batch_size": after.batch.size, "num_samples": num_samples or 1}  # 1: not used, there are no epochs
+    old, new = (build_schedule(one.schedule, **size, total_steps=one.duration.steps(**size)) for one in (before, after))
+    if math.isclose(old(step), new(step), rel_tol=1e-9):
+        return []
+    last = max(step - 1, 0)
+    direction = "rises" if new(step) > old(last) else "falls"
+    return [
+        f"  the LR {direction} from {old(last):.4g} (step {last + 1}, the run's schedule so far) to {new(step):.4g}"
+        f" (step {step + 1}, the schedule of this config)"
+    ]
 
 
 def _kept_values(config: RunConfig, resumed: RunConfig) -> list[str]:

@@ -12,8 +12,8 @@ import time
 from launcher.errors import CollectiveFault, ConfigError, LauncherError, UsageError, UserCodeError
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import RULES, is_broken_collective, rule_for
-from launcher.run import submissions
-from launcher.run.directory import Fatal, RunDirectory
+from launcher.recovery.portable import message_of
+from launcher.run.directory import Fatal, RunDirectory, current_submission
 from launcher.run.lease import LeaseLost
 from resnet_dist.errors import TrainingError
 
@@ -42,9 +42,9 @@ def record_failure(run: RunDirectory, error: Exception, *, previous: Fatal | Non
     rule = rule_for(error)
     run.mark_fatal(
         rule.exit_code,
-        "\n".join([f"{type(error).__name__}: {error}", *notes(error)]),
+        "\n".join([f"{type(error).__name__}: {message_of(error)}", *notes(error)]),
         kind=rule.error.__name__,
-        submission=submissions.current(),
+        submission=current_submission(),
         keep=keep or _is_broken_collective(error),
     )
 
@@ -68,7 +68,7 @@ def find_root_cause(run: RunDirectory, error: Exception, timeout_s: float = TIME
 
 def ends_submission(found: Fatal) -> bool:
     """Whether `found` is the failure of this process's submission, and a restart would only repeat it."""
-    same = found.submission != "" and found.submission == submissions.current()
+    same = found.submission != "" and found.submission == current_submission()
     return same and found.exit_code not in _WORTH_RESTARTING
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.config.schema import RunConfig
 from launcher.console import Progress
 from launcher.recovery.notify import Notifier
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import Claim, Lease
+from launcher.signals import StopSignals
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Session:
     notifier: Notifier
     lease: Lease | None = None  # None on ranks other than 0
     attended: bool = False  # whether this process belongs to the run, and may be ended if it hangs
+    stop: StopSignals = field(default_factory=StopSignals)  # the signals that this process handles
 
     @property
     def claim(self) -> Claim | None:

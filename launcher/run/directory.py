@@ -6,31 +6,44 @@
         tensorboard/         checkpoints/step-00000042/   index/             tables of samples
         logs/attempt-1/rank-0.log                         skips.json         windows of skipped samples
         profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
-        incidents/attempt-1/summary.txt                   lease/             the process that runs the run
+        incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
+        lease/               the process that runs it
         FINISHED             all steps are done           FATAL              the run failed for good
 
 No other module spells these names. Writes are atomic: at any moment and after any kill, a reader finds the old content
-or the new one.
+or the new one. A file that cannot be read all the same (a damaged disk, another version, a person) is named, left out,
+and renamed to NAME.unreadable by the next attempt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import json
+import logging
 import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+from cluster.kubernetes.pods import SUBMISSION_VARIABLE
+from launcher.exit_codes import ExitCode
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors, sync
-from resnet_dist.errors import StorageError
+from resnet_dist.input_files import check_link, read_json, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import without_non_finite
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Facts = Mapping[str, Any]  # the content of a JSON object
+
+_RANK_LOG = re.compile(r"rank-([0-9]{1,9})\.log")
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,8 @@ class Attempt:
     number: int  # from 1
     started: str  # ISO 8601, UTC
     facts: Facts = field(default_factory=dict)  # as given to begin_attempt
+    session: str = ""  # the same for all attempts of one start of the launcher; empty in runs of version 0.1
+    submission: str = ""  # the submission that started it; empty if a person did
     ended: str | None = None
     exit_code: int | None = None
     cause: str | None = None
@@ -56,6 +71,90 @@ class Fatal:
     time: str  # ISO 8601, UTC
     kind: str = ""  # the error class of the rule in `launcher.recovery.faults`
     submission: str = ""  # the submission that failed; empty for a run that a person started
+
+    def __post_init__(self) -> None:
+        ExitCode(self.exit_code)  # raises ValueError for any other number
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The known values of FINISHED; a number that is not finite is None."""
+
+    time: str = ""
+    duration: str = ""
+    finished: bool = True
+    step: int = 0
+    num_samples: int | None = None
+    num_nonfinite: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    time_s: float | None = None
+    images_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StartFacts:
+    """The known facts of the start of an attempt, as given to begin_attempt."""
+
+    place: str = ""
+    workers: int = 1
+    from_step: int = 0
+    num_micro_batches: int | None = None
+    excluded: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class EndFacts:
+    """The known facts of the end of an attempt, as given to end_attempt."""
+
+    checkpoint_step: int = 0
+    steps_redone: int = 0
+    seconds_lost: float = 0.0
+    decision: str = ""
+    node: str | None = None
+    excluded: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A line of attempts.jsonl."""
+
+    event: Literal["started"]
+    attempt: int
+    time: str
+    facts: Facts = field(default_factory=dict)
+    session: str = ""
+    submission: str = ""
+
+    def __post_init__(self) -> None:
+        _check_line(self.attempt, self.time, self.facts, StartFacts)
+
+
+@dataclass(frozen=True)
+class _End:
+    """A line of attempts.jsonl."""
+
+    event: Literal["ended"]
+    attempt: int
+    time: str
+    exit_code: int
+    cause: str
+    last_step: int | None = None
+    facts: Facts = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_line(self.attempt, self.time, self.facts, EndFacts)
+
+
+def _check_line(attempt: int, time: str, facts: Facts, kind: type[StartFacts | EndFacts]) -> None:
+    """Raise ValueError for values that no launcher writes."""
+    if attempt < 1 or datetime.datetime.fromisoformat(time).tzinfo is None or record_of(kind, facts) is None:
+        raise ValueError("not a line of attempts.jsonl")
+
+
+def _line(content: object) -> _Start | _End | None:
+    return record_of(_Start, content) or record_of(_End, content)
 
 
 class _Entry:
@@ -89,6 +188,10 @@ class AttemptLogs:
     def logs(self) -> list[Path]:
         """All existing logs, unordered."""
         return list(self.path.glob("rank-*.log"))
+
+    def ranks(self) -> list[int]:
+        """The ranks that have a log, ascending."""
+        return sorted(int(match[1]) for path in self.logs() if (match := _RANK_LOG.fullmatch(path.name)))
 
     def heartbeat(self, rank: int) -> Path:
         """The heartbeat of one worker."""
@@ -128,6 +231,7 @@ class RunDirectory:
     index = _Entry("index")  # folder of the tables of samples
     submissions = _Entry("submissions.jsonl")  # jobs that were submitted to a scheduler
     skips = _Entry("skips.json")  # windows of samples that the run skips because the loss was not finite
+    requeues = _Entry("requeues.jsonl")  # restarts of a SLURM job by its script
     profiles = _Entry("profiles")  # folder of profiles, one folder per attempt
     all_logs = _Entry("logs")  # folder of the logs of all attempts, and of the output of SLURM jobs
     finished_file = _Entry("FINISHED")  # exists after the last step
@@ -164,6 +268,13 @@ class RunDirectory:
         for folder in (self.path, self.tensorboard, self.checkpoints, self.index, self.all_logs):
             with storage_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+        self.check_links()
+
+    def check_links(self) -> None:
+        """Raise StorageError if an entry is a link that belongs neither to this user nor to root."""
+        with storage_errors(self.path):
+            for entry in self.path.iterdir():
+                check_link(entry)
 
     def write_config(self, text: str) -> None:
         """Write the resolved config."""
@@ -178,19 +289,27 @@ class RunDirectory:
         """Record a start with its `facts` (workers, place, ...); return the attempt's number, from 1.
 
         The number is unique, even if two launchers start at once. FINISHED and FATAL of earlier attempts are removed:
-        the caller has read them and continues the run.
+        the caller has read them and continues the run. One that cannot be read is set aside.
         """
         number = max((attempt.number for attempt in self.attempts()), default=0) + 1
         with storage_errors(self.path):
             self.all_logs.mkdir(parents=True, exist_ok=True)
             while not _mkdir_if_absent(self.logs(number).path):
                 number += 1
-            self.finished_file.unlink(missing_ok=True)
-            self.fatal_file.unlink(missing_ok=True)
+            for file, content in ((self.finished_file, self.summary()), (self.fatal_file, self.fatal())):
+                if not content:
+                    self.set_aside(file)
+                file.unlink(missing_ok=True)
             sync(self.path)
         start = {"event": "started", "attempt": number, "time": utc_now(), "host": socket.gethostname()}
-        self._append({**start, "pid": os.getpid(), "facts": dict(facts or {})})
+        origin = {"pid": os.getpid(), "session": self._session(), "submission": current_submission()}
+        self._append({**start, **origin, "facts": dict(facts or {})})
         return number
+
+    def set_aside(self, file: Path) -> None:
+        """Rename a file that cannot be read to NAME.unreadable, for a person. Only for a process that runs the run."""
+        with storage_errors(file), contextlib.suppress(FileNotFoundError):
+            file.replace(file.with_name(f"{file.name}.unreadable"))
 
     def end_attempt(
         self, number: int, exit_code: int, cause: str, last_step: int | None, facts: Facts | None = None
@@ -203,20 +322,20 @@ class RunDirectory:
         self._append({**end, "cause": cause, "last_step": last_step, "facts": dict(facts or {})})
 
     def attempts(self) -> list[Attempt]:
-        """All attempts, oldest first. Incomplete lines are ignored."""
+        """All attempts, oldest first. Lines that cannot be read are ignored and logged."""
         attempts: dict[int, Attempt] = {}
-        for record in self._attempt_records():
-            number = record["attempt"]
-            if record["event"] == "started":
-                attempts[number] = Attempt(number, record["time"], record["facts"])
+        for line in self._lines_of_attempts():
+            number = line.attempt
+            if isinstance(line, _Start):
+                attempts[number] = Attempt(number, line.time, line.facts, line.session, line.submission)
             elif number in attempts:
                 attempts[number] = dataclasses.replace(
                     attempts[number],
-                    ended=record["time"],
-                    exit_code=record["exit_code"],
-                    cause=record["cause"],
-                    last_step=record["last_step"],
-                    end_facts=record.get("facts", {}),
+                    ended=line.time,
+                    exit_code=line.exit_code,
+                    cause=line.cause,
+                    last_step=line.last_step,
+                    end_facts=line.facts,
                 )
         return [attempts[number] for number in sorted(attempts)]
 
@@ -233,30 +352,50 @@ class RunDirectory:
         return self.finished_file.exists()
 
     def summary(self) -> dict[str, Any] | None:
-        """The summary given to `mark_finished`, and the time; None for a run that is not finished."""
-        return _read_json(self.finished_file)
+        """The summary given to `mark_finished`, and the time; None for a run that is not finished.
+
+        Empty if it cannot be read, which is logged.
+        """
+        known = read_record(self.finished_file, _summary)
+        return known if known is not None or not self.is_finished() else {}
 
     def fatal(self) -> Fatal | None:
-        """Why the run failed for good; None if it did not."""
-        content = _read_json(self.fatal_file)
-        return None if content is None else Fatal(**content)
+        """Why the run failed for good; None if it did not, or if it cannot be read, which is logged."""
+        return read_record(self.fatal_file, functools.partial(record_of, Fatal))
+
+    def has_failed(self) -> bool:
+        """Whether the run failed for good, also if the reason cannot be read."""
+        return self.fatal_file.exists()
 
     def _append(self, record: Facts) -> None:
         with storage_errors(self.attempts_file):
             json_lines.append(self.attempts_file, record)
 
-    def _attempt_records(self) -> list[dict[str, Any]]:
-        try:
-            return json_lines.read(self.attempts_file)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StorageError(str(self.attempts_file), f"cannot be read: {error.strerror}") from error
+    def _lines_of_attempts(self) -> list[_Start | _End]:
+        with storage_errors(self.attempts_file):
+            try:
+                return json_lines.read(self.attempts_file, _line)
+            except FileNotFoundError:
+                return []
+
+    def _session(self) -> str:
+        """The newest generation of the lease: one start of the launcher holds one."""
+        return max((path.stem for path in self.lease.glob("*.json")), default="")
+
+
+def current_submission() -> str:
+    """The submission that started this process; empty if a person started it."""
+    return os.environ.get(SUBMISSION_VARIABLE, "")
 
 
 def utc_now() -> str:
     """The current time in the format of all files of a run: ISO 8601, UTC, whole seconds."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def as_time(seconds: float) -> str:
+    """Seconds of `time.time` in the format of all files of a run."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def _mkdir_if_absent(folder: Path) -> bool:
@@ -273,11 +412,26 @@ def _write_json(path: Path, content: Facts, *, keep: bool = False) -> None:
         replace_whole(path, text.encode(), keep=keep)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StorageError(str(path), f"cannot be read ({error}); move it away to continue") from error
-    return content
+def read_record(path: Path, convert: Callable[[object], T | None]) -> T | None:
+    """The record in a JSON file; None without one, also if it cannot be read, which is logged. Raises StorageError."""
+    record = None
+    with storage_errors(path):
+        try:
+            record = convert(read_json(path))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            pass
+    if record is None:
+        warn_unreadable(path)
+    return record
+
+
+@functools.cache
+def warn_unreadable(path: Path) -> None:
+    """Log, once in a process, that a file is ignored."""
+    log.warning("%s: ignored, as its content cannot be read", path)
+
+
+def _summary(content: object) -> dict[str, Any] | None:
+    return content if isinstance(content, dict) and record_of(Summary, content) is not None else None

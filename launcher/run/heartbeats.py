@@ -10,6 +10,7 @@ measure with their own clock only, so clocks may differ between hosts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 
 from launcher.errors import WorkerHung
 from launcher.run.directory import AttemptLogs
+from resnet_dist.input_files import read_json, record_of
 
 LONG_PHASES = ("start", "save")  # as in resnet_dist.telemetry.liveness, which needs torch
 LONG = 3  # times the timeout: a start or a save is one call that cannot report progress
@@ -52,7 +54,7 @@ def write(logs: AttemptLogs, beat: Heartbeat) -> None:
     """Rewrite the heartbeat of a worker. Raises OSError."""
     content = json.dumps(asdict(beat)).encode().ljust(SIZE - 1) + b"\n"
     # Opened each time: a network file system shows a write to other hosts when the file is closed.
-    descriptor = os.open(logs.heartbeat(beat.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = os.open(logs.heartbeat(beat.rank), os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.pwrite(descriptor, content, 0)
     finally:
@@ -60,7 +62,7 @@ def write(logs: AttemptLogs, beat: Heartbeat) -> None:
 
 
 def read(logs: AttemptLogs) -> dict[int, Heartbeat]:
-    """{rank: heartbeat} of an attempt, by rank. Files that are being written are left out."""
+    """{rank: heartbeat} of an attempt, by rank. Files that are being written or cannot be read are left out."""
     beats = {}
     try:
         paths = list(logs.heartbeats.iterdir())
@@ -68,11 +70,10 @@ def read(logs: AttemptLogs) -> dict[int, Heartbeat]:
         return {}
     for path in paths:
         if NAME.fullmatch(path.name):
-            try:
-                beat = Heartbeat(**json.loads(path.read_bytes()))
-            except (OSError, ValueError, TypeError):
-                continue
-            beats[beat.rank] = beat
+            with contextlib.suppress(OSError, ValueError):
+                beat = record_of(Heartbeat, read_json(path))
+                if beat is not None:
+                    beats[beat.rank] = beat
     return dict(sorted(beats.items()))
 
 

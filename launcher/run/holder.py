@@ -12,6 +12,8 @@ from pathlib import Path
 
 from launcher.run.directory import utc_now
 
+_MAX_PID = 2**31
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -25,6 +27,13 @@ class Holder:
     pid_namespace: str  # pids are comparable only within it; empty if the system has none
     since: str  # ISO 8601, UTC
     submission: str = ""  # the submission that started the process; empty if a person did
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pid < _MAX_PID or not self.process_start:  # kill(2): 0 and below mean many processes
+            raise ValueError(f"there is no process {self.pid}")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
 
     @classmethod
     def this_process(cls, submission: str = "") -> Holder:
@@ -42,13 +51,31 @@ class Holder:
 
     def is_alive(self) -> bool:
         """Whether its process exists. Valid only if `is_here`."""
+        started = process_start(self.pid)
+        if started:
+            return started == self.process_start
         try:
             os.kill(self.pid, 0)  # signal 0 only checks
-        except ProcessLookupError:
-            return False
         except PermissionError:
-            return True  # a process of another user
-        return process_start(self.pid) == self.process_start
+            return True  # a process of another user, whose start time is hidden (hidepid)
+        except ProcessLookupError:
+            pass
+        return False  # it does not exist, or is a zombie
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to its process; False if there is no such process of this user. Valid only if `is_here`."""
+        if not self.is_alive() or _owner(self.pid) not in (os.geteuid(), None):
+            return False
+        os.kill(self.pid, number)
+        return True
+
+
+def _owner(pid: int) -> int | None:
+    """The user id of a process; None without /proc, where kill(2) checks it."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
 
 
 def _machine() -> tuple[str, str]:

@@ -9,8 +9,8 @@ lease; a holder that finds a higher one has lost it. So a race for the lease of 
 process deletes a file of another holder.
 
 A holder on this machine is dead if its process does not exist. A holder elsewhere is dead if it has not renewed the
-lease for `expires_s`, measured with this machine's clock only, so clocks may differ. If
-the file system does not answer, the lease is not taken over.
+lease for `expires_s`, measured with this machine's clock only, so clocks may differ. So is one whose file cannot be
+read: it may be anywhere. If the file system does not answer, the lease is not taken over.
 
 A lease with a live holder is refused, with one exception: a scheduler may start a submission again before the previous
 process has finished saving. Both processes then have the same submission, and the later one waits.
@@ -26,13 +26,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
 from launcher.errors import LauncherError
 from launcher.run.holder import Holder
 from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
+from resnet_dist.input_files import open_regular, read_json, record_of
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,25 @@ EXPIRES_S = 60.0  # assumption: longer than the pauses of a shared file system a
 RENEW_EVERY_S = 5.0
 PREDECESSOR_S = 600.0  # assumption: longer than the grace period of a pod that saves (notice_s + 45 s)
 _RELEASED = ".released"
-_GENERATION = re.compile(r"([0-9]{8,})\.json")
+_GENERATION = re.compile(r"([0-9]{8,12})\.json")
+
+
+class Unknown:
+    """The holder in a lease file that cannot be read: a process that may be anywhere."""
+
+    def __str__(self) -> str:
+        return "a process that cannot be identified (its lease file cannot be read)"
 
 
 class LeaseHeld(LauncherError):  # noqa: N818 - reads as what happened
     """Another process runs this run."""
 
-    def __init__(self, run: str, holder: Holder) -> None:
-        stop = f"kill -TERM {holder.pid} on {holder.host}"
+    def __init__(self, run: str, holder: Holder | Unknown) -> None:
+        since, stop = "", "it"
+        if isinstance(holder, Holder):
+            since, stop = f" since {holder.since}", f"it (kill -TERM {holder.pid} on {holder.host})"
         super().__init__(
-            f"{run}: in use by process {holder.pid} on {holder.host} since {holder.since}. "
-            f"Wait until it ends, stop it ({stop}), or give this run another name"
+            f"{run}: in use by {holder}{since}. Wait until it ends, stop {stop}, or give this run another name"
         )
         self.run, self.holder = run, holder
 
@@ -58,8 +67,8 @@ class LeaseHeld(LauncherError):  # noqa: N818 - reads as what happened
 class LeaseLost(LauncherError):  # noqa: N818 - reads as what happened
     """Another process has taken this run over because this one did not renew its lease."""
 
-    def __init__(self, run: str, holder: Holder | None) -> None:
-        who = "another process" if holder is None else f"process {holder.pid} on {holder.host} ({holder.since})"
+    def __init__(self, run: str, holder: Holder | Unknown | None) -> None:
+        who = f"{holder} ({holder.since})" if isinstance(holder, Holder) else "another process"
         super().__init__(f"{run}: taken over by {who} while this process was suspended or unreachable")
         self.run, self.holder = run, holder
 
@@ -160,12 +169,13 @@ def acquire(
     on_lost: Callable[[], None] = lambda: None,
     submission: str = "",
     predecessor_s: float = PREDECESSOR_S,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Lease:
     """Take the lease in `folder` (RUN/lease), which is created if needed.
 
     Returns at once if nobody holds the lease or its holder, on this machine, is dead. It takes up to `expires_s` to see
     whether a holder elsewhere is alive. A live holder of the same `submission` is waited for up to `predecessor_s`.
-    Raises LeaseHeld, which names the holder, and StorageError.
+    Raises LeaseHeld, which names the holder, also if `stopped` becomes true while this process waits, and StorageError.
     """
     me = Holder.this_process(submission)
     proposal = folder / f".{me.uuid}.tmp"
@@ -175,7 +185,7 @@ def acquire(
             while True:
                 generation = _newest(folder)
                 if generation is not None:
-                    _wait_until_free(folder, generation, expires_s, me, predecessor_s)
+                    _wait_until_free(folder, generation, expires_s, me, predecessor_s, stopped)
                 if _claim(folder, (generation or 0) + 1, proposal, me):
                     break
         finally:
@@ -185,7 +195,7 @@ def acquire(
         return Lease(folder, won, renew_every_s, on_lost)
 
 
-def holder(folder: Path) -> Holder | None:
+def holder(folder: Path) -> Holder | Unknown | None:
     """The holder of the lease in `folder`, dead or alive; None without one. Raises StorageError."""
     with storage_errors(folder):
         generation = _newest(folder)
@@ -205,7 +215,7 @@ def _claim(folder: Path, generation: int, proposal: Path, me: Holder) -> bool:
     except FileExistsError:
         # On NFS, the link may exist although its answer was lost: the retry finds our own file.
         found = _read(_file(folder, generation))
-        if found is None or found.uuid != me.uuid:
+        if not isinstance(found, Holder) or found.uuid != me.uuid:
             return False
     sync(folder)
     if _newest(folder) == generation:
@@ -215,31 +225,44 @@ def _claim(folder: Path, generation: int, proposal: Path, me: Holder) -> bool:
     return False
 
 
-def _wait_until_free(folder: Path, generation: int, expires_s: float, me: Holder, predecessor_s: float) -> None:
+def _wait_until_free(
+    folder: Path,
+    generation: int,
+    expires_s: float,
+    me: Holder,
+    predecessor_s: float,
+    stopped: Callable[[], bool],
+) -> None:
     """Return when the lease was released or taken over, or its holder is dead; else raise LeaseHeld."""
     file = _file(folder, generation)
     found = _read(file)
     if found is None or _is_over(folder, generation):
         return
-    waits_s = predecessor_s if found.precedes(me) else 0.0
+    waits_s = predecessor_s if isinstance(found, Holder) and found.precedes(me) else 0.0
     if waits_s:
-        who = f"process {found.pid} on {found.host}"
-        log.warning("%s: held by %s of the same submission; waiting up to %g s until it ends", folder, who, waits_s)
-    if found.is_here():
+        log.warning("%s: held by %s of the same submission; waiting up to %g s until it ends", folder, found, waits_s)
+    if isinstance(found, Holder) and found.is_here():
         end = time.monotonic() + waits_s
         while found.is_alive():
-            if time.monotonic() >= end:
+            if time.monotonic() >= end or stopped():
                 raise LeaseHeld(str(folder.parent), found)
             time.sleep(min(1.0, waits_s / 60))
             if _is_over(folder, generation):
                 return
         log.info("%s: taken over from process %d, which does not exist any more", folder, found.pid)
         return
-    log.info("%s: held by %s; watching up to %g s for a renewal", folder, found.host, expires_s)
-    _watch(folder, generation, found, expires_s, waits_s)
+    log.info("%s: held by %s; watching up to %g s for a renewal", folder, found, expires_s)
+    _watch(folder, generation, found, expires_s, waits_s, stopped)
 
 
-def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits_s: float) -> None:
+def _watch(
+    folder: Path,
+    generation: int,
+    found: Holder | Unknown,
+    expires_s: float,
+    waits_s: float,
+    stopped: Callable[[], bool],
+) -> None:
     """`_wait_until_free` for a holder elsewhere, which is dead if it does not renew for `expires_s`."""
     file, poll_s = _file(folder, generation), min(1.0, expires_s / 60)
     try:
@@ -252,13 +275,15 @@ def _watch(folder: Path, generation: int, found: Holder, expires_s: float, waits
             watched_s, last = watched_s + min(now - last, 2 * poll_s), now
             if _is_over(folder, generation):
                 return
+            if stopped():
+                raise LeaseHeld(str(folder.parent), found)
             if _renewed(file) != seen:
                 if now >= end:
                     raise LeaseHeld(str(folder.parent), found)
                 seen, watched_s = _renewed(file), 0.0
     except FileNotFoundError:
         return
-    log.warning("%s: taken over from %s, which has not renewed it for %g s", folder, found.host, expires_s)
+    log.warning("%s: taken over from %s, which has not renewed it for %g s", folder, found, expires_s)
 
 
 def _is_over(folder: Path, generation: int) -> bool:
@@ -268,7 +293,7 @@ def _is_over(folder: Path, generation: int) -> bool:
 
 def _renewed(file: Path) -> int:
     # Opened, not only stat-ed: NFS clients refresh a file's times when it is opened.
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return os.fstat(opened.fileno()).st_mtime_ns
 
 
@@ -294,12 +319,11 @@ def _released(folder: Path, generation: int) -> Path:
     return _file(folder, generation).with_suffix(_RELEASED)
 
 
-def _read(file: Path) -> Holder | None:
+def _read(file: Path) -> Holder | Unknown | None:
     """The holder in a lease file; None if the file does not exist any more."""
     try:
-        content = json.loads(file.read_bytes())
+        return record_of(Holder, read_json(file)) or Unknown()
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise OSError(None, f"is not a lease ({error}); remove it when no process uses this run", str(file)) from error
-    return Holder(**{field.name: content[field.name] for field in fields(Holder) if field.name in content})
+    except ValueError:
+        return Unknown()

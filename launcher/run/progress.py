@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from launcher.exit_codes import ExitCode
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from resnet_dist.checkpoint import format
+from resnet_dist.checkpoint.disk import checkpoint_errors, storage_errors
 from resnet_dist.errors import CheckpointError
+from resnet_dist.input_files import parse_json, read_whole
 from resnet_dist.telemetry import json_lines
-from resnet_dist.telemetry.metrics_file import read_metrics
+from resnet_dist.telemetry.metrics_file import metrics_record, read_metrics
+
+_SAVED = (ExitCode.OK, ExitCode.STOPPED, ExitCode.INTERRUPTED)  # an attempt that ends with these has saved
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class LostWork:
 def recorded_num_micro_batches(run: RunDirectory) -> int | None:
     """The number of micro-batches of the newest attempt that recorded one."""
     numbers = [attempt.facts.get("num_micro_batches") for attempt in run.attempts()]
-    return next((int(number) for number in reversed(numbers) if number is not None), None)
+    return next((number for number in reversed(numbers) if number is not None), None)
 
 
 def checkpoint_folders(run: RunDirectory) -> list[Path]:
@@ -62,6 +69,37 @@ def newest_step(run: RunDirectory) -> int:
 def newest_valid_step(run: RunDirectory) -> int:
     """Completed steps of the newest checkpoint whose files match their hashes; 0 without one."""
     return _step_of(_newest_valid(run))
+
+
+def newest_state(run: RunDirectory) -> dict[str, Any]:
+    """state.json, by its hash, of the newest checkpoint whose files have their sizes (cheap); empty without one."""
+    for path in checkpoint_folders(run):
+        file = path / format.STATE
+        try:
+            record = format.check_sizes(path)[format.STATE]
+            with checkpoint_errors(file):
+                content = read_whole(file)
+            format.check_hash(file, record, hashlib.sha256(content).hexdigest())
+        except CheckpointError:
+            continue
+        return dict(parse_json(content))
+    return {}
+
+
+def recorded_step(run: RunDirectory) -> int:
+    """The step of the newest checkpoint by the run's records, since it last started at step 0; 0 without one.
+
+    The folder of the checkpoints is not read: it may be missing, or mounted over. Raises StorageError.
+    """
+    steps: list[int] = [0]
+    begun = [attempt for attempt in run.attempts() if "from_step" in attempt.facts]  # it had looked for a checkpoint
+    for attempt in begun[-1:]:
+        steps += [attempt.facts["from_step"], attempt.end_facts.get("checkpoint_step", 0)]
+        steps += [attempt.last_step or 0] if attempt.exit_code in _SAVED else []
+    with storage_errors(run.metrics):
+        records = read_metrics(run.metrics) if run.metrics.exists() else []
+    steps += [record["step"] for record in records if record.get("event") == "checkpoint"]
+    return max(steps)
 
 
 def lost_work(run: RunDirectory, first_step: int, began: float, beats: Sequence[Heartbeat]) -> LostWork:
@@ -86,8 +124,7 @@ def last_recorded(metrics: Path, since: float) -> int:
             return 0
     except OSError:
         return 0
-    step = next((record.get("step") for record in reversed(json_lines.read_tail(metrics, 2))), 0)
-    return step if type(step) is int else 0
+    return next((record["step"] for record in reversed(json_lines.read_tail(metrics, 2, metrics_record))), 0)
 
 
 def images_per_s(run: RunDirectory) -> float:

@@ -11,14 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from launcher.config import yaml_source
+from launcher.config.builder import Builder
 from launcher.config.dotted_keys import flatten
 from launcher.config.old_keys import with_new_names
 from launcher.config.schema import RunConfig
+from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem
 from launcher.run.directory import RunDirectory
 from launcher.run.progress import checkpoint_folders
 from resnet_dist.checkpoint import format
 from resnet_dist.errors import CheckpointError
+from resnet_dist.input_files import read_whole
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import MEANT_BY_ABSENCE, Recipe, plain
 
@@ -48,13 +51,20 @@ def newest_recipe(run: RunDirectory) -> tuple[str, dict[str, Any]] | None:
             return str(path), state["recipe"]
     name = str(run.config)
     try:
-        data = yaml_source.parse(yaml_source.decode(run.config.read_bytes(), name), name).data
+        data = yaml_source.parse(yaml_source.decode(read_whole(run.config), name), name).data
     except (OSError, ConfigError):
         return None
     if _LAST_SECTION not in data:
         return None
     others = {part.name for part in dataclasses.fields(RunConfig)} - {part.name for part in dataclasses.fields(Recipe)}
     return name, {key: value for key, value in data.items() if key not in others}
+
+
+def recipe_of(recorded: Mapping[str, Any]) -> Recipe | None:
+    """The recorded recipe, without keys that this version does not have; None if a value is not valid here."""
+    builder = Builder(Document(with_new_names(recorded), {}, ""), Recipe)
+    recipe: Recipe = builder.build()
+    return recipe if builder.fits else None
 
 
 def with_kept_values(config: RunConfig, recipe: Mapping[str, Any]) -> RunConfig:
@@ -87,7 +97,7 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
         else:
             continue
         if _is_among(key, FIXED) and not _is_among(key, FREE):
-            refused.append(Problem(place, key, found, allowed))
+            refused.append(Problem("", key, f"{found} (recorded in {place})", allowed))
         else:
             noted.append(line)
     if refused:

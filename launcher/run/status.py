@@ -28,16 +28,20 @@ from launcher.run import lease, progress, submissions
 from launcher.run.directory import Attempt, Facts, Fatal, RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.holder import Holder
+from launcher.run.lease import Unknown
 from launcher.run.submissions import JobStatus, Submission
-from resnet_dist.errors import StorageError
+from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.telemetry import json_lines
+from resnet_dist.telemetry.metrics_file import metrics_record
 
 State = Literal["pending", "starting", "running", "saving", "stopped", "finished", "failed", "unknown"]
 Classified = tuple[State, str, int | None]  # state, reason or cause, exit code
 LIVE: tuple[State, ...] = ("pending", "starting", "running", "saving")
 
+NOT_BEGUN = "no attempt has begun, and no job was submitted"
 STALE_LEASE_WAIT_S = 2 * lease.RENEW_EVERY_S  # for a renewal of a lease that looks stale: clocks may differ
 _LINES = 200  # at the end of metrics.jsonl, searched for the newest train record
+_MAX_SAMPLES = 10**12  # of a data set; what follows from a damaged record may be more
 _STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
 
 
@@ -45,7 +49,7 @@ _STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
 class LeaseState:
     """Who holds the lease of a run. `silent_s` is the time since its last renewal, by this machine's clock."""
 
-    holder: Holder | None
+    holder: Holder | Unknown | None
     alive: bool
     silent_s: float = 0.0
 
@@ -56,6 +60,7 @@ class Evidence:
 
     finished: Facts | None = None
     fatal: Fatal | None = None
+    fatal_unreadable: bool = False  # the run failed for good, and FATAL cannot be read
     attempt: Attempt | None = None  # the newest
     beats: Sequence[Heartbeat] = ()
     lease: LeaseState = LeaseState(None, False)
@@ -92,6 +97,17 @@ class RunStatus:
         value = getattr(self, name)
         return "not finite" if name in self.not_finite else "" if value is None else format(value, form)
 
+    @property
+    def ended_before_step_1(self) -> bool:
+        """Whether it ended before it had done a step: it is of no interest but for its cause."""
+        trained = self.step or self.loss is not None or "loss" in self.not_finite
+        return (self.state == "failed" and not trained) or (self.state == "unknown" and self.reason == NOT_BEGUN)
+
+    @property
+    def short_reason(self) -> str:
+        """The reason with paths inside of the run directory relative to it."""
+        return self.reason.replace(f"{self.run}/", "")
+
     def described(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
@@ -106,6 +122,9 @@ def classify(evidence: Evidence) -> Classified:
         return "finished", "", int(ExitCode.OK)
     if fatal is not None and not evidence.lease.alive:
         return "failed", _cause(fatal.message, evidence), fatal.exit_code
+    if evidence.fatal_unreadable and not evidence.lease.alive:
+        code = None if attempt is None else attempt.exit_code
+        return "failed", _cause("the recorded reason cannot be read", evidence), code
     if attempt is None:
         return _without_attempt(evidence)
     if attempt.ended is not None:
@@ -118,7 +137,7 @@ def _without_attempt(evidence: Evidence) -> Classified:
     if evidence.lease.alive:
         return "starting", "the first attempt is being set up", None
     if job is None:
-        return "unknown", "no attempt has begun, and no job was submitted", None
+        return "unknown", NOT_BEGUN, None
     if job.state == "running":
         return "starting", f"{evidence.submission} has begun", None
     if job.state == "unreachable":
@@ -129,7 +148,7 @@ def _without_attempt(evidence: Evidence) -> Classified:
 
 
 def _after_attempt(attempt: Attempt, evidence: Evidence) -> Classified:
-    code, cause = attempt.exit_code, _first_line(attempt.cause)
+    code, cause = attempt.exit_code, first_line(attempt.cause)
     if not evidence.lease.alive:
         if code == ExitCode.OK:
             return "finished", "", code
@@ -154,11 +173,12 @@ def _silent(attempt: Attempt, evidence: Evidence) -> Classified:
     holder, job = evidence.lease.holder, evidence.job
     silent = "no process holds the lease"
     if holder is not None:
-        silent = f"lease not renewed for {evidence.lease.silent_s:,.0f} s by process {holder.pid} on {holder.host}"
+        silent = f"lease not renewed for {evidence.lease.silent_s:,.0f} s by {holder}"
     if evidence.job_is("running"):
         return "unknown", f"{silent}; the scheduler reports {evidence.submission} as running", None
     gone = f"; {job.reason}" if job is not None and job.state == "gone" else ""
-    if gone or holder is None or holder.is_here():  # the lease was released, or the process was looked up
+    looked_up = isinstance(holder, Holder) and holder.is_here()
+    if gone or looked_up or holder is None:  # None: the lease was released
         return "failed", f"attempt {attempt.number} has no recorded end: killed, or its machine was lost{gone}", None
     return "unknown", f"{silent}; {job.reason}" if job is not None else silent, None
 
@@ -183,10 +203,8 @@ def _by_exit_code(code: int, reason: str) -> Classified:
 
 def exists(run: RunDirectory) -> bool:
     """Whether there is a run: a job was submitted, or an attempt has begun. Raises StorageError."""
-    try:
+    with storage_errors(run.path):
         return any(path.exists() for path in (run.attempts_file, run.submissions, run.config, run.lease))
-    except OSError as error:
-        raise StorageError(str(run.path), error.strerror or str(error)) from error
 
 
 def lease_state(run: RunDirectory, stale_lease_wait_s: float = STALE_LEASE_WAIT_S) -> LeaseState:
@@ -195,12 +213,17 @@ def lease_state(run: RunDirectory, stale_lease_wait_s: float = STALE_LEASE_WAIT_
     A holder on another machine is alive if it renews the lease. A lease that looks stale is watched for
     `stale_lease_wait_s`.
     """
+    with storage_errors(run.lease):
+        return _lease_state(run, stale_lease_wait_s)
+
+
+def _lease_state(run: RunDirectory, stale_lease_wait_s: float) -> LeaseState:
     holder = lease.holder(run.lease) if run.lease.is_dir() else None
     if holder is None:
         return LeaseState(None, False)
     renewed = _renewed(run)
     silent_s = max(time.time() - renewed, 0.0)
-    if holder.is_here():
+    if isinstance(holder, Holder) and holder.is_here():
         return LeaseState(holder, holder.is_alive(), silent_s)
     end = time.monotonic() + stale_lease_wait_s
     while silent_s > lease.EXPIRES_S and time.monotonic() < end:
@@ -214,16 +237,23 @@ def read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: fl
     """The status of the run in a directory; `job` is the scheduler's report. Raises StorageError, UsageError."""
     if not exists(run):
         raise UsageError(f"{run.path}: there is no run here. Allowed: a run directory, <storage>/<name>, or a config")
+    with storage_errors(run.path):
+        return _read_status(run, job, stale_lease_wait_s)
+
+
+def _read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: float) -> RunStatus:
     attempt = next(reversed(run.attempts()), None)
     submission = submissions.newest(run)
     beats = [] if attempt is None else progress.read_beats(run, attempt.number)
     incident = None if attempt is None else run.incident_summary(attempt.number)
+    fatal = run.fatal()
     evidence = Evidence(
         finished=run.summary(),
-        fatal=run.fatal(),
+        fatal=fatal,
+        fatal_unreadable=fatal is None and run.has_failed(),
         attempt=attempt,
         beats=beats,
-        lease=lease_state(run, stale_lease_wait_s),
+        lease=_lease_state(run, stale_lease_wait_s),
         submission=submission,
         job=job,
         incident=incident if incident is not None and incident.parent.is_dir() else None,
@@ -250,7 +280,7 @@ def read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: fl
 
 def newest_record(run: RunDirectory) -> dict[str, Any]:
     """The newest train record of the newest attempt; empty without one."""
-    for record in json_lines.read_tail(run.metrics, _LINES)[::-1]:
+    for record in json_lines.read_tail(run.metrics, _LINES, metrics_record)[::-1]:
         if record.get("event") == "started":
             return {}
         if record.get("kind") == "train":
@@ -268,8 +298,9 @@ def total_steps(run: RunDirectory, record: Mapping[str, Any]) -> int | None:
     except (ConfigError, UsageError):
         return None
     num_samples = config.data.num_samples
-    if num_samples is None and record.get("epoch"):
-        num_samples = round(record["step"] * config.batch.size / record["epoch"])
+    if num_samples is None and (epoch := record.get("epoch")):
+        per_epoch = record["step"] * config.batch.size / epoch
+        num_samples = round(per_epoch) if 0 < per_epoch < _MAX_SAMPLES else None
     if num_samples is None and config.duration.unit == "epochs":
         return None
     return config.duration.steps(batch_size=config.batch.size, num_samples=num_samples or 0)
@@ -302,8 +333,9 @@ def _renewed(run: RunDirectory) -> float:
 
 
 def _cause(cause: str, evidence: Evidence) -> str:
-    return _first_line(cause) + (f" ({evidence.incident})" if evidence.incident is not None else "")
+    return first_line(cause) + (f" ({evidence.incident})" if evidence.incident is not None else "")
 
 
-def _first_line(text: str | None) -> str:
+def first_line(text: str | None) -> str:
+    """The first line of a text; empty without one."""
     return next(iter((text or "").splitlines()), "")

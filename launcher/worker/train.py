@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from launcher.checks.network import INTERFACE_VARIABLE
 from launcher.config.schema import RunConfig, mirror_address, with_micro_batches
 from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.faults import translate_error
 from launcher.recovery.policy import Skip
+from launcher.recovery.portable import portable, traceback_of
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs, RunDirectory
 from launcher.run.environment import environment
 from launcher.worker.assignment import Assignment
+from launcher.worker.logged_warnings import LoggedWarnings
 from launcher.worker.preflight import check_attempt
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.watchdog import Watchdog
@@ -38,21 +41,36 @@ log = logging.getLogger(__name__)
 
 
 class _WorkerSink:
-    """A sink that passes records on to the supervisor, and adds the host of a straggler."""
+    """A sink that passes records on to the supervisor, and adds logged warnings and the host of a straggler."""
 
     def __init__(self, sink: Sink, supervisor: FileSupervisor, logs: AttemptLogs) -> None:
         self._sink, self._supervisor, self._logs = sink, supervisor, logs
+        self._warnings = LoggedWarnings()
+        self._step: int | None = None  # of the last record
 
     def write(self, record: Mapping[str, Any]) -> None:
         if record.get("event") == "straggler":
             beat = heartbeats.read(self._logs).get(record["detail"]["rank"])
             node = {"host": beat.host, "node_id": beat.node_id} if beat else {"host": None, "node_id": None}
             record = {**record, "detail": {**record["detail"], **node}}
+        self._step = record["step"]
+        self._pass_on(record)
+        self._write_warnings()
+
+    def close(self) -> None:
+        self._write_warnings()
+        self._warnings.close()
+        self._sink.close()
+
+    def _pass_on(self, record: Mapping[str, Any]) -> None:
         self._sink.write(record)
         self._supervisor.metrics(record)
 
-    def close(self) -> None:
-        self._sink.close()
+    def _write_warnings(self) -> None:
+        """Write the warnings since the last record; not before the first record, which begins the attempt."""
+        if self._step is not None:
+            for text in self._warnings.take():
+                self._pass_on({"kind": "event", "step": self._step, "event": "warning", "detail": {"text": text}})
 
 
 def device_of(config: RunConfig, local_rank: int) -> torch.device:
@@ -67,21 +85,26 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     """Train until all steps are done, or until asked to stop. The process group must be initialized.
 
     The log of this rank receives all log records and the traceback of an error. Hardware faults are raised as
-    DeviceFault or CollectiveFault.
+    DeviceFault or CollectiveFault. If this process belongs to the run, all errors are `portable`: others become
+    UserCodeError.
     """
     config = with_micro_batches(config, assignment.attempt.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.logs(assignment.attempt.number).log(assignment.rank))
     host, liveness = socket.gethostname(), Liveness()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
+    if interface := os.environ.get(INTERFACE_VARIABLE):
+        log.info("gloo uses the network interface %s (%s)", interface, INTERFACE_VARIABLE)
     try:
         if config.faults.preflight:
             check_attempt(config, assignment, device_of(config, assignment.local_rank))
         with _watchdog(config.faults.hang_timeout_s, assignment, run, liveness):
             return _train(config, assignment, supervisor, run, liveness)
     except BaseException as error:
-        log.error("failed with\n%s", traceback.format_exc())
+        log.error("failed with\n%s", traceback_of(error))
         translated = translate_error(error, assignment.rank, host)
+        if assignment.watched:
+            translated = portable(translated)
         if translated is error:
             raise
         raise translated from error
@@ -174,12 +197,29 @@ def skipped_steps(skips: Sequence[Skip], batch_size: int) -> tuple[tuple[int, in
 def _log_to(file: Path) -> logging.Handler:
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file)
+        handler = _RankLog(file, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     if root.level > logging.INFO or root.level == logging.NOTSET:
         root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    sys.stdout.flush()
     return handler
+
+
+class _RankLog(logging.FileHandler):
+    """The log of a rank. What a full disk does not accept is missing in it; the first such error is reported."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - a method of logging
+        """Report the first error."""
+        if not self._failed:
+            self._failed = True
+            with contextlib.suppress(OSError, ValueError):
+                print(f"warning: cannot write {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            super().close()

@@ -25,8 +25,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resnet_dist import input_files
 from resnet_dist.checkpoint.disk import checkpoint_errors
 from resnet_dist.errors import CheckpointError
+from resnet_dist.input_files import open_regular, record_of
 
 FORMAT = 1  # version of the manifest and of the files that it lists
 
@@ -119,18 +121,18 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     if not optimizer or set(files) - {EMA} != {MODEL, STATE, *optimizer}:
         allowed = f"{', '.join(FILES)} (or all parts of {OPTIMIZER}), and optionally {EMA}"
         raise CheckpointError(str(path), f"must list exactly these files: {allowed}")
-    for name, entry in files.items():
-        if not isinstance(entry, dict) or set(entry) != {"size_bytes", "sha256"}:
-            raise CheckpointError(str(path), f"must give size_bytes and sha256 of {name}")
-    return {name: FileRecord(**entry) for name, entry in files.items()}
+    records = {name: record_of(FileRecord, entry) for name, entry in files.items()}
+    if bad := [name for name, record in records.items() if record is None]:
+        raise CheckpointError(str(path), f"must give size_bytes and sha256 of {bad[0]}")
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file of a checkpoint. Raises CheckpointError if it is missing, unreadable or not JSON."""
     try:
         with checkpoint_errors(path):
-            return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # invalid UTF-8 and invalid JSON are ValueErrors
+            return input_files.read_json(path)
+    except ValueError as error:  # invalid UTF-8 and invalid JSON are ValueErrors
         raise CheckpointError(str(path), f"is not valid JSON ({error})") from error
 
 
@@ -157,7 +159,7 @@ def verify(folder: Path) -> dict[str, FileRecord]:
     """
     records = check_sizes(folder)
     for name, record in records.items():
-        with checkpoint_errors(folder / name), (folder / name).open("rb") as file:
+        with checkpoint_errors(folder / name), open_regular(folder / name) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         check_hash(folder / name, record, sha256)
     return records

@@ -10,7 +10,6 @@ credentials and endpoints (environment variables, its config file, the machine's
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from resnet_dist.checkpoint import folders, format, restore
 from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
 from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
 from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError, TrainingError
+from resnet_dist.input_files import parse_json, read_whole
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -50,7 +50,7 @@ class Mirror:
         """
         records = format.check_sizes(checkpoint)
         with _store_errors(self.url):
-            manifest = (checkpoint / format.MANIFEST).read_bytes()
+            manifest = read_whole(checkpoint / format.MANIFEST)
             target = f"{self._root}/{checkpoint.name}"
             present = self._manifest(target)
             if present != manifest:
@@ -97,7 +97,7 @@ class Mirror:
     def _candidate(self, step: int, is_complete: bool) -> Candidate:
         metric = None
         if is_complete and self._retention.keep_best:
-            state = json.loads(self._files.cat_file(f"{self._root}/{format.folder_name(step)}/{format.STATE}"))
+            state = parse_json(self._files.cat_file(f"{self._root}/{format.folder_name(step)}/{format.STATE}"))
             metric = metric_of(state, self._retention.metric)
         return Candidate(step, is_complete, metric)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.disk import replace_whole
 from resnet_dist.errors import CheckpointError, StorageError
+from resnet_dist.input_files import record_of
 
 # Assumption: workers reach the same step boundary within seconds of each other and write to the same storage, so a
 # part that is ten minutes late will not arrive.
@@ -78,6 +79,8 @@ def _record(announcement: Path, number: int) -> format.FileRecord:
         content = format.read_json(announcement)
     except CheckpointError as error:
         raise StorageError(error.path, error.problem) from error
-    if "problem" in content:
-        raise StorageError(str(announcement.parent), f"worker {number} could not write its part: {content['problem']}")
-    return format.FileRecord(**content)
+    record = record_of(format.FileRecord, content)
+    if record is None:
+        problem = content.get("problem") if isinstance(content, dict) else None
+        raise StorageError(str(announcement.parent), f"worker {number} could not write its part: {problem}")
+    return record

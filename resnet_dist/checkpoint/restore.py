@@ -105,6 +105,6 @@ def newest(folder: Path) -> Checkpoint | None:
         raise CheckpointError(
             str(folder),
             f"none of its {len(candidates)} checkpoints is intact ({names}; the log has the reasons). Restore one of "
-            "them, or move the folder away to start over",
+            "them, or move the folder away and start over with --resume never",
         )
     return None

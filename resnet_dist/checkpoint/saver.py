@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.checkpoint.host_copy import HostBuffers
 from resnet_dist.checkpoint.mirror import Mirror
 from resnet_dist.checkpoint.parts import PartFiles
@@ -74,6 +75,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_progress: tuple[_Save, Future[tuple[Path, int]]] | None = None
         self._failures: list[tuple[int, StorageError]] = []  # consecutive: step, error
+        self._newest: tuple[Path, int] | None = None  # the checkpoint written last, and the device of its folder
 
     def reserve(self, tensors: Iterable[Tensor]) -> None:
         """Allocate, in the thread, the memory for saving `tensors`, whose values do not matter.
@@ -151,7 +153,9 @@ class Saver:
             if not self._is_rank_0:
                 assert self._parts is not None
                 return write_part(options.folder, content, self._parts), content.size_bytes()
+            self._check_newest()
             path = write(options.folder, content, self._parts, options.check_lease)
+            self._newest = path, options.folder.stat().st_dev
             size_bytes = content.size_bytes()
             if self._parts is not None:
                 size_bytes = sum(record.size_bytes for record in format.read_manifest(path).values())
@@ -163,6 +167,22 @@ class Saver:
         if self._uploads is not None:
             self._uploads.add(content.step, path)
         return path, size_bytes
+
+    def _check_newest(self) -> None:
+        """Raise StorageError if the checkpoint written last is gone because another file system is mounted instead."""
+        if self._newest is None:
+            return
+        path, device = self._newest
+        with storage_errors(path.parent):
+            if path.exists():
+                return
+            folder = path.parent
+            while not folder.exists():
+                folder = folder.parent
+            if folder.stat().st_dev != device:
+                problem = f"{path.name}, which was written before, is gone, and so is the disk: it was unmounted or"
+                raise StorageError(str(path.parent), f"{problem} another one is mounted over it. Mount it again")
+        log.warning("%s: was deleted while the run was training; the next checkpoint is written", path)
 
     def _finish(self) -> None:
         """Wait for the save in progress, if any, and report it. Raises any exception but StorageError."""

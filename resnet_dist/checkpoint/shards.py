@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.errors import CheckpointError
+from resnet_dist.input_files import parse_json
 
 # {parameter name: (first element, shape of the whole parameter)}: the parameter's states in this file are flat shards,
 # except for those without dimensions
@@ -45,9 +46,9 @@ def from_metadata(file: Path, metadata: Mapping[str, str]) -> tuple[list[str], S
     """Return the parameters without state, and the shards, of the optimizer file `file`. Raises CheckpointError."""
     key = _STATELESS
     try:
-        stateless = [str(name) for name in json.loads(metadata[key])]
+        stateless = [str(name) for name in parse_json(metadata[key].encode())]
         key = _SHARDS
-        entries = json.loads(metadata.get(key, "{}")).items()
+        entries = parse_json(metadata.get(key, "{}").encode()).items()
         shards = {name: (entry["start"], tuple(entry["shape"])) for name, entry in entries}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(str(file), f"its metadata {key!r} cannot be read ({error!r})") from error

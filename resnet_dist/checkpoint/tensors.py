@@ -23,6 +23,7 @@ from torch import Tensor
 from resnet_dist.checkpoint.disk import checkpoint_errors
 from resnet_dist.checkpoint.format import FileRecord
 from resnet_dist.errors import CheckpointError
+from resnet_dist.input_files import open_regular
 
 DTYPES = {
     "F64": torch.float64,
@@ -118,7 +119,7 @@ def read(path: Path) -> TensorFile:
     Every size in the header is checked against the file's size before memory is allocated.
     """
     try:
-        with checkpoint_errors(path), path.open("rb") as file:
+        with checkpoint_errors(path), open_regular(path) as file:
             return _read(_Hashed(file), os.fstat(file.fileno()).st_size)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"is not a safetensors file: {error}") from error

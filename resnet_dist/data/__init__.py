@@ -6,11 +6,12 @@ order, crops, random_bits        position in the stream -> sample, window, flip,
 requests                         the interface of decoders
 decode_torchvision, decode_dali  files -> pixels
 loader                           micro-batches of one worker
+
+Only `loader` and the decoders need torch, so the names below can be imported without it.
 """
 
 from resnet_dist.data.image_folder import index_image_folder
-from resnet_dist.data.index import Index, check_labels, check_same_classes, is_current
-from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, normalise, training_batches
+from resnet_dist.data.index import Index, check_labels, check_same_classes, compare_classes, is_current
 from resnet_dist.data.order import Stream
 from resnet_dist.data.requests import BatchRequest, Decoder
 from resnet_dist.data.sources import index_of
@@ -18,16 +19,12 @@ from resnet_dist.data.sources import index_of
 __all__ = [
     "BatchRequest",
     "Decoder",
-    "HostBatch",
     "Index",
     "Stream",
     "check_labels",
     "check_same_classes",
-    "decoder_for",
-    "evaluation_batches",
+    "compare_classes",
     "index_image_folder",
     "index_of",
     "is_current",
-    "normalise",
-    "training_batches",
 ]

@@ -1,14 +1,16 @@
-"""An index of image folders in torchvision's ImageFolder layout: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg.
+"""An index of image folders in torchvision's ImageFolder layout: root/train/CLASS/**/*.jpg, root/val/CLASS/**/*.jpg.
 
 The header of every file is read, so that broken files are found before training.
 """
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,78 +29,208 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 _THREADS = 16  # reading headers waits for the disk or the network, not for the CPU
 _NAMED = 5  # files that a message lists
 
-_log = logging.getLogger(__name__)
+# What a listing leaves out, as a note names it.
+_HIDDEN = "hidden files or folders"
+_OUTSIDE = "files outside of the class folders"
+_UNKNOWN = "files without the suffix of an image"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one split, from file names only; see `Index` for the attributes."""
+
+    classes: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    folder_times_ns: dict[str, int]
+    notes: tuple[str, ...]
 
 
 def index_image_folder(root: str, split: Split) -> Index:
-    """Index root/split: classes are the sorted folder names, samples the sorted files of each class.
+    """Index the images that `list_images` finds in root/split.
 
-    Files with other suffixes, hidden entries and folders inside a class are left out, with one warning that counts
-    them. Raises DataError, with the path, for a missing folder, no class folders, a class without images, classes that
-    differ between train and val, and files that are empty, truncated or not images.
+    Raises DataError as `list_images` does, and for files that are empty, truncated or not images.
     """
-    classes = _class_names(root, split)
-    other: Split = "val" if split == "train" else "train"
-    if (Path(root) / other).is_dir():
-        pair = {split: classes, other: _class_names(root, other)}
-        check_same_classes(root, pair["train"], pair["val"])
-
-    paths: list[str] = []
-    labels: list[int] = []
-    ignored: list[str] = []
-    # Times are taken before listing: a file added in between makes the index outdated, never silently incomplete.
-    folder_times_ns = {name: _time_ns(root, name) for name in (split, *(f"{split}/{name}" for name in classes))}
-    for label, name in enumerate(classes):
-        files = _image_files(root, f"{split}/{name}", ignored)
-        paths += files
-        labels += [label] * len(files)
-    if ignored:
-        where, names = f"{root}/{split}", _some(sorted(ignored))
-        _log.warning("%s: ignored %d entries without the suffix of an image: %s", where, len(ignored), names)
-
-    sizes = np.array(_sizes([os.path.join(root, path) for path in paths]), dtype=np.int32)  # noqa: PTH118
+    found = list_images(root, split)
+    sizes = np.array(_sizes([os.path.join(root, path) for path in found.paths]), dtype=np.int32)  # noqa: PTH118
     return Index(
         root=root,
-        classes=tuple(classes),
-        paths=tuple(paths),
-        labels=np.array(labels, dtype=np.int64),
+        classes=found.classes,
+        paths=found.paths,
+        labels=np.array(found.labels, dtype=np.int64),
         heights=sizes[:, 0].copy(),
         widths=sizes[:, 1].copy(),
-        folder_times_ns=folder_times_ns,
+        folder_times_ns=found.folder_times_ns,
+        notes=found.notes,
     )
 
 
+def list_images(root: str, split: Split) -> Listing:
+    """The images of root/split in the order of torchvision's ImageFolder; links are followed.
+
+    Classes are the sorted names of the folders in root/train, for both splits. Images may be in folders inside a class
+    folder. Left out, with a note that counts them, are files without the suffix of an image, files outside of class
+    folders, and files and folders whose name begins with a dot. A note also counts the classes that val does not have.
+
+    Raises DataError, with the path, for a folder that is missing or cannot be read, no class folders, a class without
+    images in train, a class that only val has, and a link to a folder above it.
+    """
+    # Times are taken before listing: a file added in between makes the index outdated, never silently incomplete.
+    above: tuple[str, ...] = ("train", split)  # the classes of val are those of train
+    times_ns = {name: _stat(root, name).st_mtime_ns for name in above if _is_folder(root, name)}
+    classes = class_names(root, split)
+    left_out = _LeftOut()
+    own: set[str] = set()
+    for name, is_folder in _entries(root, split, left_out):
+        if is_folder:
+            own.add(name)
+        else:
+            left_out.add(_OUTSIDE, f"{split}/{name}")
+    paths: list[str] = []
+    labels: list[int] = []
+    without: list[str] = []
+    for label, name in enumerate(classes):
+        folders = sorted(_folders(root, f"{split}/{name}", left_out)) if name in own else []
+        files = [f"{folder}/{file}" for folder, _, names in folders for file in sorted(names)]
+        paths += files
+        labels += [label] * len(files)
+        times_ns |= {folder: time_ns for folder, time_ns, _ in folders}
+        if not files:
+            without.append(name)
+    if without and (split == "train" or not paths):
+        folder = Path(root) / split / without[0]
+        found = _contents(folder) if without[0] in own else "nothing"
+        suffixes = " ".join(_SUFFIXES)
+        raise DataError(str(folder), f"is a class without images; it contains {found}; known suffixes: {suffixes}")
+    notes = left_out.notes(root, split)
+    if without:
+        notes.append(f"{root}/{split}: {len(without):,} of {len(classes):,} classes have no images: {_some(without)}")
+    return Listing(classes, tuple(paths), tuple(labels), times_ns, tuple(notes))
+
+
 def count_images(root: str, split: Split) -> int:
-    """The number of samples in the index of root/split, from file names only. Raises DataError as for the index."""
-    return sum(len(_image_files(root, f"{split}/{name}", [])) for name in _class_names(root, split))
+    """The number of samples in the index of root/split. Raises DataError as `list_images` does."""
+    return len(list_images(root, split).paths)
 
 
-def _class_names(root: str, split: Split) -> list[str]:
+def an_image(root: str, split: Split) -> str:
+    """The path of one image of root/split. Raises DataError as `list_images` does, for the folders that it reads."""
+    for name in class_names(root, split):
+        if _is_folder(root, f"{split}/{name}"):
+            for folder, _, names in _folders(root, f"{split}/{name}", _LeftOut()):
+                if names:
+                    return str(Path(root) / folder / min(names))
+    raise DataError(str(Path(root) / split), "has no images")
+
+
+def class_names(root: str, split: Split) -> tuple[str, ...]:
+    """The classes of both splits: the sorted folders of root/train; those of val only if there is no train.
+
+    Raises DataError if root/split is missing or has no class folder, and for classes that only val has.
+    """
+    own = _class_folders(root, split)
+    other: Split = "val" if split == "train" else "train"
+    if not _is_folder(root, other):
+        return own
+    names = {split: own, other: _class_folders(root, other)}
+    check_same_classes(root, names["train"], names["val"], subset=True)
+    return names["train"]
+
+
+def without_sub_folders(index: Index) -> Index | None:
+    """The samples that are directly in a class folder: those of indices of version 0.1. None if that is all or none."""
+    directly = np.array([path.count("/") == 2 for path in index.paths])
+    if directly.all() or not directly.any():
+        return None
+    return dataclasses.replace(
+        index,
+        paths=tuple(path for path, kept in zip(index.paths, directly, strict=True) if kept),
+        labels=index.labels[directly],
+        heights=index.heights[directly],
+        widths=index.widths[directly],
+    )
+
+
+def _class_folders(root: str, split: Split) -> tuple[str, ...]:
     folder = Path(root) / split
-    if not folder.is_dir():
-        where = Path(root)
-        found = "the folder above does not exist either"
-        if where.is_dir():
-            found = f"{root} contains {_some(sorted(entry.name for entry in where.iterdir()))}"
-        raise DataError(str(folder), f"no such folder; {LAYOUT}; {found}")
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not _is_folder(root, split):
+        above = f"contains {_contents(folder.parent)}" if _is_folder(root, ".") else "does not exist either"
+        raise DataError(str(folder), f"no such folder; {LAYOUT}; the folder above {above}")
+    names = tuple(sorted(name for name, is_folder in _entries(root, split, _LeftOut()) if is_folder))
     if not names:
-        found = _some(sorted(entry.name for entry in folder.iterdir()))
-        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {found}")
+        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {_contents(folder)}")
     return names
 
 
-def _image_files(root: str, folder: str, ignored: list[str]) -> list[str]:
-    """Relative paths of the images of one class, sorted. Adds all other entries to `ignored`."""
-    files: list[str] = []
-    with os.scandir(Path(root) / folder) as entries:
+class _LeftOut:
+    """What a listing leaves out: how many, and the first in sorted order, for each reason."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        num, first = self._found.get(reason, (0, path))
+        self._found[reason] = (num + 1, min(first, path))
+
+    def notes(self, root: str, split: Split) -> list[str]:
+        """A note for each reason; the example is relative to root/split."""
+        return [
+            f"{root}/{split}: left out {reason}: {num:,}, for example {_shown(first.removeprefix(f'{split}/'))}"
+            for reason, (num, first) in sorted(self._found.items())
+        ]
+
+
+def _folders(root: str, top: str, left_out: _LeftOut) -> Iterator[tuple[str, int, list[str]]]:
+    """(path, modification time in ns, image names) of the folder `top` and of all folders in it, unordered."""
+    waiting = [(top, frozenset(_identity(_stat(root, above)) for above in (".", os.path.dirname(top))))]  # noqa: PTH120
+    while waiting:
+        folder, above = waiting.pop()
+        stat = _stat(root, folder)
+        if _identity(stat) in above and (Path(root) / folder).is_symlink():
+            raise DataError(
+                str(Path(root) / folder), "is a link to a folder that contains it. Allowed: remove the link"
+            )
+        names: list[str] = []
+        for name, is_folder in _entries(root, folder, left_out):
+            if is_folder:
+                waiting.append((f"{folder}/{name}", above | {_identity(stat)}))
+            elif name.lower().endswith(_SUFFIXES):
+                names.append(name)
+            else:
+                left_out.add(_UNKNOWN, f"{folder}/{name}")
+        yield folder, stat.st_mtime_ns, names
+
+
+def _entries(root: str, folder: str, left_out: _LeftOut) -> Iterator[tuple[str, bool]]:
+    """(name, is a folder) of all entries of a folder that are not hidden."""
+    with _folder_errors(Path(root) / folder), os.scandir(Path(root) / folder) as entries:
         for entry in entries:
-            is_image = entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and not entry.is_dir()
-            (files if is_image else ignored).append(f"{folder}/{entry.name}")
-    if not files:
-        raise DataError(str(Path(root) / folder), f"is a class without images; known suffixes: {' '.join(_SUFFIXES)}")
-    return sorted(files)
+            if entry.name.startswith("."):
+                left_out.add(_HIDDEN, f"{folder}/{entry.name}")
+            else:
+                yield entry.name, entry.is_dir()
+
+
+def _is_folder(root: str, folder: str) -> bool:
+    with _folder_errors(Path(root) / folder):
+        return (Path(root) / folder).is_dir()
+
+
+def _stat(root: str, folder: str) -> os.stat_result:
+    with _folder_errors(Path(root) / folder):
+        return (Path(root) / folder).stat()
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+@contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(str(folder), f"cannot be read: {error.strerror}") from error
 
 
 def _sizes(paths: list[str]) -> list[tuple[int, int]]:
@@ -113,19 +245,24 @@ def _sizes(paths: list[str]) -> list[tuple[int, int]]:
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
         results = list(pool.map(size_or_error, paths, chunksize=256))
     errors = [result for result in results if isinstance(result, DataError)]
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        named = "; ".join(str(error) for error in errors[:_NAMED])
+        others = "; ".join(str(error) for error in errors[1:_NAMED])
         more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-        raise DataError(errors[0].path, f"is the first of {len(errors)} broken files: {named}{more}")
+        counted = f". The first of {len(errors)} broken files; the others are {others}{more}" if others else ""
+        raise DataError(errors[0].path, f"{errors[0].problem}{counted}")
     return [result for result in results if not isinstance(result, DataError)]
 
 
-def _time_ns(root: str, folder: str) -> int:
-    return (Path(root) / folder).stat().st_mtime_ns
+def _shown(name: str) -> str:
+    """A name of a file for a person: escaped if it has control characters or bytes that are not text."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _some(names: Iterable[str]) -> str:
-    shown = list(names)
+    shown = [_shown(name) for name in names]
     return f"{', '.join(shown[:_NAMED])}{' ...' if len(shown) > _NAMED else ''}" if shown else "nothing"
+
+
+def _contents(folder: Path) -> str:
+    with _folder_errors(folder):
+        return _some(sorted(entry.name for entry in folder.iterdir()))

@@ -7,6 +7,7 @@ is several times faster than opening the file with an image library. Other forma
 from __future__ import annotations
 
 import os
+import stat
 
 from PIL import Image, UnidentifiedImageError
 
@@ -30,11 +31,14 @@ def image_size(path: str) -> tuple[int, int]:
     Pixels are not decoded. Raises DataError if the file is missing, empty, truncated or not an image.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from error
     try:
-        num_bytes = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        num_bytes = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(path, "is not a file: delete it")
         if num_bytes == 0:
             raise DataError(path, "is empty (0 bytes): copy it again or delete it")
         head = os.pread(descriptor, _HEAD_BYTES, 0)

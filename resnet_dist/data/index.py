@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist import input_files
 from resnet_dist.errors import DataError
 
-_FORMAT = 1  # of the saved file
+_FORMAT = 2  # of the saved file; format 1, of version 0.1, has no source and no notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Index:
     labels           int64 [n]
     heights, widths  int32 [n], pixels of the stored image (without EXIF orientation)
     folder_times_ns  modification times of the listed folders in nanoseconds by relative path; see `is_current`
+    notes            what was left out, for a person
+    source           `data.source` of a saved index; empty if it is unknown
     """
 
     root: str
@@ -41,6 +44,8 @@ class Index:
     heights: NDArray[np.int32]
     widths: NDArray[np.int32]
     folder_times_ns: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         lengths = {len(self.paths), len(self.labels), len(self.heights), len(self.widths)}
@@ -78,26 +83,28 @@ class Index:
             "widths": self.widths,
             "folders": _text(list(self.folder_times_ns)),
             "times_ns": np.array(list(self.folder_times_ns.values()), dtype=np.int64),
+            "notes": _text(self.notes),
+            "source": _text([self.source]),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may save the same index at once: each writes a temporary file, the last rename wins.
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        temporary = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            with temporary.open("xb") as stream:
                 np.savez(stream, **columns)  # type: ignore[arg-type]
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(temporary).replace(file)
+            temporary.replace(file)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     @classmethod
     def load(cls, file: Path) -> Index:
         """Read a saved index. Raises DataError if the file is missing, damaged or of another format."""
         try:
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as columns:
-                if int(columns["format"]) != _FORMAT:
+            with input_files.open_regular(file) as stream, np.load(stream, allow_pickle=False) as columns:
+                if int(columns["format"]) not in (1, _FORMAT):
                     raise DataError(str(file), f"is an index of format {columns['format']}, not {_FORMAT}; delete it")
                 return cls(
                     root=_lines(columns["root"])[0],
@@ -107,6 +114,8 @@ class Index:
                     heights=columns["heights"],
                     widths=columns["widths"],
                     folder_times_ns=dict(zip(_lines(columns["folders"]), columns["times_ns"].tolist(), strict=True)),
+                    notes=tuple(_lines(columns["notes"])) if "notes" in columns else (),
+                    source="".join(_lines(columns["source"])) if "source" in columns else "",
                 )
         except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
             raise DataError(str(file), f"is not a saved index ({error}); delete it, and it is created again") from error
@@ -129,30 +138,49 @@ def is_current(index: Index) -> bool:
 
 def check_labels(index: Index, num_classes: int) -> None:
     """Raise DataError if a label is outside the `num_classes` outputs of the model."""
-    highest = int(index.labels.max())
-    if highest >= num_classes:
+    outside = np.flatnonzero(index.labels >= num_classes)
+    if outside.size:
+        first = int(outside[0])
         raise DataError(
             index.root,
-            f"has {len(index.classes)} classes (labels up to {highest}), but the model predicts {num_classes}; "
-            f"set model.num_classes to {len(index.classes)} or check data.root",
+            f"{outside.size:,} of {len(index):,} images have labels of {num_classes} or more, for example "
+            f"{index.paths[first]} with {index.labels[first]}; {_too_few(len(index.classes), num_classes)}",
         )
 
 
-def check_same_classes(root: str, train: Sequence[str], val: Sequence[str]) -> None:
+def compare_classes(root: str, classes: Sequence[str], num_classes: int) -> list[str]:
+    """A warning if the model predicts more classes than the data has. Raises DataError if it predicts fewer."""
+    if len(classes) > num_classes:
+        raise DataError(root, f"has {len(classes)} classes; {_too_few(len(classes), num_classes)}")
+    if len(classes) == num_classes:
+        return []
+    return [
+        f"{root}: has {len(classes)} classes and the model predicts {num_classes} (model.num_classes): no image "
+        "trains the other outputs"
+    ]
+
+
+def _too_few(in_data: int, in_model: int) -> str:
+    return f"the model predicts {in_model} classes. Set model.num_classes to {in_data} or check data.root"
+
+
+def check_same_classes(root: str, train: Sequence[str], val: Sequence[str], *, subset: bool = False) -> None:
     """Raise DataError, with the differences, unless both splits have the same classes in the same order.
 
-    A class that is missing in one split would shift the labels of all classes after it.
+    A class that is missing in one split would shift the labels of all classes after it. `subset`: val may have fewer
+    classes, since its labels are those of train.
     """
-    if tuple(train) == tuple(val):
-        return
     only_train, only_val = sorted(set(train) - set(val)), sorted(set(val) - set(train))
+    if tuple(train) == tuple(val) or (subset and not only_val):
+        return
     differences = [
         f"only in {split}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
         for split, names in (("train", only_train), ("val", only_val))
         if names
     ]
     what = "; ".join(differences) or "the same names in another order"
-    raise DataError(root, f"train has {len(train)} classes and val has {len(val)}: {what}. They must be the same")
+    allowed = "the classes of train, or some of them, in val" if subset else "the same classes in both"
+    raise DataError(root, f"train has {len(train)} classes and val has {len(val)}: {what}. Allowed: {allowed}")
 
 
 def _packed(lines: Sequence[str]) -> bytes:

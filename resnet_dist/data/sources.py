@@ -16,13 +16,19 @@ def index_of(recipe: DataRecipe, split: Split) -> Index:
     DataError for broken data.
     """
     index = _index_of_source(recipe, split)
-    if split == "train" and recipe.num_samples not in (None, len(index)):
+    if split == "train":
+        check_num_samples(recipe, index)
+    return index
+
+
+def check_num_samples(recipe: DataRecipe, train: Index) -> None:
+    """Raise RecipeError if `recipe.num_samples` is not the number of training samples."""
+    if recipe.num_samples not in (None, len(train)):
         raise RecipeError(
             "data.num_samples",
-            f"is {recipe.num_samples}, but the training split in {recipe.root} has {len(index)} images",
-            f"{len(index)}, or leave the key out; if the data is incomplete, copy it again",
+            f"is {recipe.num_samples}, but the training split in {recipe.root} has {len(train)} images",
+            f"{len(train)}, or leave the key out; if the data is incomplete, copy it again",
         )
-    return index
 
 
 def _index_of_source(recipe: DataRecipe, split: Split) -> Index:

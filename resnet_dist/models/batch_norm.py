@@ -213,9 +213,29 @@ def use_spans(
     `momentum` and `epsilon` of None keep each layer's own. Raises RecipeError for a batch norm whose class has another
     forward method than torch's (timm's BatchNormAct2d is supported), or whose number of channels is not known yet.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and not isinstance(module, SpanBatchNorm):
-            _convert(module, spans, name or "the model", momentum, epsilon)
+    layers = {
+        name or "the model": module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, SpanBatchNorm)
+    }
+    for key, attribute, wanted in (("epsilon", "eps", epsilon), ("momentum", "momentum", momentum)):
+        own = {name: getattr(layer, attribute) for name, layer in layers.items()}
+        replaced = [f"{value} of {name}" for name, value in own.items() if wanted not in (None, value)]
+        if replaced:
+            text = "batch_norm.%s %s replaces that of %d of %d batch norms, for example %s"
+            log.warning(text, key, wanted, len(replaced), len(layers), replaced[0])
+    without = [name for name, layer in layers.items() if layer.running_mean is None]
+    if without:
+        log.warning(
+            "%d of %d batch norms have no running statistics (track_running_stats=False), for example %s: in evaluation"
+            " they use the statistics of each batch, so results depend on evaluate.batch_size and on the number of"
+            " workers",
+            len(without),
+            len(layers),
+            without[0],
+        )
+    for name, layer in layers.items():
+        _convert(layer, spans, name, momentum, epsilon)
     return model
 
 
@@ -228,14 +248,6 @@ def _convert(layer: _BatchNorm, spans: Spans, name: str, momentum: float | None,
     if layer.num_features == 0 or any(map(is_lazy, layer.parameters())):
         found = f"{name} is a {kind.__qualname__} whose number of channels is not known yet"
         raise RecipeError("model.name", found, "a model that has seen an input, or a batch norm with num_features")
-    if epsilon is not None and layer.eps != epsilon:
-        log.warning("%s was built with epsilon %g; it is replaced by batch_norm.epsilon %g", name, layer.eps, epsilon)
-    if layer.running_mean is None:
-        log.warning(
-            "%s has no running statistics (track_running_stats=False): in evaluation it uses the statistics of each"
-            " batch, so results depend on evaluate.batch_size and on the number of workers",
-            name,
-        )
     layer.__class__ = type(kind.__name__, (SpanBatchNorm, kind), {})
     assert isinstance(layer, SpanBatchNorm)
     layer.eps = layer.eps if epsilon is None else epsilon

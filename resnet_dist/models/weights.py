@@ -42,10 +42,19 @@ def load_weights(model: nn.Module, path: str, num_classes: int) -> tuple[str, ..
     shapes = [f"{name} {list(given[name].shape)} (the model's is {list(own[name].shape)})" for name in others]
     _refuse("has tensors of another shape:", shapes, path)
     model.load_state_dict({name: tensor for name, tensor in given.items() if name not in left_out}, strict=False)
-    if left_out:
-        found = given[left_out[0]].shape[0]
-        _log.warning("%s: its head has %d classes, not %d; the model's head starts untrained", path, found, num_classes)
+    for problem, names in (
+        ("has a head of another number of classes, which starts untrained", left_out),
+        ("lacks counters of batch norms, which start at 0", sorted(counters & own.keys() - given.keys())),
+    ):
+        if names:
+            example = f"{names[0]}, {_shape(given, names[0])} in the file and {_shape(own, names[0])} in the model"
+            num = len(names)
+            _log.warning("%s %s: %d of the model's %d tensors, for example %s", path, problem, num, len(own), example)
     return left_out
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return str(list(tensors[name].shape)) if name in tensors else "absent"
 
 
 def read_state_dict(path: str) -> dict[str, Tensor]:

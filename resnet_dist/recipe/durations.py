@@ -15,8 +15,17 @@ from typing import Literal
 Unit = Literal["epochs", "steps", "samples"]
 
 _PATTERN = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s+(epoch|step|sample)s?\s*$")
+_NUMBER = re.compile(
+    r"[0-9.]{1,40}(?:[eE][+-]?0*[0-9]{1,2})?"
+)  # an exact 1e100 would take time, 1e999999999 the memory
 
-FORM = "a number and a unit: epochs, steps or samples (for example: 5 epochs, 500 steps, 1e6 samples)"
+# A position in the stream is a 64-bit integer, also for the largest batch and the largest data set (2**31 - 1).
+_LARGEST: dict[Unit, int] = {"epochs": 10**9, "steps": 10**9, "samples": 10**18}
+
+FORM = (
+    "a number and a unit: epochs, steps or samples (for example: 5 epochs, 500 steps, 1e6 samples), at most 1e9 epochs"
+    " or steps, or 1e18 samples"
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,12 @@ class Duration:
     def parse(cls, text: str) -> Duration:
         """Parse `text`. Raises ValueError, with the allowed forms."""
         match = _PATTERN.match(text)
-        if match is None:
-            raise ValueError(f"{text!r} is not a duration; write {FORM}")
-        unit: Unit = {"epoch": "epochs", "step": "steps", "sample": "samples"}[match[2]]  # type: ignore[assignment]
-        return cls(Fraction(match[1]), unit)
+        if match is not None and _NUMBER.fullmatch(match[1]):
+            unit: Unit = {"epoch": "epochs", "step": "steps", "sample": "samples"}[match[2]]  # type: ignore[assignment]
+            count = Fraction(match[1])
+            if count <= _LARGEST[unit]:
+                return cls(count, unit)
+        raise ValueError(f"{text!r} is not a duration; write {FORM}")
 
     def __str__(self) -> str:
         number = str(self.count.numerator) if self.count.denominator == 1 else repr(float(self.count))

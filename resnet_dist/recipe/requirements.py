@@ -12,6 +12,9 @@ from resnet_dist.recipe.references import is_reference
 
 REFERENCE_FORM = "package.module:function"
 
+WEEK_S = 7 * 24 * 3600  # the longest timeout: three times as long is below the limit of system calls, 2**31 ms
+LARGEST_COUNT = 2**31 - 1  # of anything; the product of two fits into the 64 bits of a position in the stream
+
 
 def require(condition: bool, key: str, value: object, allowed: str) -> Iterator[RecipeError]:
     """An error for `key` unless `condition` holds."""
@@ -19,9 +22,9 @@ def require(condition: bool, key: str, value: object, allowed: str) -> Iterator[
         yield RecipeError(key, f"found {value}", allowed)
 
 
-def at_least(low: int, key: str, value: int) -> Iterator[RecipeError]:
-    """An error unless `value` is at least `low`."""
-    yield from require(value >= low, key, value, f"a whole number from {low} up")
+def within(low: int, key: str, value: int, high: int = LARGEST_COUNT) -> Iterator[RecipeError]:
+    """An error unless `value` is from `low` to `high`."""
+    yield from require(low <= value <= high, key, value, f"a whole number from {low} to {high}")
 
 
 def positive(key: str, duration: Duration) -> Iterator[RecipeError]:
@@ -29,11 +32,12 @@ def positive(key: str, duration: Duration) -> Iterator[RecipeError]:
     yield from require(duration.count > 0, key, duration, "a duration above 0")
 
 
-def unused(key: str, value: object, only_with: str) -> Iterator[RecipeError]:
-    """An error for an option that is given (not None) but has no effect."""
+def unused(key: str, value: object, only_with: str, others: tuple[str, ...] = ()) -> Iterator[RecipeError]:
+    """An error for an option that is given (not None) but has no effect. `others`: the keys that it depends on."""
     if value is not None:
         found = str(value).lower() if isinstance(value, bool) else value
-        yield RecipeError(key, f"found {found}, which has no effect here", f"only with {only_with}; leave it out")
+        allowed = f"only with {only_with}; leave it out"
+        yield RecipeError(key, f"found {found}, which has no effect here", allowed, others)
 
 
 def one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:

@@ -24,4 +24,4 @@ def peak_learning_rate(recipe: ScheduleRecipe, batch_size: int) -> float:
         return recipe.base_lr * batch_size / REFERENCE_BATCH
     found = "found neither peak_lr nor base_lr" if recipe.peak_lr is None else "found both peak_lr and base_lr"
     allowed = "exactly one of schedule.peak_lr and schedule.base_lr (for a batch of 256)"
-    raise RecipeError("schedule.peak_lr", found, allowed)
+    raise RecipeError("schedule.peak_lr", found, allowed, ("schedule.base_lr",))

@@ -1,24 +1,36 @@
 """JSON lines: files with one JSON object per line, appended by one process and read by others at any time.
 
-A killed process or a full disk can leave an incomplete line. Readers skip lines that are not JSON objects, and
-appending after an incomplete line starts a new one.
+A killed process or a full disk can leave an incomplete line, and another version or a person other lines. Readers
+leave out what they cannot read and name it once. Appending after an incomplete line starts a new one.
+
+Readers take a function that converts parsed JSON to a record, or to None if it is not one:
+`functools.partial(record_of, Submission)`.
 """
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from resnet_dist.input_files import open_regular, open_to_append, parse_json
+
+T = TypeVar("T")
 
 Record = dict[str, Any]  # a JSON object
 
 log = logging.getLogger(__name__)
 
 TAIL_BYTES = 200_000  # enough for several hundred lines of metrics
+MAX_LINE_BYTES = 1_000_000  # assumption: a thousand times a line of metrics
+MAX_FILE_BYTES = 2_000_000_000  # assumption: metrics of four million steps; a larger file is not one of a run
+_QUOTED = 40  # bytes of a line that cannot be read
 
 
 def encode(record: Mapping[str, object]) -> bytes:
@@ -32,7 +44,7 @@ def encode(record: Mapping[str, object]) -> bytes:
 
 def append(path: Path, record: Mapping[str, object]) -> None:
     """Append a record and flush it to the disk. Raises OSError."""
-    with path.open("ab+") as file:
+    with open_to_append(path) as file:
         if ends_inside_a_line(file):
             file.write(b"\n")
         file.write(encode(record))
@@ -40,28 +52,41 @@ def append(path: Path, record: Mapping[str, object]) -> None:
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[Record]:
-    """All records of a file, oldest first. Logs the number of lines that are not records. Raises OSError."""
-    lines = path.read_bytes().splitlines()
-    records = list(_parsed(lines))
-    num_ignored = sum(1 for line in lines if line.strip()) - len(records)
-    if num_ignored:
-        log.warning("%s: %d lines are not JSON objects and were ignored", path, num_ignored)
+def read(path: Path, convert: Callable[[object], T | None]) -> list[T]:
+    """All records of a file, oldest first. Logs what cannot be read, once in a process. Raises OSError."""
+    records: list[T] = []
+    unreadable: list[tuple[int, bytes]] = []
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise OSError(errno.EINVAL, f"has more than {MAX_FILE_BYTES:,} bytes: it is not a file of a run", str(path))
+        for number, line in enumerate(_lines(file), 1):
+            record = _parsed(line, convert)
+            if record is not None:
+                records.append(record)
+            elif line.strip() and line.endswith(b"\n"):  # an incomplete last line is being written
+                unreadable.append((number, line[:_QUOTED]))
+    if unreadable:
+        number, start = unreadable[0]
+        lines = "1 line" if len(unreadable) == 1 else f"{len(unreadable)} lines"
+        quote = ascii(start.decode(errors="replace"))
+        _warn_once(f"{path}: ignored {lines} that cannot be read; line {number} begins with {quote}")
     return records
 
 
-def read_tail(path: Path, num_lines: int) -> list[Record]:
+def read_tail(path: Path, num_lines: int, convert: Callable[[object], T | None]) -> list[T]:
     """The records in the last `num_lines` lines; an empty list if the file cannot be read."""
-    return list(_parsed(line.encode() for line in last_lines(path, num_lines)))
+    lines = (line.encode() for line in last_lines(path, num_lines))
+    return [record for line in lines if (record := _parsed(line, convert)) is not None]
 
 
 def last_lines(path: Path, num_lines: int, at_most_bytes: int = TAIL_BYTES) -> list[str]:
     """The last lines of a text file; an empty list if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - at_most_bytes, 0))
-            return file.read().decode(errors="replace").splitlines()[-num_lines:]
+            text = file.read(at_most_bytes).decode(errors="replace")
+            return text.splitlines()[-num_lines:]
     except OSError:
         return []
 
@@ -74,24 +99,26 @@ def ends_inside_a_line(file: BinaryIO) -> bool:
     return file.read(1) != b"\n"
 
 
-class Follower:
+class Follower(Generic[T]):
     """Reads the records that are appended to a file after this object is created, once their lines are complete."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, convert: Callable[[object], T | None]) -> None:
+        self._path, self._convert = path, convert
         self._offset = path.stat().st_size if path.exists() else 0
 
-    def new_records(self) -> Iterator[Record]:
-        """The records since the last call. Raises OSError."""
+    def new_records(self) -> Iterator[T]:
+        """The records since the last call. Lines that cannot be read are left out. Raises OSError."""
         if not self._path.exists():
             return
-        with self._path.open("rb") as file:
+        with open_regular(self._path) as file:
             file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
+            while line := file.readline(MAX_LINE_BYTES):
+                if not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES:
                     return
                 self._offset += len(line)
-                yield from _parsed([line])
+                record = _parsed(line, self._convert)
+                if record is not None:
+                    yield record
 
 
 def without_non_finite(value: Any) -> Any:
@@ -109,11 +136,24 @@ def without_non_finite(value: Any) -> Any:
     return value
 
 
-def _parsed(lines: Iterable[bytes]) -> Iterator[Record]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # incomplete, empty, or not UTF-8
-            continue
-        if isinstance(record, dict):
-            yield record
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of a line that is too long only the beginning, which is no record."""
+    while line := file.readline(MAX_LINE_BYTES):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(MAX_LINE_BYTES)
+            if rest:
+                line = line[:_QUOTED] + b"...\n"
+        yield line
+
+
+def _parsed(line: bytes, convert: Callable[[object], T | None]) -> T | None:
+    try:
+        return convert(parse_json(line))
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)

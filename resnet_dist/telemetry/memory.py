@@ -18,7 +18,6 @@ from resnet_dist.recipe.schema import Recipe
 # Factor on the memory saved for the backward pass: gradients of two layers at a time, workspaces, fragmentation.
 # Assumption; if it is too small, the next attempt uses more micro-batches.
 _HEADROOM = 1.2
-_MIB = 2**20
 
 
 def num_micro_batches_that_fit(

@@ -5,7 +5,9 @@ Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps)
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
     "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
               num_nonfinite (samples with logits that are not finite; if there are any, top1, top5 and loss are null)
-    "event"   event detail; every attempt writes the event "started" with the step that it continues from
+              top5 is also null if the model predicts fewer than 6 classes
+    "event"   event detail; every attempt writes the event "started" with the step that it continues from, and then an
+              event "warning", with detail.text, for each thing that was left out, replaced or initialised again
 
 NaN and infinity are written as null.
 """
@@ -16,10 +18,12 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from resnet_dist.errors import StorageError
+from resnet_dist.input_files import open_to_append, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import Record
 
@@ -69,10 +73,10 @@ class MetricsFile:
         self._writer: SummaryWriter | None = None  # a SummaryWriter, created with the first record, whose step it needs
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)
-            if json_lines.ends_inside_a_line(self._file):
-                self._waiting = b"\n"
-                self._append_waiting()
+            opened = open_to_append(path)
+            self._waiting = b"\n" if json_lines.ends_inside_a_line(opened) else b""
+            self._file = opened.detach()  # without a buffer: the operating system has what was written
+            self._append_waiting()
         except OSError as error:
             raise StorageError(str(path), error.strerror or str(error)) from error
 
@@ -140,6 +144,52 @@ def _summary_writer(folder: Path, first: Mapping[str, object]) -> SummaryWriter 
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
+@dataclass(frozen=True)
+class _Detail:
+    """The values in the details of events that readers use."""
+
+    total_steps: int = 0
+    batch_size: int = 0
+    num_samples: int = 0
+    text: str = ""
+    stalled_s: float | None = None
+    write_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The values of a record that readers use; null is a number that is not finite."""
+
+    kind: Literal["train", "eval", "event"]
+    step: int
+    event: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+    gradient_norm: float | None = None
+    learning_rate: float | None = None
+    images_per_s: float | None = None
+    step_time_s: float | None = None
+    data_wait_s: float | None = None
+    time_left_s: float | None = None
+    time_s: float | None = None
+    sample_ids: int | None = None
+    num_samples: int | None = None
+    num_nonfinite: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or (self.kind == "event") != bool(self.event) or record_of(_Detail, self.detail) is None:
+            raise ValueError("not a record of metrics.jsonl")
+
+
+def metrics_record(content: object) -> Record | None:
+    """`content`, parsed JSON, if it is a record of metrics.jsonl; else None."""
+    return content if isinstance(content, dict) and record_of(_Known, content) is not None else None
+
+
 def read_metrics(path: Path) -> list[Record]:
     """The records of metrics.jsonl as an uninterrupted run would have written them, in the file's order.
 
@@ -148,18 +198,12 @@ def read_metrics(path: Path) -> list[Record]:
     their present names. Lines that are not records are ignored and logged. Raises OSError.
     """
     records: list[Record] = []
-    num_ignored = 0
-    for record in json_lines.read(path):
-        if record.get("kind") not in KINDS or type(record.get("step")) is not int:
-            num_ignored += 1
-            continue
+    for record in json_lines.read(path, metrics_record):
         if record.get("event") == "started":
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
         if record.get("event") in BOTTLENECK_EVENTS:
             record = {**record, "event": BOTTLENECK_EVENTS[0]}
         records.append(record)
-    if num_ignored:
-        log.warning("%s: %d records without a kind or a step were ignored", path, num_ignored)
     last = {(record["kind"], record["step"]): number for number, record in enumerate(records)}
     return [
         record

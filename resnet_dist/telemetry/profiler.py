@@ -57,5 +57,5 @@ class StepProfiler:
         finished.export_chrome_trace(str(trace))
         order = "self_cuda_time_total" if self._on_gpu else "self_cpu_time_total"
         table = finished.key_averages().table(sort_by=order, row_limit=_ROWS)
-        (self._folder / f"rank-{self._rank}.txt").write_text(table)
+        (self._folder / f"rank-{self._rank}.txt").write_text(table, encoding="utf-8")
         log.info("profile of steps %d to %d: %s", self._first, self._last, trace)

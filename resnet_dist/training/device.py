@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnet_dist.data import HostBatch, normalise, random_bits
+from resnet_dist.data import random_bits
+from resnet_dist.data.loader import HostBatch, normalise
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.schema import Recipe
 

@@ -16,13 +16,15 @@ from torch.func import functional_call
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.models.loss import cross_entropy_sum, num_correct, num_in_top_k, num_not_finite
 
+TOP_K = 5  # of top5
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """A model on a split: fractions of `num_samples` and the mean cross-entropy (without label smoothing).
 
     top1, top5 and loss are NaN if any sample has logits that are not finite: a fraction of the others would look like a
-    valid result.
+    valid result. In a run, top5 is also NaN if the model predicts no more than 5 classes: it would always be 1.
     """
 
     top1: float
@@ -55,7 +57,7 @@ def evaluate(
             logits = _forward(model, batch.images, autocast, average)
             loss += cross_entropy_sum(logits, batch.labels)
             counts[0] += num_correct(logits, batch.labels)
-            counts[1] += num_in_top_k(logits, batch.labels, 5)
+            counts[1] += num_in_top_k(logits, batch.labels, TOP_K)
             counts[2] += num_not_finite(logits)
             counts[3] += len(batch.labels)
     if dist.is_initialized():

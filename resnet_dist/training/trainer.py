@@ -11,7 +11,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.scaler import LEAST_SCALE
 from resnet_dist.errors import DivergedError

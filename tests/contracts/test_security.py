@@ -121,7 +121,7 @@ def test_incident_logs_output_and_processes_of_a_failed_run_contain_no_secret(
         ["render", "slurm", "--launcher", "torchrun", "place=auto"],
         ["render", "kubernetes", "--profile", "kubernetes-cpu"],
         ["submit", "slurm"],
-        ["submit", "kubernetes", "--profile", "kubernetes-cpu"],
+        ["submit", "kubernetes", "--profile", "site.yaml"],
         ["submit", "ray", "--dry-run"],
     ],
     ids=lambda command: " ".join(command[:2]),
@@ -133,9 +133,11 @@ def test_rendered_and_submitted_text_contains_no_secret(
 
     file = tmp_path / "small.yaml"
     file.write_text(yaml_source.dump(small))
+    shipped = (ROOT / "cluster" / "profiles" / "kubernetes-cpu.yaml").read_text()
+    (tmp_path / "site.yaml").write_text(shipped.replace("registry.example.com", "registry.site"))
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, answer in (("sbatch", "echo 7"), ("squeue", "exit 1"), ("kubectl", ":")):
+    for name, answer in (("sbatch", "echo 7"), ("squeue", ":"), ("kubectl", ":")):
         calls = f'echo "$0 $*" >> {tmp_path}/called; cat >> {tmp_path}/called; {answer}\n'
         (programs / name).write_text(f"#!/bin/bash\n{calls}")
         (programs / name).chmod(0o755)

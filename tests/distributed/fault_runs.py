@@ -55,18 +55,24 @@ class FaultRun:
         config["model"] = {**config["model"], "arguments": {"pace": str(self.pace_file)}}
         self.file = folder / "fault_run.yaml"
         self.file.write_text(yaml.safe_dump(config))
+        self.folder = folder  # also on PYTHONPATH: for code of a user
         self._log = folder / "output"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *overrides: str, processes: int = 1) -> None:
-        """Start the main job, in a session of its own; more than one process through torchrun."""
+    def start(self, *overrides: str, processes: int = 1, output: int | None = None) -> None:
+        """Start the main job, in a session of its own; more than one process through torchrun.
+
+        `output` is a descriptor in place of a file for what it prints.
+        """
         launch = [sys.executable]
         if processes > 1:
             launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [*launch, "-m", "launcher.train", str(self.file), *overrides]
-        with self._log.open("ab") as output:
+        paths = {"PYTHONPATH": f"{PACED}:{self.folder}"}
+        with self._log.open("ab") as log:
+            stream = log if output is None else output
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment(), start_new_session=True
+                command, stdout=stream, stderr=stream, env={**environment(), **paths}, start_new_session=True
             )
 
     @property
@@ -126,6 +132,38 @@ class FaultRun:
 
     def incident(self, attempt: int = 1) -> str:
         return (self.directory.incident(attempt) / "summary.txt").read_text()
+
+
+USERS_CODE = """
+import threading
+from torch import nn
+
+
+class TwoArgumentsError(Exception):
+    \"\"\"It can neither be pickled nor unpickled, nor shown.\"\"\"
+
+    def __init__(self, first, second):
+        super().__init__(first, second)
+        self.lock = threading.Lock()
+
+    def __str__(self):
+        raise self
+
+
+class Model(nn.Module):
+    def __init__(self, num_classes, kind):
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, num_classes), kind
+
+    def forward(self, images):
+        if self.kind == "exits":
+            raise SystemExit(3)
+        raise TwoArgumentsError(1, 2)
+
+
+def build(num_classes, pace, kind):
+    return Model(num_classes, kind)
+"""
 
 
 def assert_same_bits(found: FaultRun, expected: FaultRun) -> None:

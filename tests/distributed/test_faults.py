@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.checkpoint import restore
-from tests.distributed.fault_runs import FaultRun, assert_nothing_is_left, assert_same_bits, environment
+from tests.distributed.fault_runs import USERS_CODE, FaultRun, assert_nothing_is_left, assert_same_bits, environment
 
 Make = Callable[..., FaultRun]
 
@@ -161,3 +161,27 @@ def test_a_notice_file_saves_and_ends_with_75(fault_run: Make, tmp_path: Path, u
     run.start()
     run.end()
     assert_same_bits(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "message"),
+    [
+        ("raises", 1, "TwoArgumentsError: its message"),
+        ("exits", 1, "SystemExit: 3"),
+        ("raises", 2, "TwoArgumentsError: "),
+    ],
+)
+def test_what_the_users_code_raises_is_reported_with_its_name_and_exit_code_1(
+    fault_run: Make, kind: str, processes: int, message: str
+) -> None:
+    run = fault_run(faults={"hang_timeout_s": 15, "max_failures": 1})
+    (run.folder / "users.py").write_text(USERS_CODE)
+    run.start("model.name=users:build", f"model.arguments.kind={kind}", processes=processes)
+    output = run.end(code=1)
+    fatal = run.directory.fatal()
+    assert fatal is not None
+    assert (fatal.exit_code, fatal.kind) == (1, "UserCodeError")
+    assert fatal.message.startswith(f"UserCodeError: {message}")
+    assert f"error: {message}" in output
+    assert "users.py" in output  # the traceback
+    assert {attempt.end_facts.get("node") for attempt in run.directory.attempts()} == {None}

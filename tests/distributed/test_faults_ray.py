@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from resnet_dist.telemetry.metrics_file import read_metrics
-from tests.distributed.fault_runs import FaultRun
+from tests.distributed.fault_runs import USERS_CODE, FaultRun, assert_nothing_is_left, has_ended
 
 Make = Callable[..., FaultRun]
 
@@ -59,3 +61,43 @@ def test_a_straggler_and_a_rank_that_hangs_are_named(fault_run: Make, undisturbe
     assert "paced.py" in (run.directory.incident(1) / "stacks/rank-1.txt").read_text()
     assert "worker 1" in output
     assert_same_losses(run, undisturbed)
+
+
+@pytest.mark.ray
+def test_an_exception_of_a_user_that_ray_cannot_send_is_user_code(fault_run: Make) -> None:
+    run = fault_run(place="ray", workers=1, faults={"hang_timeout_s": 15, "max_failures": 0})
+    (run.folder / "users.py").write_text(USERS_CODE)
+    run.start("model.name=users:build", "model.arguments.kind=raises")
+    output = run.end(code=1)
+    assert "error: TwoArgumentsError: its message" in output
+    [attempt] = run.directory.attempts()
+    assert (attempt.exit_code, attempt.end_facts["class"], attempt.end_facts["node"]) == (1, "UserCodeError", None)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            yield child
+            yield from descendants(child)
+
+
+@pytest.mark.ray
+def test_a_second_ctrl_c_ends_ray_too(fault_run: Make) -> None:
+    run = fault_run(place="ray", workers=1)
+    run.pace(all=0.05)
+    run.start()
+    run.wait_for_step(3)
+    run.pace(all=3600)
+    processes = list(descendants(run.process.pid))
+    for _ in range(2):
+        os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(0.5)
+    output = run.end(code=130, timeout_s=60)
+    assert "Traceback" not in output
+    cause = "ended by a second Ctrl-C; there is no checkpoint"
+    assert [(attempt.exit_code, attempt.cause) for attempt in run.directory.attempts()] == [(130, cause)]
+    deadline = time.monotonic() + 30
+    while not all(map(has_ended, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(map(has_ended, processes))
+    assert_nothing_is_left(run)

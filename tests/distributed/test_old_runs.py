@@ -63,6 +63,22 @@ def test_a_run_that_was_killed_goes_on_with_its_own_span_and_the_same_losses(old
     assert saved.state["recipe"]["batch_norm"] == {"span": "global", "momentum": 0.1, "epsilon": 1e-5}
 
 
+@pytest.mark.parametrize("index", ["saved", "lost"])
+def test_a_run_that_left_out_images_in_sub_folders_is_refused_by_name(
+    old: Path, index: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(old))
+    more = old / "images" / "train" / "cat" / "more"
+    more.mkdir()
+    shutil.copy(more.parent / "0.jpg", more / "0.jpg")
+    if index == "lost":
+        shutil.rmtree(old / "storage" / "stopped" / "index")
+    assert main(arguments(old)) == 65
+    problem = capsys.readouterr().err
+    assert "has images in sub-folders of class folders: 1, for example train/cat/more/0.jpg" in problem
+    assert "Allowed: a run under another name" in problem
+
+
 def test_a_finished_run_is_found_finished(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(old, "name=whole")) == 0
     assert "finished already" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +38,81 @@ def test_several_signals_at_once_save_once(fault_run: Make, told: Callable[[Faul
     assert saved == [f"step-{attempt.last_step:08d}"]
     assert max(run.losses()) == attempt.last_step  # no step was lost
     assert_nothing_is_left(run)
+
+
+def starts_to_handle_signals(run: FaultRun) -> None:
+    """Within the first tenths of a second, before the imports."""
+    terminate = 1 << signal.SIGTERM - 1
+    status = Path(f"/proc/{run.process.pid}/status")
+    run.until(lambda: int(status.read_text().partition("SigCgt:")[2].split()[0], 16) & terminate)
+
+
+def trains(run: FaultRun) -> None:
+    run.wait_for_step(3)
+
+
+@pytest.mark.parametrize(("when", "steps"), [(starts_to_handle_signals, False), (trains, True)])
+def test_signals_that_do_not_cease_change_nothing_until_the_process_has_ended(
+    fault_run: Make, when: Callable[[FaultRun], None], steps: bool
+) -> None:
+    run = fault_run()
+    run.pace(all=0.05)
+    run.start()
+    when(run)
+    while run.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM):
+            run.process.send_signal(number)
+            time.sleep(0.003)
+    output = run.end(code=75)
+    attempts = run.directory.attempts()
+    assert [(attempt.exit_code, attempt.cause) for attempt in attempts] == [(75, "stopped on request")] * steps
+    assert output.count(" received: ") == 1
+    assert ("stopped before the first step; nothing was trained" in output) is not steps
+    assert "saved at step 0" not in output
+    assert_nothing_is_left(run)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_is_recorded_as_the_users(fault_run: Make) -> None:
+    run = fault_run()
+    run.pace(all=0.02)
+    run.start()
+    run.until(lambda: (run.directory.checkpoints / "step-00000010").exists())
+    child = run.pid()
+    run.pace(all=3600)
+    a_key_press_in_a_terminal(run)
+    time.sleep(0.5)
+    a_key_press_in_a_terminal(run)
+    output = run.end(code=130, timeout_s=30)
+    assert "Ctrl-C: saving at the next step; press Ctrl-C again to end without saving\n" in output
+    cause = "ended by a second Ctrl-C; the newest checkpoint is of step 10"
+    assert output.splitlines()[-2:] == ["Ctrl-C again: ending without saving", cause]
+    assert "Traceback" not in output
+    assert [(attempt.exit_code, attempt.cause) for attempt in run.directory.attempts()] == [(130, cause)]
+    run_ended = time.monotonic() + 30
+    while not has_ended(child) and time.monotonic() < run_ended:
+        time.sleep(0.01)
+    assert_nothing_is_left(run)
+
+
+def closed_terminal() -> int:
+    master, terminal = os.openpty()
+    os.close(master)
+    return terminal
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("output", [closed_terminal, full_disk])
+def test_a_run_whose_output_cannot_be_written_is_not_affected(fault_run: Make, output: Callable[[], int]) -> None:
+    run = fault_run()
+    descriptor = output()
+    run.start("duration=8 steps", output=descriptor)
+    os.close(descriptor)
+    run.end()
+    assert [attempt.cause for attempt in run.directory.attempts()] == ["finished"]
+    assert sorted(run.losses()) == list(range(1, 9))
 
 
 def test_a_run_that_was_suspended_for_longer_than_a_hang_goes_on(fault_run: Make, undisturbed: FaultRun) -> None:

@@ -105,7 +105,7 @@ def test_a_run_is_submitted_followed_and_told_to_save(
     command = ["submit", "ray", str(config_file), "place=ray", "workers=1", "duration=100000 steps"]
     refused = run_launcher(*command, "--address", address, HOME=str(tmp_path / "nobody"), RAY_AUTH_MODE="disabled")
     assert refused.returncode == 69, refused.stderr
-    assert "the cluster requires its token" in refused.stderr
+    assert "requires the cluster's token" in refused.stderr
 
     run = tmp_path / "runs" / "tiny"
     run.parent.mkdir()

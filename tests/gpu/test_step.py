@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.peers import OurTrainer, Setting, synthetic
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.recipe.schema import OptimizerRecipe, Precision, Recipe, SpeedRecipe
 from resnet_dist.training.device import ToDevice, set_up_torch
 

@@ -130,9 +130,12 @@ class Host:
 
 
 class RayHosts:
-    """A head without CPUs, on whose host drivers run, and workers with one CPU each."""
+    """A head without CPUs, on whose host drivers run, and workers with one CPU each.
 
-    def __init__(self, root: Path, workers: list[str]) -> None:
+    `own_name`: the address that a host has for its own name, in place of its network address.
+    """
+
+    def __init__(self, root: Path, workers: list[str], own_name: str | None = None) -> None:
         self.root, self.workers = root, workers
         self.environment = {
             **plain_environment(),
@@ -145,24 +148,30 @@ class RayHosts:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "60",
         }
         addresses = {name: f"{NET}{10 + number}" for number, name in enumerate(["head", *workers])}
-        hosts_file = root / "hosts"
-        hosts_file.write_text("127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, at in addresses.items()))
+        files = {name: root / f"{name}.hosts" for name in addresses}
+        for name, file in files.items():
+            known = addresses if own_name is None else {**addresses, name: own_name}
+            file.write_text("127.0.0.1 localhost\n" + "".join(f"{at} {other}\n" for other, at in known.items()))
         self._switch = namespaces("--net", "sleep", "infinity")
         switch = only_child(self._switch.pid)
         call("nsenter", "--target", str(switch), "--net", "ip", "link", "add", "bridge", "type", "bridge")
         call("nsenter", "--target", str(switch), "--net", "ip", "link", "set", "bridge", "up")
-        self.hosts = {name: Host(name, at, hosts_file, switch) for name, at in addresses.items()}
+        self.hosts = {name: Host(name, at, files[name], switch) for name, at in addresses.items()}
         self._ray: dict[str, subprocess.Popen[str]] = {}
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
+    def boot(self, *names: str) -> None:
+        """Have these hosts up, without starting Ray."""
+        for name in names:
+            if not self.hosts[name].on:
+                self.hosts[name].boot()
+
     def start(self, *workers: str) -> None:
         """Have exactly these workers up, and the head; what is up already stays."""
+        self.boot("head", *workers)
         for name in ("head", *workers):
-            host = self.hosts[name]
-            if not host.on:
-                host.boot()
             if name not in self._ray or self._ray[name].poll() is not None:
                 self._start_ray(name)
             if name == "head":
@@ -297,6 +306,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
     hosts.close()
 
 
+@pytest.fixture(scope="module")
+def debian_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHosts]:
+    """Hosts whose own name is 127.0.1.1, as in Debian's /etc/hosts; off until `boot` or `start`."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    if reason := missing():
+        pytest.skip(reason)
+    hosts = RayHosts(tmp_path_factory.mktemp("debian-hosts"), ["w1", "w2"], own_name="127.0.1.1")
+    yield hosts
+    hosts.close()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data") / "digits")
@@ -368,13 +388,18 @@ def write_config(folder: Path, digits: Path, **more: Any) -> Path:
 
 
 @pytest.fixture
-def train(lab: RayHosts, tmp_path: Path, digits: Path) -> Iterator[Callable[..., Training]]:
-    """Start a run with overrides."""
-    config = write_config(tmp_path, digits)
+def config(tmp_path: Path, digits: Path) -> Path:
+    """The config of a run, in a file."""
+    return write_config(tmp_path, digits)
+
+
+@pytest.fixture
+def train(request: pytest.FixtureRequest, config: Path) -> Iterator[Callable[..., Training]]:
+    """Start a run with overrides, on the hosts of `lab` or of `on`."""
     started: list[Training] = []
 
-    def start(*overrides: str) -> Training:
-        started.append(Training(lab, config, *overrides))
+    def start(*overrides: str, on: RayHosts | None = None) -> Training:
+        started.append(Training(on or request.getfixturevalue("lab"), config, *overrides))
         return started[-1]
 
     yield start

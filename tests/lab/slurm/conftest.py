@@ -102,10 +102,13 @@ class Host:
 
     def popen(self, *command: str, **keywords: object) -> subprocess.Popen[str]:
         """Start `command` there, in the folder `cwd`."""
-        folder = str(keywords.pop("cwd", "/"))  # nsenter goes to the root
-        enter = ("nsenter", "--target", str(self._pid), "--mount", "--uts", "--ipc", "--net", "--pid")
-        line = (*enter, "bash", "-c", 'cd "$0" && exec "$@"', folder, *command)
+        line = (*self.enter(str(keywords.pop("cwd", "/"))), *command)
         return subprocess.Popen(line, stdin=subprocess.DEVNULL, text=True, **keywords)  # type: ignore[call-overload,no-any-return]
+
+    def enter(self, folder: str) -> tuple[str, ...]:
+        """The words that run the command after them there, in `folder`."""
+        enter = ("nsenter", "--target", str(self._pid), "--mount", "--uts", "--ipc", "--net", "--pid")
+        return (*enter, "bash", "-c", 'cd "$0" && exec "$@"', folder)  # nsenter goes to the root
 
     def run(self, *command: str, check: bool = True, **keywords: object) -> str:
         """Run `command` there; what it printed."""

@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from cluster.profile import Container, SlurmProfile
+from cluster.profile import Container, Network, SlurmProfile
 from cluster.slurm.script import Launcher, render
 from cluster.spec import RunSpec, Variant
 
@@ -34,10 +34,28 @@ for word; do case $word in --port=*) port=${word#*=} ;; esac; done
 exec {python} -c 'import socket, sys, time; s = socket.create_server(("", int(sys.argv[1]))); time.sleep(1e6)' "$port"
 """
 NOTICE_S = 9  # of which 6 are for the driver
+# The variables of an image win over those of its caller.
+IMAGE_ENV = "env SITE=image LAUNCHER_SUBMISSION=image OMP_NUM_THREADS=image RAY_ADDRESS=image"
 # Apptainer's way of being called: options, an image, a command.
-APPTAINER = """#!/bin/bash
-shift; while [ "$1" = --bind ]; do echo "bound $2" >> "$APPTAINER_LOG"; shift 2; done
-shift; exec "$@"
+APPTAINER = f"""#!/bin/bash
+shift; while [ "$1" = --bind ]; do echo "bound $2" >> "$IMAGE_LOG"; shift 2; done
+shift; exec {IMAGE_ENV} "$@"
+"""
+# srun with pyxis: options for the container, then a command. A container with a name is imported once on a node.
+PYXIS = f"""#!/bin/bash
+options=()
+while [[ $1 == --* ]]; do
+    case $1 in
+        --container-name=*) name=${{1#*=}} ;;
+        --container-mounts=*) mounts=${{1#*=}} ;;
+        --container-image=*) ;;
+        *) options+=("$1") ;;
+    esac
+    shift
+done
+start='! mkdir "$IMAGE_LOG-$0-$SLURMD_NODENAME" 2> /dev/null || echo imported >> "$IMAGE_LOG"
+    echo "bound ${{1%%,*}}" >> "$IMAGE_LOG"; shift; exec {IMAGE_ENV} "$@"'
+exec /usr/bin/srun "${{options[@]}}" bash -c "$start" "$name" "$mounts" "$@"
 """
 SAVES_WHEN_TOLD = "trap 'echo saved; exit 75' USR2; echo training; while :; do sleep 0.1; done"
 THEN_FINISHES = '[ "$SLURM_RESTART_COUNT" != 1 ] || { echo finishing; exit 0; }\n' + SAVES_WHEN_TOLD
@@ -48,20 +66,27 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A venv whose programs are the scripts above."""
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "bin").mkdir()
-    for name, text in (("python", PYTHON), ("ray", RAY), ("apptainer", APPTAINER)):
-        (folder / "bin" / name).write_text(text.replace("{python}", sys.executable))
-        (folder / "bin" / name).chmod(0o755)
+    (folder / "pyxis").mkdir()
+    for name, text in (("bin/python", PYTHON), ("bin/ray", RAY), ("bin/apptainer", APPTAINER), ("pyxis/srun", PYXIS)):
+        (folder / name).write_text(text.replace("{python}", sys.executable))
+        (folder / name).chmod(0o755)
     return folder
 
 
 @pytest.fixture(scope="session")
-def script(stand_ins: Path, scratch: Path) -> Callable[..., str]:
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def script(stand_ins: Path, scratch: Path, storage: Path) -> Callable[..., str]:
     """The rendered script of a run whose driver does what `driver` says."""
     numbers = itertools.count()
 
     def make(driver: str, launcher: Launcher = "ray", profile: dict[str, Any] | None = None, **spec: Any) -> str:
         workers = spec.get("nodes", 1)
-        needs = {"name": f"run{next(numbers)}", "storage": "/tmp", "least_workers": workers, "most_workers": workers}
+        needs = {"name": f"run{next(numbers)}", "storage": str(storage)}
+        needs |= {"least_workers": workers, "most_workers": workers}
         needs |= {"max_requeues": 1, "notice_s": NOTICE_S, "config": driver}
         site = {"venv": str(stand_ins), "scratch": str(scratch), "notice_s": NOTICE_S} | (profile or {})
         return render(RunSpec(**(needs | spec)), SlurmProfile(**site), launcher)
@@ -70,13 +95,16 @@ def script(stand_ins: Path, scratch: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def slow_jobs(slurm: Any, script: Callable[..., str]) -> dict[str, str]:
+def slow_jobs(slurm: Any, script: Callable[..., str], storage: Path) -> dict[str, str]:
     """Jobs whose lives take a while, started at once; the tests that look at them come last."""
     variants = tuple(Variant(name=f"s{seed}", overrides=(f"seed={seed}", f"name=s{seed}")) for seed in (7, 8))
     deaf = '[ "$SLURM_RESTART_COUNT" != 1 ] || exit 0\ntrap "" USR2\n'
     deaf += 'scancel --signal=USR2 --batch "$SLURM_JOB_ID"; while :; do sleep 0.1; done'
     seeds = 'echo "overrides: $*"; [ "$1-$SLURM_RESTART_COUNT" != seed=7- ] || exit 75'
+    saves = f'n=${{SLURM_RESTART_COUNT:-0}}; mkdir -p "{storage}/long/checkpoints/step-0000000$((n + 1))"; '
+    saves += '[ "$n" -lt 2 ] && exit 75; exit 0'
     return {
+        "long": slurm.submit(script(saves, name="long")),
         "limited": slurm.submit(script(THEN_FINISHES, walltime_s=60)),
         "capped": slurm.submit(script("exit 76", max_requeues=2)),
         "deaf": slurm.submit(script(deaf)),
@@ -97,16 +125,24 @@ def test_the_exit_code_of_the_job_is_the_drivers(slurm: Any, script: Callable[..
         assert slurm.leftovers(job) == []
 
 
-def test_torchrun_keeps_the_exit_code_of_the_worker_at_fault(slurm: Any, script: Callable[..., str]) -> None:
-    # rank 1 knows what is wrong; the others only see that it is gone
+def test_torchrun_keeps_the_exit_code_of_the_worker_at_fault(
+    slurm: Any, script: Callable[..., str], storage: Path
+) -> None:
+    # rank 1 knows what is wrong; the others only see that it is gone, or wait for it until srun kills them
     fails = '[ "$RANK" = 1 ] && exit 65; sleep 1; exit 76'
     failing = slurm.submit(script(fails, "torchrun", nodes=2, most_workers=4, least_workers=4))
+    hangs = '[ "$RANK" != 1 ] || exit 78; trap "" TERM USR2; while :; do sleep 0.1; done'
+    hanging = script(hangs, "torchrun", nodes=2, most_workers=4, least_workers=4).replace("--wait=60", "--wait=3")
+    hanging = slurm.submit(hanging)
     says = 'printf "given %s\\n" "$1"'
     good = slurm.submit(script(says, "torchrun", most_workers=2, least_workers=2, overrides=("a=$$ ${rank}",)))
     assert slurm.wait(failing)["ExitCode"] == "65:0", slurm.output(failing)
+    ended = slurm.wait(hanging)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("78:0", "0"), slurm.output(hanging)
     assert slurm.wait(good)["ExitCode"] == "0:0", slurm.output(good)
     assert slurm.output(good).count("given a=$$ ${rank}\n") == 2
-    assert slurm.leftovers(failing) + slurm.leftovers(good) == []
+    assert slurm.leftovers(failing) + slurm.leftovers(good) + slurm.leftovers(hanging) == []
+    assert not list(storage.glob(".rl-*"))
 
 
 @pytest.mark.parametrize("launcher", ["ray", "torchrun"])
@@ -120,7 +156,7 @@ def test_a_notice_saves_requeues_and_the_next_life_finishes(
     output = slurm.output(job)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
     assert "saved" in output, output
-    assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
+    assert output.index("saved") < output.index("exit code 75: requeued; restart 1") < output.index("finishing")
     assert slurm.leftovers(job) == []
 
 
@@ -139,22 +175,54 @@ def test_a_cancelled_job_saves_and_never_comes_back(slurm: Any, script: Callable
     assert slurm.job(job)["JobState"] == "CANCELLED"
 
 
-@pytest.mark.parametrize("launcher", ["ray", "torchrun"])
-def test_everything_that_needs_the_launcher_runs_in_the_image(
-    slurm: Any, script: Callable[..., str], stand_ins: Path, tmp_path: Path, launcher: Launcher
+@pytest.mark.parametrize(("launcher", "runtime"), [("ray", "apptainer"), ("torchrun", "apptainer"), ("ray", "pyxis")])
+def test_everything_that_needs_the_launcher_runs_in_the_image_with_the_variables_of_the_profile(
+    slurm: Any,
+    script: Callable[..., str],
+    stand_ins: Path,
+    tmp_path: Path,
+    launcher: Launcher,
+    runtime: Literal["apptainer", "pyxis"],
 ) -> None:
-    log = tmp_path / "apptainer.log"
-    path = f"{stand_ins / 'bin'}:/usr/bin:/bin"
+    log, storage = tmp_path / "image.log", tmp_path / "my runs"
     site = {
         "venv": None,
-        "container": Container(runtime="apptainer", image="/an/image.sif"),
-        "environment": {"PATH": path, "APPTAINER_LOG": str(log)},
+        "container": Container(runtime=runtime, image="/an/image"),
+        "environment": {"PATH": f"{stand_ins / runtime}:{stand_ins / 'bin'}:/usr/bin:/bin", "IMAGE_LOG": str(log)},
+        "network": Network(environment={"SITE": "profile"}),
+        "sbatch": ("--export=NONE",),
     }
     num_calls = {"ray": 3, "torchrun": 2}[launcher]  # two nodes, and the driver
-    driver = f'until [ "$(grep -c "my runs" "$APPTAINER_LOG")" = {num_calls} ]; do sleep 0.1; done'
-    job = slurm.submit(script(driver, launcher, site, nodes=2, storage="/shared/my runs"))
-    assert slurm.wait(job)["ExitCode"] == "0:0", slurm.output(job)
-    assert log.read_text().count("bound /shared/my runs:/shared/my runs\n") == num_calls
+    driver = f'until [ "$(grep -c "bound.*my runs" "$IMAGE_LOG")" = {num_calls} ]; do sleep 0.1; done\n'
+    driver += 'echo "sees $SITE $LAUNCHER_SUBMISSION $OMP_NUM_THREADS $RAY_ADDRESS"; exit 76'
+    job = slurm.submit(script(driver, launcher, site, nodes=2, storage=str(storage), max_requeues=0))
+    assert slurm.wait(job)["ExitCode"] == "76:0", slurm.output(job)
+    assert "cluster.max_requeues allows 0 restarts after faults" in slurm.output(job)  # says the record
+    assert log.read_text().count(f"bound {storage}:{storage}\n") == num_calls + 1  # the record is asked in the image
+    assert log.read_text().count("imported\n") == (2 if runtime == "pyxis" else 0)  # once on a node
+    seen = [line.split()[1:] for line in slurm.output(job).splitlines() if line.startswith("sees")]
+    assert len(seen) == {"ray": 1, "torchrun": 2}[launcher]
+    for site_value, submission, threads, address in seen:
+        assert (site_value, submission) == ("profile", f"slurm-{job}")
+        assert threads == ("1" if launcher == "torchrun" else "image")  # Ray sets the threads of its workers itself
+        assert (address != "image") is (launcher == "ray")
+
+
+def test_variables_of_the_shell_that_submits_do_not_change_the_job(slurm: Any, script: Callable[..., str]) -> None:
+    shell = (  # that of an outer job
+        "SLURM_ARRAY_JOB_ID=1 SLURM_ARRAY_TASK_ID=3 SLURM_RESTART_COUNT=20 SLURM_GRES=gpu:1 SLURM_GPUS_PER_NODE=1 "
+        "SLURM_MEM_PER_CPU=99999 RANK=0 WORLD_SIZE=9 MASTER_ADDR=nowhere MASTER_PORT=1 NCCL_SOCKET_IFNAME=none "
+        "SETTINGS=false INSIDE=false HOSTS=nowhere"
+    )
+    file = slurm.jobs_folder / "from-a-job.sh"
+    seen = 'echo "sees ${NCCL_SOCKET_IFNAME-} $WORLD_SIZE $LAUNCHER_SUBMISSION"; [ "$RANK" != 0 ] || exit 75'
+    file.write_text(script(seen, "torchrun", nodes=2, max_requeues=1))
+    job = slurm("env", *shell.split(), "sbatch", "--parsable", str(file)).strip()
+    ended = slurm.wait(job)
+    output = slurm.output(job)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "1"), output
+    assert output.count(f"sees  2 slurm-{job}\n") == 4, output
+    assert "ignored variables of the environment: " in output
 
 
 def test_spare_nodes_are_part_of_the_cluster(slurm: Any, script: Callable[..., str]) -> None:
@@ -227,11 +295,13 @@ def test_a_preempted_job_saves_gives_way_and_comes_back(slurm: Any, script: Call
     assert slurm.leftovers(low) == []
 
 
-def test_restarts_are_capped(slurm: Any, slow_jobs: dict[str, str]) -> None:
+def test_restarts_are_capped_but_for_those_after_progress(slurm: Any, slow_jobs: dict[str, str]) -> None:
+    ended = slurm.wait(slow_jobs["long"])  # has max_requeues 1, too
+    assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "2"), slurm.output(slow_jobs["long"])
     job = slow_jobs["capped"]
     ended = slurm.wait(job)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "76:0", "2"), slurm.output(job)
-    assert "all 2 restarts are used" in slurm.output(job)
+    assert "cluster.max_requeues allows 2 restarts after faults" in slurm.output(job)
 
 
 def test_one_task_of_an_array_is_requeued_alone(slurm: Any, slow_jobs: dict[str, str]) -> None:
@@ -257,7 +327,7 @@ def test_the_time_limit_saves_requeues_and_the_next_life_finishes(slurm: Any, sl
     output = slurm.output(job)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), output
     assert "saved" in output, output
-    assert output.index("saved") < output.index("requeued, restart 1 of at most 1") < output.index("finishing")
+    assert output.index("saved") < output.index("exit code 75: requeued; restart 1") < output.index("finishing")
     assert slurm.leftovers(job) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cluster.profile import SlurmProfile
-from cluster.slurm.script import Launcher, render
+from cluster.slurm.script import Launcher, ray_socket, render
 from cluster.spec import RunSpec
 from launcher.commands.prepare import write_digits
 from launcher.config import load as configs
@@ -116,6 +116,11 @@ def test_ray_on_two_nodes_saves_at_a_notice_comes_back_and_has_the_losses_of_one
     while not (run / "metrics.jsonl").exists() or len(losses(run)) < 3:
         assert time.monotonic() < deadline, slurm.output(job)
         time.sleep(0.1)
+    sockets = (
+        slurm.hosts[slurm.nodes[0]].run("find", str(slurm.scratch), "-type", "s", "-name", "plasma_store*").split()
+    )
+    pid = sockets[0].partition("/sockets/")[0].rpartition("_")[2]
+    assert [len(socket) for socket in sockets] == [len(ray_socket(str(slurm.scratch), job, 0, pid))]
     slurm("scancel", "--signal=USR2", "--batch", job)
     ended = slurm.wait(job, timeout_s=300)
     assert (ended["ExitCode"], ended["Restarts"]) == ("0:0", "1"), slurm.output(job)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
+import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 
 from launcher import cli
 from launcher.places import slurm as slurm_jobs
-from launcher.places.programs import Answer
+from launcher.places.programs import call_once
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
 
@@ -36,19 +39,17 @@ exec {python} -c 'import socket, sys, time; s = socket.create_server(("", int(sy
 @pytest.fixture
 def command(slurm: Any, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """slurm CONFIG --profile SITE; the launcher's calls of SLURM's programs reach the lab."""
-
-    def call(program: str, *arguments: str, given: str | None = None, timeout_s: float = 60.0) -> Answer:
-        text = tmp_path / "standard-input"
-        text.write_text(given or "")
-        line = ("sh", "-c", 'exec "$@" < "$0"', str(text), program, *arguments)
-        pipe = subprocess.PIPE
-        process = slurm.hosts["control"].popen(
-            *line, cwd=slurm.jobs_folder, env=slurm.environment, stdout=pipe, stderr=pipe
-        )
-        out, err = process.communicate(timeout=timeout_s)
-        return Answer(process.returncode, out, err)
-
-    monkeypatch.setattr(slurm_jobs, "call", call)
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    for program in ("sbatch", "squeue", "scancel", "scontrol", "sacct"):
+        line = shlex.join([*slurm.hosts["control"].enter(str(slurm.jobs_folder)), str(shutil.which(program))])
+        path = shlex.quote(os.environ["PATH"])  # the job's, too
+        (clients / program).write_text(f'#!/bin/bash\nexport PATH={path}\nexec {line} "$@"\n')
+        (clients / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{clients}:{os.environ['PATH']}")
+    for name in os.environ.keys() - slurm.environment.keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     programs = tmp_path / "venv" / "bin"
     programs.mkdir(parents=True)
     for name, text in (("python", PYTHON), ("ray", RAY)):
@@ -79,6 +80,17 @@ def output(run: RunDirectory, text: str) -> str:
             return printed
         assert time.monotonic() < deadline, printed
         time.sleep(0.2)
+
+
+def pid_outside(pid: str, name: str) -> tuple[int, int]:
+    """The process id, and its parent's, of a program with the id `pid` on one of the lab's hosts."""
+    for file in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            status = dict(line.split(":", 1) for line in file.read_text().splitlines())
+            ids = status["NSpid"].split()
+            if status["Name"].strip() == name and len(ids) > 1 and ids[-1] == pid:
+                return int(ids[0]), int(status["PPid"])
+    raise AssertionError(f"{name} {pid} does not run")
 
 
 def state(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
@@ -135,3 +147,66 @@ def test_a_job_that_waits_says_why(
     assert state(run, capsys) == ("pending", "held by its owner: scontrol release (JobHeldUser)")
     assert cli.main(["cancel", str(run.path)]) == 0
     assert state(run, capsys)[0] == "failed"  # it ended before anything began
+
+
+def test_variables_of_the_shell_and_of_an_outer_job_do_not_change_a_job(
+    slurm: Any,
+    command: list[str],
+    run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shell = {
+        "SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "urgent", "SBATCH_NO_REQUEUE": "1", "SBATCH_EXPORT": "NONE",
+        "SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "1", "SLURM_NTASKS": "64", "SLURM_CPUS_PER_TASK": "64",
+        "SQUEUE_STATES": "FAILED", "SQUEUE_FORMAT": "%i", "SCANCEL_NAME": "other",
+    }  # fmt: skip
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["submit", *command]) == 0
+    assert "variables of this shell that sbatch does not get: SBATCH_EXPORT, " in capsys.readouterr().out
+    job = slurm.job(submissions.read(run)[0].id)
+    assert (job["TimeLimit"], job["Partition"], job["Requeue"]) == ("UNLIMITED", "normal", "1")
+    assert (job["NumTasks"], job["MinMemoryNode"]) == ("1", "0")
+    output(run, "training")
+    assert slurm_jobs.ask(job["JobId"]).state == "running"
+    assert cli.main(["cancel", str(run.path), "--now"]) == 0
+    slurm.wait(job["JobId"])
+
+
+def test_a_requeued_job_says_so(slurm: Any, command: list[str], run: RunDirectory, capsys: Any) -> None:
+    assert cli.main(["submit", *command]) == 0
+    job = submissions.read(run)[0].id
+    output(run, "training")
+    slurm("scontrol", "requeue", job)
+    slurm.wait(job, "PENDING")
+    found, reason = state(run, capsys)
+    assert (found, reason.partition(":")[0]) == ("pending", "requeued, restart 1")
+    assert cli.main(["cancel", str(run.path)]) == 0
+
+
+def test_a_job_whose_submission_got_no_answer_is_found_and_not_submitted_again(
+    slurm: Any, command: list[str], run: RunDirectory, tmp_path: Path
+) -> None:
+    """The controller is frozen while sbatch waits for it, and takes the job when it goes on."""
+    controller, parent = pid_outside((slurm.root / "slurmctld.pid").read_text().strip(), "slurmctld")
+    # Its parent, nsenter, stops with it.
+    freeze = f"kill -STOP {controller}; (sleep 15; kill -CONT {parent} {controller}) > /dev/null 2>&1 < /dev/null &"
+    client, frozen = tmp_path / "clients" / "sbatch", tmp_path / "frozen"
+    once = f'case "$*" in *--parsable*) [ -e {frozen} ] || {{ touch {frozen}; {freeze} }} ;; esac\n'
+    client.write_text(client.read_text().replace("export PATH", f"{once}export PATH"))
+    before = set(slurm("squeue", "--noheader", "--states=all", "--format=%i").split())
+    assert cli.main(["submit", *command]) == 0
+    assert frozen.exists()
+    [submission] = submissions.read(run)
+    assert set(slurm("squeue", "--noheader", "--states=all", "--format=%i").split()) - before == {submission.id}
+    assert cli.main(["cancel", str(run.path), "--now"]) == 0
+
+
+@pytest.mark.parametrize("job", ["-A", "--me", "--user=root", "--help"])
+def test_no_id_makes_scancel_cancel_something_else(slurm: Any, command: list[str], job: str) -> None:
+    held = slurm.submit("#!/bin/bash\nsleep 600\n", "--hold")
+    assert "Invalid job id" in call_once("scancel", "--", job).err
+    assert slurm_jobs.ask(job).state == "gone"
+    assert slurm.job(held)["JobState"] == "PENDING"
+    slurm("scancel", held)

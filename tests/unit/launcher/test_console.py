@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from launcher.console import Progress, summary_lines
 from launcher.run.directory import RunDirectory
@@ -20,7 +24,27 @@ def test_train_and_eval_lines() -> None:
     first, second = stream.getvalue().splitlines()
     assert first == "epoch   0.50  step  10/200  loss 1.2500  LR 0.1  1,234 images/s  left 1:01"
     assert "top-1 50.00%" in second
+    assert "top-5 75.00%" in second
     assert "1,000 images" in second
+
+
+@pytest.mark.parametrize("top5", [None, math.nan])
+def test_top_5_is_left_out_where_it_is_no_number(top5: float | None, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    numbers = {"step": 20, "top1": 0.5, "top5": top5, "loss": 1.0, "num_samples": 1000, "time_s": 2.0}
+    Progress(stream).record({"kind": "eval", **numbers})
+    assert "top-1 50.00%  loss 1.0000" in stream.getvalue()
+    summary = {**numbers, "images_per_s": 90.0, "duration": "2 epochs"}
+    lines = summary_lines(RunDirectory(tmp_path, "run"), summary)
+    assert "  top-1        50.00% of 1,000 val images" in lines
+    assert not any("top-5" in line or "WARNING" in line for line in lines)
+
+
+def test_a_warning_of_a_worker_is_shown() -> None:
+    stream = io.StringIO()
+    detail = {"text": "3 files were left out"}
+    Progress(stream).record({"kind": "event", "step": 0, "event": "warning", "detail": detail})
+    assert stream.getvalue() == "WARNING: 3 files were left out\n"
 
 
 def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
@@ -67,3 +91,46 @@ def test_the_console_says_where_the_newest_profile_is(tmp_path: Path) -> None:
     trace.parent.mkdir(parents=True)
     trace.touch()
     assert any(line.startswith(f"  profile      {trace}") for line in summary_lines(run, summary))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"kind": "train"},
+        {"kind": "train", "step": "3", "loss": "x", "epoch": [], "learning_rate": {}, "time_left_s": 10**400},
+        {"kind": "eval", "step": None, "top1": "x", "num_samples": 1.5, "time_s": True},
+        {"kind": "event"},
+        {"kind": "event", "event": "started"},
+        {"kind": "event", "event": "started", "detail": {"total_steps": None, "batch_size": "8", "num_samples": 1}},
+        {"kind": "event", "event": "bottleneck", "detail": "text"},
+        {"kind": "event", "event": ["stopped"], "detail": None},
+        {"kind": "event", "event": "stopped"},
+    ],
+)
+def test_a_record_of_any_form_is_shown_as_far_as_it_can_be_read(record: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.record(record)
+    progress.record({"kind": "train", "step": 5, "loss": 1.5})
+    assert " 5/" in stream.getvalue().splitlines()[-1]
+    assert "loss 1.5000" in stream.getvalue().splitlines()[-1]
+
+
+def test_what_is_no_number_is_shown_as_not_available() -> None:
+    stream = io.StringIO()
+    Progress(stream).record({"kind": "train", "step": "3", "loss": None, "learning_rate": "x"})
+    assert stream.getvalue() == "step n/a/n/a  loss not finite  LR n/a  n/a images/s  left n/a\n"
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_stream_that_cannot_be_written_does_not_end_a_run() -> None:
+    closed = io.StringIO()
+    closed.close()
+    ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
+    for stream in (Full(), closed, ascii_only):
+        Progress(stream).print("2 \u00d7 3")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from launcher import signals as module
 from launcher.exit_codes import ExitCode
-from launcher.signals import SAME_KEY_PRESS_S, StopSignals
+from launcher.signals import SAME_KEY_PRESS_S, StopSignals, blocked
 
-SCHEDULERS = (signal.SIGTERM, signal.SIGUSR2)
+SCHEDULERS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+ALL = (*SCHEDULERS, signal.SIGINT)
 
 
 @pytest.fixture
@@ -27,46 +30,174 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("numbers", list(itertools.permutations([*SCHEDULERS, signal.SIGINT])), ids=str)
-def test_several_at_once_are_one_wish_with_the_schedulers_code_in_any_order(numbers: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("numbers", list(itertools.permutations(ALL)), ids=str)
+def test_several_at_once_are_one_request_with_the_schedulers_code_in_any_order(numbers: tuple[int, ...]) -> None:
     told: list[int] = []
-    with StopSignals(told.append, pytest.fail) as signals:
+    with StopSignals() as stop, stop.listen(told.append):
         for number in numbers * 3:
             send(number)
-    assert (signals.stopped, signals.received, signals.exit_code) == (True, numbers[0], ExitCode.STOPPED)
+    assert (stop.stopped, stop.received, stop.exit_code) == (True, numbers[0], ExitCode.STOPPED)
     assert told == list(numbers)  # each kind once
 
 
 def test_ctrl_c_alone_is_a_person() -> None:
-    with StopSignals() as signals:
-        assert not signals.stopped
+    with StopSignals() as stop:
+        assert not stop.stopped
         send(signal.SIGINT)
-    assert (signals.stopped, signals.exit_code) == (True, ExitCode.INTERRUPTED)
+    assert (stop.stopped, stop.exit_code) == (True, ExitCode.INTERRUPTED)
 
 
 def test_what_reaches_several_processes_and_is_passed_on_is_one_key_press(clock: list[float]) -> None:
-    again: list[float] = []
-    with StopSignals(on_again=lambda: again.append(clock[0])):
+    with StopSignals() as stop:
         for _ in range(5):
             send(signal.SIGINT)
             clock[0] += SAME_KEY_PRESS_S / 10
-    assert again == []
+    assert stop.stopped
 
 
-def test_a_second_key_press_is_one_also_after_a_schedulers_signal(clock: list[float]) -> None:
-    again: list[float] = []
-    with StopSignals(on_again=lambda: again.append(clock[0])):
+def test_a_second_key_press_interrupts_the_users_program_also_after_a_schedulers_signal(clock: list[float]) -> None:
+    with StopSignals():
         send(signal.SIGTERM)
         clock[0] += 60
         send(signal.SIGINT)
-        assert again == []
         clock[0] += SAME_KEY_PRESS_S
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_a_child_leaves_the_second_key_press_to_its_parent(clock: list[float]) -> None:
+    with StopSignals("ignore"):
         send(signal.SIGINT)
-    assert len(again) == 1
+        clock[0] += 60
+        send(signal.SIGINT)
 
 
 def test_the_handlers_of_before_are_back_afterwards() -> None:
-    before = [signal.getsignal(number) for number in (*SCHEDULERS, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in ALL]
     with StopSignals():
         pass
-    assert [signal.getsignal(number) for number in (*SCHEDULERS, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in ALL] == before
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            send(signal.SIGHUP)
+        assert not stop.stopped
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_a_child_that_was_started_with_blocked_signals_receives_them_once_it_handles_them(number: int) -> None:
+    lines = f"import os; from launcher.signals import StopSignals; os.kill(os.getpid(), {number})"
+    with blocked():
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"{lines}; print(StopSignals('ignore').install().received)"], stdout=subprocess.PIPE
+        )
+    output, _ = child.communicate(timeout=60)
+    assert (child.returncode, output.split()) == (0, [str(int(number)).encode()])
+
+
+def test_code_that_installs_handlers_of_its_own_does_not_replace_them() -> None:
+    with StopSignals() as stop, stop.kept():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        set_signal = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        signal.signal(signal.SIGUSR1, set_signal)
+        send(signal.SIGTERM)
+    assert stop.stopped
+
+
+def test_the_answer_says_what_happens_next(capfd: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with StopSignals() as stop, stop.training():
+            send(number)
+            send(number)
+        answers.append(capfd.readouterr().err)
+    assert answers == [
+        "SIGTERM received: saving at the next step\n",
+        "Ctrl-C: saving at the next step; press Ctrl-C again to end without saving\n",
+    ]
+
+
+# A process of a run that sends itself signals; the last line of the program is what a test gives.
+PROGRAM = """
+import os, signal, sys, threading, time
+from launcher import signals
+stop = signals.take_over()
+def send(number): os.kill(os.getpid(), number)
+"""
+
+
+def program(lines: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM + lines], capture_output=True, text=True, timeout=60)
+
+
+def test_a_second_key_press_ends_a_process_of_a_run_after_what_its_listeners_do_newest_first() -> None:
+    done = program(
+        """
+lock = threading.Lock()
+def say(text): return lambda: print(text, flush=True)
+def fail(): raise OSError("full")
+with stop.listen(on_end=say("lease")), stop.listen(on_end=fail), stop.listen(on_end=say("child")), lock:
+    send(signal.SIGINT)
+    time.sleep(signals.SAME_KEY_PRESS_S)
+    send(signal.SIGINT)
+    time.sleep(60)
+"""
+    )
+    assert (done.returncode, done.stdout.split()) == (130, ["child", "lease"])
+    assert "Traceback" not in done.stderr
+    assert "error: OSError: full" in done.stderr
+
+
+def test_a_forked_process_leaves_signals_to_its_parent() -> None:
+    done = program(
+        """
+with stop.listen(on_end=lambda: print("ended", flush=True)):
+    if (child := os.fork()) == 0:
+        for number in (signal.SIGTERM, signal.SIGINT): send(number)
+        time.sleep(signals.SAME_KEY_PRESS_S)
+        send(signal.SIGINT)
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.stopped)
+"""
+    )
+    assert (done.stdout, done.stderr) == ("7 False\n", "")
+
+
+def test_a_callback_that_hangs_does_not_keep_the_process() -> None:
+    done = program(
+        """
+signals.END_S = 0.1
+with stop.listen(on_end=lambda: time.sleep(3600)):
+    send(signal.SIGINT)
+    time.sleep(signals.SAME_KEY_PRESS_S)
+    send(signal.SIGINT)
+"""
+    )
+    assert done.returncode == 130
+
+
+@pytest.mark.parametrize("number", SCHEDULERS)
+def test_a_process_that_ends_keeps_its_exit_code_whatever_arrives(number: int) -> None:
+    done = program(
+        f"""
+class Late:  # deleted while the interpreter ends, after Python has restored the default actions
+    def __init__(self): self.kill = os.kill
+    def __del__(self): self.kill(os.getpid(), {number})
+import builtins
+builtins.late = Late()
+stop.ignore()
+sys.exit(75)
+"""
+    )
+    assert done.returncode == 75
+
+
+def test_the_handlers_are_there_before_anything_that_takes_long_is_imported() -> None:
+    imported = program("print(sorted({'pydantic', 'yaml', 'torch', 'numpy', 'launcher.api'} & set(sys.modules)))")
+    assert imported.stdout == "[]\n"

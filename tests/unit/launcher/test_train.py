@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.root_cause import record_failure
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import acquire
+from launcher.signals import StopSignals
 from launcher.train import train
 from resnet_dist.errors import DataError
 
@@ -134,3 +138,63 @@ def test_a_finished_run_that_must_not_be_resumed_is_not_compared(
     small_run.mark_finished({"duration": "100 steps"})
     assert train(config, "never")[0] == 75
     assert len(started) == 1
+
+
+@pytest.fixture
+def stopped() -> StopSignals:
+    """Signals of which one has arrived."""
+    with StopSignals(announce=False) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return stop
+
+
+def test_a_signal_before_training_begins_leaves_nothing_and_says_so(
+    config: RunConfig, stopped: StopSignals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, run = train(config, stop=stopped)
+    assert (code, run.attempts(), run.fatal()) == (75, [], None)
+    assert capsys.readouterr().out == "stopped before the first step; nothing was trained\n"
+    acquire(run.lease).release()  # it is free
+
+
+def test_a_signal_ends_the_wait_for_the_predecessor(
+    config: RunConfig,
+    started: Started,
+    stopped: StopSignals,
+    small_run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LAUNCHER_SUBMISSION", "try-1")
+    predecessor = acquire(small_run.lease, submission="try-1")
+    code, _ = train(config, stop=stopped)
+    predecessor.release()
+    assert (code, started) == (75, [])
+    assert "in use by process" in capsys.readouterr().out
+
+
+def test_a_lease_that_cannot_be_released_does_not_change_the_result(
+    config: RunConfig, small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_local(*_: object, **__: object) -> tuple[ExitCode, AttemptResult]:
+        shutil.rmtree(small_run.lease)
+        return ExitCode.STOPPED, AttemptResult(3, finished=False)
+
+    monkeypatch.setattr("launcher.local.run.run_local", run_local)
+    assert train(config)[0] == 75
+
+
+def test_an_interrupt_of_the_users_program_is_recorded_as_the_end_of_the_attempt(
+    config: RunConfig, small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run.begin_attempt()  # of an earlier process, which was killed
+
+    def run_local(*_: object, **__: object) -> tuple[ExitCode, AttemptResult]:
+        small_run.begin_attempt()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launcher.local.run.run_local", run_local)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    cause = "ended by a second Ctrl-C; there is no checkpoint"
+    assert [(attempt.exit_code, attempt.cause) for attempt in small_run.attempts()] == [(None, None), (130, cause)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_dist.build import whole_model
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.kubernetes.manifests import manifests
-from cluster.profile import KubernetesProfile, Network, SecretVariable, Toleration, Volume
+from cluster.profile import KubernetesProfile, Network, Pod, SecretVariable, SubmitterPod, Toleration, Volume
 from cluster.spec import RunSpec
 
 SPEC = RunSpec(
@@ -24,6 +24,7 @@ SPEC = RunSpec(
     cpus_per_worker=4,
     walltime_s=4 * 3600,
 )
+DEDICATED = Toleration(key="dedicated", value="training", effect="NoSchedule")
 PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=Volume(claim="runs"), data=Volume(claim="imagenet"))
 EVERYTHING = dataclasses.replace(
     PROFILE,
@@ -41,6 +42,16 @@ EVERYTHING = dataclasses.replace(
     runtime_class="nvidia",
     annotations={"kueue.x-k8s.io/podset-preferred-topology": "cloud.provider.com/topology-rack"},
     labels={"team": "vision"},
+    head=Pod(
+        cpus="2",
+        memory="6Gi",
+        node_selector={"pool": "cpu"},
+        tolerations=(DEDICATED,),
+        annotations={"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+    ),
+    submitter=SubmitterPod(
+        node_selector={"pool": "spot"}, tolerations=(DEDICATED,), annotations={"sidecar.istio.io/inject": "false"}
+    ),
     environment={"NCCL_DEBUG": "INFO"},
     secrets=(SecretVariable(variable="S3_KEY", secret="object-store", key="access-key"),),
     network=Network(interface="eth0", environment={"NCCL_IB_HCA": "mlx5"}),

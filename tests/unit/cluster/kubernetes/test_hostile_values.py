@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.kubernetes.manifests import manifests, reader_job, to_yaml
+from cluster.kubernetes.rules import problems
 from cluster.profile import KubernetesProfile, Volume
 from cluster.spec import RunSpec
 
@@ -66,3 +69,31 @@ def test_arguments_of_a_reader_arrive_unchanged_and_meet_no_shell(arguments):
     container = _read_back([reader_job(spec, PROFILE, arguments)])["Job"]["spec"]["template"]["spec"]["containers"][0]
     assert [_as_kubernetes_sees_it(argument) for argument in container["args"]] == arguments
     assert container["command"] == ["python", "-m", "launcher"]
+
+
+def _with_text(value: Any, text: str) -> Iterator[Any]:
+    """Copies of `value` in which one text, at any depth, is `text`."""
+    if isinstance(value, str):
+        yield text
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from ((*value[:number], other, *value[number + 1 :]) for other in _with_text(item, text))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from ({**value, name: other} for other in _with_text(item, text))
+            yield {**value, text: item}
+    elif dataclasses.is_dataclass(value):
+        for part in dataclasses.fields(value):
+            for other in _with_text(getattr(value, part.name), text):
+                yield dataclasses.replace(value, **{part.name: other})
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=10).map("/{}".format) | st.text(max_size=10) | HOSTILE, st.data())
+def test_whatever_text_is_accepted_anywhere_is_read_back(spec, everything, text, data):
+    changed = [(other, everything) for other in _with_text(spec, text)]
+    changed += [(spec, other) for other in _with_text(everything, text)]
+    accepted = [(run, site) for run, site in changed if not problems(run, site)]
+    run, site = data.draw(st.sampled_from(accepted))
+    made = [*manifests(run, site), reader_job(run, site, [text])]
+    assert list(yaml.safe_load_all(to_yaml(made).encode())) == made

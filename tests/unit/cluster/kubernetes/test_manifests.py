@@ -147,6 +147,41 @@ def test_a_queue_is_a_label_and_kueue_alone_suspends(render):
     assert made["spec"]["shutdownAfterJobFinishes"] is True
 
 
+def test_each_pod_runs_where_the_profile_says_for_its_role(spec, everything):
+    job = next(manifest for manifest in manifests(spec, everything) if manifest["kind"] == "RayJob")
+    templates = _templates(job) | {"reader": reader_job(spec, everything, ["status"])["spec"]["template"]}
+    dedicated = {"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoSchedule"}
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert {role: template["spec"]["nodeSelector"] for role, template in templates.items()} == {
+        "head": {"pool": "cpu"},
+        "worker": {"nvidia.com/gpu.product": "H100"},
+        "submitter": {"pool": "spot"},
+        "reader": {"pool": "spot"},
+    }
+    assert {role: template["spec"]["tolerations"] for role, template in templates.items()} == {
+        "head": [dedicated],
+        "worker": [gpu],
+        "submitter": [dedicated],
+        "reader": [dedicated],
+    }
+    assert {role: list(template["metadata"]["annotations"]) for role, template in templates.items()} == {
+        "head": ["cluster-autoscaler.kubernetes.io/safe-to-evict"],
+        "worker": ["kueue.x-k8s.io/podset-preferred-topology"],
+        "submitter": ["sidecar.istio.io/inject"],
+        "reader": ["sidecar.istio.io/inject"],
+    }
+    for role, amounts in {"head": ("2", "6Gi"), "submitter": ("500m", "1Gi"), "reader": ("500m", "1Gi")}.items():
+        resources = templates[role]["spec"]["containers"][0]["resources"]
+        assert resources["limits"] == resources["requests"] == dict(zip(("cpu", "memory"), amounts, strict=True))
+        assert templates[role]["metadata"]["labels"]["team"] == "vision"
+
+
+def test_a_pod_without_settings_runs_anywhere(render):
+    for template in _templates(render()["RayJob"]).values():
+        assert not {"nodeSelector", "tolerations"} & set(template["spec"])
+        assert "annotations" not in template["metadata"]
+
+
 def test_another_config_gets_another_config_map(render):
     first, second = render()["ConfigMap"], render(spec={"config": "schema: 1\nname: other\n"})["ConfigMap"]
     assert first["immutable"] is True

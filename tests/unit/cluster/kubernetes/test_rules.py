@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from cluster.kubernetes.rules import PROFILE, problems
-from cluster.profile import Pod, SecretVariable, Toleration, Volume
+from cluster.kubernetes.rules import PROFILE, doubts, placeholders, problems
+from cluster.profile import Pod, SecretVariable, SubmitterPod, Toleration, Volume
 
 
 def _keys(spec, profile, **options):
@@ -28,6 +28,7 @@ def test_a_run_and_a_site_that_fit_have_no_problems(spec, profile, everything):
         ({"data_root": "/data:1"}, "data.root"),
         ({"config": "x" * 1_000_001}, ""),
         ({"config": "a: \0"}, ""),
+        ({"storage": "/runs\udcff"}, "storage"),
     ],
 )
 def test_what_is_wrong_with_a_run_has_the_configs_key_and_no_place(spec, profile, changed, key):
@@ -92,9 +93,13 @@ def _volume(**changed):
         ({"secrets": (SecretVariable(variable="HOME", secret="a", key="b"),)}, "secrets"),
         ({"worker_memory": "8GB"}, "worker_memory"),
         ({"shm_size": "100M"}, "shm_size"),
+        ({"head": Pod(node_selector={"a": "b c"})}, "head.node_selector.a"),
+        ({"head": Pod(tolerations=(Toleration(value="b"),))}, "head.tolerations"),
+        ({"submitter": SubmitterPod(annotations={"a b": "c"})}, "submitter.annotations.a b"),
+        ({"submitter": SubmitterPod(annotations={"kueue.x-k8s.io/podset-slice-size": "2"})}, "submitter.annotations"),
         ({"head": Pod(memory="128Mi")}, "head.memory"),
         ({"head": Pod(cpus="all")}, "head.cpus"),
-        ({"submitter": Pod(cpus="0")}, "submitter.cpus"),
+        ({"submitter": SubmitterPod(cpus="0")}, "submitter.cpus"),
         ({"gpu_resource": "gpu"}, "gpu_resource"),
         ({"rdma_resource": "rdma"}, "rdma_resource"),
         ({"rdma_resource": "nvidia.com/gpu"}, "rdma_resource"),
@@ -153,3 +158,49 @@ def test_an_address_that_a_shell_would_act_on_is_refused(spec, profile, address)
 def test_problems_of_a_profile_are_marked_as_such(spec, profile):
     wrong = dataclasses.replace(profile, image="launcher", head=Pod(cpus="all"))
     assert {problem.key: problem.place for problem in problems(spec, wrong)} == {"image": PROFILE, "head.cpus": PROFILE}
+
+
+def _doubts(spec, profile):
+    return {problem.key: problem.found for problem in doubts(spec, profile)}
+
+
+def test_a_path_on_no_volume_is_doubted_as_only_the_image_can_contain_it(spec, profile):
+    alone = dataclasses.replace(profile, data=None)
+    assert _doubts(spec, alone) == {"data.root": 'found "/data/imagenet", which is not on a volume of the pods'}
+    inputs = {"model.weights": "/home/me/weights.pt", "preemption.notice_file": "/run/notice"}
+    assert set(_doubts(dataclasses.replace(spec, other_inputs=inputs), profile)) == set(inputs)
+    assert (
+        "/shared/runs or /data/imagenet" in doubts(dataclasses.replace(spec, other_inputs=inputs), profile)[0].allowed
+    )
+
+
+def test_a_path_on_a_volume_is_not_doubted(spec, profile):
+    alone = dataclasses.replace(profile, data=None)
+    inputs = {"model.weights": "/shared/runs/weights.pt", "preemption.notice_file": "/data/imagenet/notice"}
+    assert _doubts(dataclasses.replace(spec, other_inputs=inputs), profile) == {}
+    assert _doubts(dataclasses.replace(spec, data_root="/shared/runs/data"), alone) == {}
+    assert _doubts(spec, dataclasses.replace(alone, storage=_volume(mount="/"))) == {}
+    assert _doubts(dataclasses.replace(spec, data_root=None), alone) == {}
+    assert set(_doubts(dataclasses.replace(spec, data_root="/shared/runs-2"), alone)) == {"data.root"}
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["registry.example.com/a:1", "example.org/a:1", "registry.example/a:1", "your-registry/a:1", "changeme/a:1"],
+)
+def test_an_image_that_is_an_example_can_be_rendered_and_is_named(spec, profile, image):
+    example = dataclasses.replace(profile, image=image)
+    assert problems(spec, example) == []
+    assert [(problem.key, problem.place) for problem in placeholders(example)] == [("image", PROFILE)]
+
+
+@pytest.mark.parametrize(
+    "image", ["training/launcher:1.0", "registry.site/example:1", "site.example-labs.io/not-your-own:1"]
+)
+def test_an_image_of_a_site_is_no_placeholder(profile, image):
+    assert placeholders(dataclasses.replace(profile, image=image)) == []
+
+
+@pytest.mark.parametrize("image", ["<REGISTRY>/a:1", "YOUR_REGISTRY/a:1", "CHANGEME:1"])
+def test_placeholders_that_are_no_image_names_are_refused(spec, profile, image):
+    assert _keys(spec, dataclasses.replace(profile, image=image)) == ["image"]

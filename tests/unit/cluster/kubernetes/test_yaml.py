@@ -38,5 +38,15 @@ def test_the_order_is_that_of_the_data_every_time():
     assert to_yaml([{"b": 1, "a": 2}, {"c": 3}]) == "b: 1\na: 2\n---\nc: 3\n"
 
 
-def test_a_heading_is_a_comment_whatever_is_in_it():
-    assert to_yaml([{"a": 1}], heading=["made for\nkind: Secret"]) == "# made for\n# kind: Secret\na: 1\n"
+def test_a_heading_is_one_comment_whatever_is_in_it():
+    assert to_yaml([{"a": 1}], heading=["made for\nkind: Secret"]) == "# made for\\nkind: Secret\na: 1\n"
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20) | st.text(st.characters(categories=["Cc", "Cf", "Cs", "Zl", "Zp"]), max_size=5))
+def test_no_character_leaves_a_comment_or_makes_the_file_unreadable(heading):
+    text = to_yaml([{"a": 1}], heading=[heading])
+    assert list(yaml.safe_load_all(text)) == [{"a": 1}]
+    comment, data = text.encode().decode().splitlines()
+    assert comment.isprintable()
+    assert (comment[0], data) == ("#", "a: 1")

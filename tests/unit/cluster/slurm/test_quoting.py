@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cluster.slurm.quoting import array, assignment, quote
+from cluster.slurm.quoting import array, assignment, expanding, quote
 
 # Any character but NUL; half a surrogate pair only where it stands for a byte that is no UTF-8.
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=("Cs",)) | st.sampled_from(
@@ -38,6 +39,15 @@ def test_bash_sees_the_value_that_was_quoted(values: list[str]) -> None:
 def test_an_assignment_makes_a_constant() -> None:
     assert seen_by_bash(assignment("NAME", "a b; exit 3") + "\nprintf '%s\\0' \"$NAME\"") == [b"a b; exit 3"]
     assert assignment("COUNT", 3) == "readonly COUNT=3"
+
+
+@settings(max_examples=60, deadline=None)
+@example(["$(touch /tmp/owned)", "$JOB", "`id`"])
+@given(st.lists(TEXTS | st.sampled_from(["$JOB", "$JOBS", "${JOB}", "$HOME"]), min_size=1, max_size=8))
+def test_only_the_named_variables_are_expanded(parts: list[str]) -> None:
+    value = "x/" + "/".join(parts)
+    expected = re.sub(r"\$JOB\b", "4117", value)
+    assert seen_by_bash(f"JOB=4117; V={expanding(value, ['JOB'])}; printf '%s\\0' \"$V\"") == [as_bytes(expected)]
 
 
 def test_what_sbatch_or_a_terminal_would_act_on_is_escaped() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import PlaceError
 from cluster.profile import Container, Network, SlurmProfile
-from cluster.slurm.script import Launcher, render
+from cluster.slurm.script import Launcher, ray_socket, render
 from cluster.spec import RunSpec, Variant
 from launcher.config.profiles import load_profile
 
@@ -55,6 +55,7 @@ RENDERED = {
     "everything torchrun": (SPEC, FULL, "torchrun"),
     "array": (replace(SPEC, variants=SEEDS, overrides=("batch.size=64", "model.name=$x `y`")), SlurmProfile(), "ray"),
     "array torchrun": (replace(SPEC, variants=SEEDS), SlurmProfile(), "torchrun"),
+    "no GRES": (SPEC, SlurmProfile(gpus=None, scratch="/scratch/$SLURM_JOB_ID"), "ray"),
     "one CPU": (RunSpec(name="a", config="", storage="/a", max_requeues=0), SlurmProfile(), "ray"),
     "elastic with spares": (replace(SPEC, least_workers=8), SlurmProfile(spare_nodes=1), "ray"),
     "pyxis": (SPEC, SlurmProfile(container=PYXIS), "ray"),
@@ -62,6 +63,21 @@ RENDERED = {
     "apptainer": (SPEC, load_profile("slurm-containers", "slurm"), "ray"),
     "apptainer torchrun": (SPEC, load_profile("slurm-containers", "slurm"), "torchrun"),
 }
+
+
+JOB = {"SLURM_JOB_ID": "4117", "SLURM_ARRAY_JOB_ID": "4117", "SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}
+
+
+def run(script: str, **variables: str) -> str:
+    """What the script prints in a job."""
+    done = subprocess.run(["bash", "-c", script], env=JOB | variables, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def array(script: str, name: str) -> list[str]:
+    """The values of an array of the script."""
+    return run(values(script) + f'printf "%s\\n" "${{{name}[@]}}"').splitlines()
 
 
 def options(script: str) -> list[str]:
@@ -72,7 +88,7 @@ def options(script: str) -> list[str]:
 
 
 def values(script: str) -> str:
-    """The part that holds the run's values, without the code."""
+    """The part that sets up the environment and holds the run's values, without the code that runs it."""
     return script.partition("# ---- signals")[0]
 
 
@@ -88,8 +104,10 @@ def test_every_script_is_clean(tmp_path: Path) -> None:
 
 
 def test_the_code_fits_on_a_screen() -> None:
-    code = render(*RENDERED["plain"]).partition("# ---- signals")[2]  # type: ignore[arg-type]
-    assert max(map(len, code.splitlines())) <= 120
+    for name in ("plain", "plain torchrun"):
+        first, _, code = render(*RENDERED[name]).partition("# ---- this run")  # type: ignore[arg-type]
+        code = first + code.partition("# ---- signals")[2]
+        assert max(map(len, code.splitlines())) <= 120
 
 
 def test_sbatch_is_asked_for_what_the_run_needs() -> None:
@@ -138,20 +156,104 @@ def test_a_run_without_gpus_asks_for_none() -> None:
 
 
 def test_the_run_and_data_are_mounted() -> None:
-    mounts = "/shared/runs:/shared/runs,/data/imagenet:/data/imagenet,/tmp:/tmp,/opt/a b:/opt:ro"
-    assert f"--container-mounts={mounts}" in values(render(SPEC, SlurmProfile(container=PYXIS)))
-    bound = values(render(SPEC, load_profile("slurm-containers", "slurm")))
-    assert "INSIDE=(apptainer exec --nv --bind /shared/runs:/shared/runs --bind /data/imagenet:/data/imagenet" in bound
+    mounts = ["/shared/runs:/shared/runs", "/data/imagenet:/data/imagenet", "/s/4117:/s/4117", "/opt/a b:/opt:ro"]
+    pyxis = array(render(SPEC, SlurmProfile(container=PYXIS, scratch="/s/$SLURM_JOB_ID")), "CONTAINER")
+    assert pyxis == [
+        "--container-image=nvcr.io#nvidia/pytorch:25.01",
+        "--container-name=rl-4117",  # the first step imports the image, later ones use it
+        f"--container-mounts={','.join(mounts)}",
+    ]
+    apptainer = replace(PYXIS, runtime="apptainer")
+    bound = array(render(SPEC, SlurmProfile(container=apptainer, scratch="/s/$SLURM_JOB_ID")), "INSIDE")
+    assert bound == [
+        "apptainer",
+        "exec",
+        "--nv",
+        *(part for mount in mounts for part in ("--bind", mount)),
+        PYXIS.image,
+    ]
 
 
 def test_modules_and_environments_are_set_up_before_anything_runs() -> None:
-    script = 'module() { echo module "$@"; }\n' + values(render(SPEC, FULL))
+    script = 'module() { echo module "$@"; NCCL_DEBUG=INFO; }\n' + values(render(SPEC, FULL))
     script += 'echo "$PATH" "$VIRTUAL_ENV" "$NCCL_SOCKET_IFNAME" "$GLOO_SOCKET_IFNAME" "$NCCL_IB_HCA" "$NCCL_DEBUG"'
-    done = subprocess.run(["bash", "-c", script], env={"PATH": "/bin"}, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [
-        "module load cuda/13.0 nccl",
+    environment = {
+        "PATH": "/bin",
+        "SLURM_JOB_ID": "1",
+        "LOADEDMODULES": "cuda/13.0:nccl/2.29",
+        "NCCL_IB_HCA": "a shell's",
+    }
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-3:] == [
+        "module load cuda/13.0",
+        "module load nccl",
         "/shared/envs/my launcher/bin:/bin /shared/envs/my launcher ib0 ib0 mlx5 WARN $HOME",
     ]
+
+
+@pytest.mark.parametrize(
+    ("interface", "gloo"), [("ib0", "ib0"), ("ib0,ib1", "ib0,ib1"), ("^lo,docker", ""), ("=ib0", "")]
+)
+def test_gloo_gets_the_names_of_interfaces_that_it_understands(interface: str, gloo: str) -> None:
+    script = values(render(SPEC, SlurmProfile(network=Network(interface=interface))))
+    script += 'echo "$NCCL_SOCKET_IFNAME ${GLOO_SOCKET_IFNAME-}"'
+    assert run(script) == f"{interface} {gloo}\n"
+
+
+def test_the_run_directory_and_the_job_are_those_of_the_task_of_an_array() -> None:
+    script = values(render(SPEC, SlurmProfile())) + 'echo "$JOB $RUN"'
+    inherited = {"SLURM_ARRAY_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "2"}  # of a job in which sbatch was called
+    assert run(script, **inherited) == "4117 /shared/runs/rn50\n"
+    array = values(render(replace(SPEC, variants=SEEDS), SlurmProfile())) + 'echo "$JOB $RUN"'
+    assert run(array, **inherited) == "99_2 /shared/runs/rn50-2\n"
+
+
+def test_the_threads_of_a_worker_are_its_cpus_unless_the_profile_says_otherwise() -> None:
+    script = 'echo "$OMP_NUM_THREADS" "${VARIABLES[@]}"'
+    assert run(values(render(SPEC, SlurmProfile(), "torchrun")) + script, OMP_NUM_THREADS="1").endswith(
+        "\n8 OMP_NUM_THREADS\n"
+    )
+    site = SlurmProfile(environment={"OMP_NUM_THREADS": "4"})
+    assert run(values(render(SPEC, site, "torchrun")) + script) == "4 OMP_NUM_THREADS\n"
+
+
+def test_the_scratch_folder_may_have_the_jobs_id_and_nothing_else_is_expanded() -> None:
+    script = values(render(SPEC, SlurmProfile(scratch="/scratch/$SLURM_JOB_ID"))) + 'echo "$SCRATCH"'
+    assert run(script) == "/scratch/4117\n"
+    script = values(render(SPEC, SlurmProfile(scratch="/$HOME/$(id)"), "torchrun")) + 'echo "$SCRATCH"'
+    assert run(script) == "/$HOME/$(id)\n"
+
+
+def test_a_scratch_folder_is_as_long_as_the_sockets_of_ray_allow() -> None:
+    longest = 107 - len(ray_socket("", "1234567890", 1234, 1234567))
+    assert longest == 20
+    render(SPEC, SlurmProfile(scratch="/" + "s" * (longest - 1)))
+    for scratch in ("/" + "s" * longest, "/local/scratch/$SLURM_JOB_ID"):
+        with pytest.raises(PlaceError, match=r"scratch: found .*at most 2. characters.* Allowed: at most 20"):
+            render(SPEC, SlurmProfile(scratch=scratch))
+        render(SPEC, SlurmProfile(scratch=scratch), "torchrun")
+
+
+def test_a_cluster_without_gres_is_asked_for_no_gpus() -> None:
+    script = render(SPEC, SlurmProfile(gpus=None))
+    assert not any("gpu" in option or "gres" in option for option in options(script))
+    assert "readonly GPUS_PER_NODE=8" in script
+    assert run(values(script) + 'echo "${CUDA_VISIBLE_DEVICES-all}"', CUDA_VISIBLE_DEVICES="1") == "all\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--nodes=3", "--ntasks=4", "--ntasks-per-socket=1", "--gpus=8", "--requeue", "--no-requeue", "--signal=USR1@60",
+     "--partition=other", "--time=1:00:00", "--gpus-per-node=1", "--array=0-3", "--cpus-per-t=1"],
+)  # fmt: skip
+def test_an_option_of_the_profile_does_not_contradict_the_script(option: str) -> None:
+    with pytest.raises(PlaceError, match=f'sbatch: found "{option}", which the script or another key sets'):
+        render(SPEC, SlurmProfile(partition="gpu", sbatch=(option,)))
+
+
+def test_other_options_of_the_profile_are_handed_on() -> None:
+    other = ("--reservation=x", "--gres=lscratch:100", "--gres-flags=enforce-binding", "--time-min=60", "--export=NONE")
+    assert options(render(SPEC, SlurmProfile(sbatch=other)))[-5:] == list(other)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +304,7 @@ def test_hostile_values_arrive_as_they_are(
     print_all = 'printf "%s\\0" "$CONFIG" "$SITE" "$VIRTUAL_ENV" "${OVERRIDES[@]}" "${INSIDE[@]}"'
     done = subprocess.run(
         ["bash", "-c", values(render(spec, profile)) + print_all],
-        cwd=folder, env={"SLURM_ARRAY_TASK_ID": "0", "PATH": "/usr/bin:/bin"}, capture_output=True,
+        cwd=folder, env=JOB, capture_output=True,
     )  # fmt: skip
     assert done.stderr == b""
     inside = ["apptainer", "exec", "--bind", f"{storage}:{storage}", "--bind", "/tmp:/tmp", image]

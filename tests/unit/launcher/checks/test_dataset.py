@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from launcher.checks.finding import Finding
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
-from resnet_dist.data import index_image_folder
+from resnet_dist.data.shared_index import shared_indices
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def config(root: Path, num_classes: int = 2, source: str = "imagefolder") -> Run
 
 
 def save_index(run: RunConfig) -> Path:
+    """Save the indices as a start of `run` does."""
     folder = RunDirectory(Path(run.storage), run.name).index
-    for split in ("train", "val"):
-        index_image_folder(run.data.root, split).save(folder / f"{split}.npz")  # type: ignore[arg-type]
+    shared_indices(run.data, run.model.num_classes, 0, 1, folder)
     return folder
 
 
@@ -66,17 +67,47 @@ def test_a_saved_index_is_read(root: Path) -> None:
     assert (first.status, second.status) == ("pass", "pass")
 
 
-def test_folders_that_have_changed_since_are_told(root: Path) -> None:
+def test_an_index_of_another_root_is_not_read(root: Path, tmp_path: Path) -> None:
+    save_index(config(root))
+    other = Path(shutil.copytree(root, tmp_path / "other"))
+    for split in ("train", "val"):
+        shutil.copytree(other / split / "cat", other / split / "owl")
+    found = [finding.found for finding in dataset.data(config(other, num_classes=3))]
+    assert found == [
+        f"{other}: 3 classes; the run lists and indexes the images when it starts",
+        "train/cat/0.jpg and val/cat/0.jpg decoded to [8, 8] pixels",
+    ]
+
+
+def test_an_index_is_not_read_after_its_folders_have_changed(root: Path) -> None:
     run = config(root)
     save_index(run)
     (root / "train" / "cat" / "1.jpg").write_bytes((root / "train" / "cat" / "0.jpg").read_bytes())
-    assert statuses(run) == [("data", "warn"), ("sample", "pass")]
+    first, second = dataset.data(run)
+    assert "2 classes; the run lists and indexes the images" in first.found
+    assert (first.status, second.status) == ("pass", "pass")
 
 
-def test_a_damaged_index_fails(root: Path) -> None:
+def test_a_damaged_index_is_ignored_as_the_run_does(root: Path) -> None:
     run = config(root)
     (save_index(run) / "val.npz").write_bytes(b"torn")
-    assert "val.npz" in only(run).found
+    assert statuses(run) == [("data", "pass"), ("sample", "pass")]
+
+
+def test_what_the_index_leaves_out_is_a_warning(root: Path) -> None:
+    run = config(root)
+    (root / "train" / "cat" / "notes.txt").touch()
+    save_index(run)
+    assert statuses(run) == [("data", "pass"), ("data", "warn"), ("sample", "pass")]
+
+
+def test_fewer_classes_than_the_model_predicts_are_a_warning(root: Path) -> None:
+    run = config(root, num_classes=5)
+    for _ in ("folders", "index"):
+        _, warning, _ = dataset.data(run)
+        assert (warning.name, warning.status) == ("data", "warn")
+        assert "has 2 classes and the model predicts 5" in warning.found
+        save_index(run)
 
 
 def test_a_missing_root_fails(root: Path, tmp_path: Path) -> None:
@@ -84,16 +115,15 @@ def test_a_missing_root_fails(root: Path, tmp_path: Path) -> None:
 
 
 def test_classes_that_differ_fail(root: Path) -> None:
-    (root / "train" / "owl").mkdir()
-    assert "owl" in only(config(root)).found
+    (root / "val" / "owl").mkdir()
+    assert "only in val: owl" in only(config(root)).found
 
 
 def test_more_classes_than_the_model_predicts_fail(root: Path) -> None:
     for split in ("train", "val"):
         (root / split / "owl").mkdir()
     finding = only(config(root))
-    assert "3 classes, the model predicts 2" in finding.found
-    assert "model.num_classes=3" in finding.advice
+    assert "has 3 classes; the model predicts 2 classes. Set model.num_classes to 3" in finding.found
 
 
 def test_an_image_that_cannot_be_decoded_fails(root: Path) -> None:

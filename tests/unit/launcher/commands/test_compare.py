@@ -96,6 +96,19 @@ def test_equal_runs_are_the_same_to_the_last_bit(runs: Runs) -> None:
     assert "config: the same" in text
 
 
+@pytest.mark.parametrize("other", [None, 1.0])  # 1.0: recorded by version 0.1
+def test_a_top_5_of_at_most_5_classes_is_not_compared(runs: Runs, other: float | None) -> None:
+    def top5_is(value: float | None) -> Change:
+        return lambda record: record.update({"top5": value} if record["kind"] == "eval" else {})
+
+    runs.write("a", change=top5_is(None))
+    runs.write("b", change=top5_is(other))
+    code, text = runs.text("--tolerance", "0")
+    assert code == 0
+    assert "top1" in text
+    assert "top5" not in text
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("sample_ids", 7), ("learning_rate", 0.5), ("loss", 0.3), ("gradient_norm", 9.0)]
 )
@@ -247,6 +260,34 @@ def test_no_run_there_is_a_usage_error(runs: Runs, tmp_path: Path) -> None:
     runs.write("a")
     with pytest.raises(UsageError, match="there is no run here"):
         runs.text()
+
+
+def test_runs_are_named_as_in_status(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.storage = tmp_path / "home" / "resnet_runs"
+    runs.write("a")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"schema: 1\nname: a\nstorage: {tmp_path}/home/resnet_runs\nduration: 20 steps\nbatch: {{size: 8}}\n"
+        "model: {name: resnet20, num_classes: 10}\ndata: {root: /images}\nschedule: {peak_lr: 0.1}\n"
+    )
+    assert compare("a", str(config)) == 0
+    assert f"A  {tmp_path}/home/resnet_runs/a" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"no run with this name in .*, STORAGE/b, or the run's config"):
+        compare("a", "b")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+def test_a_config_or_an_environment_that_cannot_be_read_is_not_recorded(runs: Runs, name: str) -> None:
+    runs.write("a", environment={"python": "3.11"})
+    run = runs.write("b", environment={"python": "3.11"})
+    (run.path / name).write_bytes(b"\xff\0{[")
+    code, text = runs.text()
+    assert code == 0
+    assert f"{name.partition('.')[0]}: not recorded in B" in text
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])

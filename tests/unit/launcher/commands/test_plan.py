@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,17 @@ from launcher.errors import ConfigError
 from launcher.run.directory import RunDirectory
 
 CONFIG = str(Path(__file__).parents[4] / "configs" / "rn50_8node.yaml")
+
+
+def test_a_folder_that_is_missing_is_named_at_the_top(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = plan(capsys, "data.root=/nowhere").splitlines()
+    assert lines[3] == "  data          there is no folder /nowhere/train on this machine; data.num_samples is used"
+
+
+def test_without_images_and_without_their_number_there_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", CONFIG, "data.root=/nowhere", "data.num_samples=null"]) == 78
+    expected = "error: command line: data.root=/nowhere: data.root: there is no folder /nowhere/train on this machine."
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
@@ -46,6 +59,29 @@ def test_a_batch_without_a_span_for_auto_is_a_warning(capsys: pytest.CaptureFixt
         " slowest choice on a cluster"
     ) in text
     assert "WARNING" not in plan(capsys, "batch_norm={span: global}", "batch.size=8209")
+
+
+def test_memory_is_shown_in_a_unit_in_which_it_is_not_0(capsys: pytest.CaptureFixture[str]) -> None:
+    small = plan(capsys, "model={name: resnet20}", "data.resolution=8")
+    assert "memory        about 10.8 MiB per worker: 3.8 MiB of weights, gradients and" in small
+    assert "momentum, 55.8 KiB for each image of a micro-batch" in small
+
+
+def test_the_images_that_are_here_are_listed_as_the_run_lists_them(
+    tmp_path: Path, write_images: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images")
+    (images / "train" / "cat" / "more").mkdir()
+    (images / "train" / "cat" / "0.jpg").rename(images / "train" / "cat" / "more" / "0.jpg")
+    (images / "val" / "notes.txt").touch()
+    here = [f"data.root={images}", "data.num_samples=null", "duration=10 steps", "schedule.warmup=2 steps"]
+    text = plan(capsys, *here)
+    assert "10 steps of 8 images" in text
+    assert f"WARNING: {images}/val: left out files outside of the class folders: 1, for example notes.txt" in text
+    assert "has 2 classes and the model predicts 1000" in text
+    shutil.copytree(images / "train" / "cat", images / "train" / "owl")
+    assert cli.main(["plan", CONFIG, *here, "model.num_classes=2"]) == 65
+    assert "has 3 classes; the model predicts 2" in capsys.readouterr().err
 
 
 @pytest.fixture

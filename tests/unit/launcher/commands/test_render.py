@@ -23,12 +23,15 @@ Write = Callable[..., Path]
 
 
 def test_what_a_run_needs_is_what_its_config_says() -> None:
-    config = configs.load(EIGHT_NODES, ["workers=32..64", "preemption.notice_s=29.5", "faults.start_timeout_s=90"])
+    config = configs.load(
+        EIGHT_NODES,
+        ["workers=32..64", "preemption.notice_s=29.5", "faults.start_timeout_s=90", "cluster.max_requeues=3"],
+    )
     spec = spec_of(config)
     assert (spec.name, spec.storage, spec.data_root) == ("rn50-8node", "/shared/runs", "/data/imagenet")
     assert (spec.least_workers, spec.most_workers, spec.nodes) == (32, 64, 8)
     assert (spec.gpus_per_node, spec.cpus_per_node) == (8, 64)
-    assert (spec.walltime_s, spec.notice_s, spec.start_timeout_s) == (14_400, 30, 90)
+    assert (spec.walltime_s, spec.notice_s, spec.start_timeout_s, spec.max_requeues) == (14_400, 30, 90, 3)
     assert spec.overrides == ()
     assert "workers: 32..64" in spec.config  # overrides are folded in
 
@@ -155,3 +158,33 @@ def test_rights_are_printed_without_a_config(capsys: pytest.CaptureFixture[str])
     roles = list(yaml.safe_load_all(capsys.readouterr().out))
     assert {role["kind"] for role in roles} == {"Role"}
     assert cli.main(["render", "kubernetes"]) == 64
+
+
+def test_kubernetes_warns_of_placeholders_and_of_paths_on_no_volume_with_their_lines(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\n")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    weights = f"model.weights={tmp_path}/weights.pt"
+    assert cli.main(["render", "kubernetes", str(file), weights, "--profile", str(site)]) == 0
+    captured = capsys.readouterr()
+    assert yaml.safe_load_all(captured.out)
+    assert captured.err.splitlines()[0] == (
+        f'warning: {site}:2: image: found "registry.example.com/launcher:1", a placeholder. '
+        "Allowed: an image that the cluster can pull"
+    )
+    assert f"warning: command line: {weights}: model.weights: found " in captured.err
+
+
+def test_the_command_in_the_heading_can_be_copied_and_stays_a_comment(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = tmp_path / "my\x1b[31m\u2028 site.yaml"
+    site.write_text("kind: kubernetes\nimage: training/launcher:1\n")
+    config = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["render", "kubernetes", str(config), "--profile", str(site)]) == 0
+    heading, first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("apiVersion: ")
+    assert heading.isprintable()
+    assert heading.endswith(f"--profile '{tmp_path}/my\\x1b[31m\\u2028 site.yaml'")

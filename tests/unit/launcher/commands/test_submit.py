@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def site(tmp_path: Path) -> Path:
     """A Kubernetes cluster's profile."""
     file = tmp_path / "site.yaml"
-    file.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\nnamespace: training\n")
+    file.write_text("kind: kubernetes\nimage: registry.site/launcher:1\nnamespace: training\n")
     return file
 
 
@@ -36,6 +36,7 @@ def test_slurm_checks_the_script_first_and_the_job_is_recorded(
     assert cli.main(["submit", "slurm", str(write_config())]) == 0
     assert places.calls() == [
         "sbatch --test-only",
+        "squeue --me --noheader --states=all --name=small --format=%F",
         f"sbatch --parsable --output={run.path}/logs/slurm-%j.out",
     ]
     [submission] = submissions.read(run)
@@ -93,13 +94,67 @@ def test_a_job_that_is_gone_does_not_prevent_a_submission(places: Any, write_con
     assert cli.main(command) == 0
 
 
-def test_an_unreachable_scheduler_prevents_a_submission(
+def test_a_recorded_job_in_an_unknown_state_prevents_a_submission(
     places: Any, write_config: Write, run: RunDirectory, capsys: Capture
 ) -> None:
     submissions.record(run, submissions.now("kubernetes", "small", {"namespace": "training"}))
-    (places.folder / "bin" / "kubectl").write_text("#!/bin/bash\nexit 1\n")
-    assert cli.main(["submit", "slurm", str(write_config())]) == 64
-    assert "Its status is unknown" in capsys.readouterr().err
+    places.says("bin/kubectl", "#!/bin/bash\necho 'connection refused' >&2\nexit 1\n")
+    assert cli.main(["submit", "slurm", str(write_config())]) == 69
+    first, below = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: it is unknown whether kubernetes job small, submitted ")
+    assert first.endswith(", waits or runs; nothing was submitted. Allowed: another try later, or --again")
+    assert below == "    kubectl: the cluster cannot be reached: connection refused"
+    assert places.calls() == []
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--again"]])
+def test_a_first_submission_to_a_cluster_that_does_not_answer_says_that_nothing_was_submitted(
+    places: Any, write_config: Write, run: RunDirectory, site: Path, capsys: Capture, more: list[str]
+) -> None:
+    places.says("down", "")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site), *more]) == 69
+    [first, below] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
+    assert first == "error: kubectl: the cluster of context lab cannot be reached; nothing was submitted"
+    assert below.startswith("    The connection to the server")
+    assert not run.path.exists()
+
+
+def test_slurm_that_does_not_answer_says_that_nothing_was_submitted(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    places.says("down", "")
+    assert cli.main(["submit", "slurm", str(write_config())]) == 69
+    assert capsys.readouterr().err.splitlines() == [
+        "error: sbatch: SLURM cannot be reached; nothing was submitted",
+        "    Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ]
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize("context", ["", "-A", "a\nb"])
+def test_a_context_that_is_no_name_is_refused(
+    places: Any, write_config: Write, site: Path, capsys: Capture, context: str
+) -> None:
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site), f"--context={context}"]) == 64
+    assert f"--context {context!r}: not a context's name" in capsys.readouterr().err
+    assert places.calls() == []
+
+
+@pytest.mark.parametrize("place", ["slurm", "kubernetes"])
+def test_variables_of_the_shell_that_would_change_the_job_are_named(
+    place: str, places: Any, write_config: Write, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("KUBECTL_APPLYSET", "all")
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    profile = [] if place == "slurm" else ["--profile", str(site)]
+    assert cli.main(["submit", place, str(file), *profile]) == 0
+    program, name = ("sbatch", "SBATCH_TIMELIMIT") if place == "slurm" else ("kubectl", "KUBECTL_APPLYSET")
+    line = f"  variables of this shell that {program} does not get: {name}. Allowed: options in the profile\n"
+    assert line in capsys.readouterr().out
+    assert f"{name}=" not in places.read("environment")
 
 
 def test_a_running_run_is_not_submitted(places: Any, write_config: Write, run: RunDirectory, capsys: Capture) -> None:
@@ -116,7 +171,7 @@ def test_a_finished_run_is_not_submitted(places: Any, write_config: Write, run: 
     assert "finished already" in capsys.readouterr().out
     assert places.calls() == []
     assert cli.main(["submit", "slurm", str(write_config()), "duration=200 steps"]) == 0  # a longer one goes on
-    assert len(places.calls()) == 2
+    assert len(submissions.read(run)) == 1
 
 
 def test_a_sweep_is_one_job_and_every_run_knows_its_task(places: Any, write_config: Write, tmp_path: Path) -> None:
@@ -164,7 +219,11 @@ def test_without_the_volume_nothing_is_written_here_and_the_config_names_the_job
     out = capsys.readouterr().out
     assert f"launcher status {file} --profile {site}" in out
     assert cli.main(["submit", "kubernetes", str(file), "--profile", str(site)]) == 64  # the RayJob itself is noticed
-    assert "another name=" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "already and pending (KubeRay has not processed it yet: check that its operator is running)" in message
+    assert message.endswith(
+        ": kubernetes job small in namespace training. Allowed: `launcher cancel`, or another name=...\n"
+    )
 
 
 def test_kubernetes_requires_kubectl(
@@ -181,7 +240,7 @@ def test_variables_that_differ_from_the_profile_are_named(
     place: str, places: Any, write_config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     profile = tmp_path / "own.yaml"
-    image = "image: registry.example.com/launcher:1\n" if place == "kubernetes" else ""
+    image = "image: registry.site/launcher:1\n" if place == "kubernetes" else ""
     network = "network: {interface: ib0, environment: {NCCL_IB_HCA: mlx5}}\n"
     profile.write_text(f"kind: {place}\n{image}{network}")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
@@ -193,3 +252,13 @@ def test_variables_that_differ_from_the_profile_are_named(
         "  NCCL_SOCKET_IFNAME is 'eth0' in your environment and 'ib0' in the profile; a job gets the profile's: "
         "unset NCCL_SOCKET_IFNAME, or change the profile if yours is right"
     ]
+
+
+def test_a_placeholder_in_a_profile_is_refused_with_its_line_before_the_cluster_is_asked(
+    places: Any, write_config: Write, run: RunDirectory, capsys: Capture
+) -> None:
+    file = write_config('cluster: {walltime: "01:00:00"}')
+    assert cli.main(["submit", "kubernetes", str(file), "--profile", "kubernetes-cpu"]) == 78
+    assert 'kubernetes-cpu.yaml:6: image: found "registry.example.com/' in capsys.readouterr().err
+    assert places.calls() == []
+    assert not run.path.exists()

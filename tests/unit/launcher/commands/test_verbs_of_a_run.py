@@ -164,7 +164,8 @@ def test_a_name_is_searched_in_the_usual_folders(
 
 def test_a_folder_of_runs_is_refused_and_its_runs_are_named(small_run: RunDirectory, capsys: Capture) -> None:
     assert cli.main(["status", str(small_run.storage)]) == 64
-    assert f"this folder contains runs. Allowed: {small_run.path}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{small_run.storage}: this folder contains runs. Allowed: the path of one: small" in error
 
 
 def test_the_state_that_a_reader_is_given_counts(small_run: RunDirectory, capsys: Capture) -> None:
@@ -286,7 +287,7 @@ def test_cancel_stops_a_submitted_run_through_its_scheduler(
     submissions.record(small_run, submissions.now("slurm", "7"))
     places.says("jobs/7", "RUNNING|None\n")
     assert cli.main(["cancel", str(small_run.path)]) == 0
-    assert places.calls()[-1] == "scancel --signal=USR2 --batch 7"
+    assert places.calls()[-1] == "scancel --signal=USR2 --batch -- 7"
     assert capsys.readouterr().out == "slurm job 7 saves and exits; it is not requeued\n"
 
 
@@ -332,3 +333,89 @@ def test_list_asks_an_unreachable_scheduler_once(small_run: RunDirectory, places
 
 def test_list_of_no_folder_is_a_usage_error(tmp_path: Path) -> None:
     assert cli.main(["list", str(tmp_path / "nowhere")]) == 64
+
+
+def test_list_names_the_runs_that_ended_before_their_first_step_below_the_others(
+    small_run: RunDirectory, capsys: Capture
+) -> None:
+    for name, step in (("trained", 40), ("refused", None)):
+        run = RunDirectory(small_run.storage, name)
+        run.create()
+        run.end_attempt(run.begin_attempt(), 78, f"{run.config}: ConfigError: wrong", step)
+        run.mark_fatal(78, "ConfigError: wrong")
+    assert cli.main(["list", str(small_run.storage)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["RUN", "STATE", "STEP"],
+        ["trained", "failed", "40"],
+        ["2", "runs", "ended"],
+        ["refused", "ConfigError:", "wrong"],
+        ["small", "no", "attempt"],
+    ]
+    assert cli.main(["list", str(small_run.storage), "--json"]) == 0
+    assert [Path(one["run"]).name for one in json.loads(capsys.readouterr().out)] == ["refused", "small", "trained"]
+
+
+def test_a_path_is_printed_once(small_run: RunDirectory, capsys: Capture) -> None:
+    number = small_run.begin_attempt()
+    small_run.incident(number).mkdir(parents=True)
+    small_run.end_attempt(number, 76, f"StorageError: {small_run.metrics}: the disk is full", 40, {"steps_redone": 2})
+    small_run.mark_fatal(76, f"StorageError: {small_run.metrics}: the disk is full")
+    for verb in ("status", "report", "list"):
+        assert cli.main([verb, str(small_run.storage if verb == "list" else small_run.path)]) == 0
+        out = capsys.readouterr().out
+        assert out.count(str(small_run.path)) == (verb != "list")
+        assert "metrics.jsonl: the disk is full" in out
+        assert ("incidents/attempt-1/summary.txt" in out) == (verb != "list")
+    assert cli.main(["compare", str(small_run.path), str(small_run.path)]) == 1
+    assert capsys.readouterr().out.count(str(small_run.path)) == 2  # as A and as B
+
+
+def test_cancel_signals_nothing_in_a_directory_that_everybody_may_write_to(
+    small_run: RunDirectory, running_process: subprocess.Popen[str], capsys: Capture
+) -> None:
+    small_run.path.chmod(0o777)
+    assert cli.main(["cancel", str(small_run.path), "--now"]) == 64
+    assert f"everybody may write to {small_run.path}. Allowed: after `chmod o-w`" in capsys.readouterr().err
+    assert running_process.poll() is None
+    assert cli.main(["status", str(small_run.path)]) == 0
+
+
+def test_no_scheduler_is_asked_because_of_a_record_that_anybody_may_have_written(
+    small_run: RunDirectory, places: Any, capsys: Capture
+) -> None:
+    submissions.record(small_run, submissions.now("slurm", "7"))
+    small_run.submissions.chmod(0o666)
+    _, found = status(capsys, str(small_run.path))
+    assert (found["state"], found["job"]) == ("unknown", "slurm job 7")
+    assert f"everybody may write to {small_run.submissions}" in found["reason"]
+    assert cli.main(["list", str(small_run.storage)]) == 0
+    assert cli.main(["cancel", str(small_run.path)]) == 64
+    assert places.calls() == []
+
+
+def test_an_option_in_place_of_an_id_reaches_no_program(small_run: RunDirectory, places: Any, capsys: Capture) -> None:
+    for record in (
+        {"place": "kubernetes", "id": "a", "details": {"namespace": "--kubeconfig=/tmp/evil"}},
+        {"place": "slurm", "id": "--me"},
+    ):
+        with small_run.submissions.open("a") as file:
+            file.write(json.dumps({**record, "time": "2026-01-01T00:00:00+00:00", "host": "h"}) + "\n")
+    for verb in ("status", "cancel"):
+        cli.main([verb, str(small_run.path)])
+    assert cli.main(["list", str(small_run.storage)]) == 0
+    assert places.calls() == []
+
+
+def test_logs_of_any_size_are_printed_whole(
+    small_run: RunDirectory, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "CHUNK_BYTES", 8)
+    small_run.begin_attempt()
+    text = "a\nlonger than a chunk\n\nend without a newline"
+    small_run.logs(1).log(0).write_text(text)
+    (small_run.logs(1).path / "rank-x.log").write_text("")
+    assert cli.main(["logs", str(small_run.path)]) == 0
+    assert capsys.readouterr().out == text
+    assert cli.main(["logs", str(small_run.path), "--rank", "7"]) == 64
+    assert "Allowed: 0" in capsys.readouterr().err

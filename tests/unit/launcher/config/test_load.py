@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config import load as config
-from launcher.config import rules
+from launcher.config import rules, yaml_source
+from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RunConfig, Workers
 from launcher.errors import (
     ClusterUnavailable,
@@ -30,7 +31,7 @@ from launcher.errors import (
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import rule_for
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.schema import Recipe
+from resnet_dist.recipe.schema import Recipe, plain
 
 MINIMAL = """\
 schema: 1
@@ -193,6 +194,7 @@ LAUNCHER_RULES = [
     ("preemption.notice_s=0", "preemption.notice_s"),
     ("log.every_steps=0", "log.every_steps"),
     ("cluster.walltime='4:60:00'", "cluster.walltime"),
+    ("cluster.max_requeues=-1", "cluster.max_requeues"),
     ("cluster.walltime=1-00:00:00", "cluster.walltime"),
     ("cluster.walltime='00:00:00'", "cluster.walltime"),
     ("precision=tf32", "precision"),
@@ -202,7 +204,9 @@ LAUNCHER_RULES = [
 @pytest.mark.parametrize(("override", "key"), LAUNCHER_RULES)
 def test_the_launchers_own_rules_hold(write: Write, override: str, key: str) -> None:
     problems = problems_of(lambda: config.load(write(MINIMAL), [override]))
-    assert [(problem.place, problem.key) for problem in problems] == [(f"command line: {override}", key)]
+    places = (f"command line: {override}", f"command line: {key}=...")  # the second: the value may be secret
+    assert [problem.key for problem in problems] == [key]
+    assert problems[0].place in places
 
 
 def test_every_node_has_the_same_number_of_workers(write: Write) -> None:
@@ -341,17 +345,117 @@ def test_the_json_schema_knows_the_keys_and_refuses_others() -> None:
     assert schema["properties"]["duration"] == {"$ref": "#/$defs/Duration"}
 
 
+KEYS = sorted(flatten(plain(config.from_mapping({**MINIMAL_DATA, "model": "my.models:net"}, "/"))))
+ODD_NUMBERS = [
+    *("0x", "0b", "0o", "0b101", "1_000", "-0", "-0.0", "+", "1e", "9" * 4000, "-" + "9" * 4000, "0x" + "f" * 4000),
+    *("0.0000000001", "1e-400", "1e10", "1e18", "1e301", "1e400", ".inf", "-.inf", ".nan", "nan", "-1", "1e99 steps"),
+    *("2147483647", "2147483648", "9223372036854775807", "9223372036854775808", "1" + "0" * 40),
+    *("999999999 epochs", "1e18 samples", "9" * 4000 + " steps", "1e-99 epochs", "999:59:59", "1..999999999"),
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_number_that_a_run_accepts_is_finite_and_has_a_bound(write: Write, key: str) -> None:
+    """Of 64 bits, in any key; only seeds and durations need more than 32."""
+    for text in ODD_NUMBERS:
+        try:
+            run = config.load(write(MINIMAL), [f"{key}={text}"])
+        except ConfigError:
+            continue
+        value = flatten(plain(run)).get(key)
+        if type(value) is int:
+            assert abs(value) < (2**63 if key == "seed" else 2**31)
+        elif type(value) is float:
+            assert abs(value) <= (7 * 24 * 3600 if key.endswith(("_s", "_minutes")) else 1e300)
+        size = {"batch_size": run.batch.size, "num_samples": 2**31}
+        assert run.duration.samples(**size) < 2**63
+
+
+@given(
+    st.sampled_from(KEYS),
+    st.text(max_size=60) | st.sampled_from(ODD_NUMBERS) | st.from_regex(r"[-+0-9.eExob_:\[\]{} ]+"),
+)
+@settings(deadline=None, max_examples=300)
+def test_any_text_in_any_key_makes_a_run_or_a_message(
+    tmp_path_factory: pytest.TempPathFactory, key: str, text: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    section, _, name = key.rpartition(".")
+    data = {**MINIMAL_DATA, "storage": "/runs"}
+    lines = [line for line in yaml_source.dump(data).splitlines() if not section or not line.startswith(f"{section}:")]
+    path.write_text("\n".join([*lines, f"{section}: {{{name}: {text}}}" if section else f"{key}: {text}"]), "utf-8")
+    for given_text, overrides in ((path.read_text("utf-8"), []), (MINIMAL, [f"{key}={text}"])):
+        path.write_text(given_text, "utf-8")
+        try:
+            run = config.load(path, overrides)
+        except (ConfigError, UsageError):
+            continue
+        path.write_text(config.to_yaml(run), "utf-8")
+        assert config.load(path) == run
+
+
+def test_a_mistake_in_a_section_that_only_an_override_has_names_the_override(write: Write) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["optimiser.momentum=0.9"]))
+    assert (problem.place, problem.key) == ("command line: optimiser.momentum=0.9", "optimiser")
+
+
+@pytest.mark.parametrize(
+    ("lines", "overrides", "place", "key", "beside"),
+    [
+        ("", ["cluster.nodes=3"], "command line: cluster.nodes=3", "workers", ""),
+        ("workers: 2", ["cluster.nodes=3"], "x.yaml:8", "workers", " (see command line: cluster.nodes=3)"),
+        ("cluster: {nodes: 3}", ["workers=2"], "command line: workers=2", "workers", "(see cluster.nodes in x.yaml:8)"),
+        ("", ["schedule.warmup=9 epochs"], "command line: schedule.warmup=9 epochs", "schedule.warmup",
+         " (see duration in x.yaml:6"),
+        ("workers: 40", ["batch.size=32"], "x.yaml:8", "workers", " (see command line: batch.size=32)"),
+        ("optimizer: {epsilon: 1}", ["optimizer.name=sgd"], "x.yaml:8", "optimizer.epsilon",
+         " (see command line: optimizer.name=sgd)"),
+        ("", ["schedule.decay=step"], "command line: schedule.decay=step", "schedule.milestones", ""),
+    ],
+)  # fmt: skip
+def test_a_rule_over_several_keys_names_the_file_and_the_override(
+    write: Write, lines: str, overrides: list[str], place: str, key: str, beside: str
+) -> None:
+    path = write(MINIMAL + lines)
+    [problem] = problems_of(lambda: config.load(path, overrides))
+    assert (problem.place.replace(str(path), "x.yaml"), problem.key) == (place, key)
+    assert beside in problem.found.replace(str(path), "x.yaml")
+
+
+SECRETS = [
+    ("checkpoint.mirror=s3://AKIA1:ab/cd@bucket/runs", "with credentials in the environment"),
+    ("checkpoint.mirror=s3://bucket/runs?key=ab/cd", "with mode 600"),
+    ("notify.command='curl -H \"Authorization: Bearer ab/cd\" https://example.org'", "with mode 600"),
+    ("notify.command=curl -u me:ab/cd https://example.org", "environment variable"),
+    ("notify.webhook=https://example.org/hook?token=ab/cd", "notify.webhook_env"),
+    ("data.root=s3://AKIA1:ab/cd@bucket/images", "a folder"),
+    ("storage=https://me:ab/cd@example.org/runs", "a folder"),
+    ("model.weights=https://me:ab/cd@example.org/weights.safetensors", "a folder"),
+]
+
+
+@pytest.mark.parametrize(("override", "allowed"), SECRETS)
+def test_a_secret_is_refused_and_not_shown(write: Write, override: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(write(MINIMAL), [override])
+    assert "ab/cd" not in str(caught.value)
+    [problem] = caught.value.problems
+    assert (problem.key, allowed in problem.allowed) == (override.partition("=")[0], True)
+
+
 @given(st.from_regex(config.DURATION_PATTERN) | st.text("0123456789.eE+- epochstamlgr", max_size=14))
 @settings(deadline=None)
 def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> None:
-    if re.search(r"[eE][+-]?[0-9]{3}", text):
-        return  # refused by `load` for their size
     try:
         Duration.parse(text)
         readable = True
     except ValueError:
         readable = False
-    assert (re.search(config.DURATION_PATTERN, text) is not None) == readable
+    match = re.search(config.DURATION_PATTERN, text)
+    is_large = match is not None and (
+        len(text) > 40 or float(text.split()[0]) > 1e9 or re.search(r"e[+-]?0*\d{3}", text, re.I)
+    )
+    assert (match is not None) == readable or is_large
 
 
 def test_the_config_needs_neither_torch_nor_ray() -> None:

@@ -52,6 +52,8 @@ sbatch: [--reservation=x]
 environment: {NCCL_IB_DISABLE: 1}
 container: {runtime: pyxis, image: "registry#a:b", mounts: ["/a:/b:ro"]}
 network: {interface: ib0}
+gpus: null
+scratch: /scratch/$SLURM_JOB_ID
 """
     assert parse_profile(text, "site.yaml", "slurm") == SlurmProfile(
         account="0123",
@@ -62,6 +64,8 @@ network: {interface: ib0}
         environment={"NCCL_IB_DISABLE": "1"},
         container=Container(runtime="pyxis", image="registry#a:b", mounts=("/a:/b:ro",)),
         network=Network(interface="ib0"),
+        gpus=None,
+        scratch="/scratch/$SLURM_JOB_ID",
     )
 
 
@@ -88,18 +92,27 @@ def test_every_mistake_is_named_with_its_line_and_the_nearest_key() -> None:
         ("kind: slurm\nqos: [\n", "this is not YAML"),
         ("kind: slurm\nqos: !!python/object:os.system x\n", "site.yaml:2: qos: found the tag"),
         ("kind: slurm\nqos: [a]\n", "qos: found"),
-        ("kind: slurm\nspare_nodes: -1\n", "site.yaml:2: spare_nodes: found -1. Allowed: a whole number from 0 up"),
+        ("kind: slurm\nspare_nodes: -1\n", "site.yaml:2: spare_nodes: found -1. Allowed: a whole number from 0 to"),
         ("kind: slurm\nqos: ' '\n", "site.yaml:2: qos: found"),
         ('kind: slurm\nenvironment: {A: "a\\nb"}\n', "site.yaml:2: environment.A: found"),
         ("kind: slurm\ngpus: --gres=gpu\n", "gpus: found"),
         ("kind: slurm\nsbatch: ['--a=b --wrap=c']\n", "sbatch: found"),
         ('kind: slurm\nqos: "a\\nb"\n', "qos: found"),
-        ("kind: slurm\nscratch: /a/folder/whose/name/is/too/long\n", "scratch: found"),
+        ("kind: slurm\nscratch: /scratch/$HOME\n", "scratch: found"),
+        ("kind: slurm\nscratch: /scratch/$SLURM_JOB_IDS\n", "and of $SLURM_JOB_ID and $SLURM_JOB_USER"),
+        ("kind: slurm\ngpus: --gpus={count}\n", "gpus: found"),  # of the whole job
         ("kind: slurm\nvenv: env\n", 'venv: found "env". Allowed: an absolute path'),
         ("kind: slurm\nvenv: /a\nconda: /b\n", "conda: more than one of venv, conda and container"),
         ("kind: slurm\nnotice_s: 0\n", "notice_s: found 0"),
         ("kind: slurm\nenvironment: {a-b: 1}\n", "not the name of a variable"),
         ("kind: slurm\nenvironment: {WANDB_API_KEY: x}\n", "this looks like a secret"),
+        (
+            "kind: slurm\nnetwork: {environment: {HF_TOKEN: x}}\n",
+            "site.yaml:2: network.environment.HF_TOKEN: this looks",
+        ),
+        ("kind: slurm\nenvironment: {https_proxy: 'http://me:word@proxy:3128'}\n", "this looks like a secret"),
+        ("kind: slurm\nsbatch: ['--export=DB_PASSWORD=word']\n", "sbatch: an option looks like a secret"),
+        ("kind: slurm\nnotice_s: 10000000000\n", "found 10000000000. Allowed: a whole number from 1 to 604800"),
         ("kind: slurm\ncontainer: {runtime: docker, image: a}\n", "Allowed: apptainer, pyxis"),
         ("kind: slurm\ncontainer: {runtime: pyxis}\n", "container.image: missing"),
         ("kind: slurm\ncontainer: {runtime: pyxis, image: a, mounts: [data]}\n", "container.mounts: found"),
@@ -110,7 +123,7 @@ def test_what_cannot_be_meant_is_refused(text: str, message: str) -> None:
 
 
 def test_a_profile_that_is_not_there_names_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Allowed: the path of a YAML file, or one of kubernetes-cpu") as caught:
+    with pytest.raises(ConfigError, match="--profile slurm-container: cannot be read: ") as caught:
         load_profile("slurm-container", "slurm")
     assert str(caught.value).endswith("Did you mean slurm-containers?")
     with pytest.raises(ConfigError, match="cannot be read"):

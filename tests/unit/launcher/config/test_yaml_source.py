@@ -31,7 +31,7 @@ def value(text: str) -> Any:
         ("+7", 7),
         ("0o17", 15),
         ("0x1F", 31),
-        ("0x" + "f" * 40, 16**40 - 1),
+        ("0x" + "f" * 16, 16**16 - 1),
         ("true", True),
         ("False", False),
         ("~", None),
@@ -50,7 +50,7 @@ def test_values_have_the_types_of_yaml_1_2(text: str, expected: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["yes", "no", "on", "off", "010", "-007", "12:30:00", "04:00:00", "2024-01-02", "1_000", "0b11", "5 epochs"],
+    ["yes", "no", "on", "off", "010", "-007", "12:30:00", "04:00:00", "2024-01-02", "1_000", "0b11", "0x", "5 epochs"],
 )
 def test_what_yaml_1_1_would_convert_stays_text(text: str) -> None:
     assert value(text) == text
@@ -60,8 +60,10 @@ def test_not_a_number_is_a_number() -> None:
     assert math.isnan(value(".nan"))
 
 
-def test_a_whole_number_of_thousands_of_digits_is_read_without_exhausting_anything() -> None:
-    assert value("9" * 5000) == math.inf
+@pytest.mark.parametrize("text", ["9" * 20, "9" * 5000, "0x" + "f" * 17, "0x" + "f" * 4000, "0o" + "7" * 22])
+def test_a_whole_number_of_more_than_64_bits_stays_text(text: str) -> None:
+    assert value(text) == text
+    assert describe(text) == f"a number of {len(text)} digits"
 
 
 def test_every_key_has_the_line_that_it_stands_in() -> None:

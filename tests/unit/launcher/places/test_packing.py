@@ -89,7 +89,9 @@ def test_too_much_is_refused_with_the_largest_files(
 ) -> None:
     monkeypatch.setattr(packing, "MAX_BYTES", 2 * 2**20)
     (project / "own_models_xyz" / "weights.bin").write_bytes(bytes(3 * 2**20))
-    with pytest.raises(UsageError, match=r"would have 3 MiB: own_models_xyz/weights.bin \(3 MiB\).*Allowed: 2 MiB"):
+    with pytest.raises(
+        UsageError, match=r"would have 3\.0 MiB: own_models_xyz/weights\.bin \(3\.0 MiB\).*Allowed: 2\.0 MiB"
+    ):
         packed()
 
 

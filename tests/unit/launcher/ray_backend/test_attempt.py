@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,12 +14,15 @@ import pytest
 import ray.exceptions
 from ray.train.v2.api.exceptions import ControllerError
 
+from launcher.errors import LauncherError
 from launcher.ray_backend import attempt as module
 from launcher.ray_backend.attempt import Fit, StopReason
 from launcher.ray_backend.failures import NotPlaced
 from launcher.ray_backend.handover import ATTEMPT, HandedBack, answer_key, failure_key
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
+from launcher.recovery.faults import rule_for
 from launcher.recovery.history import retry_policy
+from launcher.recovery.policy import Retry
 from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
@@ -156,7 +162,72 @@ def test_a_failure_is_answered_with_the_next_attempt(make_fit: StartFit, box: Ma
         return following
 
     assert make_fit(train, on_failure=on_failure).run(spec) == RESULT
-    assert errors == [BROKEN]
+    assert [(type(error), str(error)) for error in errors] == [(DataError, str(BROKEN))]
+
+
+def test_a_signal_asks_the_workers_to_stop_as_soon_as_the_storage_accepts_it(
+    make_fit: StartFit, session: Session, small_run: RunDirectory, spec: AttemptSpec
+) -> None:
+    logs = small_run.logs(spec.number)
+
+    def train() -> AttemptResult:
+        logs.path.rename(logs.path.with_name("away"))  # the request cannot be written
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: session.stop.stopped)
+        time.sleep(0.1)
+        logs.path.with_name("away").rename(logs.path)
+        until(logs.stop_request.exists)
+        return RESULT
+
+    with session.stop:
+        assert make_fit(train).run(spec) == RESULT
+
+
+def stops(small_run: RunDirectory, shut_down: threading.Event) -> None:
+    """Workers that stop at the next step."""
+    until(small_run.logs(1).stop_request.exists)
+
+
+def exits(small_run: RunDirectory, shut_down: threading.Event) -> None:
+    """Workers that make no progress, and exit when they are asked to."""
+    until(small_run.logs(1).end_request.exists)
+
+
+def stays(small_run: RunDirectory, shut_down: threading.Event) -> None:
+    """Workers that end with Ray only."""
+    assert shut_down.wait(30)
+    raise ray.exceptions.RayError("shut down")
+
+
+@pytest.mark.parametrize(("workers", "by_ray"), [(stops, False), (exits, False), (stays, True)])
+def test_an_error_of_the_driver_ends_its_workers_before_it_is_raised(
+    workers: Callable[[RunDirectory, threading.Event], None],
+    by_ray: bool,
+    make_fit: StartFit,
+    small_run: RunDirectory,
+    spec: AttemptSpec,
+    box: Mailbox,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shut_down, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(module.ray, "shutdown", shut_down.set)
+    monkeypatch.setattr(module, "END_S", 30.0 if workers is stops else 1.0)
+
+    def train() -> AttemptResult:
+        try:
+            workers(small_run, shut_down)
+            return RESULT
+        finally:
+            ended.set()
+
+    with pytest.raises(
+        LauncherError, match=r"the driver failed, and has stopped its workers: KeyError: 'odd'"
+    ) as raised:
+        make_fit(train, Cluster(KeyError("odd"))).run(spec)
+    assert ended.is_set()
+    assert shut_down.is_set() is by_ray
+    assert rule_for(raised.value).retry is Retry.NEVER
+    assert box.get(answer_key(1)) is False  # Ray does not restart the workers either
 
 
 class EndedThread:

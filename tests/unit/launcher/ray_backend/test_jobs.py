@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +21,8 @@ import pytest
 
 from launcher import cli
 from launcher.errors import ClusterUnavailable, UsageError
+from launcher.places import programs
+from launcher.places.programs import NotAnswered
 from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
@@ -29,11 +36,17 @@ class JobServer:
     """What the cluster knows, and what it was sent."""
 
     address: str = ""
+    elsewhere: str = ""  # the same server, as on another host
     wants: str | None = None  # a token
     jobs: list[dict[str, Any]] = field(default_factory=list)
     posted: list[dict[str, Any]] = field(default_factory=list)
     packages: list[bytes] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)  # authorisations
+    paths: list[str] = field(default_factory=list)  # of the requests
+    fails: list[int] = field(default_factory=list)  # codes of the next answers
+    loses_answers: int = 0  # to the next submissions, which it carries out
+    leads_to: str = ""  # every request is redirected there
 
     def job(self, status: str, **more: Any) -> None:
         run = {"resnet-launcher/run": more.pop("run", "/runs/small")}
@@ -59,6 +72,17 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JobServe
 
         def _is_let_in(self) -> bool:
             given = self.headers.get("Authorization", "")
+            state.given.append(given)
+            state.paths.append(self.path)
+            if state.leads_to:
+                self.send_response(307)
+                self.send_header("Location", state.leads_to + self.path)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return False
+            if state.fails:
+                self._answer(state.fails.pop(0), "not now")
+                return False
             if state.wants is None or given == f"Bearer {state.wants}":
                 return True
             self._answer(403 if given else 401, "no")
@@ -80,33 +104,59 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JobServe
                 self._answer(404, "no such thing")
 
         def do_PUT(self) -> None:
-            state.packages.append(self._body())
-            self._answer(200, {})
+            body = self._body()
+            if self._is_let_in():
+                state.packages.append(body)
+                self._answer(200, {})
 
         def do_POST(self) -> None:
             body = self._body()
+            if not self._is_let_in():
+                return
             if self.path.endswith("/stop"):
                 state.stopped.append(self.path.split("/")[3])
                 self._answer(200, {"stopped": state.jobs[0]["status"] == "RUNNING"})
-            else:
-                state.posted.append(json.loads(body))
-                self._answer(200, {"job_id": "job-1", "submission_id": "job-1"})
+                return
+            posted = json.loads(body)
+            job = posted["submission_id"]
+            if job in [known["submission_id"] for known in state.posted]:
+                # As in Ray 2.60: the agent answers 400, and the head passes that on as 500.
+                text = f"Request failed with status code 400: ValueError: Job with submission_id {job} already exists."
+                self._answer(500, text)
+                return
+            state.posted.append(posted)
+            if state.loses_answers:
+                state.loses_answers -= 1
+                self.close_connection = True
+                return
+            self._answer(200, {"job_id": job, "submission_id": job})
 
         def log_message(self, *_: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    state.address = f"http://127.0.0.1:{http.server_address[1]}"
+    servers = [ThreadingHTTPServer((host, 0), Handler) for host in ("127.0.0.1", "127.0.0.2")]
+    threads = [threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True) for http in servers]
+    for thread in threads:
+        thread.start()
+    state.address, state.elsewhere = (f"http://{http.server_address[0]}:{http.server_port}" for http in servers)
     monkeypatch.setenv("HOME", str(tmp_path))  # no token of the user's own
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://192.0.2.1:1")  # set back after the test
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    for name, value in (("LIMIT_S", 20.0), ("SUBMIT_LIMIT_S", 20.0), ("FIRST_WAIT_S", 0.01)):
+        monkeypatch.setattr(programs, name, value)
     yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    for http, thread in zip(servers, threads, strict=True):
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(server: JobServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer is not asked again."""
+    for name in ("LIMIT_S", "SUBMIT_LIMIT_S"):
+        monkeypatch.setattr(programs, name, 0.0)
 
 
 def test_what_is_submitted_is_the_packed_folder_and_a_fixed_command(
@@ -117,7 +167,7 @@ def test_what_is_submitted_is_the_packed_folder_and_a_fixed_command(
     [posted] = server.posted
     assert posted["entrypoint"] == "python -m launcher.train config.yaml"
     assert posted["metadata"] == {"resnet-launcher/run": str(tmp_path / "runs" / "small")}
-    assert posted["runtime_env"]["excludes"] == ray_jobs.EXCLUDES
+    assert "excludes" not in posted["runtime_env"]
     assert posted["runtime_env"]["working_dir"].startswith("gcs://")
     [package] = server.packages
     archive = zipfile.ZipFile(io.BytesIO(package))
@@ -126,10 +176,10 @@ def test_what_is_submitted_is_the_packed_folder_and_a_fixed_command(
     assert f"storage: {tmp_path / 'runs'}" in text
     assert "seed: 7" in text
     [submission] = submissions.read(RunDirectory(tmp_path / "runs", "small"))
-    assert (submission.id, submission.details) == ("job-1", {"address": server.address})
+    assert (submission.id, submission.details) == (posted["submission_id"], {"address": server.address})
     out = capsys.readouterr().out
-    assert "working directory: 1 file, 0.00 MiB" in out
-    assert f"ray job job-1 at {server.address}" in out
+    assert re.search(r"working directory: 1 file, \d\.\d KiB\n", out)
+    assert f"ray job {submission.id} at {server.address}" in out
 
 
 def test_a_dry_run_shows_the_files_and_asks_nobody(
@@ -191,13 +241,146 @@ def test_stopping_goes_through_the_job_server(server: JobServer) -> None:
 
 def test_the_message_for_a_missing_token_names_its_places(server: JobServer) -> None:
     server.wants = TOKEN
-    with pytest.raises(ClusterUnavailable, match=r"requires its token: set RAY_AUTH_TOKEN_PATH .*~/.ray/auth_token"):
+    with pytest.raises(
+        ClusterUnavailable, match=r"requires the cluster's token\. Allowed: RAY_AUTH_TOKEN_PATH .*~/.ray/auth_token"
+    ):
         ray_jobs.ask("job-1", server.address)
 
 
-def test_an_address_without_a_server_fails_at_once(server: JobServer) -> None:
-    with pytest.raises(ClusterUnavailable, match=r"http://127.0.0.1:9: no server answers .*--address"):
+def test_variables_of_the_shell_do_not_change_what_is_sent(
+    server: JobServer, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "*.yaml")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert cli.main(["submit", "ray", str(write_config()), "--address", server.address]) == 0
+    [package] = server.packages
+    assert zipfile.ZipFile(io.BytesIO(package)).namelist() == ["config.yaml"]
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"  # as before
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 504])
+def test_a_server_that_is_not_ready_is_asked_until_it_is(server: JobServer, code: int) -> None:
+    server.job("RUNNING")
+    server.fails = [code, code, code]
+    assert ray_jobs.ask("job-1", server.address).state == "running"
+
+
+def test_a_submission_without_an_answer_is_not_repeated_as_a_second_job(
+    server: JobServer, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    server.loses_answers = 1
+    assert cli.main(["submit", "ray", str(write_config()), "--address", server.address]) == 0
+    [posted] = server.posted
+    [submission] = submissions.read(RunDirectory(tmp_path / "runs", "small"))
+    assert submission.id == posted["submission_id"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_error_says_whether_the_job_was_submitted(
+    server: JobServer, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["submit", "ray", str(write_config()), "--address"]
+    assert cli.main([*command, "http://127.0.0.1:9"]) == 69
+    first, below, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: Ray's job server at http://127.0.0.1:9 cannot be reached; nothing was submitted. ")
+    assert first.endswith("Allowed: the address of a running cluster's dashboard: --address http://HEAD:8265")
+    assert below.endswith("Failed to establish a new connection: [Errno 111] Connection refused")
+    server.loses_answers = 1
+    assert cli.main([*command, server.address]) == 69
+    first = capsys.readouterr().err.splitlines()[0]
+    assert f"cannot be reached; ray job {server.posted[0]['submission_id']} may have been submitted" in first
+
+
+@pytest.mark.usefixtures("impatient")
+def test_silence_is_not_gone(server: JobServer) -> None:
+    server.fails = [503]
+    with pytest.raises(NotAnswered, match=r"cannot be reached\n    \"not now\"\n    HTTP status 503"):
+        ray_jobs.ask("job-1", server.address)
+    with pytest.raises(NotAnswered, match=r"Ray's job server at http://127.0.0.1:9 cannot be reached"):
         ray_jobs.ask("job-1", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_accepts_and_says_nothing_is_not_waited_for_without_end(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_jobs, "ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(NotAnswered, match="timed out"):
+        ray_jobs.ask("job-1", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+
+
+ASKS = """
+import json, sys
+from launcher.errors import ClusterUnavailable
+from launcher.ray_backend import jobs
+for recorded, given in json.loads(sys.argv[1]):
+    try:
+        print(jobs.ask("job-1", recorded, given).state)
+    except ClusterUnavailable as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def asks(tmp_path: Path, *addresses: tuple[str | None, str | None], **variables: str) -> list[str]:
+    """What a process of a user with a token finds at each pair of addresses: recorded, and given by the user."""
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, exist_ok=True)
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    environment = {**os.environ, "HOME": str(tmp_path), **variables}
+    command = [sys.executable, "-c", ASKS, json.dumps(addresses)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_token_goes_only_to_addresses_that_the_user_gives(server: JobServer, tmp_path: Path) -> None:
+    server.job("RUNNING")
+    server.wants = TOKEN
+    here, there = server.address, server.elsewhere
+    refusal = (
+        f"Ray's job server at {there} requires the cluster's token, which is not sent to an address that only a record "
+        f"names. Allowed: --address {there}, if this is your cluster"
+    )
+    # This machine, another host by a record, by --address, by --address instead of the record, and by a record again.
+    pairs = [(here, None), (there, None), (None, there), ("http://192.0.2.1:1", there), (there, there), (there, None)]
+    assert asks(tmp_path, *pairs) == ["running", refusal, "running", "running", "running", refusal]
+    assert asks(tmp_path, (there, None), (there + "/", None), RAY_ADDRESS=there) == ["running", "running"]
+    assert set(server.given) == {"", f"Bearer {TOKEN}"}
+    server.given.clear()
+    assert asks(tmp_path, (there, None), RAY_API_SERVER_ADDRESS=here) == [refusal]
+    assert set(server.given) == {""}
+
+
+def test_a_redirection_does_not_carry_the_token(server: JobServer, tmp_path: Path) -> None:
+    server.job("RUNNING")
+    seen = []
+
+    class Thief(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.2", 0), Thief) as thief:
+        thread = threading.Thread(target=thief.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        server.leads_to = f"http://127.0.0.2:{thief.server_address[1]}"
+        asks(tmp_path, (server.address, None))
+        thief.shutdown()
+        thread.join()
+    assert set(server.given) == {f"Bearer {TOKEN}"}
+    assert set(seen) == {None}
+
+
+def test_a_proxy_does_not_get_the_token_for_this_machine(server: JobServer, tmp_path: Path) -> None:
+    server.job("RUNNING")
+    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), server.elsewhere)
+    assert asks(tmp_path, (server.address, None), **proxy, no_proxy="", NO_PROXY="") == ["running"]
+    assert all("://" not in path for path in server.paths)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -19,12 +20,14 @@ from launcher.console import Progress
 from launcher.errors import WorkerLost
 from launcher.recovery.attempt import AttemptSpec
 from launcher.recovery.handler import FailureHandler
+from launcher.recovery.history import read_skips
 from launcher.recovery.notify import Notifier
 from launcher.recovery.policy import Skip
 from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
+from launcher.worker.train import skipped_steps
 from resnet_dist.checkpoint import format
 from resnet_dist.errors import DataError, DivergedError
 
@@ -79,11 +82,12 @@ def attempt(run: RunDirectory, step: int, saved: int | None = None, first_step: 
     return AttemptSpec(number, first_step, began=began)
 
 
-def checkpoint(run: RunDirectory, step: int) -> Path:
+def checkpoint(run: RunDirectory, step: int, more: dict[str, Any] | None = None) -> Path:
     """Write a checkpoint without tensors, with valid hashes; returns its folder."""
     folder = run.checkpoints / format.folder_name(step)
     folder.mkdir()
-    contents = {format.MODEL: b"", format.OPTIMIZER: b"", format.STATE: format.json_bytes({"step": step})}
+    state = format.json_bytes({"step": step, **(more or {})})
+    contents = {format.MODEL: b"", format.OPTIMIZER: b"", format.STATE: state}
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     records = {
@@ -204,7 +208,7 @@ def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> No
     text = "\n".join(report_lines(run))
     assert "attempt 1 started after step 0 with 2 workers" in text
     assert "2 steps to repeat after the checkpoint of step 10, " in text
-    assert str(run.incident(1) / "summary.txt") in text
+    assert "  incidents/attempt-1/summary.txt\n" in text
     assert "ended after step 14, exit code 0: finished" in text
     assert goodput(run).useful == 14 * 0.5 * 2  # steps 11 and 12 of the first attempt were repeated
 
@@ -233,3 +237,70 @@ def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> 
     facts = {"steps_redone": 0, "checkpoint_step": 20, "seconds_lost": 0.04, "decision": "failure 1 of 3"}
     run.end_attempt(number, 76, "WorkerLost: gone", 20, facts)
     assert "no step lost: the newest checkpoint is of step 20" in "\n".join(report_lines(run))
+
+
+def write_attempts(run: RunDirectory, *lines: tuple[int, str, str, str, dict[str, Any]]) -> None:
+    """Lines of attempts.jsonl: (attempt, event, time on one day, session or submission, more)."""
+    records = [
+        {"attempt": number, "event": event, "time": f"2026-01-01T{clock}+00:00", **more}
+        | ({"session": origin, "submission": origin if origin.startswith("job") else "", "facts": {"workers": 2}}
+           if event == "started" else {"exit_code": 76, "cause": "why", "last_step": 0})
+        for number, event, clock, origin, more in lines
+    ]  # fmt: skip
+    run.attempts_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_time_in_which_nobody_had_started_the_run_does_not_count(run: RunDirectory) -> None:
+    write_attempts(
+        run,
+        (1, "started", "10:00:00", "00000001", {}),
+        (1, "ended", "10:00:10", "", {}),
+        (2, "started", "10:00:14", "00000001", {}),  # restarted by the same launcher after 4 s
+        (2, "ended", "10:00:20", "", {}),
+        (3, "started", "16:00:00", "00000002", {}),  # by a person, after hours
+        (3, "ended", "16:00:30", "", {}),
+    )
+    assert goodput(run).all == 2 * (14 + 6 + 30)
+    text = "\n".join(report_lines(run))
+    assert "  4 s until the next attempt started\n" in text
+    assert "  21580 s until the next attempt started, by a person: this time does not count\n" in text
+
+
+def test_the_time_in_which_a_scheduler_requeues_one_submission_counts(run: RunDirectory) -> None:
+    write_attempts(run, (1, "started", "10:00:00", "job-1", {}), (1, "ended", "10:00:10", "", {}))
+    lines = run.attempts_file.read_text()
+    write_attempts(run, (2, "started", "10:05:00", "job-1", {}), (2, "ended", "10:06:00", "", {}))
+    run.attempts_file.write_text(lines + run.attempts_file.read_text().replace('"session": "job-1"', '"session": "2"'))
+    assert goodput(run).all == 2 * (300 + 60)
+
+
+def test_an_attempt_that_was_killed_with_its_driver_counts_until_its_last_sign_of_life(run: RunDirectory) -> None:
+    write_attempts(run, (1, "started", "10:00:00", "00000001", {}), (2, "started", "16:00:00", "00000002", {}))
+    run.logs(1).heartbeats.mkdir(parents=True)
+    began = datetime.datetime.fromisoformat("2026-01-01T10:00:00+00:00").timestamp()
+    run.logs(1).log(0).touch()
+    run.logs(1).heartbeat(0).touch()
+    os.utime(run.logs(1).log(0), (began + 5, began + 5))
+    os.utime(run.logs(1).heartbeat(0), (began + 40, began + 40))
+    assert goodput(run).all == 2 * 40  # the second one left no sign
+
+
+UNREADABLE_SKIPS = [b"", b"{", b"null", b'{"step": 1}', b"[1]", b'[{"step": "10", "samples": 24}]', b'[{"step": 10}]']
+
+
+@pytest.mark.parametrize("content", UNREADABLE_SKIPS)
+def test_skips_that_cannot_be_read_are_those_of_the_newest_checkpoint(run: RunDirectory, content: bytes) -> None:
+    checkpoint(run, 20, {"skipped": [[10, 13], [15, 16]], "batch_size": 8})
+    run.skips.write_bytes(content)
+    skips = read_skips(run)
+    assert skips == (Skip(10, 3 * 8), Skip(12, 8))
+    assert skipped_steps(skips, 8) == ((10, 13), (15, 16))
+    assert (run.path / "skips.json.unreadable").read_bytes() == content
+    assert read_skips(run) == skips  # they were written again
+    run.skips.unlink()
+    assert read_skips(run) == skips
+
+
+def test_without_a_checkpoint_no_step_was_made_with_skips(run: RunDirectory) -> None:
+    run.skips.write_text("{")
+    assert read_skips(run) == ()

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError
 from launcher.recovery.resume import choose
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
+from resnet_dist.errors import StorageError
 
 OLD_RUN = Path(__file__).parents[3] / "fixtures" / "run-0.1"
 
@@ -97,8 +98,46 @@ def test_a_value_that_the_config_gives_is_compared(old_run: RunDirectory, overri
 
 
 def test_what_the_run_keeps_must_go_with_the_config(old_run: RunDirectory) -> None:
-    with pytest.raises(ConfigError, match=r"batch_norm\.span: found global with .*; the run started with it\. Allowed"):
+    with pytest.raises(
+        ConfigError,
+        match=r"batch_norm\.span: found global with .*; the run started with it .*step-00000004\)\. Allowed",
+    ):
         choose(load(old_run, "batch.num_micro_batches=2"), old_run, "auto")
+
+
+# --- the learning rate
+
+
+def test_a_longer_duration_says_where_the_learning_rate_goes(old_run: RunDirectory) -> None:
+    notes = choose(load(old_run, "duration=16 steps"), old_run, "auto").notes
+    # polynomial, power 2, from 0.5 after 2 steps: (5 / 6)^2 of 0.5 at step 4 of 8, (12 / 14)^2 at step 5 of 16
+    so_far = "  the LR rises from 0.3472 (step 4, the run's schedule so far)"
+    assert f"{so_far} to 0.3673 (step 5, the schedule of this config)" in notes
+
+
+@pytest.mark.parametrize("duration", ["8 steps", "1024 samples"])
+def test_the_same_learning_rate_is_not_mentioned(old_run: RunDirectory, duration: str) -> None:
+    start = choose(load(old_run, f"duration={duration}"), old_run, "auto")
+    assert not any("the LR" in note for note in start.notes)
+
+
+def test_a_constant_learning_rate_is_not_mentioned(old_run: RunDirectory, say: Say) -> None:
+    constant = {"peak_lr": 0.5, "warmup": "2 steps", "decay": "constant"}
+    say(lambda recipe: recipe.update(schedule=constant))
+    longer = load(old_run, "duration=16 steps", "schedule={peak_lr: 0.5, warmup: 2 steps, decay: constant}")
+    assert choose(longer, old_run, "auto").notes[-1] == "  changed: duration was '8 steps', is '16 steps'"
+
+
+def test_epochs_are_compared_by_the_size_of_the_data_set(old_run: RunDirectory) -> None:
+    longer = choose(load(old_run, "duration=8 epochs", "data.num_samples=256"), old_run, "auto")
+    assert "to 0.3673 (step 5, the schedule of this config)" in longer.notes[-1]
+
+
+def test_a_duration_shorter_than_the_checkpoint_is_refused(old_run: RunDirectory) -> None:
+    with pytest.raises(
+        ConfigError, match=r"duration: found 3 steps, and 4 steps are done \(.*step-00000004\)\. Allowed"
+    ):
+        choose(load(old_run, "duration=3 steps"), old_run, "auto")
 
 
 # --- recipes of other versions
@@ -166,3 +205,61 @@ def test_the_arguments_of_a_users_function_are_no_keys_of_ours(old_run: RunDirec
     with pytest.raises(ConfigError, match=r"model\.arguments\.width: the run has 4, the config None"):
         choose(load(old_run), old_run, "auto")
     assert choose(load(old_run, "model.arguments={width: 4}"), old_run, "auto").step == 4
+
+
+def saved(step: int) -> str:
+    return json.dumps({"kind": "event", "step": step, "event": "checkpoint", "detail": {"path": "p"}}) + "\n"
+
+
+def killed(run: RunDirectory) -> None:
+    """An attempt that saved step 20 and was killed with its driver."""
+    run.begin_attempt({"from_step": 0})
+    run.metrics.write_text(saved(10) + saved(20))
+
+
+def stopped(run: RunDirectory) -> None:
+    """An attempt that stopped on request, and whose metrics are lost."""
+    run.end_attempt(run.begin_attempt({"from_step": 0}), 75, "stopped on request", 20)
+
+
+def failed(run: RunDirectory) -> None:
+    run.end_attempt(run.begin_attempt({"from_step": 10}), 76, "WorkerLost", 23, {"checkpoint_step": 20})
+
+
+def failed_because_of_the_folder(run: RunDirectory) -> None:
+    """Attempts that found no checkpoint record none, and change nothing."""
+    killed(run)
+    for _ in range(2):
+        run.end_attempt(run.begin_attempt({"workers": 1}), 76, "StorageError", 0, {"checkpoint_step": 0})
+
+
+@pytest.mark.parametrize("before", [killed, stopped, failed, failed_because_of_the_folder])
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over_by_itself(
+    tmp_path: Path, before: Callable[[RunDirectory], None], folder: str
+) -> None:
+    run = RunDirectory(tmp_path, "stopped")
+    run.create()
+    before(run)
+    if folder == "missing":
+        run.checkpoints.rmdir()
+    with pytest.raises(
+        StorageError, match=r"the run has recorded a checkpoint of step 20, and there is none"
+    ) as caught:
+        choose(load(run), run, "auto")
+    assert caught.value.path == str(run.checkpoints)
+    assert "--resume never" in caught.value.problem
+    assert choose(load(run), run, "never").step == 0
+    # The attempt that started over is what counts from now on.
+    run.begin_attempt({"from_step": 0})
+    with run.metrics.open("a") as file:
+        file.write(json.dumps({"kind": "event", "step": 0, "event": "started", "detail": {}}) + "\n")
+    assert choose(load(run), run, "auto").step == 0
+
+
+def test_a_run_that_has_saved_nothing_starts_at_step_0_again(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "stopped")
+    run.create()
+    run.metrics.write_text(json.dumps({"kind": "train", "step": 7, "loss": 1.0}) + "\n")
+    run.end_attempt(run.begin_attempt({"from_step": 0}), 76, "WorkerLost", 7, {"checkpoint_step": 0})
+    assert choose(load(run), run, "auto").step == 0

@@ -9,11 +9,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher.run.directory import Attempt, RunDirectory
+from launcher.run.directory import Attempt, Fatal, RunDirectory
 from launcher.run.environment import environment
+from launcher.run.lease import acquire
 from resnet_dist.errors import StorageError
 
 
@@ -124,10 +126,102 @@ def test_a_new_attempt_removes_finished_and_fatal(run: RunDirectory) -> None:
     assert not run.is_finished()
 
 
-def test_a_file_that_is_not_json_is_a_storage_error(run: RunDirectory) -> None:
-    run.fatal_file.write_text("{")
-    with pytest.raises(StorageError, match=r"FATAL: cannot be read .* move it away to continue"):
-        run.fatal()
+FATALS = [
+    *(b"{", b"", b"null", b"[]", b"\0\xff", b'{"exit_code": 7}'),
+    b'{"exit_code": "76", "message": "m", "time": "t"}',
+    b'{"exit_code": 3, "message": "m", "time": "t"}',
+]
+
+
+@pytest.mark.parametrize("content", FATALS)
+def test_a_fatal_that_cannot_be_read_is_no_reason_and_is_set_aside_by_the_next_attempt(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    run.fatal_file.write_bytes(content)
+    assert run.has_failed()
+    assert (run.fatal(), run.fatal()) == (None, None)
+    assert caplog.messages == [f"{run.fatal_file}: ignored, as its content cannot be read"]
+    run.begin_attempt()
+    assert not run.has_failed()
+    assert (run.path / "FATAL.unreadable").read_bytes() == content
+
+
+def test_fields_of_a_newer_version_are_ignored(run: RunDirectory) -> None:
+    run.fatal_file.write_text(json.dumps({"exit_code": 76, "message": "m", "time": "t", "hosts": ["n1"]}))
+    assert run.fatal() == Fatal(76, "m", "t")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"step": "100"}', b'{"top1": "high"}', b"\xff"])
+def test_a_finished_run_whose_summary_cannot_be_read_is_finished(run: RunDirectory, content: bytes) -> None:
+    run.finished_file.write_bytes(content)
+    assert run.is_finished()
+    assert run.summary() == {}
+    run.begin_attempt()
+    assert not run.is_finished()
+    assert (run.path / "FINISHED.unreadable").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": None}, {"attempt": "2"}, {"attempt": 0}, {"event": None}, {"event": "paused"},
+        {"time": "yesterday"}, {"time": "2026-01-01T00:00:00"}, {"time": 3}, {"facts": None},
+        {"facts": {"workers": "many"}},
+        {"facts": {"excluded": [1]}},
+    ],
+)  # fmt: skip
+def test_a_line_that_no_launcher_writes_is_ignored_and_named_once(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture, change: dict[str, Any]
+) -> None:
+    run.begin_attempt({"workers": 4})
+    line = {"event": "started", "attempt": 2, "time": "2026-01-01T00:00:00+00:00", "facts": {}} | change
+    with run.attempts_file.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    for _ in range(2):
+        assert [attempt.number for attempt in run.attempts()] == [1]
+    [message] = caplog.messages
+    assert message.startswith(f"{run.attempts_file}: ignored 1 line that cannot be read; line 2 begins with '{{")
+    assert run.begin_attempt() == 2
+
+
+@pytest.mark.parametrize("missing", ["event", "attempt", "time", "exit_code", "cause"])
+def test_an_end_without_one_of_its_keys_is_ignored(run: RunDirectory, missing: str) -> None:
+    run.end_attempt(run.begin_attempt(), 76, "why", 4)
+    first, last = run.attempts_file.read_text().splitlines()
+    content = json.loads(last)
+    del content[missing]
+    run.attempts_file.write_text(f"{first}\n{json.dumps(content)}\n")
+    assert [(attempt.number, attempt.ended) for attempt in run.attempts()] == [(1, None)]
+
+
+@pytest.mark.parametrize("name", ["FATAL", "FINISHED", "attempts.jsonl"])
+def test_a_named_pipe_is_refused_at_once(run: RunDirectory, name: str) -> None:
+    os.mkfifo(run.path / name)
+    with pytest.raises(StorageError, match=rf"{name}: is a named pipe\. Allowed: a regular file"):
+        run.begin_attempt()
+
+
+def test_an_attempt_knows_the_session_and_the_submission_that_started_it(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_SUBMISSION", "job-1")
+    with acquire(run.lease):
+        run.begin_attempt()
+        run.begin_attempt()
+    monkeypatch.delenv("LAUNCHER_SUBMISSION")
+    with acquire(run.lease):
+        run.begin_attempt()
+    first, second, third = run.attempts()
+    assert first.session == second.session != third.session != ""
+    assert (first.submission, second.submission, third.submission) == ("job-1", "job-1", "")
+
+
+def test_a_link_of_this_user_to_another_disk_is_allowed(run: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    run.checkpoints.rmdir()
+    run.checkpoints.symlink_to(tmp_path / "disk")
+    run.create()
+    run.check_links()
 
 
 def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(
@@ -193,3 +287,19 @@ def test_the_environment_is_recorded_without_git(monkeypatch: pytest.MonkeyPatch
 def test_reading_a_run_directory_imports_no_torch() -> None:
     code = "import sys, launcher.run.directory, resnet_dist.checkpoint.format; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_run_does_not_start_in_a_directory_with_a_link_of_another_user(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.checkpoints.rmdir()
+    run.checkpoints.symlink_to(tmp_path)
+    if os.geteuid() == 0:
+        os.lchown(run.checkpoints, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(PermissionError()))
+    problem = r"is a link that belongs to user [0-9]+\. Allowed: a link of your own"
+    with pytest.raises(StorageError, match=problem) as caught:
+        run.create()
+    assert caught.value.path == str(run.checkpoints)

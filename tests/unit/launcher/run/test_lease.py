@@ -263,14 +263,62 @@ def test_a_check_sees_what_the_next_renewal_would(folder: Path) -> None:
     first.release()
 
 
-def test_a_lease_that_cannot_be_read_is_not_taken(folder: Path) -> None:
+UNREADABLE = [b"", b"{", b"null", b"[]", b"\0" * 300, b'{"uuid": "u"}', b"\xff\xfe", b"[" * 100_000]
+
+
+def changed_holder(**changes: object) -> bytes:
+    return json.dumps({**dataclasses.asdict(Holder.this_process()), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*UNREADABLE, *(changed_holder(pid=pid) for pid in (-1, 0, 2**31, 2**64, True, "1", None))],
+    ids=map(str, range(len(UNREADABLE) + 7)),  # the contents differ from process to process
+)
+def test_a_lease_that_cannot_be_read_is_taken_over_once_it_is_not_renewed(folder: Path, content: bytes) -> None:
+    write_holder(folder).write_bytes(content)
+    with acquire(folder, expires_s=0.05) as held:
+        assert held.generation == 2
+
+
+def test_the_holder_of_a_lease_that_cannot_be_read_keeps_it_as_long_as_it_renews_it(folder: Path) -> None:
+    with acquire(folder, renew_every_s=0.02) as held:
+        (folder / "00000001.json").write_text('{"uuid":')
+        with pytest.raises(LeaseHeld, match="a process that cannot be identified") as caught:
+            acquire(folder, expires_s=LONG_S)
+        assert "kill" not in str(caught.value)
+        held.check()
+
+
+def test_a_lease_that_cannot_be_opened_is_not_taken(folder: Path) -> None:
     file = write_holder(folder)
-    file.write_text("{")
-    with pytest.raises(StorageError, match="is not a lease") as caught:
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(StorageError, match="is a named pipe") as caught:
         acquire(folder, expires_s=0.01)
     assert caught.value.path == str(file)
+    file.unlink()
+    file.write_text("")
     with pytest.raises(StorageError, match="Not a directory"):
         acquire(file / "lease")
+
+
+def test_a_process_is_signalled_only_if_it_is_the_holder(folder: Path, start: Start) -> None:
+    process = start(HOLD, folder, 5)
+    assert line(process) == "1"
+    found = holder(folder)
+    assert isinstance(found, Holder)
+    assert not dataclasses.replace(found, process_start="1").signal(signal.SIGKILL)  # a later process with its pid
+    assert process.poll() is None
+    assert found.signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
+    assert not found.signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("pid", [0, -1, -2, 2**31])
+def test_numbers_that_mean_no_process_or_many_are_no_holder(pid: int) -> None:
+    with pytest.raises(ValueError, match=f"there is no process {pid}"):
+        dataclasses.replace(Holder.this_process(), pid=pid)
 
 
 def test_of_many_that_want_a_dead_holders_lease_exactly_one_gets_it(folder: Path, start: Start) -> None:

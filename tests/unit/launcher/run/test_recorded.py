@@ -67,9 +67,17 @@ def test_the_same_config_finds_it_finished(
     ],
 )
 def test_another_experiment_is_refused(finished: RunDirectory, recorded_in: str, override: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=f"{recorded_in}.*{told}"):
+    with pytest.raises(ConfigError, match=rf"{told} \(recorded in .*{recorded_in}"):
         train(load(finished, override))
     assert finished.is_finished()
+
+
+def test_a_refused_change_names_the_override_that_makes_it(
+    finished: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["name=whole", f"storage={finished.storage}", "data.root=/mine"]
+    assert module.main([str(OLD_RUN / "run.yaml"), *own, "seed=1"]) == 78
+    assert capsys.readouterr().err.startswith("error: command line: seed=1: seed: the run has 0, the config 1 (")
 
 
 def test_what_may_change_is_no_other_experiment(finished: RunDirectory, recorded_in: str) -> None:
@@ -90,7 +98,7 @@ def test_every_process_of_torchrun_ends_in_the_same_way(
 @pytest.mark.parametrize("file", ["state.json", "manifest.json", "model.safetensors"])
 def test_a_checkpoint_that_is_torn_is_passed_over(finished: RunDirectory, file: str) -> None:
     (finished.checkpoints / "step-00000008" / file).write_bytes(b"{")
-    with pytest.raises(ConfigError, match="step-00000004: seed"):
+    with pytest.raises(ConfigError, match=r"seed: .*step-00000004\)"):
         train(load(finished, "seed=1"))
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launcher.config import load as configs
+from launcher.errors import UserCodeError
 from launcher.recovery.attempt import AttemptSpec
 from launcher.run.directory import AttemptLogs, RunDirectory
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.train import train_worker
-from resnet_dist.errors import StorageError
+from resnet_dist.errors import DataError, StorageError
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
@@ -53,3 +56,60 @@ def test_a_log_that_cannot_be_opened_is_a_storage_error(
     assignment = Assignment(AttemptSpec(1), rank=0, world_size=1, local_rank=0)
     with pytest.raises(StorageError, match="logs"):
         train_worker(configs.load(write_config()), assignment, FileSupervisor(small_run.logs(1), 0))
+
+
+class UserError(Exception):
+    def __str__(self) -> str:
+        raise OSError("no message")
+
+
+@pytest.mark.parametrize(
+    ("watched", "error", "expected"),
+    [
+        (True, UserError(), UserCodeError),
+        (True, SystemExit(3), UserCodeError),
+        (False, UserError(), UserError),  # a notebook gets its own exception
+        (False, KeyboardInterrupt(), KeyboardInterrupt),
+        (True, DataError("a.jpg", "broken"), DataError),
+    ],
+)
+def test_an_error_leaves_a_process_of_the_run_without_classes_of_the_user(
+    watched: bool,
+    error: BaseException,
+    expected: type[BaseException],
+    write_config: Callable[..., Path],
+    small_run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("launcher.worker.train.build", build)
+    assignment = Assignment(AttemptSpec(1), rank=0, world_size=1, local_rank=0, watched=watched)
+    config = configs.load(write_config("faults: {preflight: false}", "log: {tensorboard: false}"))
+    with pytest.raises(expected) as raised:
+        train_worker(config, assignment, FileSupervisor(small_run.logs(1), 0))
+    assert type(raised.value) is expected
+    assert f"{type(error).__name__}" in small_run.logs(1).log(0).read_text()  # the traceback
+
+
+def test_a_full_disk_under_the_log_of_a_rank_is_reported_once_and_ends_nothing(
+    write_config: Callable[..., Path],
+    small_run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def build(*_: object) -> SimpleNamespace:
+        for _ in range(10):
+            logging.getLogger("launcher").warning("the disk is full")
+        return SimpleNamespace(fit=lambda: SimpleNamespace(step=7, finished=True, evaluation=None))
+
+    small_run.logs(1).path.mkdir()
+    small_run.logs(1).log(0).symlink_to("/dev/full")
+    monkeypatch.setattr("launcher.worker.train.build", build)
+    assignment = Assignment(AttemptSpec(1), rank=0, world_size=1, local_rank=0)
+    config = configs.load(write_config("faults: {preflight: false}", "log: {tensorboard: false}"))
+    assert train_worker(config, assignment, FileSupervisor(small_run.logs(1), 0)).step == 7
+    errors = capsys.readouterr().err
+    assert errors.count("No space left on device") == 1
+    assert "Traceback" not in errors

@@ -36,7 +36,8 @@ def kill_before(number):
     seen = 0
     def count(event, arguments):
         nonlocal seen
-        if event in OPERATIONS:
+        # Opening a file to read it changes nothing: the kill before the next operation covers it.
+        if event in OPERATIONS and not (event == "open" and arguments[2] & os.O_ACCMODE == os.O_RDONLY):
             seen += 1
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -233,6 +235,47 @@ def test_after_too_many_failures_in_a_row_the_training_ends(saver: Saver, storag
         "/storage: No space left on device. 3 consecutive checkpoints failed, at steps 8, 9, 10"
     )
     assert names(events)[-3:] == [(step, "checkpoint_failed") for step in (8, 9, 10)]  # reported before that
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in another file system."""
+    own = tmp_path.stat().st_dev
+    place = next(place for place in ("/dev/shm", "/run", str(Path.home())) if Path(place).stat().st_dev != own)
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+def test_nothing_is_written_to_what_is_mounted_over_the_checkpoints(tmp_path: Path, other_disk: Path) -> None:
+    folder, disk = tmp_path / "checkpoints", tmp_path / "disk"
+    disk.mkdir()
+    folder.symlink_to(disk)
+    saver = Saver(CheckpointOptions(folder), on_event=lambda *event: None)
+    save(saver, 1, wait=True)
+    folder.unlink()
+    folder.symlink_to(other_disk)  # as a mount: the same path leads to another file system
+    with pytest.raises(
+        StorageError, match=r"step-00000001, which was written before, is gone.* Mount it again"
+    ) as caught:
+        save(saver, 2, wait=True)
+    assert caught.value.path == str(folder)
+    assert list(other_disk.iterdir()) == []
+    folder.unlink()
+    folder.symlink_to(disk)
+    save(saver, 3, wait=True)
+    saver.close()
+    assert [path.name for path in sorted(disk.iterdir())] == ["step-00000001", "step-00000003"]
+
+
+def test_checkpoints_that_were_deleted_by_hand_are_followed_by_the_next(
+    tmp_path: Path, saver: Saver, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(saver, 1, wait=True)
+    shutil.rmtree(tmp_path)
+    save(saver, 2, wait=True)
+    assert (tmp_path / "step-00000002").is_dir()
+    deleted = f"{tmp_path / 'step-00000001'}: was deleted while the run was training; the next checkpoint is written"
+    assert deleted in caplog.messages
 
 
 def test_a_save_that_is_waited_for_raises_when_it_fails(saver: Saver, storage: Storage, events: Events) -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-import logging
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
-from resnet_dist.data.image_folder import index_image_folder
-from resnet_dist.data.index import Index
+from resnet_dist.data.image_folder import Split, index_image_folder
+from resnet_dist.data.index import Index, is_current
 from resnet_dist.errors import DataError
 
 
@@ -42,22 +44,114 @@ def test_val_is_indexed_alike(val_index: Index, train_index: Index) -> None:
     assert len(val_index) == 6
 
 
-def test_other_files_are_left_out_with_one_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    clean = index_image_folder(str(folder), "train").fingerprint()
-    (folder / "train" / "ant" / "notes.txt").write_text("x")
-    (folder / "train" / "ant" / ".hidden.jpg").write_text("x")
-    (folder / "train" / "bee" / "more").mkdir()
-    (folder / "train" / ".cache").mkdir()
-    with caplog.at_level(logging.WARNING):
-        assert index_image_folder(str(folder), "train").fingerprint() == clean
-    [record] = caplog.records
-    assert "ignored 3 entries" in record.getMessage()
-    assert "train/ant/notes.txt" in record.getMessage()
+def copied(folder: Path, name: str) -> Path:
+    """A copy of an image of `folder` at train/`name`, whose folders are made."""
+    target = folder / "train" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(folder / "train" / "ant" / "0.jpg", target))
 
 
-def test_a_folder_without_oddities_gives_no_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    index_image_folder(str(folder), "train")
-    assert caplog.records == []
+def test_what_is_left_out_is_counted_with_an_example_and_nothing_else_changes(folder: Path) -> None:
+    clean = index_image_folder(str(folder), "train")
+    assert clean.notes == ()
+    for name in ("ant/notes.txt", "bee/more/b.gif", "bee/more/a.JPEG.bak"):
+        copied(folder, name)
+    for name in ("ant/.hidden.jpg", "cat/.thumbnails/0.jpg", ".cache/0.jpg"):
+        copied(folder, name)
+    copied(folder, "labels.csv")
+    copied(folder, "stray.jpg")
+    index = index_image_folder(str(folder), "train")
+    assert index.fingerprint() == clean.fingerprint()
+    assert index.notes == (
+        f"{folder}/train: left out files outside of the class folders: 2, for example labels.csv",
+        f"{folder}/train: left out files without the suffix of an image: 3, for example ant/notes.txt",
+        f"{folder}/train: left out hidden files or folders: 3, for example .cache",
+    )
+
+
+def test_a_name_that_is_no_text_is_escaped_in_a_note(folder: Path) -> None:
+    copied(folder, os.fsdecode(b"ant/\x1b[31m\xe9.txt"))
+    [note] = index_image_folder(str(folder), "train").notes
+    assert note.endswith(r"for example 'ant/\x1b[31m\udce9.txt'")
+
+
+def test_sub_folders_links_and_suffixes_are_read_in_torchvisions_order(folder: Path, tmp_path: Path) -> None:
+    names = (
+        "ant/a/0.jpg", "ant/a-b/0.jpg", "ant/a/b/c/d.png.jpg", "ant/a b/0.jpg", "ant/a.jpg/0.jpg", "ant/10.jpg",
+        "ant/9.jpg", "ant/Z/0.jpg", "ant/z/0.JPEG", "ant/ä/图.jpg", "bee/x/y.JpG", "bee/empty/0.txt",
+    )  # fmt: skip
+    for name in names:
+        copied(folder, name)
+    copied(folder, os.fsdecode(b"cat/\xe9/0.jpg"))
+    Image.new("RGB", (8, 8)).save(folder / "train" / "cat" / "x.WEBP", "webp")
+    elsewhere = Path(shutil.copytree(folder / "train" / "bee", tmp_path / "elsewhere"))
+    (folder / "train" / "cat" / "linked").symlink_to(elsewhere)
+    (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "ant")
+    (folder / "train" / "dog").symlink_to(elsewhere)
+    (folder / "train" / "ant" / "link.jpg").symlink_to(folder / "train" / "ant" / "0.jpg")
+    theirs = ImageFolder(str(folder / "train"))
+    ours = index_image_folder(str(folder), "train")
+    assert list(ours.classes) == theirs.classes
+    assert [(ours.path(row), int(ours.labels[row])) for row in range(len(ours))] == theirs.samples
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../bee"])
+def test_a_link_to_a_folder_that_contains_it_is_refused(folder: Path, target: str) -> None:
+    copied(folder, "ant/sub/0.jpg")
+    (folder / "train" / "bee" / "to_ant").symlink_to("../ant")
+    link = folder / "train" / "ant" / "sub" / "link"
+    link.symlink_to(folder / "train" / "ant" / target)
+    error = problem_of(folder)
+    assert "is a link to a folder that contains it" in error.problem
+    assert error.path.endswith("link" if target != "../bee" else "to_ant")
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir, locked = os.scandir, folder / "train" / "bee" / "locked"
+    copied(folder, "bee/locked/0.jpg")
+
+    def refuse(path: Path) -> Any:
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    error = problem_of(folder)
+    assert (error.path, error.problem) == (str(locked), "cannot be read: Permission denied")
+
+
+def test_a_fifo_is_no_image_and_nobody_waits_for_its_writer(folder: Path) -> None:
+    fifo = folder / "train" / "bee" / "fifo.jpg"
+    os.mkfifo(fifo)
+    error = problem_of(folder)
+    assert (error.path, error.problem) == (str(fifo), "is not a file: delete it")
+
+
+def test_val_takes_the_labels_of_train_and_counts_the_classes_that_it_lacks(folder: Path) -> None:
+    shutil.rmtree(folder / "val" / "ant")
+    for file in (folder / "val" / "bee").iterdir():
+        file.unlink()
+    index = index_image_folder(str(folder), "val")
+    assert index.classes == index_image_folder(str(folder), "train").classes
+    assert index.labels.tolist() == [2, 2]
+    assert index.notes == (f"{folder}/val: 2 of 3 classes have no images: ant, bee",)
+
+
+def test_a_new_class_in_train_outdates_the_index_of_val(folder: Path) -> None:
+    index = index_image_folder(str(folder), "val")
+    copied(folder, "aardvark/0.jpg")
+    os.utime(folder / "train", ns=(0, index.folder_times_ns["train"] + 1))
+    assert not is_current(index)
+    assert index_image_folder(str(folder), "val").labels.tolist() == (index.labels + 1).tolist()
+
+
+def test_a_file_that_comes_into_a_sub_folder_outdates_the_index(folder: Path) -> None:
+    copied(folder, "ant/deep/er/0.jpg")
+    index = index_image_folder(str(folder), "train")
+    assert is_current(index)
+    deepest = folder / "train" / "ant" / "deep" / "er"
+    os.utime(deepest, ns=(0, index.folder_times_ns["train/ant/deep/er"] + 1))
+    assert not is_current(index)
 
 
 def test_a_missing_root_is_named_with_the_expected_layout(tmp_path: Path) -> None:
@@ -69,7 +163,9 @@ def test_a_missing_root_is_named_with_the_expected_layout(tmp_path: Path) -> Non
 
 def test_a_missing_split_says_what_was_found(folder: Path) -> None:
     (folder / "train").rename(folder / "training")
-    assert "contains training, val" in problem_of(folder).problem
+    problem = problem_of(folder).problem
+    assert "the folder above contains training, val" in problem
+    assert str(folder) not in problem
 
 
 def test_a_split_without_class_folders_says_what_was_found(tmp_path: Path) -> None:
@@ -85,12 +181,14 @@ def test_a_class_without_images_is_named(folder: Path) -> None:
         file.rename(file.with_suffix(".txt"))
     error = problem_of(folder)
     assert error.path == str(folder / "train" / "bee")
-    assert "without images" in error.problem
+    assert "without images; it contains 0.txt, 1.txt, 2.txt, 3.txt; known suffixes: .jpg" in error.problem
 
 
-def test_a_class_that_only_one_split_has_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_that_only_val_has_is_named(folder: Path, split: Split) -> None:
     (folder / "val" / "cat").rename(folder / "val" / "dog")
-    assert "only in train: cat (1); only in val: dog (1)" in problem_of(folder).problem
+    with pytest.raises(DataError, match=r"only in train: cat \(1\); only in val: dog \(1\)"):
+        index_image_folder(str(folder), split)
 
 
 def test_train_alone_can_be_indexed(folder: Path) -> None:
@@ -111,6 +209,7 @@ def test_of_many_broken_files_five_are_named_and_all_counted(folder: Path) -> No
         file.write_bytes(b"")
     error = problem_of(folder)
     assert error.path == str(folder / "train" / "ant" / "0.jpg")
-    assert "first of 9 broken files" in error.problem
+    assert "The first of 9 broken files; the others are " in error.problem
     assert error.problem.count("is empty") == 5
+    assert str(error).count(error.path) == 1
     assert error.problem.endswith("and 4 more")

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resnet_dist.data.image_folder import index_image_folder
-from resnet_dist.data.index import Index, check_labels, check_same_classes, is_current
+from resnet_dist.data.index import Index, check_labels, check_same_classes, compare_classes, is_current
 from resnet_dist.errors import DataError
 
 
 def test_index_survives_saving_and_loading(train_index: Index, tmp_path: Path) -> None:
     file = tmp_path / "new" / "folder" / "train.npz"
-    train_index.save(file)
+    whole = dataclasses.replace(train_index, notes=("left out x", "left out y"), source="imagefolder")
+    whole.save(file)
     loaded = Index.load(file)
     assert loaded.fingerprint() == train_index.fingerprint()
+    assert (loaded.notes, loaded.source) == (whole.notes, whole.source)
     assert (loaded.root, loaded.classes, tuple(loaded.paths)) == (
         train_index.root,
         train_index.classes,
@@ -24,6 +27,22 @@ def test_index_survives_saving_and_loading(train_index: Index, tmp_path: Path) -
     )
     assert loaded.folder_times_ns == train_index.folder_times_ns
     assert [column.dtype for column in (loaded.labels, loaded.heights, loaded.widths)] == [np.int64, np.int32, np.int32]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_saved_index_has_the_mode_that_umask_gives(mask: int, mode: int, train_index: Index, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        train_index.save(tmp_path / "train.npz")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "train.npz").stat().st_mode) == mode
+
+
+def test_a_fifo_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.npz")
+    with pytest.raises(DataError, match="is a named pipe"):
+        Index.load(tmp_path / "train.npz")
 
 
 def test_names_outside_of_utf8_survive(train_index: Index, tmp_path: Path) -> None:
@@ -125,8 +144,19 @@ def test_an_index_is_current_until_a_file_comes_or_goes(image_folder: Path, tmp_
 def test_labels_must_fit_the_model(train_index: Index) -> None:
     check_labels(train_index, 3)
     check_labels(train_index, 1000)
-    with pytest.raises(DataError, match=r"has 3 classes .* predicts 2; set model\.num_classes to 3"):
+    problem = (
+        r"4 of 12 images have labels of 2 or more, for example train/cat/0.jpg with 2; the model predicts 2 .* to 3"
+    )
+    with pytest.raises(DataError, match=problem):
         check_labels(train_index, 2)
+
+
+def test_more_classes_than_the_model_predicts_are_refused_and_fewer_are_told() -> None:
+    assert compare_classes("/data", ["ant", "bee"], 2) == []
+    [warning] = compare_classes("/data", ["ant", "bee"], 5)
+    assert warning.startswith("/data: has 2 classes and the model predicts 5")
+    with pytest.raises(DataError, match=r"/data: has 2 classes; the model predicts 1 .* Set model\.num_classes to 2"):
+        compare_classes("/data", ["ant", "bee"], 1)
 
 
 def test_splits_must_have_the_same_classes() -> None:
@@ -135,3 +165,9 @@ def test_splits_must_have_the_same_classes() -> None:
         check_same_classes("/data", ["ant", "bee"], ["ant"])
     with pytest.raises(DataError, match="the same names in another order"):
         check_same_classes("/data", ["ant", "bee"], ["bee", "ant"])
+
+
+def test_val_may_have_fewer_classes_where_its_labels_are_those_of_train() -> None:
+    check_same_classes("/data", ["ant", "bee"], ["bee"], subset=True)
+    with pytest.raises(DataError, match=r"only in val: cat \(1\)"):
+        check_same_classes("/data", ["ant", "bee"], ["bee", "cat"], subset=True)

@@ -10,19 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from resnet_dist.data import (
-    BatchRequest,
-    HostBatch,
-    Index,
-    Stream,
-    decode_dali,
-    decoder_for,
-    evaluation_batches,
-    loader,
-    normalise,
-    training_batches,
-)
+from resnet_dist.data import BatchRequest, Index, Stream, decode_dali, loader
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
+from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, normalise, training_batches
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import DataRecipe
 

@@ -182,11 +182,17 @@ def test_use_spans_replaces_every_batch_norm_once() -> None:
     assert model[0][0] is first
 
 
-def test_a_layer_of_another_epsilon_takes_the_recipes_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_of_another_epsilon_and_momentum_take_the_recipes_with_one_warning_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = (nn.BatchNorm2d(3), nn.BatchNorm2d(3, eps=1e-3), nn.BatchNorm2d(3, eps=1e-3, momentum=None))
     with caplog.at_level(logging.WARNING, "resnet_dist.models.batch_norm"):
-        layer = with_spans(nn.BatchNorm2d(3, eps=1e-3), 8, 2)
-    assert layer.eps == EPSILON
-    assert caplog.messages == ["the model was built with epsilon 0.001; it is replaced by batch_norm.epsilon 1e-05"]
+        model = with_spans(nn.Sequential(*own), 8, 2)
+    assert {(layer.eps, layer.momentum) for layer in model} == {(EPSILON, MOMENTUM)}
+    assert caplog.messages == [
+        "batch_norm.epsilon 1e-05 replaces that of 2 of 3 batch norms, for example 0.001 of 1",
+        "batch_norm.momentum 0.1 replaces that of 1 of 3 batch norms, for example None of 2",
+    ]
 
 
 def test_a_layer_keeps_its_own_epsilon_and_momentum() -> None:
@@ -256,7 +262,10 @@ def test_torchs_synchronised_batch_norm_is_replaced_like_any_other() -> None:
 
 def test_a_layer_without_running_statistics_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with_spans(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), 8, 2)
-    assert [message for message in caplog.messages if message.startswith("0 has no running statistics")]
+    [message] = caplog.messages
+    assert message.startswith(
+        "1 of 1 batch norms have no running statistics (track_running_stats=False), for example 0"
+    )
 
 
 @pytest.mark.parametrize("span", [1, 2])

@@ -51,7 +51,8 @@ def test_a_head_of_another_size_stays_at_its_initialisation_and_is_logged(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, fresh[name] if name in left_out else trained[name]), name
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'w.pt'}: its head has 10 classes, not 3; the model's head starts untrained"
+        f"{tmp_path / 'w.pt'} has a head of another number of classes, which starts untrained: 2 of the model's "
+        f"{len(fresh)} tensors, for example fc.weight, [10, 64] in the file and [3, 64] in the model"
     ]
 
 
@@ -62,11 +63,17 @@ def test_a_head_of_the_same_size_is_loaded_without_a_word(
     assert not caplog.records
 
 
-def test_files_without_batch_counters_are_read(tmp_path: Path, trained: dict[str, Tensor]) -> None:
+def test_files_without_batch_counters_are_read_and_the_counters_counted(
+    tmp_path: Path, trained: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
     old = {name: tensor for name, tensor in trained.items() if not name.endswith("num_batches_tracked")}
     model = _model()
     load_weights(model, _save(old, tmp_path / "w.pt"), 10)
     assert torch.equal(model.state_dict()["conv1.weight"], trained["conv1.weight"])
+    [message] = caplog.messages
+    num = len(trained) - len(old)
+    assert f"lacks counters of batch norms, which start at 0: {num} of the model's {len(trained)} tensors" in message
+    assert message.endswith("bn1.num_batches_tracked, absent in the file and [] in the model")
 
 
 def test_missing_names_are_listed_up_to_five(tmp_path: Path, trained: dict[str, Tensor]) -> None:

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_dist.recipe.durations import Duration, Every
+from resnet_dist.recipe.requirements import LARGEST_COUNT
 
 sizes = st.integers(1, 10**7)
 units = st.sampled_from(["epochs", "steps", "samples"])
-# Up to 15 digits: what `str` writes of a fraction, a float's repr, names exactly.
+# Up to 9 digits: what `str` writes of a fraction, a float's repr, names exactly.
 counts = st.one_of(
-    st.integers(0, 10**15).map(Fraction),
-    st.builds(lambda digits, places: Fraction(digits, 10**places), st.integers(0, 10**15 - 1), st.integers(0, 9)),
+    st.integers(0, 10**9).map(Fraction),
+    st.builds(lambda digits, places: Fraction(digits, 10**places), st.integers(0, 10**9 - 1), st.integers(0, 9)),
 )
 
 
@@ -38,7 +39,10 @@ def test_a_duration_is_a_number_and_a_unit(text: str, count: Fraction, unit: str
 
 @pytest.mark.parametrize(
     "text",
-    ["", "5", "epochs", "5epochs", "five epochs", "-1 epoch", "5 parsecs", "5 epochs 3", "1/3 epochs", "5 Epochs"],
+    [
+        *("", "5", "epochs", "5epochs", "five epochs", "-1 epoch", "5 parsecs", "5 epochs 3", "1/3 epochs", "5 Epochs"),
+        *("1e99 steps", "1e999999999 epochs", "1000000001 epochs", "1.1e18 samples", f"{'9' * 4000} steps"),
+    ],
 )
 def test_anything_else_is_refused_with_the_forms_that_are_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="epochs, steps or samples"):
@@ -50,6 +54,12 @@ def test_anything_else_is_refused_with_the_forms_that_are_allowed(text: str) -> 
 def test_a_duration_written_out_reads_back_as_itself(count: Fraction, unit: str) -> None:
     duration = Duration(count, unit)  # type: ignore[arg-type]
     assert Duration.parse(str(duration)) == duration
+
+
+def test_the_largest_durations_end_at_positions_of_64_bits() -> None:
+    longest = {"epochs": "1e9 epochs", "steps": "1e9 steps", "samples": "1e18 samples"}
+    largest = {"batch_size": LARGEST_COUNT, "num_samples": LARGEST_COUNT}
+    assert all(Duration.parse(text).samples(**largest) < 2**63 for text in longest.values())
 
 
 def test_one_is_singular() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from resnet_dist.errors import StorageError
-from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
+from resnet_dist.telemetry.json_lines import Follower
+from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, metrics_record, read_metrics
 
 Record = dict[str, Any]
 
@@ -100,10 +101,42 @@ def test_lines_that_are_no_records_are_dropped_and_counted(tmp_path: Path, caplo
     (tmp_path / "m").write_bytes(b"\n".join(broken) + b"\n" + json.dumps(train(3)).encode() + b"\n")
     with caplog.at_level(logging.WARNING):
         assert read_metrics(tmp_path / "m") == [train(3)]
-    assert caplog.messages == [
-        f"{tmp_path / 'm'}: 3 lines are not JSON objects and were ignored",
-        f"{tmp_path / 'm'}: 2 records without a kind or a step were ignored",
-    ]
+        assert read_metrics(tmp_path / "m") == [train(3)]
+    first = r"line 1 begins with '\x00\x00\x00\x00\n'"
+    assert caplog.messages == [f"{tmp_path / 'm'}: ignored 5 lines that cannot be read; {first}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": 2.0}, {"step": None}, {"loss": "low"}, {"loss": [1]}, {"epoch": {}}, {"sample_ids": 1.5},
+        {"images_per_s": True}, {"kind": "event"}, {"event": "started"}, {"detail": {"total_steps": "8"}},
+        {"detail": 3},
+    ],
+)  # fmt: skip
+def test_a_record_with_a_value_of_another_type_is_dropped(tmp_path: Path, change: Record) -> None:
+    lines = [json.dumps(record) for record in ({**train(1), **change}, train(2))]
+    (tmp_path / "m").write_text("\n".join(lines) + "\n")
+    assert read_metrics(tmp_path / "m") == [train(2)]
+
+
+def test_a_line_of_any_length_and_the_lines_around_it_are_read(tmp_path: Path) -> None:
+    with (tmp_path / "m").open("wb") as file:
+        for record in (train(1), {**train(2), "long": "x" * 3_000_000}, train(3)):
+            file.write(json.dumps(record).encode() + b"\r\n")
+    assert read_metrics(tmp_path / "m") == [train(1), train(3)]
+
+
+def test_a_follower_yields_the_records_of_complete_lines_and_leaves_out_what_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    written(file, train(1))
+    follower = Follower(file, metrics_record)
+    with file.open("ab") as more:
+        more.write(b'{"kind": "train", "st\n' + json.dumps(train(2)).encode() + b'\n{"kind": null}\n[]\n{"kind": ')
+    assert list(follower.new_records()) == [train(2)]
+    with file.open("ab") as more:
+        more.write(b'"train", "step": 3}\n')
+    assert list(follower.new_records()) == [{"kind": "train", "step": 3}]
 
 
 def test_steps_that_a_resumed_attempt_does_again_count_once(tmp_path: Path) -> None:
@@ -178,14 +211,21 @@ def test_without_tensorboard_training_goes_on_and_one_line_says_so(
     assert read_metrics(tmp_path / "m") == [train(1), train(2)]
 
 
-def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    sink = MetricsFile(Path("/dev/full"))  # the kernel's device on which every write finds the disk full
-    sink.write(train(1))
-    sink.write(train(2))
-    assert [record.message for record in caplog.records] == [
-        "/dev/full: No space left on device; lines are kept in memory until they can be written"
-    ]
-    sink.close()
+def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = MetricsFile(tmp_path / "m")
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # no file of this process can grow
+    try:
+        sink.write(train(1))
+        sink.write(train(2))
+        assert [record.message for record in caplog.records] == [
+            f"{tmp_path / 'm'}: File too large; lines are kept in memory until they can be written"
+        ]
+        sink.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     assert "2 lines could not be written" in caplog.text
 
 

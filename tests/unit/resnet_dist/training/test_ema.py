@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -257,8 +258,12 @@ def test_turned_on_on_the_way_it_begins_with_the_checkpoints_weights(
     torch.testing.assert_close(ema_of(tmp_path / "run", 6)["fc.weight"], expected, rtol=1e-14, atol=1e-16)
 
 
-def test_turned_off_on_the_way_the_run_goes_on_without(fit: Fit, tmp_path: Path) -> None:
+def test_turned_off_on_the_way_the_run_goes_on_without(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fit("run", EmaRecipe(decay=0.75), stop_at=3)
-    resumed = fit("run", EmaRecipe())
+    with caplog.at_level(logging.WARNING):
+        resumed = fit("run", EmaRecipe())
+    assert re.search(r"the checkpoint of step 3 has an ema of \d+ tensors, which is not used", caplog.text)
     assert {record["weights"] for record in evaluations(resumed)} == {"model"}
     assert restore.load(tmp_path / "run" / "step-00000006").ema() is None

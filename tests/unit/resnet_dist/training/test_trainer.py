@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_dist.data import HostBatch
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.errors import DivergedError, OutOfMemory
 from resnet_dist.models.running_statistics import RunningStatistics

@@ -1,0 +1,117 @@
+"""What a run needs before anything is started, as far as this process can tell without torch.
+
+The trainer checks the same rules again, with the data that it reads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from launcher.config.rules import problems
+from launcher.config.schema import RunConfig, mirror_address, resolve_place
+from launcher.errors import ConfigError, Problem, UsageError
+from launcher.recovery.attempt import ResumeMode
+from launcher.run import recorded
+from launcher.run.directory import RunDirectory
+from launcher.run.progress import checkpoint_folders, newest_step, newest_valid_step
+from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.requirements import LARGEST_COUNT
+from resnet_dist.recipe.rules import shorter_than
+
+COUNT_S = 10.0  # for counting images; the number is left to the run if it takes longer
+
+
+def check(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> None:
+    """Raise the error with which the run would end before its first step. Nothing is written.
+
+    Raises UsageError if Ray is missing or `mode` does not allow what is in the run directory; RecipeError for a file or
+    a value that cannot be used with this data set, and for a duration that is shorter than what is done; DataError if
+    the folders of the images are missing.
+    """
+    check_mode(run, mode, has_mirror=mirror_address(config) is not None)
+    has_checkpoint = bool(checkpoint_folders(run))
+    if not _elsewhere(config):
+        weights = config.model.weights
+        if weights is not None and not has_checkpoint and not Path(weights).is_file():
+            raise RecipeError("model.weights", f"{weights}: no such file", "a .pt, .pth or .safetensors file")
+        if config.data.source == "imagefolder":
+            from resnet_dist.data.image_folder import class_names
+
+            for split in ("train", "val"):
+                class_names(config.data.root, split)
+    check_sizes(config)
+    if mode != "never" and (has_checkpoint or run.is_finished()):
+        refuse_shorter(config, run)
+
+
+def check_sizes(config: RunConfig) -> None:
+    """Raise RecipeError for a value that cannot be used with this number of training images, if it is known here."""
+    if any(problems(config, size) for size in (1, LARGEST_COUNT)):  # else no rule depends on the number
+        for problem in problems(config, num_training_images(config)):
+            raise problem
+
+
+def check_mode(run: RunDirectory, mode: ResumeMode, *, has_mirror: bool) -> None:
+    """Raise UsageError if `mode` does not allow the checkpoints that are in the run directory, or their absence."""
+    folders = checkpoint_folders(run)
+    if mode == "never" and folders:
+        raise UsageError(
+            f"--resume never: {run.path} has checkpoints of an earlier run. Choose another name, move that folder "
+            "away, or use --resume auto to resume"
+        )
+    if mode == "must" and not folders and not has_mirror:
+        raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
+
+
+def num_training_images(config: RunConfig) -> int | None:
+    """`data.num_samples`, or the number of training images that can be listed from here; None if it is not known.
+
+    The user's own functions are not called. Raises DataError if the images cannot be listed.
+    """
+    data = config.data
+    if data.num_samples is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
+        return data.num_samples
+    from resnet_dist.data.image_folder import count_images
+
+    counted: list[int | Exception] = []
+
+    def count() -> None:
+        try:
+            counted.append(count_images(data.root, "train"))
+        except Exception as error:
+            counted.append(error)
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    thread.join(COUNT_S)
+    if counted and isinstance(counted[0], Exception):
+        raise counted[0]
+    return next((number for number in counted if isinstance(number, int)), None)
+
+
+def refuse_shorter(config: RunConfig, run: RunDirectory, num_samples: int | None = None) -> None:
+    """Raise ConfigError if the duration is shorter than what the run has done. The data may be counted.
+
+    Nothing is compared if the size of the data set is needed and not known.
+    """
+    found = recorded.newest_recipe(run)
+    if found is not None and found[1].get("duration") == str(config.duration):
+        return
+    summary = run.summary()
+    steps = (summary or {}).get("step")
+    finished = steps if isinstance(steps, int) else 0
+    if config.duration.unit == "epochs":
+        num_samples = num_samples or num_training_images(config)
+    if not shorter_than(config, max(finished, newest_step(run)), num_samples):
+        return
+    done = max(finished, newest_valid_step(run))  # the hashes of all files are compared: minutes for large checkpoints
+    for error in shorter_than(config, done, num_samples):
+        where = run.finished_file if finished == done else checkpoint_folders(run)[0]
+        raise ConfigError([Problem("", error.key, f"{error.problem} ({where})", f"{error.allowed}, or another name")])
+
+
+def _elsewhere(config: RunConfig) -> bool:
+    """Whether the workers may be on other machines than this process. Raises UsageError if Ray is missing."""
+    return resolve_place(config.place) == "ray" and bool(os.environ.get("RAY_ADDRESS"))
