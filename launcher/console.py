@@ -43,12 +43,6 @@ class Progress:
             )
         elif event == "started":
             self._total_steps = _shown(detail, "total_steps", "d")
-            batch_size, num_samples = detail.get("batch_size"), detail.get("num_samples")
-            if isinstance(batch_size, int) and isinstance(num_samples, int) and batch_size > num_samples:
-                self.print(
-                    f"batch.size {batch_size:,} is more than the {num_samples:,} training images: "
-                    "a step uses images more than once, and an epoch is less than one step"
-                )
         elif event in BOTTLENECK_EVENTS:
             self.print(f"{detail.get('text', 'n/a')}")
         elif event == "warning":

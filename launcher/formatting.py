@@ -18,6 +18,11 @@ def printable_lines(error: object) -> list[str]:
     return [line for part in printable(str(error)).splitlines() if (line := part.strip())] or ["no message"]
 
 
+def first_line(text: str | None) -> str:
+    """The first line of a text; empty without one."""
+    return next(iter((text or "").splitlines()), "")
+
+
 def count(number: int, noun: str) -> str:
     """`number` with the singular or plural of `noun`.
 

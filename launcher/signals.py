@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGH
 # A terminal sends Ctrl-C to every process of a command, and a parent (uv run, srun) may pass it on within milliseconds.
 # Assumption: a second key press on purpose comes later than this.
 SAME_KEY_PRESS_S = 0.25
+SAME_SIGNAL_S = 0.2  # assumption: a signal to all processes of a group reaches them within this time
 END_S = 15.0  # for the callbacks of a second Ctrl-C: longer than a shutdown of Ray takes
 
 
@@ -38,6 +40,7 @@ class StopSignals:
         self._received: list[int] = []
         self._pressed_at: float | None = None
         self._pid = os.getpid()
+        self._seen_by_forks = mmap.mmap(-1, 1)  # 1 once a signal has arrived here
         self._ending = False
         self._previous: dict[int, object] = {}
         self._listeners: list[tuple[Callable[[int], None], Callable[[], None]]] = []  # on_stop, on_end
@@ -74,6 +77,7 @@ class StopSignals:
 
     def ignore(self) -> None:
         """Ignore further requests until this process has ended: Python restores the default actions while it ends."""
+        self._seen_by_forks[0] = 0  # exit handlers end forks with SIGTERM
         for number in self._previous:
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_IGN)
@@ -122,7 +126,9 @@ class StopSignals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            return  # a fork, such as a data worker: this process needs it to save
+            self._handle_in_fork(number)
+            return
+        self._seen_by_forks[0] = 1
         first_press = number == signal.SIGINT and self._pressed_at is None
         if first_press:
             self._pressed_at = time.monotonic()
@@ -138,6 +144,15 @@ class StopSignals:
         self._received.append(number)
         for on_stop, _on_end in list(self._listeners):
             on_stop(number)
+
+    def _handle_in_fork(self, number: int) -> None:
+        """Ignore a signal that this process's parent has received too, and needs its forks to save; else end."""
+        end = time.monotonic() + SAME_SIGNAL_S
+        while not self._seen_by_forks[0]:
+            if time.monotonic() >= end:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            time.sleep(0.01)
 
     def _press_again(self) -> None:
         if self._second == "raise":

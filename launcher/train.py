@@ -190,14 +190,16 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals) -> It
     num_before = len(run.attempts())
 
     def end() -> None:
-        step = newest_step(run)
+        step, causes = newest_step(run), list[str]()
         saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
         for attempt in run.attempts()[num_before:]:
             if attempt.ended is None:
                 cause = f"ended by a second Ctrl-C; {saved}"
                 run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, None)
-                print(cause, file=sys.stderr, flush=True)
+                causes.append(cause)
         held.release()
+        for cause in causes:  # last: the main thread, which waits, may hold the lock of sys.stderr
+            print(cause, file=sys.stderr, flush=True)
 
     try:
         with stop.listen(on_end=end):

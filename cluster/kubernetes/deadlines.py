@@ -45,13 +45,8 @@ def grace_s(spec: RunSpec, profile: KubernetesProfile) -> int:
     return drain_s(spec, profile) + GRACE_MARGIN_S
 
 
-def start_s(profile: KubernetesProfile) -> int:
-    """Until all pods of an attempt are ready: preRunningDeadlineSeconds."""
-    return profile.start_timeout_s
-
-
 def active_s(spec: RunSpec, profile: KubernetesProfile) -> int:
     """Until an attempt ends, if its head is lost at most `HEAD_LOSSES` times: activeDeadlineSeconds."""
     assert spec.walltime_s is not None  # see `rules.problems`
-    head_s = start_s(profile) + spec.walltime_s + drain_s(spec, profile)
+    head_s = profile.start_timeout_s + spec.walltime_s + drain_s(spec, profile)
     return head_s + HEAD_LOSSES * (RESUBMIT_S + head_s) + GRACE_MARGIN_S

@@ -126,7 +126,7 @@ def _ray_job(spec: RunSpec, profile: KubernetesProfile, working_dir: str | None,
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": TTL_S,
         "backoffLimit": spec.max_requeues,
-        "preRunningDeadlineSeconds": deadlines.start_s(profile),
+        "preRunningDeadlineSeconds": profile.start_timeout_s,
         "activeDeadlineSeconds": deadlines.active_s(spec, profile),
     }
     if working_dir is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.kubernetes.deadlines import GRACE_MARGIN_S, drain_s, grace_s, notice_s
 from cluster.kubernetes.names import literal, num_bytes, quantity, run_name
 from cluster.kubernetes.yaml import Manifest
-from cluster.profile import KubernetesProfile, Pod, Toleration, Volume
+from cluster.profile import KubernetesProfile, Pod, Volume
 from cluster.spec import RunSpec
 
 # Labels of the run. KubeRay's labels have the name of the RayCluster, which changes with every attempt.
@@ -77,7 +77,7 @@ def head(spec: RunSpec, profile: KubernetesProfile, submission: str) -> Manifest
     ]
     container["resources"] = _resources({"cpu": profile.head.cpus, "memory": profile.head.memory})
     container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True})
-    pod = _pod(spec, profile, container, "Always", grace_s(spec, profile))
+    pod = _pod(spec, profile, container)
     pod["volumes"] += [_shm(HEAD_SHM), {"name": "config", "configMap": {"name": config_name(spec)}}]
     return _template(spec, profile, "head", pod, profile.head)
 
@@ -93,7 +93,7 @@ def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
         amounts[profile.rdma_resource] = str(profile.rdma_count)
         container["securityContext"]["capabilities"]["add"] = ["IPC_LOCK"]  # RDMA pins memory
     container["resources"] = _resources(amounts)
-    pod = _pod(spec, profile, container, "Always", grace_s(spec, profile))
+    pod = _pod(spec, profile, container)
     pod["volumes"].append(_shm(profile.shm_size))
     if profile.runtime_class is not None:
         pod["runtimeClassName"] = profile.runtime_class
@@ -103,8 +103,7 @@ def worker(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
 def submitter(spec: RunSpec, profile: KubernetesProfile) -> Manifest:
     """The pod template of KubeRay's submitter, which starts the driver on the head and prints its log."""
     container = _container(profile, "ray-job-submitter", [_variable("HOME", "/tmp")])
-    amounts = {"cpu": profile.submitter.cpus, "memory": profile.submitter.memory}
-    container["resources"] = _resources(amounts)
+    container["resources"] = _resources({"cpu": profile.submitter.cpus, "memory": profile.submitter.memory})
     container["volumeMounts"] = [{"name": "tmp", "mountPath": "/tmp"}]
     pod = _base_pod(spec, profile, container, "Never", GRACE_MARGIN_S)
     pod["volumes"] = [_tmp()]
@@ -183,8 +182,8 @@ def _container(profile: KubernetesProfile, name: str, environment: list[Manifest
     }
 
 
-def _pod(spec: RunSpec, profile: KubernetesProfile, container: Manifest, restart: str, grace: int) -> Manifest:
-    pod = _base_pod(spec, profile, container, restart, grace)
+def _pod(spec: RunSpec, profile: KubernetesProfile, container: Manifest) -> Manifest:
+    pod = _base_pod(spec, profile, container, "Always", grace_s(spec, profile))
     pod["volumes"] = [_tmp(), _claim("storage", storage_claim(spec, profile), read_only=False)]
     if profile.data is not None and profile.data.claim is not None:
         pod["volumes"].append(_claim("data", profile.data.claim, read_only=True))
@@ -227,12 +226,9 @@ def _template(
     if settings.node_selector:
         pod["nodeSelector"] = dict(settings.node_selector)
     if settings.tolerations:
-        pod["tolerations"] = [_toleration(toleration) for toleration in settings.tolerations]
+        given = [vars(toleration).items() for toleration in settings.tolerations]
+        pod["tolerations"] = [{key: value for key, value in items if value is not None} for items in given]
     return {"metadata": metadata, "spec": pod}
-
-
-def _toleration(toleration: Toleration) -> Manifest:
-    return {key: value for key, value in vars(toleration).items() if value is not None}
 
 
 def _resources(amounts: Mapping[str, str]) -> Manifest:

@@ -251,8 +251,9 @@ def _volumes(spec: RunSpec, profile: KubernetesProfile) -> Iterator[Problem]:
             if spec.data_root is not None and not _is_within(spec.data_root, data):
                 yield _wrong("data.mount", f'"{data}"', f"a folder that contains the run's data {spec.data_root}")
     for key, folder in mounts.items():
-        taken = [other for name, other in mounts.items() if name != key] + list(_TAKEN_FOLDERS)
-        if not folder.startswith("/") or ":" in folder or any(_is_same(folder, other) for other in taken):
+        taken = [other.rstrip("/") for name, other in mounts.items() if name != key]
+        taken += [other.rstrip("/") for other in _TAKEN_FOLDERS]
+        if not folder.startswith("/") or ":" in folder or folder.rstrip("/") in taken:
             allowed = f"an absolute path without :, mounted once, none of {', '.join(_TAKEN_FOLDERS)}"
             yield _wrong(f"{key}.mount", f'"{folder}"', allowed)
     volumes: dict[str, Volume | None] = {"storage": profile.storage, "data": profile.data}
@@ -274,7 +275,3 @@ def _wrong(key: str, found: object, allowed: str) -> Problem:
 
 def _is_within(path: str, folder: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
-
-
-def _is_same(path: str, other: str) -> bool:
-    return path.rstrip("/") == other.rstrip("/")

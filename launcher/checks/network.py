@@ -29,7 +29,6 @@ _Number = ipaddress.IPv4Address | ipaddress.IPv6Address
 TORCHRUN_PORT = 29500  # torchrun's default rendezvous
 RAY_PORT = 6379  # a Ray head's default
 
-
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 
 

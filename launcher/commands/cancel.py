@@ -35,7 +35,7 @@ def _cancel(given: argparse.Namespace) -> int:
         refuse_distrusted(found.run)
     held = run_state.lease_state(found.run) if found.is_here else LeaseState(None, False)
     submission = found.submission
-    if submission is not None and found.ask(submission).state != "gone":
+    if submission is not None and schedulers.ask(submission, found.address).state != "gone":
         # Ray's own stop leaves a driver 3 s, not enough to save a large model.
         if save and held.alive and submission.place == "ray" and ask_to_save(found.run):
             print(f"{submission}: asked to save and stop")

@@ -20,9 +20,8 @@ from launcher.commands.target import find_here
 from launcher.config import yaml_source
 from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError, UsageError
-from launcher.formatting import count, table
+from launcher.formatting import count, first_line, table
 from launcher.run.directory import Attempt, Facts, RunDirectory, read_record, warn_unreadable
-from launcher.run.status import first_line
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.input_files import printable, read_whole
 from resnet_dist.telemetry.json_lines import without_non_finite

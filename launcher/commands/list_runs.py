@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _list(given: argparse.Namespace) -> int:
         if found := list(statuses(storage)):
             break
     if given.json:
-        print(json.dumps([status.described() for status in found], indent=2))
+        print(json.dumps([asdict(status) for status in found], indent=2))
     elif not found:
         more = "" if given.storage else ". Give the `storage` of your config: launcher list STORAGE"
         print(f"no runs in {' and '.join(map(str, folders))}{more}")

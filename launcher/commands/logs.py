@@ -15,6 +15,7 @@ from typing import Any
 from launcher.commands import target
 from launcher.commands.target import Target
 from launcher.errors import UsageError
+from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import status as run_state
 from launcher.run.directory import RunDirectory
 from launcher.run.status import LIVE
@@ -111,8 +112,6 @@ def _from_elsewhere(given: argparse.Namespace, found: Target) -> int:
     if found.profile is not None:
         found.read([*arguments, *(["--follow"] if given.follow else [])], live=True)
         return 0
-    from launcher.ray_backend import jobs as ray_jobs
-
     assert found.submission is not None  # a Ray job
     print("the run directory is not on this machine; this is the output of the driver", file=sys.stderr)
     print(ray_jobs.driver_log(found.submission.id, None, found.address), end="")

@@ -75,13 +75,11 @@ def _counted(config: RunConfig) -> tuple[RunConfig, list[str]]:
     images here and their number is not given.
     """
     data = config.data
-    if data.source == "imagefolder" and not (Path(data.root) / "train").is_dir():
-        if data.num_samples is None:
-            allowed = "the folder of the data set; or data.num_samples, to plan without the images"
-            raise RecipeError("data.root", f"there is no folder {data.root}/train on this machine", allowed)
-        return config, []
     if data.num_samples is not None or data.source != "imagefolder":
         return config, []
+    if not (Path(data.root) / "train").is_dir():
+        allowed = "the folder of the data set; or data.num_samples, to plan without the images"
+        raise RecipeError("data.root", f"there is no folder {data.root}/train on this machine", allowed)
     from resnet_dist.data import compare_classes  # the package imports torch, which takes seconds
     from resnet_dist.data.image_folder import list_images
 

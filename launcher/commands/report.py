@@ -11,9 +11,9 @@ from typing import Any
 
 from launcher.commands import target
 from launcher.errors import UsageError
-from launcher.formatting import count
+from launcher.formatting import count, first_line
 from launcher.run.directory import Attempt, Facts, RunDirectory, as_time, utc_now
-from launcher.run.status import first_line, lease_state
+from launcher.run.status import lease_state
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.input_files import printable
 from resnet_dist.telemetry.metrics_file import read_metrics

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from cluster.kubernetes.names import run_name
 from launcher.errors import UsageError
+from launcher.places import kubernetes as kubernetes_jobs
+from launcher.places import slurm as slurm_jobs
 from launcher.places.programs import PlaceUnavailable
+from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import submissions
 from launcher.run.submissions import JobStatus, Submission
 
@@ -25,23 +28,16 @@ def rayjob(run: str, namespace: str, context: str | None) -> Submission:
 
 def ask(submission: Submission, address: str | None = None) -> JobStatus:
     """The status of a submitted job; `unreachable` if the scheduler does not answer: the job may be in any state."""
-    details = submission.details
     if submission.distrust:
         return JobStatus("unreachable", f"{submission} was not looked up: {submission.distrust}")
     try:
         match submission.place:
             case "slurm":
-                from launcher.places import slurm as slurm_jobs
-
                 return slurm_jobs.ask(submission.id)
             case "kubernetes":
-                from launcher.places import kubernetes as kubernetes_jobs
-
-                return kubernetes_jobs.ask(submission.id, details.get("namespace", "default"), details.get("context"))
+                return kubernetes_jobs.ask(submission.id, *_cluster(submission))
             case "ray":
-                from launcher.ray_backend import jobs as ray_jobs
-
-                return ray_jobs.ask(submission.id, details.get("address"), address)
+                return ray_jobs.ask(submission.id, submission.details.get("address"), address)
     except PlaceUnavailable as error:
         return JobStatus("unreachable", error.in_one_line())
 
@@ -51,23 +47,20 @@ def stop(submission: Submission, *, save: bool, address: str | None = None) -> s
 
     Raises ClusterUnavailable, UsageError for a record that is not trusted.
     """
-    details = submission.details
     if submission.distrust:
         raise UsageError(f"{submission} was not stopped: {submission.distrust}")
     try:
         match submission.place:
             case "slurm":
-                from launcher.places import slurm as slurm_jobs
-
                 return slurm_jobs.stop(submission.id, save=save)
             case "kubernetes":
-                from launcher.places import kubernetes as kubernetes_jobs
-
-                namespace, context = details.get("namespace", "default"), details.get("context")
-                return kubernetes_jobs.stop(submission.id, namespace, context, save=save)
+                return kubernetes_jobs.stop(submission.id, *_cluster(submission), save=save)
             case "ray":
-                from launcher.ray_backend import jobs as ray_jobs
-
-                return ray_jobs.stop(submission.id, details.get("address"), address)
+                return ray_jobs.stop(submission.id, submission.details.get("address"), address)
     except PlaceUnavailable as error:
         raise error.but(f"{submission} may still run: use the same command again") from None
+
+
+def _cluster(submission: Submission) -> tuple[str, str | None]:
+    """The namespace of a submission to Kubernetes, and kubectl's context."""
+    return submission.details.get("namespace", "default"), submission.details.get("context")

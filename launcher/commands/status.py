@@ -88,5 +88,5 @@ def _status(given: argparse.Namespace) -> int:
     reported = given.place_says
     job = JobStatus(reported, f"its scheduler reports: {reported}") if reported else found.job_status()
     status = status_of(found, job)
-    print(json.dumps(status.described(), indent=2) if given.json else "\n".join(lines(status)))
+    print(json.dumps(dataclasses.asdict(status), indent=2) if given.json else "\n".join(lines(status)))
     return ExitCode.UNAVAILABLE if status.state == "unknown" else ExitCode.OK

@@ -25,12 +25,14 @@ from launcher.commands import render, schedulers
 from launcher.commands.render import in_users_lines, needed_profile
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
+from launcher.console import Progress
 from launcher.errors import ConfigError, UsageError
 from launcher.formatting import count, in_bytes, listed
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places import slurm as slurm_jobs
 from launcher.places.packing import pack
 from launcher.places.programs import PlaceUnavailable, dropped
+from launcher.ray_backend import jobs as ray_jobs
 from launcher.recovery import preconditions
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
@@ -84,10 +86,11 @@ def _slurm(given: argparse.Namespace) -> int:
             return 0
         for run in runs:
             run.create()
-        identity = slurm_jobs.submit(job.script, job.spec.name, None if job.spec.variants else _output(runs[0]))
+        with _interruption(f"the job may have been submitted, see: squeue --me --name={job.spec.name}"):
+            identity = slurm_jobs.submit(job.script, job.spec.name, None if job.spec.variants else _output(runs[0]))
     except PlaceError as error:
         raise in_users_lines(error, configs.read(given.config, given.overrides), given.profile) from None
-    print(f"slurm job {identity}" + (f", {count(len(runs), 'run')}" if len(runs) > 1 else ""), flush=True)
+    _announce(f"slurm job {identity}" + (f", {count(len(runs), 'run')}" if len(runs) > 1 else ""))
     for number, run in enumerate(runs):
         name = f"{identity}_{number}" if job.spec.variants else identity
         submissions.record(run, submissions.now("slurm", name))
@@ -121,18 +124,14 @@ def _kubernetes(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(f"Kubernetes accepts {job.spec.name}; nothing was submitted")
         return 0
-    kubernetes_jobs.submit(job.manifests, name, namespace, given.context)
-    print(f"RayJob {name} in namespace {namespace}", flush=True)
-    if _record_where_seen(run, submission):
-        _how_to_follow(str(run.path))
-    else:
-        _how_to_follow(" ".join([given.config, *given.overrides]), f" --profile {profile}")
+    with _interruption(f"the RayJob may have been created, see: kubectl get rayjob --namespace={namespace} {name}"):
+        kubernetes_jobs.submit(job.manifests, name, namespace, given.context)
+    _announce(f"RayJob {name} in namespace {namespace}")
+    _record(run, submission, given, f" --profile {profile}")
     return 0
 
 
 def _ray(given: argparse.Namespace) -> int:
-    from launcher.ray_backend import jobs as ray_jobs
-
     address = ray_jobs.resolved(given.address)
     config = configs.load(given.config, given.overrides)
     if config.place == "local":
@@ -162,13 +161,16 @@ def _ray(given: argparse.Namespace) -> int:
             if known is not None:
                 live = submissions.now("ray", known, {"address": address})
                 _refuse_live(live, ray_jobs.ask(known, None, address), f"{live} at {address}")
-        identity = ray_jobs.submit(packed, run.path, address)
-    print(f"ray job {identity} at {address}", flush=True)
-    if _record_where_seen(run, submissions.now("ray", identity, {"address": address})):
-        _how_to_follow(str(run.path))
-    else:
-        _how_to_follow(" ".join([given.config, *given.overrides]), f" --address {address}")
+        with _interruption(f"the job may have been submitted, see: ray job list --address={address}"):
+            identity = ray_jobs.submit(packed, run.path, address)
+    _announce(f"ray job {identity} at {address}")
+    _record(run, submissions.now("ray", identity, {"address": address}), given, f" --address {address}")
     return 0
+
+
+def _announce(job: str) -> None:
+    """Print the job before it is recorded, as that may fail; without a reader, it is recorded all the same."""
+    Progress().print(job)
 
 
 def _print_shell(profile: SlurmProfile | KubernetesProfile, program: str) -> None:
@@ -182,10 +184,21 @@ def _print_shell(profile: SlurmProfile | KubernetesProfile, program: str) -> Non
 
 
 @contextlib.contextmanager
-def _nothing_submitted() -> Iterator[None]:
-    """Say that nothing was submitted, if the scheduler cannot be asked."""
+def _interruption(outcome: str) -> Iterator[None]:
+    """Say what Ctrl-C in the block means for the submission."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"interrupted: {outcome}", file=sys.stderr)
+        raise
+
+
+@contextlib.contextmanager
+def _nothing_submitted() -> Iterator[None]:
+    """Say that nothing was submitted, if the scheduler cannot be asked, or after Ctrl-C."""
+    try:
+        with _interruption("nothing was submitted"):
+            yield
     except PlaceUnavailable as error:
         raise error.but("nothing was submitted") from None
 
@@ -232,13 +245,18 @@ def _is_done(config: RunConfig, run: RunDirectory) -> bool:
     return True
 
 
-def _record_where_seen(run: RunDirectory, submission: Submission) -> bool:
-    """Record a submission if the run's storage is mounted here; a folder created here would be a different one."""
-    if not run.storage.is_dir():
+def _record(run: RunDirectory, submission: Submission, given: argparse.Namespace, where: str) -> None:
+    """Record a submission, and print how to follow it.
+
+    Without the run's storage on this machine, nothing is recorded: a folder created here would be a different one. The
+    job is then found by its config, and the option `where`.
+    """
+    if run.storage.is_dir():
+        submissions.record(run, submission)
+        _how_to_follow(str(run.path))
+    else:
         print(f"  not recorded, as {run.storage} is not on this machine: use the config to find the job")
-        return False
-    submissions.record(run, submission)
-    return True
+        _how_to_follow(" ".join([given.config, *given.overrides]), where)
 
 
 def _output(run: RunDirectory) -> str | None:

@@ -17,6 +17,7 @@ from launcher.errors import ConfigError, UsageError
 from launcher.formatting import listed
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places.spec import spec_of
+from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
 from launcher.run.status import exists
@@ -41,11 +42,7 @@ class Target:
 
     def job_status(self) -> JobStatus | None:
         """The status of its job, from its scheduler; None if it was not submitted."""
-        return None if self.submission is None else self.ask(self.submission)
-
-    def ask(self, submission: Submission) -> JobStatus:
-        """The status of a job, from its scheduler."""
-        return schedulers.ask(submission, self.address)
+        return None if self.submission is None else schedulers.ask(self.submission, self.address)
 
     def read(self, arguments: list[str], *, live: bool = False) -> str | None:
         """The output of `launcher ARGUMENTS` in a pod with the volume; None without a Kubernetes profile."""
@@ -76,8 +73,6 @@ def find(given: argparse.Namespace) -> Target:
         submission = schedulers.rayjob(config.name, profile.namespace, given.context)
         return Target(run, False, submission, config, profile, given.context)
     if given.address is not None and config is not None:
-        from launcher.ray_backend import jobs as ray_jobs
-
         address = ray_jobs.resolved(given.address)
         job = ray_jobs.find(run.path, address)
         if job is None:

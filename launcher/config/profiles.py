@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, overload
 
+from cluster.kubernetes.names import is_variable
 from cluster.profile import KubernetesProfile, Profile, SlurmProfile
 from cluster.slurm.script import SCRATCH_VARIABLES
 from launcher.config import credentials, yaml_source
@@ -20,7 +21,6 @@ from resnet_dist.recipe.requirements import LARGEST_COUNT, WEEK_S, nearest_name
 Kind = Literal["slurm", "kubernetes"]
 _KINDS: dict[Kind, type[Profile]] = {"slurm": SlurmProfile, "kubernetes": KubernetesProfile}
 _MAX_BYTES = 100_000  # a profile has about 1,000: a larger file is not a profile
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Options of sbatch for the GPUs of a node, whose one task is the node's. --gpus counts those of the whole job.
 _GPUS = r"--(gpus-per-node|gpus-per-task|gres|tres-per-node|tres-per-task)=[^\s{}]*\{count\}[^\s{}]*"
 _SHELL = "variables of your login shell, which sbatch passes on, or a file with mode 600"
@@ -84,26 +84,17 @@ def _problems(profile: Profile, document: Document) -> Iterator[Problem]:
         least, most = 1 if key == "notice_s" else 0, WEEK_S if key.endswith("_s") else LARGEST_COUNT
         if type(value) is int and not least <= value <= most:
             yield Problem(document.place(key), key, f"found {value}", f"a whole number from {least} to {most}")
-    variables = {
-        "environment": profile.environment,
-        "network.environment": profile.network.environment,
-    }
+    variables = {"environment": profile.environment, "network.environment": profile.network.environment}
     for section, names in variables.items():
         for name, value in names.items():
             key = f"{section}.{name}"
-            if _VARIABLE.fullmatch(name) is None:
-                yield Problem(
-                    document.place(key), key, "not the name of a variable", "letters, digits and _, no digit first"
-                )
+            place = document.place(key)
+            if not is_variable(name):
+                yield Problem(place, key, "not the name of a variable", "letters, digits and _, no digit first")
             elif credentials.in_variable(name, value):
-                allowed = (
-                    "secrets: [{variable: ..., secret: ..., key: ...}]"
-                    if isinstance(profile, KubernetesProfile)
-                    else _SHELL
-                )
-                yield Problem(
-                    document.place(key), key, "this looks like a secret, and rendered files are not secret", allowed
-                )
+                in_pods = "secrets: [{variable: ..., secret: ..., key: ...}]"
+                allowed = in_pods if isinstance(profile, KubernetesProfile) else _SHELL
+                yield Problem(place, key, "this looks like a secret, and rendered files are not secret", allowed)
     if isinstance(profile, SlurmProfile):
         yield from _slurm_problems(profile, document)
 

@@ -5,20 +5,78 @@ from __future__ import annotations
 import operator
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import resnet_dist.recipe.rules
+from cluster.kubernetes.names import is_variable
 from launcher.config import credentials
-from launcher.config.schema import LARGEST_GROUP, CheckpointConfig, Faults, LogConfig, Notify, RunConfig
+from launcher.config.schema import LARGEST_GROUP, LogConfig, Notify, RunConfig
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.requirements import WEEK_S, positive, require, unused, within
+from resnet_dist.recipe.requirements import DURATION_ABOVE_0, WEEK_S, Condition, require, unused, values, whole
 
-# Valid as a folder on every file system, as a SLURM job name and in a URL; 100 leaves space for suffixes.
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_WALLTIME = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])")
-_OBJECT_STORE = re.compile(r"[a-z][a-z0-9+]*://.+")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MOST_CPUS = 4096  # of a host: each is a thread
+_MOST_MINUTES = WEEK_S // 60
+
+
+def _form(pattern: str) -> Callable[[Any], bool]:
+    return lambda text: re.fullmatch(pattern, text) is not None
+
+
+def _is_command(text: str) -> bool:
+    try:
+        return bool(shlex.split(text))
+    except ValueError:  # an open quote
+        return False
+
+
+_TIMEOUT: Condition = lambda seconds: 1 <= seconds <= WEEK_S, f"seconds, from 1 to {WEEK_S}"
+
+# key, its condition, what is allowed
+_VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    (
+        "name",  # valid as a folder on every file system, as a SLURM job name and in a URL, with space for suffixes
+        _form(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"),
+        "letters, digits, . _ and -, a letter or digit first, 100 at most",
+    ),
+    ("cluster.nodes", *whole(1)),
+    ("cluster.max_requeues", *whole(0)),
+    (
+        "cluster.walltime",
+        _form(r"(?!0+:00:00)[0-9]{1,3}:[0-5][0-9]:[0-5][0-9]"),
+        'hours:minutes:seconds, quoted: "04:00:00"',
+    ),
+    ("resources.cpus_per_worker", *whole(1, _MOST_CPUS)),
+    (
+        "resources.gpus_per_worker",
+        lambda number: number in (0, 1),
+        "0 or 1: a worker is one process with one GPU; for more GPUs raise workers",
+    ),
+    ("checkpoint.every", *DURATION_ABOVE_0),
+    ("checkpoint.keep_every", *DURATION_ABOVE_0),
+    ("checkpoint.keep", *whole(1)),
+    ("checkpoint.keep_best", *whole(0)),
+    ("checkpoint.max_failures", *whole(0)),
+    (
+        "checkpoint.mirror",
+        _form(r"[a-z][a-z0-9+]*://.+"),
+        "the address of an object store: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER",
+    ),
+    ("log.every_steps", *whole(1)),
+    ("faults.max_failures", *whole(0)),
+    ("faults.max_skips", *whole(1)),
+    ("faults.max_node_failures", *whole(1)),
+    ("faults.hang_timeout_s", *_TIMEOUT),
+    ("faults.start_timeout_s", *_TIMEOUT),
+    ("preemption.notice_s", lambda seconds: 0 < seconds <= WEEK_S, f"seconds, above 0 and up to {WEEK_S}, or null"),
+    ("notify.command", _is_command, "a program and its arguments, quotes closed"),
+    ("notify.webhook", _form(r"https?://\S+"), "an address that begins with https:// or http://"),
+    (
+        "notify.no_progress_minutes",
+        lambda minutes: 0 < minutes <= _MOST_MINUTES,
+        f"minutes, above 0 and up to {_MOST_MINUTES}, or null",
+    ),
+)
 
 
 def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeError]:
@@ -26,23 +84,10 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
 
     `num_samples` is the training split's size if it is known; see `resnet_dist.recipe.rules.problems`.
     """
-    found = [
-        *require(
-            _SAFE_NAME.fullmatch(config.name) is not None,
-            "name",
-            f'"{config.name}"',
-            "letters, digits, . _ and -, a letter or digit first, 100 at most",
-        ),
-        *_credentials(config),
-        *_checkpoint(config.checkpoint),
-        *_log(config.log),
-        *_faults(config.faults),
-        *_notify(config.notify),
-        *_workers(config),
-        *_devices(config),
-    ]
-    notice_s, allowed = config.preemption.notice_s, f"seconds, above 0 and up to {WEEK_S}, or null"
-    found += require(notice_s is None or 0 < notice_s <= WEEK_S, "preemption.notice_s", notice_s, allowed)
+    found = list(_credentials(config))
+    secret = {error.key for error in found}  # their values are not shown
+    found += [error for error in values(config, _VALUES) if error.key not in secret]
+    found += [*_log(config.log), *_notify(config.notify), *_workers(config), *_on_cpu(config)]
     for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
         known = {str(error) for error in found}  # most rules report the same for both ends
         of_recipe = resnet_dist.recipe.rules.problems(config, workers, num_samples)
@@ -57,42 +102,14 @@ def _credentials(config: RunConfig) -> Iterator[RecipeError]:
             yield RecipeError(key, credentials.FOUND, credentials.instead(key))
 
 
-def _checkpoint(checkpoint: CheckpointConfig) -> Iterator[RecipeError]:
-    yield from positive("checkpoint.every", checkpoint.every)
-    if checkpoint.keep_every is not None:
-        yield from positive("checkpoint.keep_every", checkpoint.keep_every)
-    yield from within(1, "checkpoint.keep", checkpoint.keep)
-    yield from within(0, "checkpoint.keep_best", checkpoint.keep_best)
-    yield from within(0, "checkpoint.max_failures", checkpoint.max_failures)
-    mirror = checkpoint.mirror
-    if mirror is not None and _OBJECT_STORE.fullmatch(mirror) is None:
-        allowed = "the address of an object store: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER"
-        yield RecipeError("checkpoint.mirror", f'found "{mirror}"', allowed)
-
-
 def _log(log: LogConfig) -> Iterator[RecipeError]:
-    yield from within(1, "log.every_steps", log.every_steps)
     if log.profile is not None and log.profiled_steps() is None:
         allowed = 'the first and the last step to profile, both from 1: "10:20"'
         yield RecipeError("log.profile", f'found "{log.profile}"', allowed)
 
 
-def _faults(faults: Faults) -> Iterator[RecipeError]:
-    yield from within(0, "faults.max_failures", faults.max_failures)
-    yield from within(1, "faults.max_skips", faults.max_skips)
-    yield from within(1, "faults.max_node_failures", faults.max_node_failures)
-    for key in ("hang_timeout_s", "start_timeout_s"):
-        seconds = getattr(faults, key)
-        yield from require(1 <= seconds <= WEEK_S, f"faults.{key}", f"{seconds:g}", f"seconds, from 1 to {WEEK_S}")
-
-
 def _notify(notify: Notify) -> Iterator[RecipeError]:
-    if notify.command is not None:
-        yield from _command(notify.command)
-    if notify.webhook is not None and re.fullmatch(r"https?://\S+", notify.webhook) is None:
-        allowed = "an address that begins with https:// or http://"
-        yield RecipeError("notify.webhook", f'found "{notify.webhook}"', allowed)
-    if notify.webhook_env is not None and _VARIABLE.fullmatch(notify.webhook_env) is None:
+    if notify.webhook_env is not None and not is_variable(notify.webhook_env):
         # The value is not shown: it may be the address itself.
         allowed = "letters, digits and _, no digit first: PAGER_URL"
         yield RecipeError("notify.webhook_env", "found a value that cannot be the name of a variable", allowed)
@@ -100,56 +117,31 @@ def _notify(notify: Notify) -> Iterator[RecipeError]:
         yield RecipeError(
             "notify.webhook_env", "found together with notify.webhook", "one of the two", ("notify.webhook",)
         )
-    key, minutes, most = "notify.no_progress_minutes", notify.no_progress_minutes, WEEK_S // 60
-    yield from require(
-        minutes is None or 0 < minutes <= most, key, minutes, f"minutes, above 0 and up to {most}, or null"
-    )
     if not any((notify.command, notify.webhook, notify.webhook_env)):
-        yield from unused(key, minutes, "notify.command, notify.webhook or notify.webhook_env")
-
-
-def _command(command: str) -> Iterator[RecipeError]:
-    try:
-        words = shlex.split(command)
-    except ValueError:  # an open quote
-        words = []
-    if not words:
-        yield RecipeError("notify.command", f"found '{command}'", "a program and its arguments, quotes closed")
+        receivers = "notify.command, notify.webhook or notify.webhook_env"
+        yield from unused("notify.no_progress_minutes", notify.no_progress_minutes, receivers)
 
 
 def _workers(config: RunConfig) -> Iterator[RecipeError]:
     workers, nodes = config.workers.most, config.cluster.nodes
+    holds, allowed = whole(1, LARGEST_GROUP)
     for number in sorted({config.workers.least, workers}):
-        yield from within(1, "workers", number, LARGEST_GROUP)
+        yield from require(holds(number), "workers", number, allowed)
     yield from require(
         config.workers.least <= workers, "workers", config.workers, "LEAST..MOST, the smaller number first"
     )
-    yield from within(1, "cluster.nodes", nodes)
-    yield from within(0, "cluster.max_requeues", config.cluster.max_requeues)
     if workers >= 1 and nodes >= 1 and workers % nodes:
-        whole = sorted({max(1, workers // nodes) * nodes, (workers // nodes + 1) * nodes})
+        nearest = sorted({max(1, workers // nodes) * nodes, (workers // nodes + 1) * nodes})
         yield RecipeError(
             "workers",
             f"found {config.workers}, and cluster.nodes {nodes} does not divide {workers}",
-            f"the same number of workers on every node: nearest {' or '.join(map(str, whole))}",
+            f"the same number of workers on every node: nearest {' or '.join(map(str, nearest))}",
             ("cluster.nodes",),
         )
-    walltime = config.cluster.walltime
-    match = None if walltime is None else _WALLTIME.fullmatch(walltime)
-    if walltime is not None and (match is None or not any(int(part) for part in match.groups())):
-        yield RecipeError("cluster.walltime", f'found "{walltime}"', 'hours:minutes:seconds, quoted: "04:00:00"')
 
 
-def _devices(config: RunConfig) -> Iterator[RecipeError]:
-    resources = config.resources
-    yield from within(1, "resources.cpus_per_worker", resources.cpus_per_worker, _MOST_CPUS)
-    yield from require(
-        resources.gpus_per_worker in (0, 1),
-        "resources.gpus_per_worker",
-        resources.gpus_per_worker,
-        "0 or 1: a worker is one process with one GPU; for more GPUs raise workers",
-    )
-    if resources.gpus_per_worker == 0:
+def _on_cpu(config: RunConfig) -> Iterator[RecipeError]:
+    if config.resources.gpus_per_worker == 0:
         on_cpu, others = "on a CPU (resources.gpus_per_worker is 0)", ("resources.gpus_per_worker",)
         if config.precision == "tf32":
             allowed = "float32, bfloat16, float64; or resources.gpus_per_worker 1"

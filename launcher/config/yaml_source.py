@@ -263,11 +263,8 @@ class _Reader:
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != _TEXT:
-                found = (
-                    f"found the key {key_node.value!r}"
-                    if isinstance(key_node, yaml.ScalarNode)
-                    else "a key in brackets"
-                )
+                is_scalar = isinstance(key_node, yaml.ScalarNode)
+                found = f"found the key {key_node.value!r}" if is_scalar else "a key in brackets"
                 self.problems.append(Problem(self._place(key_node), key, found, "keys that are text"))
                 continue
             name = str(key_node.value)

@@ -7,6 +7,7 @@ reader Job runs the same verb in the cluster, and its log is read through the AP
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -51,8 +52,7 @@ def submit(manifests: Sequence[Manifest], name: str, namespace: str, context: st
     try:
         if _rayjob(name, namespace, context):
             options = (f"--timeout={DELETE_S}s", "--ignore-not-found")
-            deleted = _kubectl(namespace, context, "delete", "rayjob", *options, "--", name, wait_s=DELETE_S + 10)
-            _done("delete rayjob", deleted, context)
+            _kubectl(namespace, context, "delete", "rayjob", *options, "--", name, wait_s=DELETE_S + 10)
         is_applied = True
         _apply(manifests, namespace, context)
     except PlaceUnavailable as error:
@@ -87,11 +87,11 @@ def stop(name: str, namespace: str, context: str | None, *, save: bool) -> str:
     if not _rayjob(name, namespace, context):
         return f"there is no RayJob {name} in namespace {namespace}; nothing to stop"
     options = ("--wait=false", "--ignore-not-found")
-    _done("delete rayjob", _kubectl(namespace, context, "delete", "rayjob", *options, "--", name), context)
+    _kubectl(namespace, context, "delete", "rayjob", *options, "--", name)
     if save:
         return f"RayJob {name} is being deleted: the run saves and exits, and KubeRay does not restart it"
     pods = ("delete", "pods", f"--selector={RUN_LABEL}={name}", "--grace-period=1", "--wait=false")
-    _done("delete pods", _kubectl(namespace, context, *pods), context)
+    _kubectl(namespace, context, *pods)
     return f"RayJob {name} and its pods are deleted; the newest checkpoint remains"
 
 
@@ -102,23 +102,19 @@ def read(
 
     Raises ClusterUnavailable.
     """
-    where = _where(profile.namespace, context)
     manifest = kuberay.to_yaml([kuberay.reader_job(spec, profile, arguments)])
-    created = _kubectl(profile.namespace, context, "create", "-f", "-", "-o", "name", given=manifest)
-    _done("create job", created, context)
-    job = created.out.strip()
+    job = _kubectl(profile.namespace, context, "create", "-f", "-", "-o", "name", given=manifest).strip()
     logs = ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", "--", job)
     try:
         if live:
-            if code := stream("kubectl", *where, *logs):
+            if code := stream("kubectl", *_where(profile.namespace, context), *logs):
                 raise PlaceUnavailable(
                     f"kubectl logs ended with exit code {code}: the output may be incomplete. The run is not affected: "
                     "use the same command again"
                 )
             return ""
-        answer = call_once("kubectl", *where, *logs, timeout_s=READER_START_S + kuberay.READER_DEADLINE_S)
-        _done("logs", answer, context)
-        return answer.out
+        wait_s = READER_START_S + kuberay.READER_DEADLINE_S
+        return _kubectl(profile.namespace, context, *logs, wait_s=wait_s, limit_s=0.0)
     finally:
         with contextlib.suppress(ClusterUnavailable):  # it ends by itself
             _kubectl(profile.namespace, context, "delete", "--wait=false", "--", job, limit_s=0.0)
@@ -127,16 +123,12 @@ def read(
 def _rayjob(name: str, namespace: str, context: str | None, limit_s: float | None = None) -> dict[str, Any]:
     """The RayJob; empty if there is none. Raises ClusterUnavailable."""
     named = ("--ignore-not-found", "-o", "json", "--", name)
-    answer = _kubectl(namespace, context, "get", "rayjob", *named, limit_s=limit_s)
-    _done("get rayjob", answer, context)
-    return _json(answer)
+    return _json(_kubectl(namespace, context, "get", "rayjob", *named, limit_s=limit_s))
 
 
 def _apply(manifests: Sequence[Manifest], namespace: str, context: str | None, *options: str) -> None:
     text = kuberay.to_yaml(manifests)
-    limit_s = programs.SUBMIT_LIMIT_S
-    answer = _kubectl(namespace, context, "apply", *options, "-f", "-", given=text, limit_s=limit_s)
-    _done(" ".join(["apply", *options]), answer, context)
+    _kubectl(namespace, context, "apply", *options, "-f", "-", given=text, limit_s=programs.SUBMIT_LIMIT_S)
 
 
 def _outcome(name: str, namespace: str, context: str | None) -> str:
@@ -177,9 +169,7 @@ def _why_queued(name: str, namespace: str, context: str | None) -> str:
 def _items(namespace: str, context: str | None, *what: str) -> Iterator[dict[str, Any]]:
     """Objects that only explain; none if they cannot be read."""
     with contextlib.suppress(ClusterUnavailable):
-        answer = _kubectl(namespace, context, "get", *what, "-o", "json", limit_s=0.0)
-        if answer.code == 0:
-            yield from _list(_json(answer), "items")
+        yield from _list(_json(_kubectl(namespace, context, "get", *what, "-o", "json", limit_s=0.0)), "items")
 
 
 def _part(content: dict[str, Any], key: str) -> dict[str, Any]:
@@ -192,14 +182,14 @@ def _list(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _json(answer: Answer) -> dict[str, Any]:
+def _json(printed: str) -> dict[str, Any]:
     """The output as JSON; empty if there is none. Raises ClusterUnavailable if it is not a JSON object."""
     try:
-        found = json.loads(answer.out or "{}")
+        found = json.loads(printed or "{}")
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise PlaceUnavailable("kubectl: its output is not a JSON object", answer.text)
+        raise PlaceUnavailable("kubectl: its output is not a JSON object", printed)
     return found
 
 
@@ -210,12 +200,17 @@ def _kubectl(
     given: str | None = None,
     wait_s: float = programs.TIMEOUT_S,
     limit_s: float | None = None,
-) -> Answer:
+) -> str:
+    """What kubectl prints. Raises PlaceUnavailable if it fails, NotAnswered without an answer of the cluster."""
+    where = _where(namespace, context)
     try:
-        where = _where(namespace, context)
-        return call("kubectl", *where, *arguments, given=given, timeout_s=wait_s, limit_s=limit_s)
+        answer = call("kubectl", *where, *arguments, given=given, timeout_s=wait_s, limit_s=limit_s)
     except NotAnswered as error:
         raise error.of(f"kubectl: {_cluster(context)}", error.asked_s, maybe_arrived=error.maybe_arrived) from None
+    if answer.code != 0:
+        what = " ".join(itertools.takewhile(lambda argument: argument[0] != "-", arguments))
+        raise _refusal(what, answer, context)
+    return answer.out
 
 
 def _where(namespace: str, context: str | None) -> list[str]:
@@ -232,17 +227,16 @@ def _current_context() -> str:
     return call_once("kubectl", "config", "current-context").out.strip()
 
 
-def _done(what: str, answer: Answer, context: str | None) -> None:
-    if answer.code == 0:
-        return
+def _refusal(what: str, answer: Answer, context: str | None) -> PlaceUnavailable:
+    """The error of `kubectl WHAT`."""
     unknown = re.search('context ".*" does not exist', answer.err)
     if unknown or ("localhost:8080" in answer.err and not (context or _current_context())):
         found = "kubectl has no current context" if context is None else f"kubectl has no context {context}"
         names = call_once("kubectl", "config", "get-contexts", "-o", "name").out.split()
         allowed = f"--context with one of {', '.join(names)}" if names else "KUBECONFIG with the path of a kubeconfig"
-        raise PlaceUnavailable(found, answer.text, allowed)
+        return PlaceUnavailable(found, answer.text, allowed)
     if "localhost:8080" in answer.err:
-        raise NotAnswered(f"kubectl: {_cluster(context)}", answer.text, maybe_arrived=False)
+        return NotAnswered(f"kubectl: {_cluster(context)}", answer.text, maybe_arrived=False)
     if "doesn't have a resource type" in answer.err:
-        raise PlaceUnavailable(f"kubectl {what}: {_cluster(context)} has no RayJobs", answer.text, "one with KubeRay")
-    raise PlaceUnavailable(f"kubectl {what}: {_cluster(context)} refuses it", answer.text)
+        return PlaceUnavailable(f"kubectl {what}: {_cluster(context)} has no RayJobs", answer.text, "one with KubeRay")
+    return PlaceUnavailable(f"kubectl {what}: {_cluster(context)} refuses it", answer.text)

@@ -51,9 +51,8 @@ class Cluster:
         if per_worker.gpus_per_worker:
             self.resources["GPU"] = float(per_worker.gpus_per_worker)
         self.leaving: set[str] = set()
-        self._silent: dict[
-            str, float
-        ] = {}  # nodes that did not answer, although Ray lists them as alive, and when they were asked
+        # When nodes were asked that did not answer, although Ray lists them as alive.
+        self._silent: dict[str, float] = {}
         self._hosts: dict[str, str] = {}  # of every node seen so far, by id
 
     def nodes(self) -> list[Node]:

@@ -70,7 +70,7 @@ class FailureHandler:
         facts = {"class": failure.kind, "rank": getattr(error, "rank", None), "node": node, **lost.facts(beats)}
         facts |= {"decision": decision.reason, "excluded": list(decision.history.excluded)}
         run.end_attempt(number, rule_for(error).exit_code, f"{failure.kind}: {failure.message}", lost.last_step, facts)
-        happened = incidents.first_line(error, number, lost)
+        happened = incidents.what_happened(error, number, lost)
         event = "failure" if decision.again else "gave_up"
         session.notifier.notify(event, happened, **{**facts, "exit_code": failure.exit_code})
         if not decision.again:

@@ -11,12 +11,12 @@ from launcher.config.schema import RunConfig
 from launcher.errors import WorkerLost
 from launcher.recovery.faults import RULES, rule_for
 from launcher.recovery.policy import Failure, Policy, Skip
-from launcher.run.directory import RunDirectory, warn_unreadable
+from launcher.run.directory import RunDirectory, read_record
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.progress import LostWork, newest_state
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 from resnet_dist.errors import DivergedError, OutOfMemory
-from resnet_dist.input_files import read_json, record_of
+from resnet_dist.input_files import record_of
 
 
 def retry_policy(config: RunConfig) -> Policy:
@@ -46,17 +46,9 @@ def read_skips(run: RunDirectory) -> tuple[Skip, ...]:
     If their file is missing, or cannot be read and is set aside, they are those of the newest checkpoint: with other
     windows, the steps after it would use other samples.
     """
-    with storage_errors(run.skips):
-        try:
-            content = read_json(run.skips)
-            found = [record_of(Skip, one) for one in content] if isinstance(content, list) else [None]
-            if None not in found:
-                return tuple(skip for skip in found if skip is not None)
-        except FileNotFoundError:
-            return _skips_of_newest_checkpoint(run)
-        except ValueError:
-            pass
-    warn_unreadable(run.skips)
+    recorded = read_record(run.skips, _skips)
+    if recorded is not None:
+        return recorded
     skips = _skips_of_newest_checkpoint(run)
     run.set_aside(run.skips)
     if skips:
@@ -64,9 +56,14 @@ def read_skips(run: RunDirectory) -> tuple[Skip, ...]:
     return skips
 
 
+def _skips(content: object) -> tuple[Skip, ...] | None:
+    found = [record_of(Skip, one) for one in content] if isinstance(content, list) else [None]
+    return None if None in found else tuple(skip for skip in found if skip is not None)
+
+
 def _skips_of_newest_checkpoint(run: RunDirectory) -> tuple[Skip, ...]:
     """The windows that the newest checkpoint records as steps of the stream; none without a checkpoint."""
-    state = newest_state(run)
+    _, state = newest_state(run) or (None, {})
     skips: list[Skip] = []
     skipped_before = 0
     for first, end in state.get("skipped", []):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.dotted_keys import flatten
-from launcher.formatting import count
+from launcher.formatting import count, first_line
 from launcher.recovery.faults import rule_for
 from launcher.recovery.history import heartbeat_of
 from launcher.recovery.policy import Decision
@@ -63,10 +63,10 @@ def write(
         log.warning("cannot write the incident folder of attempt %d: %s", attempt, failed)
 
 
-def first_line(error: BaseException, attempt: int, lost: LostWork) -> str:
+def what_happened(error: BaseException, attempt: int, lost: LostWork) -> str:
     """What happened, in one line."""
-    message = (str(error).splitlines() or [""])[0]
-    return f"attempt {attempt} failed after step {lost.last_step}: {type(error).__name__}: {message}"
+    kind, message = type(error).__name__, first_line(str(error))
+    return f"attempt {attempt} failed after step {lost.last_step}: {kind}: {message}"
 
 
 def _facts(
@@ -79,7 +79,7 @@ def _facts(
 ) -> dict[str, Any]:
     rule, beat = rule_for(error), heartbeat_of(error, beats)
     return {
-        "what_happened": first_line(error, attempt, lost),
+        "what_happened": what_happened(error, attempt, lost),
         "what_to_do": rule.advice,
         "attempt": attempt,
         "time": utc_now(),

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from launcher.formatting import count
+from launcher.formatting import count, first_line
 
 MAX_WAIT_S = 60.0  # assumption: enough retries at this distance outlast a restart of a file system or a switch
 MAX_HISTORY = 20  # lines shown in a message; attempts.jsonl has all
@@ -123,14 +123,13 @@ def decide(
 
 
 def _with_failure(history: History, failure: Failure) -> History:
-    first_line = failure.message.splitlines()[0] if failure.message else ""
     line = f"attempt {failure.attempt}, steps {failure.first_step}.., saved {failure.saved_step}: {failure.kind}: "
     progress = failure.saved_step > history.saved_step
     return dataclasses.replace(
         history,
         failures=1 if progress else history.failures + 1,
         saved_step=max(failure.saved_step, history.saved_step),
-        lines=(*history.lines, line + first_line),
+        lines=(*history.lines, line + first_line(failure.message)),
     )
 
 

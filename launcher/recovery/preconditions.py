@@ -6,17 +6,17 @@ The trainer checks the same rules again, with the data that it reads.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
+from launcher.checks.finding import NoAnswerError, call_within
 from launcher.config.rules import problems
 from launcher.config.schema import RunConfig, mirror_address, resolve_place
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.recovery.attempt import ResumeMode
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
-from launcher.run.progress import checkpoint_folders, newest_step, newest_valid_step
-from resnet_dist.errors import RecipeError
+from launcher.run.progress import checkpoint_folders, newest_step, newest_valid_step, recorded_step
+from resnet_dist.errors import RecipeError, StorageError
 from resnet_dist.recipe.requirements import LARGEST_COUNT
 from resnet_dist.recipe.rules import shorter_than
 
@@ -28,10 +28,12 @@ def check(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> None:
 
     Raises UsageError if Ray is missing or `mode` does not allow what is in the run directory; RecipeError for a file or
     a value that cannot be used with this data set, and for a duration that is shorter than what is done; DataError if
-    the folders of the images are missing.
+    the folders of the images are missing; StorageError if the checkpoints are.
     """
-    check_mode(run, mode, has_mirror=mirror_address(config) is not None)
-    has_checkpoint = bool(checkpoint_folders(run))
+    has_checkpoint, has_mirror = bool(checkpoint_folders(run)), mirror_address(config) is not None
+    check_mode(run, mode, has_mirror=has_mirror)
+    if mode == "auto" and not has_checkpoint and not has_mirror:
+        refuse_missing_checkpoints(run)
     if not _elsewhere(config):
         weights = config.model.weights
         if weights is not None and not has_checkpoint and not Path(weights).is_file():
@@ -65,6 +67,14 @@ def check_mode(run: RunDirectory, mode: ResumeMode, *, has_mirror: bool) -> None
         raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
 
 
+def refuse_missing_checkpoints(run: RunDirectory) -> None:
+    """Raise StorageError if the run has recorded a checkpoint. For a run directory without checkpoints."""
+    if step := recorded_step(run):
+        problem = f"the run has recorded a checkpoint of step {step}, and there is none: deleted, moved or unmounted"
+        advice = "Mount or restore the folder, or start over at step 0 with --resume never"
+        raise StorageError(str(run.checkpoints), f"{problem}. {advice}")
+
+
 def num_training_images(config: RunConfig) -> int | None:
     """`data.num_samples`, or the number of training images that can be listed from here; None if it is not known.
 
@@ -73,22 +83,12 @@ def num_training_images(config: RunConfig) -> int | None:
     data = config.data
     if data.num_samples is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
         return data.num_samples
-    from resnet_dist.data.image_folder import count_images
+    from resnet_dist.data.image_folder import list_images
 
-    counted: list[int | Exception] = []
-
-    def count() -> None:
-        try:
-            counted.append(count_images(data.root, "train"))
-        except Exception as error:
-            counted.append(error)
-
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    thread.join(COUNT_S)
-    if counted and isinstance(counted[0], Exception):
-        raise counted[0]
-    return next((number for number in counted if isinstance(number, int)), None)
+    try:
+        return len(call_within(COUNT_S, lambda: list_images(data.root, "train"), "count images").paths)
+    except NoAnswerError:
+        return None
 
 
 def refuse_shorter(config: RunConfig, run: RunDirectory, num_samples: int | None = None) -> None:

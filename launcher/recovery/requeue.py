@@ -7,18 +7,16 @@ added since the previous restart. So a run that is longer than its walltime may 
 
 from __future__ import annotations
 
-import functools
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.exit_codes import ExitCode
-from launcher.formatting import count
+from launcher.formatting import count, first_line
 from launcher.recovery import root_cause
-from launcher.run.directory import RunDirectory, current_submission, utc_now
+from launcher.run.directory import RunDirectory, current_submission, read_lines, utc_now
 from launcher.run.progress import newest_step
 from resnet_dist.checkpoint.disk import storage_errors
-from resnet_dist.input_files import record_of
 from resnet_dist.telemetry import json_lines
 
 
@@ -49,9 +47,9 @@ def decide(run: RunDirectory, exit_code: int, most: int) -> Decision:
     """Whether to requeue this process's submission, and record it if so. Raises StorageError."""
     failure = run.fatal()
     if failure is not None and root_cause.ends_submission(failure):
-        first_line = failure.message.partition("\n")[0]
-        return Decision(failure.exit_code, False, f"a restart would fail in the same way: {first_line}")
-    earlier = [one for one in _read(run) if one.submission == current_submission()]
+        reason = f"a restart would fail in the same way: {first_line(failure.message)}"
+        return Decision(failure.exit_code, False, reason)
+    earlier = [one for one in read_lines(run.requeues, Requeue) if one.submission == current_submission()]
     step = newest_step(run)
     counts = exit_code == ExitCode.HARDWARE or step <= max((one.step for one in earlier), default=0)
     counted = sum(one.counts for one in earlier) + counts
@@ -64,14 +62,6 @@ def decide(run: RunDirectory, exit_code: int, most: int) -> Decision:
         json_lines.append(run.requeues, asdict(requeue))
     used = f"{counted} of at most {most} after faults or without progress"
     return Decision(exit_code, True, f"restart {len(earlier) + 1}; {used}")
-
-
-def _read(run: RunDirectory) -> list[Requeue]:
-    with storage_errors(run.requeues):
-        try:
-            return json_lines.read(run.requeues, functools.partial(record_of, Requeue))
-        except FileNotFoundError:
-            return []
 
 
 if __name__ == "__main__":

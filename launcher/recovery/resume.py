@@ -10,13 +10,11 @@ from launcher.config.rules import problems
 from launcher.config.schema import RunConfig, mirror_address
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.recovery.attempt import ResumeMode
-from launcher.recovery.preconditions import check_mode, refuse_shorter
+from launcher.recovery.preconditions import check_mode, refuse_missing_checkpoints, refuse_shorter
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
-from launcher.run.progress import recorded_step
 from resnet_dist.checkpoint import mirror, restore
 from resnet_dist.data.shared_index import saved_index
-from resnet_dist.errors import StorageError
 from resnet_dist.optim import build_schedule
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
@@ -50,12 +48,8 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     if found is None:
         if mode == "must":
             raise UsageError(f"--resume must: there is no checkpoint in {run.checkpoints}")
-        if mode == "auto" and (step := recorded_step(run)):
-            problem = (
-                f"the run has recorded a checkpoint of step {step}, and there is none: deleted, moved or unmounted"
-            )
-            advice = "Mount or restore the folder, or start over at step 0 with --resume never"
-            raise StorageError(str(run.checkpoints), f"{problem}. {advice}")
+        if mode == "auto":
+            refuse_missing_checkpoints(run)
         return Start(settled(config), None, 0, (f"run {run.path}: starts at step 0",))
     recipe = found.state["recipe"]
     resumed = recorded.with_kept_values(config, recipe)

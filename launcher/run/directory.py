@@ -77,7 +77,7 @@ class Fatal:
 
 
 @dataclass(frozen=True)
-class Summary:
+class _Summary:
     """The known values of FINISHED; a number that is not finite is None."""
 
     time: str = ""
@@ -94,67 +94,40 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class StartFacts:
-    """The known facts of the start of an attempt, as given to begin_attempt."""
+class _Facts:
+    """The known facts of an attempt, as given to begin_attempt or to end_attempt."""
 
     place: str = ""
     workers: int = 1
     from_step: int = 0
     num_micro_batches: int | None = None
     excluded: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class EndFacts:
-    """The known facts of the end of an attempt, as given to end_attempt."""
-
     checkpoint_step: int = 0
     steps_redone: int = 0
     seconds_lost: float = 0.0
     decision: str = ""
     node: str | None = None
-    excluded: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class _Start:
-    """A line of attempts.jsonl."""
+class _Line:
+    """A line of attempts.jsonl: a start, with session and submission, or an end, with the fields after them."""
 
-    event: Literal["started"]
+    event: Literal["started", "ended"]
     attempt: int
     time: str
     facts: Facts = field(default_factory=dict)
     session: str = ""
     submission: str = ""
-
-    def __post_init__(self) -> None:
-        _check_line(self.attempt, self.time, self.facts, StartFacts)
-
-
-@dataclass(frozen=True)
-class _End:
-    """A line of attempts.jsonl."""
-
-    event: Literal["ended"]
-    attempt: int
-    time: str
-    exit_code: int
-    cause: str
+    exit_code: int | None = None
+    cause: str | None = None
     last_step: int | None = None
-    facts: Facts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_line(self.attempt, self.time, self.facts, EndFacts)
-
-
-def _check_line(attempt: int, time: str, facts: Facts, kind: type[StartFacts | EndFacts]) -> None:
-    """Raise ValueError for values that no launcher writes."""
-    if attempt < 1 or datetime.datetime.fromisoformat(time).tzinfo is None or record_of(kind, facts) is None:
-        raise ValueError("not a line of attempts.jsonl")
-
-
-def _line(content: object) -> _Start | _End | None:
-    return record_of(_Start, content) or record_of(_End, content)
+        has_zone = datetime.datetime.fromisoformat(self.time).tzinfo is not None
+        is_whole = self.event == "started" or None not in (self.exit_code, self.cause)
+        if self.attempt < 1 or not has_zone or not is_whole or record_of(_Facts, self.facts) is None:
+            raise ValueError("not a line of attempts.jsonl")
 
 
 class _Entry:
@@ -324,9 +297,9 @@ class RunDirectory:
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. Lines that cannot be read are ignored and logged."""
         attempts: dict[int, Attempt] = {}
-        for line in self._lines_of_attempts():
+        for line in read_lines(self.attempts_file, _Line):
             number = line.attempt
-            if isinstance(line, _Start):
+            if line.event == "started":
                 attempts[number] = Attempt(number, line.time, line.facts, line.session, line.submission)
             elif number in attempts:
                 attempts[number] = dataclasses.replace(
@@ -371,13 +344,6 @@ class RunDirectory:
         with storage_errors(self.attempts_file):
             json_lines.append(self.attempts_file, record)
 
-    def _lines_of_attempts(self) -> list[_Start | _End]:
-        with storage_errors(self.attempts_file):
-            try:
-                return json_lines.read(self.attempts_file, _line)
-            except FileNotFoundError:
-                return []
-
     def _session(self) -> str:
         """The newest generation of the lease: one start of the launcher holds one."""
         return max((path.stem for path in self.lease.glob("*.json")), default="")
@@ -412,6 +378,18 @@ def _write_json(path: Path, content: Facts, *, keep: bool = False) -> None:
         replace_whole(path, text.encode(), keep=keep)
 
 
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """The records of a file with one JSON object a line, oldest first; none without a file. Raises StorageError.
+
+    Lines that cannot be read are ignored and logged.
+    """
+    with storage_errors(path):
+        try:
+            return json_lines.read(path, functools.partial(record_of, kind))
+        except FileNotFoundError:
+            return []
+
+
 def read_record(path: Path, convert: Callable[[object], T | None]) -> T | None:
     """The record in a JSON file; None without one, also if it cannot be read, which is logged. Raises StorageError."""
     record = None
@@ -434,4 +412,4 @@ def warn_unreadable(path: Path) -> None:
 
 
 def _summary(content: object) -> dict[str, Any] | None:
-    return content if isinstance(content, dict) and record_of(Summary, content) is not None else None
+    return content if isinstance(content, dict) and record_of(_Summary, content) is not None else None

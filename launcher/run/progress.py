@@ -71,8 +71,8 @@ def newest_valid_step(run: RunDirectory) -> int:
     return _step_of(_newest_valid(run))
 
 
-def newest_state(run: RunDirectory) -> dict[str, Any]:
-    """state.json, by its hash, of the newest checkpoint whose files have their sizes (cheap); empty without one."""
+def newest_state(run: RunDirectory) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint whose files have their sizes (cheap), and its state.json, whose hash is compared."""
     for path in checkpoint_folders(run):
         file = path / format.STATE
         try:
@@ -82,8 +82,8 @@ def newest_state(run: RunDirectory) -> dict[str, Any]:
             format.check_hash(file, record, hashlib.sha256(content).hexdigest())
         except CheckpointError:
             continue
-        return dict(parse_json(content))
-    return {}
+        return path, dict(parse_json(content))
+    return None
 
 
 def recorded_step(run: RunDirectory) -> int:

@@ -18,9 +18,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem
 from launcher.run.directory import RunDirectory
-from launcher.run.progress import checkpoint_folders
-from resnet_dist.checkpoint import format
-from resnet_dist.errors import CheckpointError
+from launcher.run.progress import newest_state
 from resnet_dist.input_files import read_whole
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import MEANT_BY_ABSENCE, Recipe, plain
@@ -39,16 +37,11 @@ _LAST_SECTION = "log"
 def newest_recipe(run: RunDirectory) -> tuple[str, dict[str, Any]] | None:
     """The recorded recipe and the file it comes from: the newest checkpoint, or else config.yaml.
 
-    Hashes are not verified. None if nothing can be read.
+    None if nothing can be read.
     """
-    for path in checkpoint_folders(run):
-        try:
-            format.check_sizes(path)
-            state = format.read_json(path / format.STATE)
-        except CheckpointError:
-            continue
-        if isinstance(state, dict) and isinstance(state.get("recipe"), dict):
-            return str(path), state["recipe"]
+    found = newest_state(run)
+    if found is not None and isinstance(found[1].get("recipe"), dict):
+        return str(found[0]), found[1]["recipe"]
     name = str(run.config)
     try:
         data = yaml_source.parse(yaml_source.decode(read_whole(run.config), name), name).data

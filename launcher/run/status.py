@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher.config import load as configs
 from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
+from launcher.formatting import first_line
 from launcher.run import lease, progress, submissions
 from launcher.run.directory import Attempt, Facts, Fatal, RunDirectory
 from launcher.run.heartbeats import Heartbeat
@@ -107,10 +108,6 @@ class RunStatus:
     def short_reason(self) -> str:
         """The reason with paths inside of the run directory relative to it."""
         return self.reason.replace(f"{self.run}/", "")
-
-    def described(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
 
 
 def classify(evidence: Evidence) -> Classified:
@@ -214,23 +211,19 @@ def lease_state(run: RunDirectory, stale_lease_wait_s: float = STALE_LEASE_WAIT_
     `stale_lease_wait_s`.
     """
     with storage_errors(run.lease):
-        return _lease_state(run, stale_lease_wait_s)
-
-
-def _lease_state(run: RunDirectory, stale_lease_wait_s: float) -> LeaseState:
-    holder = lease.holder(run.lease) if run.lease.is_dir() else None
-    if holder is None:
-        return LeaseState(None, False)
-    renewed = _renewed(run)
-    silent_s = max(time.time() - renewed, 0.0)
-    if isinstance(holder, Holder) and holder.is_here():
-        return LeaseState(holder, holder.is_alive(), silent_s)
-    end = time.monotonic() + stale_lease_wait_s
-    while silent_s > lease.EXPIRES_S and time.monotonic() < end:
-        time.sleep(min(0.5, stale_lease_wait_s))
-        if _renewed(run) != renewed:
-            return LeaseState(holder, True)
-    return LeaseState(holder, silent_s <= lease.EXPIRES_S, silent_s)
+        holder = lease.holder(run.lease) if run.lease.is_dir() else None
+        if holder is None:
+            return LeaseState(None, False)
+        renewed = _renewed(run)
+        silent_s = max(time.time() - renewed, 0.0)
+        if isinstance(holder, Holder) and holder.is_here():
+            return LeaseState(holder, holder.is_alive(), silent_s)
+        end = time.monotonic() + stale_lease_wait_s
+        while silent_s > lease.EXPIRES_S and time.monotonic() < end:
+            time.sleep(min(0.5, stale_lease_wait_s))
+            if _renewed(run) != renewed:
+                return LeaseState(holder, True)
+        return LeaseState(holder, silent_s <= lease.EXPIRES_S, silent_s)
 
 
 def read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: float = STALE_LEASE_WAIT_S) -> RunStatus:
@@ -253,7 +246,7 @@ def _read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: f
         fatal_unreadable=fatal is None and run.has_failed(),
         attempt=attempt,
         beats=beats,
-        lease=_lease_state(run, stale_lease_wait_s),
+        lease=lease_state(run, stale_lease_wait_s),
         submission=submission,
         job=job,
         incident=incident if incident is not None and incident.parent.is_dir() else None,
@@ -334,8 +327,3 @@ def _renewed(run: RunDirectory) -> float:
 
 def _cause(cause: str, evidence: Evidence) -> str:
     return first_line(cause) + (f" ({evidence.incident})" if evidence.incident is not None else "")
-
-
-def first_line(text: str | None) -> str:
-    """The first line of a text; empty without one."""
-    return next(iter((text or "").splitlines()), "")

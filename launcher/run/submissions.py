@@ -16,7 +16,6 @@ nothing is sent because of a record that somebody else may have written.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pwd
 import re
 import socket
@@ -27,9 +26,9 @@ from typing import Literal
 
 from cluster.kubernetes.names import is_label, is_service_name
 from launcher.errors import UsageError
-from launcher.run.directory import RunDirectory, utc_now
+from launcher.run.directory import RunDirectory, read_lines, utc_now
 from resnet_dist.checkpoint.disk import storage_errors
-from resnet_dist.input_files import is_ours, record_of
+from resnet_dist.input_files import is_ours
 from resnet_dist.telemetry import json_lines
 
 _SLURM_JOB = re.compile(r"[0-9]{1,10}(_[0-9]{1,10})?")  # JOB, or JOB_TASK of an array
@@ -98,11 +97,7 @@ def record(run: RunDirectory, submission: Submission) -> None:
 
 def read(run: RunDirectory) -> list[Submission]:
     """All submissions, oldest first. Lines that cannot be read are ignored and logged. Raises StorageError."""
-    with storage_errors(run.submissions):
-        try:
-            return json_lines.read(run.submissions, functools.partial(record_of, Submission))
-        except FileNotFoundError:
-            return []
+    return read_lines(run.submissions, Submission)
 
 
 def newest(run: RunDirectory) -> Submission | None:

@@ -108,11 +108,6 @@ def list_images(root: str, split: Split) -> Listing:
     return Listing(classes, tuple(paths), tuple(labels), times_ns, tuple(notes))
 
 
-def count_images(root: str, split: Split) -> int:
-    """The number of samples in the index of root/split. Raises DataError as `list_images` does."""
-    return len(list_images(root, split).paths)
-
-
 def an_image(root: str, split: Split) -> str:
     """The path of one image of root/split. Raises DataError as `list_images` does, for the folders that it reads."""
     for name in class_names(root, split):

@@ -15,9 +15,8 @@ from typing import Literal
 Unit = Literal["epochs", "steps", "samples"]
 
 _PATTERN = re.compile(r"^\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s+(epoch|step|sample)s?\s*$")
-_NUMBER = re.compile(
-    r"[0-9.]{1,40}(?:[eE][+-]?0*[0-9]{1,2})?"
-)  # an exact 1e100 would take time, 1e999999999 the memory
+# An exact 1e100 would take time, 1e999999999 the memory.
+_NUMBER = re.compile(r"[0-9.]{1,40}(?:[eE][+-]?0*[0-9]{1,2})?")
 
 # A position in the stream is a 64-bit integer, also for the largest batch and the largest data set (2**31 - 1).
 _LARGEST: dict[Unit, int] = {"epochs": 10**9, "steps": 10**9, "samples": 10**18}

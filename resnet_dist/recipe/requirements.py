@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.batch_layout import allowed_spans
-from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.schema import plain
 
 REFERENCE_FORM = "package.module:function"
 
 WEEK_S = 7 * 24 * 3600  # the longest timeout: three times as long is below the limit of system calls, 2**31 ms
 LARGEST_COUNT = 2**31 - 1  # of anything; the product of two fits into the 64 bits of a position in the stream
+
+
+Condition = tuple[Callable[[Any], bool], str]  # what must hold for a value, and what is allowed, in words
+
+DURATION_ABOVE_0: Condition = lambda duration: duration.count > 0, "a duration above 0"
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> Iterator[RecipeError]:
@@ -22,14 +29,17 @@ def require(condition: bool, key: str, value: object, allowed: str) -> Iterator[
         yield RecipeError(key, f"found {value}", allowed)
 
 
-def within(low: int, key: str, value: int, high: int = LARGEST_COUNT) -> Iterator[RecipeError]:
-    """An error unless `value` is from `low` to `high`."""
-    yield from require(low <= value <= high, key, value, f"a whole number from {low} to {high}")
+def whole(low: int, high: int = LARGEST_COUNT) -> Condition:
+    """From `low` to `high`."""
+    return lambda value: low <= value <= high, f"a whole number from {low} to {high}"
 
 
-def positive(key: str, duration: Duration) -> Iterator[RecipeError]:
-    """An error unless `duration` is above 0."""
-    yield from require(duration.count > 0, key, duration, "a duration above 0")
+def values(owner: object, table: Iterable[tuple[str, Callable[[Any], bool], str]]) -> Iterator[RecipeError]:
+    """An error for each dotted key in `table` whose value in `owner` does not hold. A value of None is not checked."""
+    for key, holds, allowed in table:
+        value = operator.attrgetter(key)(owner)
+        shown = f'"{value}"' if isinstance(value, str) else plain(value)
+        yield from require(value is None or holds(value), key, shown, allowed)
 
 
 def unused(key: str, value: object, only_with: str, others: tuple[str, ...] = ()) -> Iterator[RecipeError]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,12 +17,14 @@ from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPA
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.requirements import (
+    DURATION_ABOVE_0,
     LARGEST_COUNT,
     REFERENCE_FORM,
     nearest_divisors,
     one_of,
-    require,
     unused,
+    values,
+    whole,
 )
 from resnet_dist.recipe.scaling import peak_learning_rate
 from resnet_dist.recipe.schema import Recipe, plain
@@ -46,10 +47,6 @@ _MOST_CLASSES = 1_000_000  # a larger head of a ResNet-50 does not fit into the 
 _LARGEST_IMAGE = 65_535  # pixels: of a JPEG's side; the square of a larger one would not fit into 32 bits
 
 
-def _from(low: int, high: int = LARGEST_COUNT) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: low <= value <= high, f"a whole number from {low} to {high}"
-
-
 def _above_0(value: float) -> bool:
     return 0 < value < math.inf
 
@@ -58,23 +55,23 @@ def _from_0(value: float) -> bool:
     return 0 <= value < math.inf
 
 
-# key, its condition, what is allowed; a value of None is not checked
+# key, its condition, what is allowed
 _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("seed", *_from(0, _LARGEST_SEED)),
-    ("duration", lambda duration: duration.count > 0, "a duration above 0"),
-    ("evaluate.every", lambda every: every.count > 0, "a duration above 0"),
-    ("evaluate.batch_size", *_from(1)),
+    ("seed", *whole(0, _LARGEST_SEED)),
+    ("duration", *DURATION_ABOVE_0),
+    ("evaluate.every", *DURATION_ABOVE_0),
+    ("evaluate.batch_size", *whole(1)),
     ("regularization.label_smoothing", lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    ("model.num_classes", *_from(2, _MOST_CLASSES)),
-    ("data.resolution", *_from(8, _LARGEST_IMAGE)),
+    ("model.num_classes", *whole(2, _MOST_CLASSES)),
+    ("data.resolution", *whole(8, _LARGEST_IMAGE)),
     ("data.crop_area", lambda area: 0 < area[0] <= area[1] <= 1, "[low, high] with 0 < low <= high <= 1"),
     ("data.crop_aspect", lambda ratio: 0 < ratio[0] <= ratio[1] < math.inf, "[low, high] with 0 < low <= high"),
     ("data.evaluation_crop", lambda crop: 0 < crop <= 1, "above 0 and at most 1"),
     ("data.mean", lambda mean: all(map(math.isfinite, mean)), "three finite numbers"),
     ("data.std", lambda std: all(map(_above_0, std)), "three numbers above 0"),
-    ("data.prefetch", *_from(1)),
-    ("data.num_samples", *_from(1)),
-    ("batch.size", *_from(1)),
+    ("data.prefetch", *whole(1)),
+    ("data.num_samples", *whole(1)),
+    ("batch.size", *whole(1)),
     ("batch.num_micro_batches", lambda num: num == "auto" or num >= 1, "a whole number from 1 up"),
     ("batch_norm.momentum", lambda value: 0 < value <= 1, "above 0 and at most 1, or leave it out"),
     ("batch_norm.epsilon", _above_0, "a number above 0, or leave it out"),
@@ -84,7 +81,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.trust_coefficient", _above_0, "a number above 0"),
     ("optimizer.epsilon", _from_0, "a number from 0 up"),
     ("ema.decay", lambda value: 0 < value < 1, "above 0 and below 1 (0.9999), or leave it out"),
-    ("ema.every_steps", *_from(1)),
+    ("ema.every_steps", *whole(1)),
     ("engine.bucket_mb", lambda size: 0 < size <= LARGEST_COUNT, f"MiB, above 0 and up to {LARGEST_COUNT}"),
     ("schedule.peak_lr", _above_0, "a number above 0"),
     ("schedule.base_lr", _above_0, "a number above 0"),
@@ -126,7 +123,7 @@ def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) ->
     num_samples = recipe.data.num_samples if num_samples is None else num_samples
     return [
         *_names(recipe),
-        *_values(recipe),
+        *values(recipe, _VALUES),
         *_uses(recipe),
         *_warmup(recipe, num_samples),
         *_batch(recipe, world_size),
@@ -178,12 +175,6 @@ def _names(recipe: Recipe) -> Iterator[RecipeError]:
     yield from one_of("optimizer.name", recipe.optimizer.name, OPTIMIZER_NAMES)
     yield from one_of("engine.name", recipe.engine.name, ENGINE_NAMES)
     yield from one_of("schedule.decay", recipe.schedule.decay, DECAY_NAMES)
-
-
-def _values(recipe: Recipe) -> Iterator[RecipeError]:
-    for key, holds, allowed in _VALUES:
-        value = operator.attrgetter(key)(recipe)
-        yield from require(value is None or holds(value), key, plain(value), allowed)
 
 
 def _uses(recipe: Recipe) -> Iterator[RecipeError]:

@@ -149,8 +149,6 @@ class _Detail:
     """The values in the details of events that readers use."""
 
     total_steps: int = 0
-    batch_size: int = 0
-    num_samples: int = 0
     text: str = ""
     stalled_s: float | None = None
     write_s: float | None = None

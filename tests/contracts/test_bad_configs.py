@@ -173,7 +173,7 @@ CASES = [
         "faults: {hang_timeout_s: 1e10}",
         10,
         "faults.hang_timeout_s",
-        "found 1e+10",
+        "found 10000000000.0",
         "from 1 to 604800",
     ),
     case(

@@ -57,15 +57,6 @@ def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
     assert "evaluated, average of the weights: top-1" in average
 
 
-def test_a_batch_larger_than_the_data_is_told_at_the_start() -> None:
-    stream = io.StringIO()
-    for batch_size in (1442, 5000):
-        detail = {"total_steps": 6, "batch_size": batch_size, "num_samples": 1442}
-        Progress(stream).record({"kind": "event", "step": 0, "event": "started", "detail": detail})
-    [line] = stream.getvalue().splitlines()
-    assert line.startswith("batch.size 5,000 is more than the 1,442 training images")
-
-
 def test_the_bottleneck_is_printed_also_under_the_event_name_of_version_0_1() -> None:
     stream = io.StringIO()
     for name in ("bottleneck", "verdict"):

@@ -154,19 +154,37 @@ with stop.listen(on_end=say("lease")), stop.listen(on_end=fail), stop.listen(on_
     assert "error: OSError: full" in done.stderr
 
 
-def test_a_forked_process_leaves_signals_to_its_parent() -> None:
+def test_a_signal_to_a_process_and_its_forks_ends_no_fork() -> None:
     done = program(
         """
-with stop.listen(on_end=lambda: print("ended", flush=True)):
+started, start = os.pipe()
+with stop.listen():
     if (child := os.fork()) == 0:
-        for number in (signal.SIGTERM, signal.SIGINT): send(number)
-        time.sleep(signals.SAME_KEY_PRESS_S)
-        send(signal.SIGINT)
+        os.write(start, b".")
+        time.sleep(2 * signals.SAME_SIGNAL_S)
         os._exit(7)
+    os.read(started, 1)
+    for process in (child, os.getpid()): os.kill(process, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.stopped)
 """
     )
-    assert (done.stdout, done.stderr) == ("7 False\n", "")
+    assert done.stdout == "7 True\n"
+
+
+def test_a_signal_to_a_fork_alone_ends_it() -> None:
+    done = program(
+        """
+started, start = os.pipe()
+with stop.listen():
+    if (child := os.fork()) == 0:
+        os.write(start, b".")
+        time.sleep(3600)
+    os.read(started, 1)  # Python forgets signals that arrive while it forks
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.stopped)
+"""
+    )
+    assert (done.stdout, done.stderr) == ("-15 False\n", "")
 
 
 def test_a_callback_that_hangs_does_not_keep_the_process() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,42 @@ def test_slurm_checks_the_script_first_and_the_job_is_recorded(
     for verb in ("status", "logs  ", "cancel"):
         assert f"launcher {verb} {run.path}" in out
     assert (run.path / "logs").is_dir()  # SLURM makes no folders for what a job prints
+
+
+def test_a_job_is_recorded_although_its_id_cannot_be_printed(
+    places: Any, write_config: Write, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["submit", "slurm", str(write_config())]
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        cli.main(arguments)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert [submission.id for submission in submissions.read(run)] == ["4711"]
+
+
+@pytest.mark.parametrize(
+    ("option", "outcome"),
+    [("--test-only", "nothing was submitted"), ("--parsable", "the job may have been submitted, see: squeue --me")],
+)
+def test_ctrl_c_says_what_it_means_for_the_job(
+    places: Any,
+    write_config: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    option: str,
+    outcome: str,
+) -> None:
+    programs = tmp_path / "interrupted"
+    programs.mkdir()
+    sbatch = programs / "sbatch"
+    sbatch.write_text(f'#!/bin/bash\ncase "$*" in *{option}*) kill -INT "$PPID"; sleep 0.1 ;; esac\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    assert cli.main(["submit", "slurm", str(write_config())]) == 130
+    assert f"interrupted: {outcome}" in capsys.readouterr().err
 
 
 def test_a_dry_run_checks_and_writes_nothing(

@@ -428,6 +428,7 @@ SECRETS = [
     ("notify.command='curl -H \"Authorization: Bearer ab/cd\" https://example.org'", "with mode 600"),
     ("notify.command=curl -u me:ab/cd https://example.org", "environment variable"),
     ("notify.webhook=https://example.org/hook?token=ab/cd", "notify.webhook_env"),
+    ("notify.webhook=ftp://me:ab/cd@example.org", "notify.webhook_env"),
     ("data.root=s3://AKIA1:ab/cd@bucket/images", "a folder"),
     ("storage=https://me:ab/cd@example.org/runs", "a folder"),
     ("model.weights=https://me:ab/cd@example.org/weights.safetensors", "a folder"),

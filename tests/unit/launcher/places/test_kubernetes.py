@@ -47,7 +47,7 @@ def test_the_servers_message_is_shown_below_the_first_line(places: Any) -> None:
     places.says("refuses", f"\x1b[31m{message}\x1b[0m\n")
     with pytest.raises(PlaceUnavailable) as raised:
         kubernetes_jobs.check(MANIFESTS, "training", None)
-    first = "kubectl apply --dry-run=server: the cluster of context lab refuses it"
+    first = "kubectl apply: the cluster of context lab refuses it"
     assert str(raised.value) == f"{first}\n    {message}"
 
 
@@ -217,7 +217,7 @@ def test_a_reader_prints_what_the_volume_has_and_is_removed(places: Any) -> None
     assert kubernetes_jobs.read(spec, profile, ["status", "/runs/small"], None) == "it is well\n"
     made = yaml.safe_load(places.read("reader"))
     assert made["spec"]["template"]["spec"]["containers"][0]["args"] == ["status", "/runs/small"]
-    assert places.calls()[-1] == "kubectl --namespace=default delete --wait=false -- job.batch/reader-x7k2p"
+    assert "kubectl --namespace=default delete --wait=false -- job.batch/reader-x7k2p" in places.calls()
 
 
 def test_a_missing_kubectl_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_a_duration_shorter_than_what_is_done_is_refused(
     assert finished.is_finished()
 
 
+def test_without_its_checkpoints_a_run_is_refused_at_once_and_no_attempt_is_recorded(
+    finished: RunDirectory, capsys: Capture
+) -> None:
+    finished.finished_file.unlink()
+    shutil.rmtree(finished.checkpoints)
+    before = finished.attempts_file.read_bytes()
+    assert train.main(arguments(finished)) == 76
+    assert capsys.readouterr().err.count("the run has recorded a checkpoint of step 8, and there is none") == 1
+    assert finished.attempts_file.read_bytes() == before
+
+
 def test_without_the_mark_of_its_end_the_newest_intact_checkpoint_is_what_is_done(
     finished: RunDirectory, capsys: Capture
 ) -> None:

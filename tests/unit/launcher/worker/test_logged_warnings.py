@@ -52,7 +52,7 @@ def command(tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: p
         "duration": "2 steps",
         "model": {"name": "resnet20", "num_classes": 3, "weights": str(tmp_path / "weights.pt")},
         "data": {"root": str(images), "resolution": 8},
-        "batch": {"size": 4},
+        "batch": {"size": 9},
         "schedule": {"peak_lr": 0.1},
         "faults": {"max_failures": 0},
         "log": {"every_steps": 1, "tensorboard": False},
@@ -71,21 +71,22 @@ def test_a_start_says_what_it_leaves_out_and_a_resumed_one_does_not_load_the_wei
         assert "top-5" not in output  # 3 classes
         return [line for line in output.splitlines() if "WARNING" in line]
 
-    left_out, fewer, head = told()
+    left_out, fewer, repeats, head = told()
     assert left_out.endswith("train: left out files without the suffix of an image: 1, for example cat/notes.txt")
     assert "has 2 classes and the model predicts 3" in fewer
+    assert repeats == "WARNING: batch.size 9 is more than the 8 training images: a step repeats some"
     assert head.endswith(
         "2 of the model's 116 tensors, for example fc.weight, [10, 64] in the file and [3, 64] in the model"
     )
 
     command += ["duration=3 steps"]
     (tmp_path / "weights.pt").unlink()
-    assert told() == [left_out, fewer]
+    assert told() == [left_out, fewer, repeats]
 
     run = RunDirectory(tmp_path / "runs", "run")
     events = [record for record in read_metrics(run.metrics) if record.get("event") == "warning"]
-    told_twice = [left_out, fewer, head, left_out, fewer]
+    told_twice = [left_out, fewer, repeats, head, left_out, fewer, repeats]
     assert [f"WARNING: {record['detail']['text']}" for record in events] == told_twice
-    assert [record["step"] for record in events] == [0, 0, 0, 2, 2]
+    assert [record["step"] for record in events] == [0, 0, 0, 0, 2, 2, 2]
     evaluations = [record for record in read_metrics(run.metrics) if record["kind"] == "eval"]
-    assert [record["top5"] for record in evaluations] == [None, None]
+    assert {record["top5"] for record in evaluations} == {None}
