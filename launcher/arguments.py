@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, NoReturn
 
 from launcher.errors import UsageError
@@ -13,6 +14,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with the usage."""
+        if dashed := re.search(r"unrecognized arguments:.*?--([a-z_.]+=\S+)", message):
+            message += f". Allowed: keys of a config without dashes: {dashed[1]}"
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -28,13 +28,14 @@ from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
 from launcher.recovery.session import Session
 from launcher.run import lease, recorded
-from launcher.run.directory import RunDirectory, current_submission
-from launcher.run.progress import images_per_s, newest_step
+from launcher.run.directory import RunDirectory, as_seconds, current_submission
+from launcher.run.progress import images_per_s, lost_work, read_beats
 from launcher.signals import StopSignals
 from resnet_dist.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
 
+RESUMES = "the same command resumes the run"
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
@@ -190,12 +191,15 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals) -> It
     num_before = len(run.attempts())
 
     def end() -> None:
-        step, causes = newest_step(run), list[str]()
-        saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
+        causes = []
         for attempt in run.attempts()[num_before:]:
             if attempt.ended is None:
-                cause = f"ended by a second Ctrl-C; {saved}"
-                run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, None)
+                beats, began = read_beats(run, attempt.number), as_seconds(attempt.started)
+                lost = lost_work(run, attempt.facts.get("from_step", 0), began, beats, verify=False)
+                step = lost.saved_step
+                saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
+                cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}
+                run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, lost.last_step, facts)
                 causes.append(cause)
         held.release()
         for cause in causes:  # last: the main thread, which waits, may hold the lock of sys.stderr
@@ -222,7 +226,7 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
     else:
         event = "preempted" if result.preempted else "stopped"
         notifier.notify(event, f"saved at step {step}", step=step, exit_code=int(code))
-        lines = [f"saved at step {step}; the same command resumes the run", *profile_lines(run)]
+        lines = [f"saved at step {step}; {RESUMES}", *profile_lines(run)]
     for line in lines:
         progress.print(line)
 

@@ -359,6 +359,11 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def as_seconds(time: str) -> float:
+    """A time of a run's files in seconds of `time.time`."""
+    return datetime.datetime.fromisoformat(time).timestamp()
+
+
 def as_time(seconds: float) -> str:
     """Seconds of `time.time` in the format of all files of a run."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -20,7 +20,7 @@ from launcher.recovery.root_cause import record_failure
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import acquire
 from launcher.signals import StopSignals
-from launcher.train import train
+from launcher.train import main, train
 from resnet_dist.errors import DataError
 
 Started = list[RunConfig]
@@ -198,3 +198,8 @@ def test_an_interrupt_of_the_users_program_is_recorded_as_the_end_of_the_attempt
         train(config)
     cause = "ended by a second Ctrl-C; there is no checkpoint"
     assert [(attempt.exit_code, attempt.cause) for attempt in small_run.attempts()] == [(None, None), (130, cause)]
+
+
+def test_a_key_with_dashes_is_named_without_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["digits.yaml", "--batch.size=64"]) == 64
+    assert "Allowed: keys of a config without dashes: batch.size=64\n" in capsys.readouterr().err
