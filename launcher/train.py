@@ -28,8 +28,9 @@ from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
 from launcher.recovery.session import Session
 from launcher.run import lease, recorded
-from launcher.run.directory import RunDirectory, as_seconds, current_submission
+from launcher.run.directory import RunDirectory, current_submission
 from launcher.run.progress import images_per_s, lost_work, read_beats
+from launcher.run.record_types import as_seconds
 from launcher.signals import StopSignals
 from resnet_dist.errors import StorageError, TrainingError
 

@@ -21,7 +21,8 @@ from launcher.config import yaml_source
 from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError, UsageError
 from launcher.formatting import count, first_line, table
-from launcher.run.directory import Attempt, Facts, RunDirectory, read_record, warn_unreadable
+from launcher.run.directory import RunDirectory
+from launcher.run.record_types import Attempt, Facts, read_record, warn_unreadable
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.input_files import printable, read_whole
 from resnet_dist.telemetry.json_lines import without_non_finite

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.dotted_keys import flatten
-from launcher.run.directory import Facts
+from launcher.run.record_types import Facts
 
 Kind = Literal["train", "eval"]
 

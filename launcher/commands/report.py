@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +11,8 @@ from typing import Any
 from launcher.commands import target
 from launcher.errors import UsageError
 from launcher.formatting import count, first_line
-from launcher.run.directory import Attempt, Facts, RunDirectory, as_time, utc_now
+from launcher.run.directory import RunDirectory
+from launcher.run.record_types import Attempt, Facts, as_seconds, as_time, utc_now
 from launcher.run.status import lease_state
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.input_files import printable
@@ -96,7 +96,7 @@ def _workers(attempt: Attempt | None) -> int:
 
 
 def _seconds(start: str, end: str) -> float:
-    return (datetime.datetime.fromisoformat(end) - datetime.datetime.fromisoformat(start)).total_seconds()
+    return as_seconds(end) - as_seconds(start)
 
 
 def report_lines(run: RunDirectory) -> Iterator[str]:

@@ -11,9 +11,10 @@ from launcher.config.schema import RunConfig
 from launcher.errors import WorkerLost
 from launcher.recovery.faults import RULES, rule_for
 from launcher.recovery.policy import Failure, Policy, Skip
-from launcher.run.directory import RunDirectory, read_record
+from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.progress import LostWork, newest_state
+from launcher.run.record_types import read_record
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 from resnet_dist.errors import DivergedError, OutOfMemory
 from resnet_dist.input_files import record_of

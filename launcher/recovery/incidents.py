@@ -25,9 +25,10 @@ from launcher.formatting import count, first_line
 from launcher.recovery.faults import rule_for
 from launcher.recovery.history import heartbeat_of
 from launcher.recovery.policy import Decision
-from launcher.run.directory import AttemptLogs, Facts, RunDirectory, utc_now
+from launcher.run.directory import AttemptLogs, RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.progress import LostWork
+from launcher.run.record_types import Facts, utc_now
 from resnet_dist.input_files import read_json
 from resnet_dist.telemetry.json_lines import last_lines
 

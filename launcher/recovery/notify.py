@@ -24,7 +24,8 @@ import urllib.request
 from collections.abc import Callable
 
 from launcher.config.schema import Notify
-from launcher.run.directory import RunDirectory, utc_now
+from launcher.run.directory import RunDirectory
+from launcher.run.record_types import utc_now
 from resnet_dist.telemetry.json_lines import without_non_finite
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from pathlib import Path
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count, first_line
 from launcher.recovery import root_cause
-from launcher.run.directory import RunDirectory, current_submission, read_lines, utc_now
+from launcher.run.directory import RunDirectory, current_submission
 from launcher.run.progress import newest_step
+from launcher.run.record_types import read_lines, utc_now
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.telemetry import json_lines
 

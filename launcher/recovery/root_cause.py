@@ -13,8 +13,9 @@ from launcher.errors import CollectiveFault, ConfigError, LauncherError, UsageEr
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import RULES, is_broken_collective, rule_for
 from launcher.recovery.portable import message_of
-from launcher.run.directory import Fatal, RunDirectory, current_submission
+from launcher.run.directory import RunDirectory, current_submission
 from launcher.run.lease import LeaseLost
+from launcher.run.record_types import Fatal
 from resnet_dist.errors import TrainingError
 
 TIMEOUT_S = 5.0  # assumption: by then a shared file system shows a new file to other hosts (NFS caches names for 3 s)

@@ -19,115 +19,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
-import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from cluster.kubernetes.pods import SUBMISSION_VARIABLE
-from launcher.exit_codes import ExitCode
+from launcher.run.record_types import (
+    Attempt,
+    AttemptLine,
+    Facts,
+    Fatal,
+    read_lines,
+    read_record,
+    summary_of,
+    utc_now,
+)
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors, sync
-from resnet_dist.input_files import check_link, read_json, record_of
+from resnet_dist.input_files import check_link, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import without_non_finite
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Facts = Mapping[str, Any]  # the content of a JSON object
-
 _RANK_LOG = re.compile(r"rank-([0-9]{1,9})\.log")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One start of the run. The fields of its end are None while it runs, and after it was killed with its driver."""
-
-    number: int  # from 1
-    started: str  # ISO 8601, UTC
-    facts: Facts = field(default_factory=dict)  # as given to begin_attempt
-    session: str = ""  # the same for all attempts of one start of the launcher; empty in runs of version 0.1
-    submission: str = ""  # the submission that started it; empty if a person did
-    ended: str | None = None
-    exit_code: int | None = None
-    cause: str | None = None
-    last_step: int | None = None
-    end_facts: Facts = field(default_factory=dict)  # as given to end_attempt
-
-
-@dataclass(frozen=True)
-class Fatal:
-    """Why the run failed for good."""
-
-    exit_code: int
-    message: str
-    time: str  # ISO 8601, UTC
-    kind: str = ""  # the error class of the rule in `launcher.recovery.faults`
-    submission: str = ""  # the submission that failed; empty for a run that a person started
-
-    def __post_init__(self) -> None:
-        ExitCode(self.exit_code)  # raises ValueError for any other number
-
-
-@dataclass(frozen=True)
-class _Summary:
-    """The known values of FINISHED; a number that is not finite is None."""
-
-    time: str = ""
-    duration: str = ""
-    finished: bool = True
-    step: int = 0
-    num_samples: int | None = None
-    num_nonfinite: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    loss: float | None = None
-    time_s: float | None = None
-    images_per_s: float | None = None
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """The known facts of an attempt, as given to begin_attempt or to end_attempt."""
-
-    place: str = ""
-    workers: int = 1
-    from_step: int = 0
-    num_micro_batches: int | None = None
-    excluded: Sequence[str] = ()
-    checkpoint_step: int = 0
-    steps_redone: int = 0
-    seconds_lost: float = 0.0
-    decision: str = ""
-    node: str | None = None
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of attempts.jsonl: a start, with session and submission, or an end, with the fields after them."""
-
-    event: Literal["started", "ended"]
-    attempt: int
-    time: str
-    facts: Facts = field(default_factory=dict)
-    session: str = ""
-    submission: str = ""
-    exit_code: int | None = None
-    cause: str | None = None
-    last_step: int | None = None
-
-    def __post_init__(self) -> None:
-        has_zone = datetime.datetime.fromisoformat(self.time).tzinfo is not None
-        is_whole = self.event == "started" or None not in (self.exit_code, self.cause)
-        if self.attempt < 1 or not has_zone or not is_whole or record_of(_Facts, self.facts) is None:
-            raise ValueError("not a line of attempts.jsonl")
 
 
 class _Entry:
@@ -297,7 +214,7 @@ class RunDirectory:
     def attempts(self) -> list[Attempt]:
         """All attempts, oldest first. Lines that cannot be read are ignored and logged."""
         attempts: dict[int, Attempt] = {}
-        for line in read_lines(self.attempts_file, _Line):
+        for line in read_lines(self.attempts_file, AttemptLine):
             number = line.attempt
             if line.event == "started":
                 attempts[number] = Attempt(number, line.time, line.facts, line.session, line.submission)
@@ -329,7 +246,7 @@ class RunDirectory:
 
         Empty if it cannot be read, which is logged.
         """
-        known = read_record(self.finished_file, _summary)
+        known = read_record(self.finished_file, summary_of)
         return known if known is not None or not self.is_finished() else {}
 
     def fatal(self) -> Fatal | None:
@@ -354,21 +271,6 @@ def current_submission() -> str:
     return os.environ.get(SUBMISSION_VARIABLE, "")
 
 
-def utc_now() -> str:
-    """The current time in the format of all files of a run: ISO 8601, UTC, whole seconds."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def as_seconds(time: str) -> float:
-    """A time of a run's files in seconds of `time.time`."""
-    return datetime.datetime.fromisoformat(time).timestamp()
-
-
-def as_time(seconds: float) -> str:
-    """Seconds of `time.time` in the format of all files of a run."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
-
-
 def _mkdir_if_absent(folder: Path) -> bool:
     try:
         folder.mkdir()
@@ -381,40 +283,3 @@ def _write_json(path: Path, content: Facts, *, keep: bool = False) -> None:
     with storage_errors(path):
         text = json.dumps(without_non_finite(content), indent=2, allow_nan=False) + "\n"
         replace_whole(path, text.encode(), keep=keep)
-
-
-def read_lines(path: Path, kind: type[T]) -> list[T]:
-    """The records of a file with one JSON object a line, oldest first; none without a file. Raises StorageError.
-
-    Lines that cannot be read are ignored and logged.
-    """
-    with storage_errors(path):
-        try:
-            return json_lines.read(path, functools.partial(record_of, kind))
-        except FileNotFoundError:
-            return []
-
-
-def read_record(path: Path, convert: Callable[[object], T | None]) -> T | None:
-    """The record in a JSON file; None without one, also if it cannot be read, which is logged. Raises StorageError."""
-    record = None
-    with storage_errors(path):
-        try:
-            record = convert(read_json(path))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            pass
-    if record is None:
-        warn_unreadable(path)
-    return record
-
-
-@functools.cache
-def warn_unreadable(path: Path) -> None:
-    """Log, once in a process, that a file is ignored."""
-    log.warning("%s: ignored, as its content cannot be read", path)
-
-
-def _summary(content: object) -> dict[str, Any] | None:
-    return content if isinstance(content, dict) and record_of(_Summary, content) is not None else None

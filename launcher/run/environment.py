@@ -9,7 +9,7 @@ import socket
 import subprocess
 from typing import Any
 
-from launcher.run.directory import utc_now
+from launcher.run.record_types import utc_now
 
 _PACKAGES = (
     "resnet-launcher",

@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.run.directory import utc_now
+from launcher.run.record_types import utc_now
 
 _MAX_PID = 2**31
 

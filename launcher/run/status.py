@@ -26,10 +26,11 @@ from launcher.errors import ConfigError, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.formatting import first_line
 from launcher.run import lease, progress, submissions
-from launcher.run.directory import Attempt, Facts, Fatal, RunDirectory
+from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.holder import Holder
 from launcher.run.lease import Unknown
+from launcher.run.record_types import Attempt, Facts, Fatal
 from launcher.run.submissions import JobStatus, Submission
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.telemetry import json_lines

@@ -26,7 +26,8 @@ from typing import Literal
 
 from cluster.kubernetes.names import is_label, is_service_name
 from launcher.errors import UsageError
-from launcher.run.directory import RunDirectory, read_lines, utc_now
+from launcher.run.directory import RunDirectory
+from launcher.run.record_types import read_lines, utc_now
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.input_files import is_ours
 from resnet_dist.telemetry import json_lines

@@ -10,8 +10,9 @@ from launcher.errors import CollectiveFault, ConfigError, DeviceFault, UserCodeE
 from launcher.exit_codes import ExitCode
 from launcher.recovery import root_cause
 from launcher.recovery.faults import rule_for
-from launcher.run.directory import Fatal, RunDirectory
+from launcher.run.directory import RunDirectory
 from launcher.run.lease import LeaseLost
+from launcher.run.record_types import Fatal
 from resnet_dist.errors import DataError, DivergedError, MissingPackage
 
 CLOSED = CollectiveFault("worker 0 on a: [gloo] Connection closed by peer")

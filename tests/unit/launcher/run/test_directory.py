@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from launcher.run.directory import Attempt, Fatal, RunDirectory
+from launcher.run.directory import RunDirectory
 from launcher.run.environment import environment
 from launcher.run.lease import acquire
+from launcher.run.record_types import Attempt, Fatal
 from resnet_dist.errors import StorageError
 
 

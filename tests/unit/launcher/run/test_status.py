@@ -14,9 +14,10 @@ import pytest
 
 from launcher.errors import UsageError
 from launcher.run import heartbeats, lease, submissions
-from launcher.run.directory import Attempt, Fatal, RunDirectory
+from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.holder import Holder
+from launcher.run.record_types import Attempt, Fatal
 from launcher.run.status import Evidence, LeaseState, classify, classify_job, lease_state, read_status
 from launcher.run.submissions import JobStatus, Submission
 
