@@ -126,6 +126,8 @@ class LogConfig:
     """What is logged."""
 
     every_steps: int = 10  # steps between two "train" records in metrics.jsonl
+    layers_every_steps: int | None = None  # steps between two "layers" records: norms and trust ratios of each layer
+    hook: str | None = None  # package.module:function, called on rank 0 with each record of metrics.jsonl
     tensorboard: bool = True  # write TensorBoard event files
     profile: str | None = None  # FIRST:LAST steps to trace with torch's profiler, e.g. "10:20" (--profile 10:20)
 

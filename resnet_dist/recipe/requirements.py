@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.batch_layout import allowed_spans
 from resnet_dist.recipe.references import is_reference
-from resnet_dist.recipe.schema import plain
+from resnet_dist.recipe.schema import Recipe, plain
 
 REFERENCE_FORM = "package.module:function"
 
@@ -21,6 +23,14 @@ LARGEST_COUNT = 2**31 - 1  # of anything; the product of two fits into the 64 bi
 Condition = tuple[Callable[[Any], bool], str]  # what must hold for a value, and what is allowed, in words
 
 DURATION_ABOVE_0: Condition = lambda duration: duration.count > 0, "a duration above 0"
+PROBABILITY: Condition = lambda value: 0 <= value < 1, "at least 0 and below 1"
+ABOVE_0: Condition = lambda value: 0 < value < math.inf, "a number above 0"
+FROM_0: Condition = lambda value: 0 <= value < math.inf, "a number from 0 up"
+
+# key, its condition, what is allowed
+Values = tuple[tuple[str, Callable[[Any], bool], str], ...]
+# key, the condition under which it has an effect, the key that decides it, and the value that this key needs
+Uses = tuple[tuple[str, Callable[[Recipe], bool], str, str], ...]
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> Iterator[RecipeError]:
@@ -50,6 +60,18 @@ def unused(key: str, value: object, only_with: str, others: tuple[str, ...] = ()
         yield RecipeError(key, f"found {found}, which has no effect here", allowed, others)
 
 
+def uses(recipe: Recipe, table: Uses) -> Iterator[RecipeError]:
+    """An error for each key in `table` that differs from its default but has no effect."""
+    for key, has_effect, decided_by, wanted in table:
+        owner_key, _, name = key.rpartition(".")
+        owner = operator.attrgetter(owner_key)(recipe)
+        part = next(part for part in dataclasses.fields(owner) if part.name == name)
+        default = part.default if part.default_factory is dataclasses.MISSING else part.default_factory()
+        value = getattr(owner, name)
+        if value != default and not has_effect(recipe):
+            yield from unused(key, plain(value), f"{decided_by} {wanted}", (decided_by,))
+
+
 def one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
     """An error unless `name` is one of `names`, or refers to a function of the user."""
     if name in names or is_reference(name):
@@ -57,6 +79,13 @@ def one_of(key: str, name: str, names: Sequence[str]) -> Iterator[RecipeError]:
     near = nearest_name(name, names)
     hint = f". Did you mean {near}?" if near else ""
     yield RecipeError(key, f'found "{name}"', f"{', '.join(names)}, or {REFERENCE_FORM}{hint}")
+
+
+def passed_already(key: str, section: Any, names: Iterable[str]) -> Iterator[RecipeError]:
+    """An error for each of the user's `arguments` that the caller of their function passes itself."""
+    if is_reference(section.name):
+        for name in sorted(set(names) & set(section.arguments)):
+            yield RecipeError(key, f"found {name}, which is passed already", "the other arguments")
 
 
 def nearest_divisors(total: int, wanted: int) -> str:

@@ -18,16 +18,52 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitialisationRecipe:
+    """How the weights of the convolutions of a built-in network are drawn.
+
+    With n the kernel area times the input (`fan_in`) or output channels (`fan_out`), and m the same with the other:
+    he: variance 2 / n; xavier: variance 2 / (n + m); normal: `std`. The classifier is N(0, 0.01) (Goyal et al. 2017).
+    """
+
+    name: Literal["he_normal", "he_uniform", "xavier_normal", "xavier_uniform", "normal"] = "he_normal"  # distribution
+    mode: Literal["fan_in", "fan_out"] | None = None  # he: the layer's side that keeps its variance; default fan_out
+    std: float | None = None  # normal: standard deviation; default 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """The network: one of `resnet_dist.models.MODELS`, or a function `package.module:function`.
 
-    The function is called as `function(num_classes=..., **arguments)` and returns a torch module.
+    The function is called as `function(num_classes=..., **arguments)` and returns a torch module. The keys that change
+    the architecture and its initialisation are for built-in networks.
     """
 
-    name: str = "resnet50"  # resnet18 to resnet152, resnet20 to resnet110 (32-pixel images), or package.module:function
+    name: str = "resnet50"  # a name in resnet_dist.models.MODELS, such as resnet50, or package.module:function
     num_classes: int = 1000  # number of outputs
+    residual: bool = True  # false: a plain network, without shortcuts
+    width: float = 1.0  # factor of all channels
+    block: Literal["basic", "bottleneck"] | None = None  # of all stages; default: the network's own
+    shortcut: Literal["identity", "projection", "projection_all"] | None = None  # options A, B, C of He et al. 2015
+    normalisation: Literal["batch", "none"] = "batch"  # none: convolutions with a bias, without batch norm
+    activation_order: Literal["original", "pre"] = "original"  # pre: norm and ReLU before each convolution (He 2016)
+    initialisation: InitialisationRecipe = field(default_factory=InitialisationRecipe)
     zero_gamma: bool = False  # start the last batch norm of each block at 0 (Goyal et al. 2017, section 5.1)
-    weights: str | None = None  # file with a state dict to start from; a head of another size keeps its initial weights
+    weights: str | None = None  # file, checkpoint or run directory to start from; not its head if that has another size
+    freeze: tuple[str, ...] = ()  # modules or parameters that are not trained, by name or first part of a name
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationRecipe:
+    """A policy that changes training images after crop and flip: a name, or a function.
+
+    `package.module:function` is called as `function(images, uniform, **arguments)` with uint8 images [n, 3, h, w] and
+    `uniform(k)`, which returns k numbers in [0, 1) for each image, float64 [n, k]; it returns the changed images.
+    """
+
+    name: str = "none"  # none, randaugment, trivialaugment or package.module:function
+    magnitude: int | None = None  # randaugment: strength from 0 to 30; default 9
+    num_ops: int | None = None  # randaugment: operations per image; default 2
     arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
@@ -40,11 +76,14 @@ class DataRecipe:
 
     root: str  # folder of the data set
     source: str = "imagefolder"  # imagefolder or package.module:function
+    subset: int | float | None = None  # train on this number (from 1) or fraction (below 1) of images, stratified
     decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, torchvision on a CPU
     resolution: int = 224  # height and width of the network's input in pixels
     crop_area: tuple[float, float] = (0.08, 1.0)  # random crop: fraction of the image's area, drawn uniformly
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height, drawn log-uniformly
     flip: bool = True  # random horizontal flip, p = 0.5
+    color_jitter: float = 0.0  # largest random change of brightness, contrast and saturation; 0: none
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     evaluation_crop: float = 0.875  # central crop: its side / the image's shorter side (224 / 256)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
@@ -93,19 +132,22 @@ class BatchNormRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRecipe:
-    """The optimizer: `sgd`, `lars` or `package.module:function`.
+    """The optimizer: `sgd`, `lars`, `lamb`, `adamw` or `package.module:function`.
 
     The function is called as `function(groups, momentum=..., weight_decay=..., **arguments)`.
     """
 
-    name: str = "sgd"  # sgd, lars or package.module:function
-    momentum: float = 0.9  # decay of the momentum buffer per step
-    nesterov: bool = False  # Nesterov momentum; sgd only
-    weight_decay: float = 0.0  # L2 penalty; only on the weights of convolutions and linear layers
+    name: str = "sgd"  # sgd, lars, lamb, adamw or package.module:function
+    momentum: float = 0.9  # sgd, lars: decay of the momentum buffer per step
+    nesterov: bool = False  # Nesterov momentum; sgd and lars
+    betas: tuple[float, float] | None = None  # lamb, adamw: decay of the two moments; default [0.9, 0.999]
+    weight_decay: float = 0.0  # only on the weights of convolutions and linear layers; L2 penalty in sgd and lars
+    decoupled_weight_decay: bool = False  # sgd: shrink the weights by lr * weight_decay, outside of the momentum
     gradient_clipping: float | None = None  # largest L2 norm of the whole gradient (Pascanu et al. 2013)
     trust_coefficient: float | None = None  # LARS: eta of the trust ratio; default 0.001
-    epsilon: float | None = None  # LARS: added to the trust ratio's denominator; default 0
+    epsilon: float | None = None  # added to a denominator; default 0 (lars), 1e-6 (lamb), 1e-8 (adamw)
     lr_in_momentum: bool | None = None  # LARS: whether the LR enters the momentum buffer; default true
+    lr_factors: Mapping[str, float] = field(default_factory=dict)  # factor of the LR by module, e.g. {fc: 10}
     arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
@@ -114,26 +156,54 @@ class ScheduleRecipe:
     """The learning rate as a function of the step: linear warm-up, then decay.
 
     Give either `peak_lr` or `base_lr`, the LR for a batch of 256: peak LR = base LR × batch.size / 256 (linear
-    scaling, Goyal et al. 2017). `decay` may be `package.module:function`: it is called with the progress in [0, 1)
-    after warm-up and returns a factor in [0, 1], where 0 is `end_lr` and 1 the peak LR.
+    scaling, Goyal et al. 2017); `scaling: none` takes `base_lr` as it is, and `scaling: table` takes the peak LR from
+    the published runs of `launcher plan --batch`, with neither key. `decay` may be `package.module:function`: it is
+    called with the progress in [0, 1) after warm-up and returns a factor in [0, 1], where 0 is `end_lr` and 1 the peak
+    LR. `trapezoid` is constant, then linear to `end_lr` over the last `decay_length`.
     """
 
     peak_lr: float | None = None  # LR at the end of warm-up
-    base_lr: float | None = None  # LR for a batch of 256, scaled linearly with the batch (Goyal et al. 2017)
+    base_lr: float | None = None  # LR for a batch of 256, scaled with the batch
+    scaling: Literal["linear", "none", "table"] = "linear"  # how the peak LR follows from the batch
     warmup: Duration = field(default_factory=lambda: Duration(Fraction(0), "steps"))  # length of the linear warm-up
     warmup_start_lr: float = 0.0  # LR before the first step of warm-up
-    decay: str = "cosine"  # constant, cosine, polynomial, step or package.module:function
+    decay: str = "cosine"  # constant, cosine, polynomial, exponential, trapezoid, step or package.module:function
     power: float | None = None  # polynomial: exponent; default 2
-    end_lr: float = 0.0  # LR at the end of the run; cosine, polynomial and package.module:function
+    end_lr: float = 0.0  # LR at the end of the run; not for constant and step; exponential needs it
+    decay_length: Duration | None = None  # trapezoid: length of the linear decay at the end; default 20 %
     milestones: tuple[Duration, ...] = ()  # step: times at which the LR is multiplied by gamma
     gamma: float | None = None  # step: factor at each milestone; default 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizationRecipe:
-    """Regularization other than weight decay."""
+    """Regularization other than weight decay.
+
+    All random choices are functions of the seed and the sample's position in the stream, so neither the number of
+    workers nor a restart changes them.
+    """
 
     label_smoothing: float = 0.0  # probability spread evenly over all classes (Szegedy et al. 2016, section 7)
+    l1: float = 0.0  # factor of the sum of absolute weights of convolutions and linear layers, added to the loss
+    dropout: float = 0.0  # probability of leaving out an input of the classifier (Srivastava et al. 2014)
+    stochastic_depth: float = 0.0  # probability of skipping the last block, rising from 0 linearly (Huang et al. 2016)
+    mixup: float = 0.0  # alpha of the Beta distribution of mixup (Zhang et al. 2018); 0: off
+    cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019); with mixup, half of the pairs each; 0: off
+    random_erasing: float = 0.0  # probability of erasing a rectangle of an image (Zhong et al. 2020)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe:
+    """The loss: `cross_entropy`, `bce` (binary cross-entropy of each class, averaged over classes) or a function.
+
+    `package.module:function` is called as `function(logits, targets, **arguments)` and returns the sum over the samples
+    (0-d). Targets are int64 [n], or floating [n, classes] under mixup or CutMix.
+    """
+
+    name: str = "cross_entropy"  # cross_entropy, bce or package.module:function
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: inverse to the number of training images of a class
+    target_threshold: float | None = None  # bce: targets above it become 1, others 0 (timm's A3: 0.2)
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +251,17 @@ class EvaluateRecipe:
 
     every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))  # time between two evaluations
     batch_size: int = 64  # samples per forward pass on one worker; changes no result
+    train: bool = False  # also evaluate on the training split, with central crops: shows overfitting
+    precise_batch_norm: int = 0  # steps whose batches give batch norm's statistics; 0: running statistics
+    metrics: tuple[str, ...] = ()  # more metrics: package.module:function, called with (logits, labels), returns [n]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopAtRecipe:
+    """Ends the run at the first evaluation that reaches a target."""
+
+    top1: float | None = None  # least top-1 accuracy on the val split, such as 75.9 %
+    loss: float | None = None  # largest loss on the val split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +277,10 @@ class Recipe:
     batch_norm: BatchNormRecipe = field(default_factory=BatchNormRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     regularization: RegularizationRecipe = field(default_factory=RegularizationRecipe)
+    loss: LossRecipe = field(default_factory=LossRecipe)
     ema: EmaRecipe = field(default_factory=EmaRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
+    stop_at: StopAtRecipe = field(default_factory=StopAtRecipe)
     engine: EngineRecipe = field(default_factory=EngineRecipe)
     speed: SpeedRecipe = field(default_factory=SpeedRecipe)
     precision: Precision = "float32"  # bfloat16, float16: autocast with float32 weights; tf32: GPU; float64: everything
