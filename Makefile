@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test test-all mutants bench
+.PHONY: help demo install system check test test-all mutants bench lessons
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,9 +23,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
-# SLURM and namespaces for tests/lab. Without apt-get or root, install nothing: those tests are skipped.
-LAB := slurm-wlm munge iproute2 util-linux
-system: ## install the system packages of tests/lab (Debian and Ubuntu, as root)
+# SLURM and namespaces for tests/lab, and Fashion-MNIST. Without apt-get or root, install nothing: those tests are skipped.
+LAB := slurm-wlm munge iproute2 util-linux dataset-fashion-mnist
+system: ## install the system packages that tests use (Debian and Ubuntu, as root)
 	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }
 
@@ -65,3 +65,6 @@ bench: install ## run the CPU benchmarks and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks.speed_keys
 	-$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python -m benchmarks.page
+
+lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
+	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)

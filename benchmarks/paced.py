@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from resnet_dist.models import MODELS
+from resnet_dist.models import MODELS, ResNet
 from resnet_dist.models.initialisation import initialise
 
 
 def build(num_classes: int, pace: str) -> nn.Module:
     """ResNet-20 that reads `pace` before each forward pass in training."""
-    model = MODELS["resnet20"](num_classes)
+    model = ResNet(MODELS["resnet20"], num_classes)
     initialise(model)
     model.register_forward_pre_hook(_Pace(Path(pace)))
     model.register_forward_hook(_nan_for_white)

@@ -49,6 +49,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [HEAD]
     for name, section in (
         ("training_cpu", _training),
+        ("optimizers", _optimizers),
         ("checkpoint_stall", _stall),
         ("checkpoint_formats", _formats),
         ("soak", _soak),
@@ -71,6 +72,13 @@ def _training(found: Mapping[str, Any]) -> Iterator[str]:
     for question in found["details"].values():
         yield from (f"- {peer}: not measured, {reason}" for peer, reason in question.get("absent", {}).items())
     yield TRAINING_PEERS
+
+
+def _optimizers(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## An optimizer step on ResNet-50's parameters (`python -m benchmarks.optimizers`)\n"
+    yield _machine(found)
+    yield f"Float32, {found['threads']} thread(s), {found['rounds']} rounds of {found['steps']} steps.\n"
+    yield table_of(found["rows"]) + "\n"
 
 
 def _stall(found: Mapping[str, Any]) -> Iterator[str]:

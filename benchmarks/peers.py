@@ -50,6 +50,7 @@ from resnet_dist.telemetry.metrics_file import NoSink
 from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.masks import add_masks, drawing
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 LEARNING_RATE = 1e-3  # small, so that the loss stays finite with random labels
@@ -129,6 +130,7 @@ class OurTrainer:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
         model = whole_model(recipe, spans, device)
+        masks = add_masks(model, recipe)
         liveness = Liveness()
         liveness.watch(model, device, lambda: spans.waited_s)
         exchange = StepExchange(RunningStatistics(model), device, recipe.batch.size)
@@ -142,8 +144,8 @@ class OurTrainer:
             engine=self.engine,
             learning_rate=lambda step: LEARNING_RATE,
             batches_from=lambda step: (batch for batch in self._endless),
-            to_device=ToDevice(recipe, device),
-            evaluate=lambda: Evaluation(0.0, 0.0, 0.0, 1),
+            to_device=drawing(masks, ToDevice(recipe, device)),
+            evaluate=lambda step: Evaluation(0.0, 0.0, 0.0, 1),
             exchange=exchange,
             checkpoints=_NoCheckpoints(),
             sink=NoSink(),

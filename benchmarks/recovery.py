@@ -36,10 +36,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 folder, every, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 def train(_):
-    from resnet_dist.models import MODELS
+    from resnet_dist.models import MODELS, ResNet
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = torch.nn.parallel.DistributedDataParallel(MODELS["resnet20"](10))
+    model = torch.nn.parallel.DistributedDataParallel(ResNet(MODELS["resnet20"], 10))
     optimizer, first = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), 0
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:

@@ -4,7 +4,7 @@ import sys
 
 from launcher import signals
 
-TRAINING = ("train", "demo")
+TRAINING = ("train", "demo", "study")
 
 
 def main() -> int:

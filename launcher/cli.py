@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher import train
 from launcher.arguments import Parser, config_arguments
-from launcher.commands import cancel, compare, doctor, list_runs, logs, plan, render, status, submit
+from launcher.commands import cancel, compare, config_init, doctor, list_runs, logs, plan, render, status, study, submit
 from launcher.commands import report as reports
 from launcher.config import load as configs
 from launcher.exit_codes import ExitCode
@@ -55,16 +55,24 @@ def _parser() -> Parser:
     plan.add_parser(verbs)
 
     verb = verbs.add_parser("prepare", help="write a data set as image folders")
-    verb.add_argument("dataset", choices=("digits",), help="digits: scikit-learn's 1,797 handwritten digits")
+    verb.add_argument(
+        "dataset",
+        choices=("digits", "fashion-mnist", "cifar10"),
+        help="digits: scikit-learn's 1,797 handwritten digits; fashion-mnist: 70,000 images of Debian's package "
+        "dataset-fashion-mnist; cifar10: 60,000 images of its binary version",
+    )
     verb.add_argument("folder", type=Path, nargs="?", help="target folder (default: ~/resnet_data/<dataset>)")
+    files = "folder of IDX files (fashion-mnist) or of .bin files (cifar10)"
+    verb.add_argument("--from", dest="source", metavar="DIR", type=Path, help=files)
     verb.add_argument("--baselines", action="store_true", help="also print the accuracy of classical methods")
     verb.set_defaults(run=_prepare)
 
-    for module in (doctor, render, submit, status, logs, cancel, list_runs, reports, compare):
+    for module in (study, doctor, render, submit, status, logs, cancel, list_runs, reports, compare):
         module.add_parser(verbs)
 
-    verb = verbs.add_parser("config", help="show a config with all defaults, or the schema of all keys")
+    verb = verbs.add_parser("config", help="write a config, show it with all defaults, or the schema of all keys")
     kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)
+    config_init.add_parser(kinds)
     kind = kinds.add_parser("show", help="the resolved config as YAML")
     config_arguments(kind)
     kind.set_defaults(run=_show)
@@ -79,13 +87,12 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    from launcher.commands.prepare import classical_baselines, write_digits
+    from launcher.commands.prepare import prepare
 
     folder = (given.folder or HOME / given.dataset).expanduser().absolute()
-    print(f"images in {write_digits(folder)}")
-    if given.baselines:
-        for name, top1 in classical_baselines(folder).items():
-            print(f"  {name}: {top1:.2%}" if isinstance(top1, float) and top1 <= 1 else f"  {name}: {top1:g}")
+    source = None if given.source is None else given.source.expanduser().absolute()
+    for line in prepare(given.dataset, folder, source, baselines=given.baselines):
+        print(line, flush=True)
     return 0
 
 

@@ -38,7 +38,7 @@ class Progress:
             average = ", average of the weights" if record.get("weights") == "ema" else ""
             self.print(
                 f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
-                f"{_top5('  top-5 {}', record)}  loss {_shown(record, 'loss', '.4f')}"
+                f"{_top5('  top-5 {}', record)}  loss {_shown(record, 'loss', '.4f')}{_others(record)}"
                 f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
             )
         elif event == "started":
@@ -47,6 +47,8 @@ class Progress:
             self.print(f"{detail.get('text', 'n/a')}")
         elif event == "warning":
             self.print(f"WARNING: {detail.get('text', 'n/a')}")
+        elif event in ("target_reached", "target_missed"):
+            self.print(f"{self._where(record)}  {str(event).replace('_', ' ')}: {_target(detail)}")
         elif event == "stopped":
             self.print(f"{self._where(record)}  stopped on request")
 
@@ -81,6 +83,16 @@ def _top5(text: str, record: Mapping[str, Any]) -> str:
     return text.format(shown) if shown.endswith("%") else ""
 
 
+def _others(record: Mapping[str, Any]) -> str:
+    """What is evaluated besides, if anything: the training split, and the user's metrics."""
+    metrics = record.get("metrics")
+    texts = [f"  {name} {_shown(metrics, name, '.4g')}" for name in metrics] if isinstance(metrics, Mapping) else []
+    if "train_top1" in record:
+        top1, loss = _shown(record, "train_top1", ".2%"), _shown(record, "train_loss", ".4f")
+        texts.append(f"  training split: top-1 {top1}  loss {loss}")
+    return "".join(texts)
+
+
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     """A warning if the last evaluation is not finite."""
     not_finite = [name for name in ("top1", "loss") if _shown(summary, name, "") == "not finite"]
@@ -106,15 +118,44 @@ def profile_lines(run: RunDirectory) -> list[str]:
     return [f"  profile      {traces[-1]} (open it with ui.perfetto.dev; rank-0.txt has a table)"] if traces else []
 
 
+def _target(detail: Mapping[str, Any]) -> str:
+    """The value of an evaluation beside the target, from the detail of an event."""
+    name, form = ("top-1", ".2%") if detail.get("metric") == "top1" else ("loss", ".4f")
+    return f"{name} {_shown(detail, 'value', form)} (stop_at {_shown(detail, 'target', form)})"
+
+
+def target_text(summary: Mapping[str, Any]) -> str:
+    """Whether a finished run has reached its target, and when; empty without one."""
+    reached = summary.get("target_reached")
+    if reached is None:
+        return ""
+    metric, target = next(iter((summary.get("stop_at") or {"top1": None}).items()))
+    found = _target({"metric": metric, "target": target, "value": summary.get(metric)})
+    when = f"{summary['step']:,} steps, {_shown(summary, 'epoch', '.2f')} epochs"
+    return f"{'reached' if reached else 'MISSED'} after {when}: {found}"
+
+
+def _other_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What the last evaluation has besides: the training split, and the user's metrics."""
+    lines = []
+    if "train_top1" in summary:
+        loss = _shown(summary, "train_loss", ".4f")
+        lines = [f"  training     top-1 {_shown(summary, 'train_top1', '.2%')}, loss {loss} on the training images"]
+    metrics = summary.get("metrics") or {}
+    return lines + [f"  {name:<12} {_shown(metrics, name, '.4g')}" for name in metrics]
+
+
 def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     """The summary of a finished run: its result and its files."""
     return [
         "",
         f"finished  {summary['step']:,} steps, {_shown(summary, 'time_s', '.0f')} s since this start"
         f" ({_shown(summary, 'images_per_s', ',.0f')} images/s while training)",
+        *([f"  target       {text}"] if (text := target_text(summary)) else []),
         *_warnings(summary),
         f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
         f"{_top5(' (top-5 {})', summary)}",
+        *_other_lines(summary),
         f"  checkpoint   {run.checkpoints / folder_name(summary['step'])}",
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",

@@ -123,7 +123,7 @@ def _nothing_to_do(config: RunConfig, run: RunDirectory, mode: ResumeMode, progr
 
     Raises ConfigError if the finished run differs from the config. Under torchrun, every process checks.
     """
-    if run.is_finished() and mode != "never" and _has_all_steps(config, run):
+    if mode != "never" and recorded.is_done(config, run):
         recorded.refuse_changes(config, run)
         if leads():
             progress.print(f"run {run.path}: finished already; choose another name to train it again")
@@ -221,8 +221,12 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
     elif code is ExitCode.OK:
         summary = {**result.summary(), "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
+        if target := recorded.target_of(session.config):
+            summary["stop_at"] = target
         run.mark_finished(summary)
-        notifier.notify("finished", f"all {step} steps done", step=step, exit_code=int(code))
+        early = result.measured.get("target_reached")
+        done = f"the target was reached after {step} steps" if early else f"all {step} steps done"
+        notifier.notify("finished", done, step=step, exit_code=int(code))
         lines = summary_lines(run, summary)
     else:
         event = "preempted" if result.preempted else "stopped"
@@ -230,11 +234,6 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         lines = [f"saved at step {step}; {RESUMES}", *profile_lines(run)]
     for line in lines:
         progress.print(line)
-
-
-def _has_all_steps(config: RunConfig, run: RunDirectory) -> bool:
-    """Whether a finished run has the duration of the config; a longer one continues it."""
-    return (run.summary() or {}).get("duration") == str(config.duration)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,33 +16,41 @@ from resnet_dist.checkpoint.broadcast import load_and_broadcast
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index, Stream
+from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.shared_index import check_sub_folders, shared_indices
+from resnet_dist.data.subset import trained_on
 from resnet_dist.engines.factory import autocast_dtype, build_engine
-from resnet_dist.engines.protocol import Engine
+from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.errors import DataError
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
-from resnet_dist.models.loss import cross_entropy_sum
+from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
-from resnet_dist.recipe.durations import Duration, Every
+from resnet_dist.recipe.durations import Duration, Every, resolved
 from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry import memory
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes, classify
 from resnet_dist.telemetry.flops import flops_per_image, peak_flops
+from resnet_dist.telemetry.layers import Layers, LayerStatistics, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.step_totals import StepExchange
+from resnet_dist.training import initial_weights
 from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
-from resnet_dist.training.evaluate import TOP_K, Evaluation, evaluate
+from resnet_dist.training.evaluate import Autocast
+from resnet_dist.training.evaluator import Evaluator, Split, load_metrics
+from resnet_dist.training.masks import add_masks, drawing
+from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
+from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
@@ -68,6 +75,7 @@ class RunOptions:
     index: Path  # folder of the saved indices
     checkpoint_every: Duration
     log_every: int  # steps
+    layers_every: int | None = None  # steps between two records of kind "layers"
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
     profile: tuple[int, int] | None = None  # first and last step to profile
     profiles: Path | None = None  # folder for them
@@ -87,29 +95,38 @@ def build(
     A collective: several workers need a process group. Raises RecipeError, DataError or CheckpointError, on every
     worker if rank 0 finds the error.
     """
-    recipe = rules.settled(recipe)
+    recipe = rules.settled(resolved(recipe, recipe.duration))
+    options = resolved(options, recipe.duration)
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
     resumed = resume is not None
     train, val = shared_indices(
         recipe.data, recipe.model.num_classes, worker.rank, worker.world_size, options.index, resumed=resumed
     )
+    train = trained_on(recipe.data, recipe.seed, train, worker.rank)
     rules.check(recipe, worker.world_size, len(train))
     if worker.rank == 0 and recipe.batch.size > len(train):
         found = "batch.size %d is more than the %d training images: a step repeats some"
         log.warning(found, recipe.batch.size, len(train))
-    layout = BatchLayout(recipe.batch.size, recipe.batch.parts, worker.world_size)
+    layout = BatchLayout.of(recipe, worker.world_size)
 
     liveness = Liveness() if liveness is None else liveness
     spans = Spans(layout, worker.rank, recipe.batch_norm.fixed_span)
-    model = whole_model(_without_weights(recipe) if resumed else recipe, spans, worker.device)
+    model = whole_model(_with_weights(recipe, worker, resumed=resumed), spans, worker.device)
+    masks = add_masks(model, recipe)
     liveness.watch(model, worker.device, lambda: spans.waited_s)
     checkpoint = None if resume is None else _load(resume, worker, train)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
-    exchange = StepExchange(RunningStatistics(model, worker.device), worker.device, recipe.batch.size)
-    loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
-    optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, worker.device))
+    statistics = RunningStatistics(model, worker.device)
+    exchange = StepExchange(statistics, worker.device, recipe.batch.size)
+    loss_sum = loss_of(recipe, train.labels, worker.device)
+    kernels = sgd_kernels(recipe, worker.device)
+    optimizer = build_optimizer(recipe.optimizer, model, kernels, recipe.regularization.l1)
+    layers: Layers = NoLayers()
+    if options.layers_every is not None:
+        layers = LayerStatistics(model, optimizer, every_steps=options.layers_every, batch_size=recipe.batch.size)
+        loss_sum = layers.loss_sum(loss_sum)
     engine = build_engine(recipe, model, optimizer, loss_sum)
     if checkpoint is not None:
         engine.load_optimizer_state(checkpoint.optimizer)
@@ -118,7 +135,11 @@ def build(
 
     timetable = timetable_of(recipe, len(train), options)
     learning_rate = build_schedule(
-        recipe.schedule, batch_size=recipe.batch.size, num_samples=len(train), total_steps=timetable.total_steps
+        recipe.schedule,
+        batch_size=recipe.batch.size,
+        num_samples=len(train),
+        total_steps=timetable.total_steps,
+        optimizer=recipe.optimizer,
     )
     skipped = options.skipped
     if not skipped and checkpoint is not None:  # lost with the run directory: from the mirror's checkpoint
@@ -126,12 +147,22 @@ def build(
     facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
+    batches_from = _batches_from(recipe, worker, train, layout, timetable.total_steps, skipped)
+    to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
+    precise = partial(
+        PreciseBatchNorm,
+        model,
+        statistics,
+        on_device(batches_from, to_device, liveness.beating),
+        recipe.evaluate.precise_batch_norm,
+        recipe.batch.parts,
+    )
     parts = TrainerParts(
         engine=engine,
         learning_rate=learning_rate,
-        batches_from=_batches_from(recipe, worker, train, layout, timetable.total_steps, skipped),
-        to_device=ToDevice(recipe, worker.device),
-        evaluate=evaluator(recipe, worker, model, val, liveness, average),
+        batches_from=batches_from,
+        to_device=to_device,
+        evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise),
         exchange=exchange,
         checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average),
         sink=sink,
@@ -139,6 +170,7 @@ def build(
         seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
         average=(lambda step: None) if average is None else average.update,
         liveness=liveness,
+        layers=layers,
         profiler=_profiler(options, worker),
         classify=partial(_classify, recipe, worker),
         translate_oom=partial(
@@ -150,10 +182,12 @@ def build(
         ),
     )
     first_step = 0 if checkpoint is None else checkpoint.step
-    evaluate_first = (
-        checkpoint is not None and "metrics" not in checkpoint.state and timetable.evaluate.fires_after(first_step)
-    )
-    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first=evaluate_first, skipped=skipped)
+    target, evaluate_first = Target.of(recipe.stop_at), False
+    if checkpoint is not None:
+        metrics = checkpoint.state.get("metrics")
+        evaluate_first = metrics is None and timetable.evaluate.fires_after(first_step)
+        evaluate_first |= target is not None and target.is_reached(metrics or {})  # the run ends with it
+    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first, skipped, target)
 
 
 def _load(path: Path, worker: Worker, train: Index) -> CheckpointContent:
@@ -179,6 +213,7 @@ def _batches_from(
 ) -> Callable[[int], Generator[HostBatch, None, None]]:
     """A function that yields this worker's micro-batches from a given step on."""
     left_out = [range(*run) for run in skipped]
+    augmentation = augmentation_of(recipe.data, seed=recipe.seed, device=worker.device, num_threads=worker.num_threads)
 
     def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
         decoder = decoder_for(
@@ -189,14 +224,16 @@ def _batches_from(
         )
         stream = Stream(len(train), recipe.seed)
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
-        yield from training_batches(train, stream, layout, worker.rank, recipe.data, recipe.seed, decoder, steps)
+        yield from training_batches(
+            train, stream, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
+        )
 
     return batches_from
 
 
 def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module:
     """The model on its device, with batch norm over spans, in the memory layout of the recipe."""
-    model = build_model(recipe.model, recipe.seed)
+    model = build_model(recipe.model, recipe.seed, initial_weights.read)
     model = use_spans(model, spans, momentum=recipe.batch_norm.momentum, epsilon=recipe.batch_norm.epsilon)
     model.to(device=device, dtype=torch.float64 if recipe.precision == "float64" else torch.float32)
     return model.to(memory_format=torch.channels_last) if recipe.speed.channels_last else model
@@ -206,29 +243,33 @@ def evaluator(
     recipe: Recipe,
     worker: Worker,
     model: nn.Module,
-    val: Index,
-    liveness: Liveness | None = None,
-    average: WeightAverage | None = None,
-) -> Callable[[], Evaluation]:
-    """A function that evaluates `model` on the val split, with the average of its weights if there is one.
-
-    The function is a collective.
-    """
+    splits: tuple[Index, Index],
+    liveness: Liveness,
+    average: WeightAverage | None,
+    precise: Callable[[Autocast | None], PreciseBatchNorm],
+) -> Evaluator:
+    """Evaluates `model`, with the average of its weights if there is one. `splits`: training and val."""
     to_device = ToDevice(recipe, worker.device)
-    dtype = autocast_dtype(recipe)
+    size, dtype = recipe.evaluate.batch_size, autocast_dtype(recipe)
     autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
 
-    def run() -> Evaluation:
-        size = recipe.evaluate.batch_size
+    def batches(index: Index) -> Iterator[MicroBatch]:
         decoder = decoder_for(recipe.data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
-        batches = evaluation_batches(val, worker.world_size, worker.rank, size, recipe.data, decoder)
-        if liveness is not None:
-            batches = liveness.beating(batches)
-        weights = None if average is None else average.state()
-        found = evaluate(model, map(to_device, batches), len(val), worker.device, autocast, weights)
-        return found if recipe.model.num_classes > TOP_K else dataclasses.replace(found, top5=math.nan)
+        found = evaluation_batches(index, worker.world_size, worker.rank, size, recipe.data, decoder)
+        return map(to_device, liveness.beating(found))
 
-    return run
+    train, val = (Split(len(index), partial(batches, index)) for index in splits)
+    return Evaluator(
+        model=model,
+        device=worker.device,
+        num_classes=recipe.model.num_classes,
+        val=val,
+        train=train if recipe.evaluate.train else None,
+        autocast=autocast,
+        average=None if average is None else average.state,
+        precise=precise(autocast) if recipe.evaluate.precise_batch_norm else None,
+        metrics=load_metrics(recipe.evaluate.metrics, recipe.model.num_classes, worker.device),
+    )
 
 
 def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | None) -> WeightAverage | None:
@@ -256,6 +297,14 @@ def timetable_of(recipe: Recipe, num_samples: int, options: RunOptions) -> Timet
         checkpoint=Every(options.checkpoint_every.samples(**size), recipe.batch.size),
         log_every=options.log_every,
     )
+
+
+def _with_weights(recipe: Recipe, worker: Worker, *, resumed: bool) -> Recipe:
+    """The recipe with the weights that this run starts from: a file, one checkpoint, or None. A collective."""
+    weights = None if resumed else recipe.model.weights
+    if weights is not None:
+        weights = initial_weights.chosen(weights, worker.rank, worker.world_size)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, weights=weights))
 
 
 def _without_weights(recipe: Recipe) -> Recipe:

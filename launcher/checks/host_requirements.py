@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.config.schema import RunConfig, resolve_place
 from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.schema import ModelRecipe
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class HostRequirements:
     joins_a_cluster: bool = False  # the run uses a Ray cluster that is running already
     run: RunDirectory | None = None
     keep: int = 3  # checkpoints
-    model: str = ""  # its name
+    model: ModelRecipe | None = None
 
     def on_host(self, workers: int, gpus: int, cpus: int) -> HostRequirements:
         """The same run on a host with these numbers of workers, GPUs and CPUs."""
@@ -52,5 +53,5 @@ def requirements_of(config: RunConfig | None, environment: Mapping[str, str] = o
         joins_a_cluster=joins,
         run=RunDirectory(Path(config.storage), config.name),
         keep=config.checkpoint.keep,
-        model=config.model.name,
+        model=config.model,
     )

@@ -16,10 +16,11 @@ from launcher.checks.finding import Finding, failed, graded, passed, skipped, wa
 from launcher.formatting import count, in_bytes
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint.disk import reason, sync
-from resnet_dist.models import MODELS
+from resnet_dist.models import MODELS, ResNet, architecture_of
+from resnet_dist.recipe.schema import ModelRecipe
 
 _BYTES_PER_PARAMETER = 12  # of a checkpoint: float32 weights and the two moments of LAMB
-_LARGEST_MODEL, _NUM_CLASSES = "resnet152", 1_000  # assumed for the size of a user's own model
+_LARGEST_MODEL, _NUM_CLASSES = ModelRecipe(name="resnet152"), 1_000  # assumed for the size of a user's own model
 _TEST_BYTES = 2**20
 _FEW_INODES, _NO_INODES = 100_000, 1_000  # assumptions: a run writes some hundred files, and others write too
 QUOTA_S = 10
@@ -98,14 +99,15 @@ def clock(storage: Path) -> Finding:
     return warned("storage clock", f"{abs(ahead):.1f} s {direction} this host's", advice)
 
 
-def needed_bytes(run: RunDirectory, model: str, keep: int) -> tuple[int, int]:
+def needed_bytes(run: RunDirectory, model: ModelRecipe | None, keep: int) -> tuple[int, int]:
     """Bytes of one checkpoint, and of all that are still to be written: `keep` and the one in progress."""
     folders = [folder for folder in run.checkpoints.glob("step-*") if folder.is_dir()]
     sizes = [sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) for folder in folders]
     each = max(sizes, default=0)
     if not each:
         with torch.device("meta"):
-            built = MODELS[model if model in MODELS else _LARGEST_MODEL](_NUM_CLASSES)
+            known = model if model is not None and model.name in MODELS else _LARGEST_MODEL
+            built = ResNet(architecture_of(known), _NUM_CLASSES)
         each, sizes = sum(parameter.numel() for parameter in built.parameters()) * _BYTES_PER_PARAMETER, []
     return each, max(each, (keep + 1 - len(sizes)) * each)
 

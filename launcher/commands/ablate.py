@@ -125,10 +125,10 @@ def recipe_of_one_worker(recipe: Recipe, world_size: int) -> Recipe:
         return recipe
     recipe = rules.settled(recipe)  # the span of the whole batch: auto would choose another one for a smaller batch
     num_micro_batches = recipe.batch.parts
-    layout = BatchLayout(recipe.batch.size, num_micro_batches, world_size)
+    layout = BatchLayout.of(recipe, world_size)
     size = max(len(layout.worker_micro_batch(0, rank)) for rank in range(world_size))
     span = recipe.batch_norm.span
-    stays = isinstance(span, int) and size % span == 0
+    stays = span == "auto" or (isinstance(span, int) and size % span == 0)  # auto: there is no batch norm
     return replace(
         recipe,
         batch=BatchRecipe(size=size * num_micro_batches, num_micro_batches=num_micro_batches),

@@ -81,7 +81,7 @@ def _train(trainer: Trainer, watch: _Stopwatch, *, replay: bool) -> None:
             else:
                 yield from watch.over(batches)
 
-    timed = replace(parts, batches_from=batches_from, evaluate=lambda: _NOTHING, checkpoints=_NoCheckpoints())
+    timed = replace(parts, batches_from=batches_from, evaluate=lambda step: _NOTHING, checkpoints=_NoCheckpoints())
     Trainer(timed, trainer.timetable, trainer.num_micro_batches).fit()
 
 

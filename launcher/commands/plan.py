@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.arguments import config_arguments
-from launcher.commands import scaling_model
+from launcher.commands import plan_batch, scaling_model
 from launcher.commands.scaling_model import Assumptions, Workload
 from launcher.config import load as configs
 from launcher.config.rules import problems
@@ -32,9 +32,10 @@ STEPS_TO_STOP = 2  # a worker stops at the second step boundary after a request,
 
 
 def add_parser(verbs: Any) -> None:
-    """CONFIG [key=value ...] [--nodes N,N,... and its assumptions] [--ablate [--steps N]]"""
+    """CONFIG [key=value ...] [--batch B] [--nodes N,N,... and its assumptions] [--ablate [--steps N]]"""
     verb = verbs.add_parser("plan", help="check a config without GPU or data; print steps, batches, spans and LR")
     config_arguments(verb)
+    verb.add_argument("--batch", metavar="B", type=int, help="print the published recipe for this batch, nothing else")
     verb.add_argument("--nodes", metavar="N,N,...", help="also estimate load and goodput for these numbers of nodes")
     group = verb.add_argument_group("with --nodes")
     group.add_argument("--mtbf-hours", metavar="H", type=float, help="mean time between failures of a node")
@@ -48,6 +49,11 @@ def add_parser(verbs: Any) -> None:
 
 
 def _plan(given: argparse.Namespace) -> int:
+    if given.batch is not None:
+        if given.nodes is not None or given.ablate:
+            raise UsageError("--batch prints a recipe. Allowed: without --nodes and --ablate")
+        print("\n".join(plan_batch.lines(given.config, given.overrides, given.batch)))
+        return 0
     config = configs.load(given.config, given.overrides)
     config, notes = _counted(config)
     assumed = _assumptions(given, config)
@@ -87,7 +93,7 @@ def _counted(config: RunConfig) -> tuple[RunConfig, list[str]]:
     notes = [*train.notes, *val.notes, *compare_classes(data.root, train.classes, config.model.num_classes)]
     counted = len(train.paths)
     config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
-    for problem in problems(config, counted):
+    for problem in problems(config, config.data.num_trained()):
         raise problem
     return config, notes
 
@@ -120,9 +126,9 @@ def _workload(config: RunConfig) -> Workload:
     if is_reference(config.model.name):  # a plan does not run the user's code
         found = f"found {config.model.name}, your own model, whose size is unknown"
         raise ConfigError([Problem("", "model.name", f"{found}, which --nodes needs", "a built-in model")])
-    num_samples = config.data.num_samples or 0  # `lines` refuses a config without it
+    num_samples = config.data.num_trained() or 0  # `lines` refuses a config without it
     static_bytes, _ = step_bytes(config.recipe())
-    copies = 3 if config.optimizer.momentum else 2  # in a step; a checkpoint has no gradients
+    copies = 2 + config.optimizer.num_states  # in a step; a checkpoint has no gradients
     every = config.checkpoint.every.samples(batch_size=config.batch.size, num_samples=num_samples)
     return Workload(
         workers_per_node=config.workers.most // config.cluster.nodes,
@@ -137,7 +143,7 @@ def _workload(config: RunConfig) -> Workload:
 
 def lines(config: RunConfig) -> Iterator[str]:
     """The plan, line by line. Raises ConfigError if the size of the data set is not given."""
-    num_samples = config.data.num_samples
+    num_samples = config.data.num_trained()
     if num_samples is None:
         found = f"is not given, and a plan does not call {config.data.source}"
         raise ConfigError([Problem("", "data.num_samples", found, "the number of training images")])
@@ -146,7 +152,7 @@ def lines(config: RunConfig) -> Iterator[str]:
     batch = config.batch
     size = {"batch_size": batch.size, "num_samples": num_samples}
     total_steps = config.duration.steps(**size)
-    layout = BatchLayout(batch.size, batch.parts, config.workers.most)
+    layout = BatchLayout.of(config, config.workers.most)
     yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
     yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images, global batch {batch.size:,}"
     yield f"                {num_samples / batch.size:,.2f} steps per epoch; an epoch may end inside a batch"
@@ -154,6 +160,8 @@ def lines(config: RunConfig) -> Iterator[str]:
         yield f"                WARNING: the batch has more than the {num_samples:,} images: a step repeats some"
     gpus = config.resources.gpus_per_worker
     root = Path(config.data.root)
+    if config.data.subset is not None and config.data.num_samples is not None:
+        yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
     if config.data.source == "imagefolder" and not (root / "train").is_dir():
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
@@ -165,7 +173,7 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield from _events(config, size, total_steps)
     yield from preemption_notice(config.preemption.notice_s, RunDirectory(Path(config.storage), config.name))
     yield "  learning rate"
-    schedule = build_schedule(config.schedule, **size, total_steps=total_steps)
+    schedule = build_schedule(config.schedule, **size, total_steps=total_steps, optimizer=config.optimizer)
     for corner in schedule.corners():
         yield f"    step {corner.step:>8,}  {corner.learning_rate:>12.6g}  {corner.name}"
     yield "  docs/tried.md shows where each part of this run was tested"
@@ -189,7 +197,8 @@ def _engine(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     static_bytes, sample_bytes = step_bytes(config.recipe())
     size_bytes = static_bytes + sample_bytes * len(layout.worker_micro_batch(0, 0))
     yield f"  memory        about {in_bytes(size_bytes)} per worker: {in_bytes(static_bytes)} of weights, gradients and"
-    yield f"                momentum, {in_bytes(sample_bytes)} for each image of a micro-batch"
+    state = "moments" if config.optimizer.num_states > 1 else "momentum"
+    yield f"                {state}, {in_bytes(sample_bytes)} for each image of a micro-batch"
 
 
 def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
@@ -198,6 +207,8 @@ def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     micro_batches = count(layout.num_micro_batches, "micro-batch")
     yield f"  batch         {images} per worker and micro-batch, {micro_batches} per step"
     span = settled(config).batch_norm.fixed_span
+    if config.model.normalisation == "none":
+        return
     if span == "worker":
         yield "  batch norm    each worker's own images: the only span for which the number of workers changes results"
         return
@@ -220,9 +231,13 @@ def _automatic_span(span: int | Literal["global"], micro_batch_size: int) -> Ite
 def _events(config: RunConfig, size: dict[str, int], total_steps: int) -> Iterator[str]:
     for label, every in (("evaluation", config.evaluate.every), ("checkpoint", config.checkpoint.every)):
         event = Every(every.samples(**size), config.batch.size)
-        times = total_steps * event.batch_size // event.period
+        times = event.times_within(total_steps)
         first = -(-event.period // config.batch.size)
-        yield f"  {label:<13} every {every}: {count(int(times), 'time')}, first after step {first:,}, and at the end"
+        yield f"  {label:<13} every {every}: {count(times, 'time')}, first after step {first:,}, and at the end"
+    top1, loss = config.stop_at.top1, config.stop_at.loss
+    if top1 is not None or loss is not None:
+        target = f"top-1 {top1:.2%}" if top1 is not None else f"loss {loss:g}"
+        yield f"  target        {target}: the first evaluation that reaches it ends the run"
 
 
 def preemption_notice(notice_s: float | None, run: RunDirectory) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A small data set without a download: handwritten digits as an image folder, and the accuracy of classical methods.
+"""`launcher prepare DATASET`, and a small data set without a download: handwritten digits as an image folder.
 
 scikit-learn includes 1,797 digits of 8 × 8 pixels (UCI's Optical Recognition of Handwritten Digits). Without it, digits
 are drawn with Pillow's font. Both are written as folder/train/<0..9>/NNNN.jpg and folder/val/<0..9>/NNNN.jpg.
@@ -7,30 +7,53 @@ are drawn with Pillow's font. Both are written as folder/train/<0..9>/NNNN.jpg a
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
-import json
-import shutil
-import tempfile
+import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from resnet_dist.errors import DataError, MissingPackage
+from launcher.commands import prepared_folder
+from launcher.commands.baselines import classical_baselines
+from launcher.commands.prepare_cifar10 import write_cifar10
+from launcher.commands.prepare_idx import write_fashion_mnist
+from launcher.errors import UsageError
+from resnet_dist.errors import MissingPackage
 
 SIDE = 32  # pixels of a written image
 _JPEG_QUALITY = 95
 _VAL_EVERY = 5  # every fifth image of each class goes to val: 355 of scikit-learn's 1,797, 360 of the 1,800 drawn
-_MARKER = "digits.json"  # written last, with the content's source, counts and hash
+_DATASET = "digits"
 
 _DRAWN_PER_CLASS = 180
 _DRAWN_SEED = 0
 
 DigitImages = Iterable[tuple[Image.Image, int]]  # images and labels
+
+
+def prepare(dataset: str, folder: Path, source: Path | None = None, *, baselines: bool = False) -> Iterator[str]:
+    """Write a data set to `folder`, from the files in `source`; yields what was done, line by line.
+
+    UsageError for a source or baselines that the data set does not have; the errors of its function below.
+    """
+    if source is not None and dataset == "digits":
+        raise UsageError("--from: digits are written without other files. Allowed: with fashion-mnist or cifar10")
+    if baselines and dataset == "cifar10":
+        raise UsageError("--baselines: not for cifar10. Allowed: with digits or fashion-mnist")
+    if dataset == "fashion-mnist":
+        write_fashion_mnist(folder, source)
+    elif dataset == "cifar10":
+        write_cifar10(folder, source)
+    else:
+        write_digits(folder)
+    counts = prepared_folder.marker(folder, dataset)
+    yield f"images in {folder}: {counts['train']:,} for training, {counts['val']:,} for evaluation"
+    if baselines:
+        for name, value in classical_baselines(folder).items():
+            yield f"  {name}: {value:g}" if name == "k" else f"  {name}: {value:.2%}"
 
 
 def write_demo_images(folder: Path) -> tuple[Path, str]:
@@ -44,7 +67,7 @@ def write_demo_images(folder: Path) -> tuple[Path, str]:
     else:
         write_drawn_digits(folder)
         label = "digits drawn with Pillow's font (scikit-learn is not installed)"
-    counts = _marker(folder)
+    counts = prepared_folder.marker(folder, _DATASET)
     return folder, f"{label}: {counts['train']} images for training, {counts['val']} for evaluation"
 
 
@@ -55,7 +78,7 @@ def write_digits(folder: Path) -> Path:
     """
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPackage("data.root", "scikit-learn", "pip install 'resnet-launcher[demo]'")
-    return _write(folder, "scikit-learn", _sklearn_digits)
+    return prepared_folder.write(folder, _DATASET, "scikit-learn", lambda: _files(_sklearn_digits()))
 
 
 def write_drawn_digits(folder: Path) -> Path:
@@ -63,46 +86,7 @@ def write_drawn_digits(folder: Path) -> Path:
 
     The pixels are the same in every call. A complete folder is kept. DataError if `folder` holds something else.
     """
-    return _write(folder, "drawn", _drawn_digits)
-
-
-def classical_baselines(folder: Path) -> dict[str, float]:
-    """Top-1 accuracy on val of two classical methods trained on the pixels of train, for comparison with a network.
-
-    k_nearest_neighbours  k of 1..5 with the best 5-fold cross-validation on train (`k` in the result)
-    logistic_regression   multinomial, L2, scikit-learn's default strength
-
-    MissingPackage without scikit-learn.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise MissingPackage("data.root", "scikit-learn", "pip install 'resnet-launcher[demo]'")
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_score
-    from sklearn.neighbors import KNeighborsClassifier
-
-    train_pixels, train_labels = _pixels(folder / "train")
-    val_pixels, val_labels = _pixels(folder / "val")
-
-    def cross_validated(k: int) -> float:
-        return float(cross_val_score(KNeighborsClassifier(k), train_pixels, train_labels, cv=5).mean())
-
-    k = max(range(1, 6), key=cross_validated)
-    nearest = KNeighborsClassifier(k).fit(train_pixels, train_labels)
-    logistic = LogisticRegression(max_iter=1000).fit(train_pixels, train_labels)
-    return {
-        "k": float(k),
-        "k_nearest_neighbours": float(nearest.score(val_pixels, val_labels)),
-        "logistic_regression": float(logistic.score(val_pixels, val_labels)),
-    }
-
-
-def _pixels(split: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Grey pixels in 0..1, float64 [n, side²], and labels, int64 [n], of one split."""
-    files = sorted(split.glob("*/*.jpg"))
-    if not files:
-        raise DataError(str(split), "has no CLASS/*.jpg; run `python -m launcher prepare` first")
-    pixels = [np.asarray(Image.open(file).convert("L"), dtype=np.float64).ravel() / 255 for file in files]
-    return np.stack(pixels), np.array([int(file.parent.name) for file in files], dtype=np.int64)
+    return prepared_folder.write(folder, _DATASET, "drawn", lambda: _files(_drawn_digits()))
 
 
 def _sklearn_digits() -> DigitImages:
@@ -135,62 +119,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def _write(folder: Path, source: str, images: Callable[[], DigitImages]) -> Path:
-    """Write images and marker to a temporary folder, then rename it to `folder`."""
-    if folder.exists():
-        if _is_complete(folder, source):
-            return folder
-        is_ours = (folder / _MARKER).is_file()
-        if not is_ours and any(folder.iterdir()):
-            raise DataError(str(folder), "is not empty and was not written by `prepare`; choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        new, old = temporary / "new", temporary / "old"
-        counts = _write_image_folder(new, images())
-        marker = {"source": source, **counts, "sha256": _digest(new)}
-        (new / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(temporary)
-    return folder
-
-
-def _write_image_folder(folder: Path, images: DigitImages) -> dict[str, int]:
-    """Write images as JPEG, every fifth of each class to val; returns the number of images of each split."""
-    counts = {"train": 0, "val": 0}
+def _files(images: DigitImages) -> prepared_folder.Files:
+    """The images as JPEG, every fifth of each class in val."""
     seen: Counter[int] = Counter()
     for image, label in images:
         seen[label] += 1
         split = "val" if seen[label] % _VAL_EVERY == 0 else "train"
-        file = folder / split / str(label) / f"{seen[label] - 1:04d}.jpg"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        image.convert("RGB").save(file, quality=_JPEG_QUALITY)
-        counts[split] += 1
-    return counts
-
-
-def _is_complete(folder: Path, source: str) -> bool:
-    marker = _marker(folder)
-    return marker.get("source") == source and marker.get("sha256") == _digest(folder)
-
-
-def _marker(folder: Path) -> dict[str, object]:
-    """The content of the marker; empty if there is no readable one."""
-    try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return marker if isinstance(marker, dict) else {}
-
-
-def _digest(folder: Path) -> str:
-    """sha256 over the names and bytes of all images."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*/*/*.jpg")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+        content = io.BytesIO()
+        image.convert("RGB").save(content, "JPEG", quality=_JPEG_QUALITY)
+        yield f"{split}/{label}/{seen[label] - 1:04d}.jpg", content.getvalue()

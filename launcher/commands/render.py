@@ -33,6 +33,8 @@ from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.places.spec import spec_of
 
+SWEEP_ENDS = "warning: --sweep ends with the next release; `launcher study FILE --place slurm` submits such an array"
+
 
 @dataclass(frozen=True)
 class SlurmJob:
@@ -65,6 +67,8 @@ def slurm(
     if config.place == other:
         allowed = f"auto with --launcher {launcher}, or --launcher {'torchrun' if other == 'local' else 'ray'}"
         raise ConfigError([Problem(document.place("place"), "place", f"found {other}", allowed)])
+    if sweep:
+        print(SWEEP_ENDS, file=sys.stderr)
     spec = spec_of(config, variants(path, overrides, config, sweep))
     try:
         site = load_profile(profile, "slurm")
@@ -159,6 +163,18 @@ def add_parser(verbs: Any) -> None:
 
 def slurm_arguments(parser: argparse.ArgumentParser) -> None:
     """[--profile FILE|NAME] [--launcher ray|torchrun] [--sweep key=A,B]"""
+    launcher_arguments(parser)
+    parser.add_argument(
+        "--sweep",
+        metavar="key=A,B",
+        action="append",
+        default=[],
+        help="deprecated, see `launcher study`: a job array with one run per value, or per combination if repeated",
+    )
+
+
+def launcher_arguments(parser: argparse.ArgumentParser) -> None:
+    """[--profile FILE|NAME] [--launcher ray|torchrun]"""
     names = ", ".join(name for name in shipped() if name.startswith("slurm"))
     parser.add_argument(
         "--profile", metavar="FILE|NAME", default="slurm", help=f"of the site: a YAML file, or {names} (%(default)s)"
@@ -168,13 +184,6 @@ def slurm_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("ray", "torchrun"),
         default="ray",
         help="ray: continues after the loss of a node, uses spare nodes; torchrun: starts faster (%(default)s)",
-    )
-    parser.add_argument(
-        "--sweep",
-        metavar="key=A,B",
-        action="append",
-        default=[],
-        help="a job array with one run per value, e.g. seed=0,1,2; if repeated, per combination",
     )
 
 

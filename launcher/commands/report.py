@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from launcher.commands import target
+from launcher.console import target_text
 from launcher.errors import UsageError
 from launcher.formatting import count, first_line
 from launcher.run.directory import RunDirectory
@@ -115,6 +116,8 @@ def report_lines(run: RunDirectory) -> Iterator[str]:
     found = goodput(run)
     yield f"lost: {count(lost, 'step')} repeated, {seconds:.0f} s between a checkpoint or start and a failure"
     yield f"goodput: {found.fraction:.1%} = {found.useful:.0f} useful of {found.all:.0f} worker-seconds"
+    if target_of_run := target_text(run.summary() or {}):
+        yield f"target: {target_of_run}"
 
 
 def _attempt_lines(run: RunDirectory, attempt: Attempt) -> Iterator[str]:

@@ -34,7 +34,7 @@ from launcher.places.packing import pack
 from launcher.places.programs import PlaceUnavailable, dropped
 from launcher.ray_backend import jobs as ray_jobs
 from launcher.recovery import preconditions
-from launcher.run import submissions
+from launcher.run import recorded, submissions
 from launcher.run.directory import RunDirectory
 from launcher.run.status import lease_state
 from launcher.run.submissions import JobStatus, Submission
@@ -78,7 +78,7 @@ def _slurm(given: argparse.Namespace) -> int:
         for run in runs:
             refuse_twice(run, again=given.again)
     try:
-        with _nothing_submitted():
+        with nothing_submitted():
             slurm_jobs.check(job.script)
         _print_shell(job.profile, "sbatch")
         if given.dry_run:
@@ -86,7 +86,7 @@ def _slurm(given: argparse.Namespace) -> int:
             return 0
         for run in runs:
             run.create()
-        with _interruption(f"the job may have been submitted, see: squeue --me --name={job.spec.name}"):
+        with interruption(f"the job may have been submitted, see: squeue --me --name={job.spec.name}"):
             identity = slurm_jobs.submit(job.script, job.spec.name, None if job.spec.variants else _output(runs[0]))
     except PlaceError as error:
         raise in_users_lines(error, configs.read(given.config, given.overrides), given.profile) from None
@@ -115,7 +115,7 @@ def _kubernetes(given: argparse.Namespace) -> int:
         if _is_done(job.config, run):
             return 0
         refuse_twice(run, again=given.again)
-    with _nothing_submitted():
+    with nothing_submitted():
         if not given.dry_run:
             job_status = kubernetes_jobs.ask(name, namespace, given.context)
             _refuse_live(submission, job_status, f"{submission} in namespace {namespace}")
@@ -124,7 +124,7 @@ def _kubernetes(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(f"Kubernetes accepts {job.spec.name}; nothing was submitted")
         return 0
-    with _interruption(f"the RayJob may have been created, see: kubectl get rayjob --namespace={namespace} {name}"):
+    with interruption(f"the RayJob may have been created, see: kubectl get rayjob --namespace={namespace} {name}"):
         kubernetes_jobs.submit(job.manifests, name, namespace, given.context)
     _announce(f"RayJob {name} in namespace {namespace}")
     _record(run, submission, given, f" --profile {profile}")
@@ -156,12 +156,12 @@ def _ray(given: argparse.Namespace) -> int:
                 print(f"  {file}")
             print(f"nothing was submitted to {address}")
             return 0
-        with _nothing_submitted():
+        with nothing_submitted():
             known = None if given.again else ray_jobs.find(run.path, address)
             if known is not None:
                 live = submissions.now("ray", known, {"address": address})
                 _refuse_live(live, ray_jobs.ask(known, None, address), f"{live} at {address}")
-        with _interruption(f"the job may have been submitted, see: ray job list --address={address}"):
+        with interruption(f"the job may have been submitted, see: ray job list --address={address}"):
             identity = ray_jobs.submit(packed, run.path, address)
     _announce(f"ray job {identity} at {address}")
     _record(run, submissions.now("ray", identity, {"address": address}), given, f" --address {address}")
@@ -184,7 +184,7 @@ def _print_shell(profile: SlurmProfile | KubernetesProfile, program: str) -> Non
 
 
 @contextlib.contextmanager
-def _interruption(outcome: str) -> Iterator[None]:
+def interruption(outcome: str) -> Iterator[None]:
     """Say what Ctrl-C in the block means for the submission."""
     try:
         yield
@@ -194,10 +194,10 @@ def _interruption(outcome: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nothing_submitted() -> Iterator[None]:
+def nothing_submitted() -> Iterator[None]:
     """Say that nothing was submitted, if the scheduler cannot be asked, or after Ctrl-C."""
     try:
-        with _interruption("nothing was submitted"):
+        with interruption("nothing was submitted"):
             yield
     except PlaceUnavailable as error:
         raise error.but("nothing was submitted") from None
@@ -238,8 +238,7 @@ def _refuse_live(submission: Submission, job: JobStatus, where: str) -> None:
 
 def _is_done(config: RunConfig, run: RunDirectory) -> bool:
     """Whether the run has finished, and print it. A longer duration continues the run."""
-    summary = run.summary() or {}
-    if summary.get("duration") != str(config.duration):
+    if not recorded.is_done(config, run):
         return False
     print(f"run {run.path}: finished already; nothing was submitted. Another name=... trains it again")
     return True

@@ -25,6 +25,7 @@ from launcher.config.yaml_source import Document, describe
 from launcher.errors import Problem
 from resnet_dist.recipe import durations
 from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.percentages import percentage
 from resnet_dist.recipe.requirements import nearest_name
 
 _LARGEST_NUMBER = 1e300  # times the largest batch, it is still finite
@@ -91,6 +92,7 @@ class Builder:
 
     def _scalar(self, hint: object, value: object, key: str) -> object:
         is_path = key in paths.KEYS and self._folder is not None
+        value = _without_percentages(hint, value)
         if is_path and isinstance(value, os.PathLike):
             value = os.fspath(value)
         if self._text_as_written and str in _options(hint) and isinstance(value, bool | int | float):
@@ -143,6 +145,19 @@ class Builder:
 
     def _note(self, key: str, found: str, allowed: str, suggestion: str = "") -> None:
         self.problems.append(Problem(self._document.place(key), key, found, allowed, suggestion))
+
+
+def _without_percentages(hint: object, value: object) -> object:
+    """`value` with text such as `75.9 %` replaced by 0.759, wherever `hint` has a number with a fraction."""
+    options = _options(hint)
+    if isinstance(value, str) and float in options and (fraction := percentage(value)) is not None:
+        return float(fraction)
+    kind = next((option for option in options if typing.get_origin(option) in (tuple, Mapping)), None)
+    if isinstance(value, Mapping) and typing.get_origin(kind) is Mapping:
+        return {name: _without_percentages(typing.get_args(kind)[1], item) for name, item in value.items()}
+    if isinstance(value, tuple) and typing.get_origin(kind) is tuple and len(value) == len(typing.get_args(kind)):
+        return tuple(map(_without_percentages, typing.get_args(kind), value))
+    return value
 
 
 def _exceeded_bound(value: object) -> str | None:

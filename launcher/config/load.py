@@ -22,32 +22,46 @@ from launcher.config.yaml_source import Document, describe
 from launcher.errors import ConfigError, LauncherError, Problem, UsageError
 from resnet_dist.errors import DataError, RecipeError, StorageError
 from resnet_dist.input_files import open_regular
-from resnet_dist.recipe import durations
+from resnet_dist.recipe import durations, percentages
 from resnet_dist.recipe.requirements import nearest_name
 from resnet_dist.recipe.schema import plain
 
 Overrides = Sequence[str] | Mapping[str, Any]
 
 # Durations in JSON schema: the text that `Duration.parse` accepts.
-DURATION_PATTERN = r"^\s*[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s+(epoch|step|sample)s?\s*$"
+DURATION_PATTERN = rf"(^\s*[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s+(epoch|step|sample)s?\s*$)|({percentages.PATTERN})"
 
 _MAX_BYTES = 1_000_000  # a config has a few thousand: a larger file is not a config
 _HEAD = ("schema", "name", "storage", "place", "workers", "resources")  # the first keys of a resolved config
 
 
-def load(path: str | os.PathLike[str], overrides: Overrides = (), *, recorded: bool = False) -> RunConfig:
+def load(
+    path: str | os.PathLike[str],
+    overrides: Overrides = (),
+    *,
+    recorded: bool = False,
+    places: Mapping[str, str] | None = None,
+) -> RunConfig:
     """The run config in the YAML file at `path`, with `key=value` overrides; see `from_mapping`.
+
+    `places`: where the values of a mapping of overrides were given, by key, such as `study.yaml:7`.
 
     Keys of earlier versions are read under their new names. Each is logged as a warning, unless the file was `recorded`
     by a run.
 
     Raises UsageError if there is no such file or an override cannot be read, ConfigError for invalid contents.
     """
-    document = read(path, overrides, recorded=recorded)
+    document = read(path, overrides, recorded=recorded, places=places)
     return _build(document, Path(os.path.abspath(path)).parent)  # noqa: PTH100 - see `from_mapping`
 
 
-def read(path: str | os.PathLike[str], overrides: Overrides = (), *, recorded: bool = False) -> Document:
+def read(
+    path: str | os.PathLike[str],
+    overrides: Overrides = (),
+    *,
+    recorded: bool = False,
+    places: Mapping[str, str] | None = None,
+) -> Document:
     """The values of the YAML file at `path` with overrides, and where each was given. Raises as `load` does."""
     name, file = os.fspath(path), Path(path)
     try:
@@ -66,7 +80,7 @@ def read(path: str | os.PathLike[str], overrides: Overrides = (), *, recorded: b
     if len(raw) > _MAX_BYTES:
         raise ConfigError([Problem(name, "", "this is not a config: more than a megabyte", "a YAML file")])
     document = yaml_source.parse(yaml_source.decode(raw, name), name)
-    return yaml_source.apply_overrides(document.with_new_names(warn=not recorded), overrides)
+    return yaml_source.apply_overrides(document.with_new_names(warn=not recorded), overrides, places)
 
 
 def from_mapping(
@@ -100,7 +114,22 @@ def json_schema() -> dict[str, Any]:
             sections[key] = {"anyOf": [{"type": "string"}, section]}
     sections["Workers"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": RANGE_PATTERN}]}
     sections["Duration"] = {"type": "string", "pattern": DURATION_PATTERN, "description": durations.FORM}
+    _allow_percentages(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _allow_percentages(schema: Any) -> None:
+    """Allow text such as `75.9 %` wherever a JSON schema allows any number, in place."""
+    if isinstance(schema, list):
+        for item in schema:
+            _allow_percentages(item)
+    if not isinstance(schema, dict):
+        return
+    if schema.get("type") == "number":
+        schema["type"] = ["number", "string"]
+        schema["pattern"] = percentages.PATTERN  # of the text
+    for item in schema.values():
+        _allow_percentages(item)
 
 
 def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Overrides = ()) -> Exception:
@@ -147,4 +176,4 @@ def _build(document: Document, folder: Path) -> RunConfig:
             problems.append(document.problem(error))
     if problems:
         raise ConfigError(problems)
-    return config
+    return durations.resolved(config, config.duration)

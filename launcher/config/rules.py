@@ -13,7 +13,17 @@ from cluster.kubernetes.names import is_variable
 from launcher.config import credentials
 from launcher.config.schema import LARGEST_GROUP, LogConfig, Notify, RunConfig
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.requirements import DURATION_ABOVE_0, WEEK_S, Condition, require, unused, values, whole
+from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.requirements import (
+    DURATION_ABOVE_0,
+    REFERENCE_FORM,
+    WEEK_S,
+    Condition,
+    require,
+    unused,
+    values,
+    whole,
+)
 
 _MOST_CPUS = 4096  # of a host: each is a thread
 _MOST_MINUTES = WEEK_S // 60
@@ -63,6 +73,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "the address of an object store: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, file:///FOLDER",
     ),
     ("log.every_steps", *whole(1)),
+    ("log.layers_every_steps", *whole(1)),
     ("faults.max_failures", *whole(0)),
     ("faults.max_skips", *whole(1)),
     ("faults.max_node_failures", *whole(1)),
@@ -87,7 +98,8 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
     found = list(_credentials(config))
     secret = {error.key for error in found}  # their values are not shown
     found += [error for error in values(config, _VALUES) if error.key not in secret]
-    found += [*_log(config.log), *_notify(config.notify), *_workers(config), *_on_cpu(config)]
+    found += [*_log(config.log), *_layers(config), *_hook(config.log)]
+    found += [*_notify(config.notify), *_workers(config), *_on_cpu(config)]
     for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
         known = {str(error) for error in found}  # most rules report the same for both ends
         of_recipe = resnet_dist.recipe.rules.problems(config, workers, num_samples)
@@ -106,6 +118,25 @@ def _log(log: LogConfig) -> Iterator[RecipeError]:
     if log.profile is not None and log.profiled_steps() is None:
         allowed = 'the first and the last step to profile, both from 1: "10:20"'
         yield RecipeError("log.profile", f'found "{log.profile}"', allowed)
+
+
+def _layers(config: RunConfig) -> Iterator[RecipeError]:
+    """Layers are observed by hooks, with the gradients of whole parameters."""
+    key, every = "log.layers_every_steps", config.log.layers_every_steps
+    if every is None:
+        return
+    if config.engine.name == "zero" and config.engine.stage != 0:
+        found = f"found {every} with engine.name zero, whose gradients are partitioned"
+        yield RecipeError(key, found, "engine ddp, or zero with stage 0", ("engine.name", "engine.stage"))
+    for name in ("cuda_graph", "compile"):
+        if getattr(config.speed, name):
+            found = f"found {every} with speed.{name} true, under which single layers cannot be observed"
+            yield RecipeError(key, found, f"speed.{name} false", (f"speed.{name}",))
+
+
+def _hook(log: LogConfig) -> Iterator[RecipeError]:
+    if log.hook is not None and not is_reference(log.hook):
+        yield RecipeError("log.hook", f'found "{log.hook}"', REFERENCE_FORM)
 
 
 def _notify(notify: Notify) -> Iterator[RecipeError]:

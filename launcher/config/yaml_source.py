@@ -155,14 +155,17 @@ def dump(data: Mapping[str, Any]) -> str:
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def apply_overrides(document: Document, overrides: Sequence[str] | Mapping[str, Any]) -> Document:
+def apply_overrides(
+    document: Document, overrides: Sequence[str] | Mapping[str, Any], given_at: Mapping[str, str] | None = None
+) -> Document:
     """`document` with overrides: a sequence of `key=value` with YAML values, or a mapping from dotted keys to values.
 
-    The last override of a key wins. `optimizer: sgd` in the file and `optimizer.momentum=0.95` can be combined. Raises
-    UsageError for an override that cannot be read, or that would drop the other keys of a section.
+    `given_at`: the places of a mapping's values, by key. The last override of a key wins. `optimizer: sgd` in the file
+    and `optimizer.momentum=0.95` can be combined. Raises UsageError for an override that cannot be read, or that would
+    drop the other keys of a section.
     """
     data, places = _copy(document.data), dict(document.places)
-    for key, value, place in _parsed(overrides):
+    for key, value, place in _parsed(overrides, given_at or {}):
         section, *rest = key.split(".")
         target = data
         for depth, part in enumerate(rest, start=1):
@@ -306,9 +309,11 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _parsed(
+    overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
     """Key, value and place of each override, under the present names of keys."""
-    for key, value, place in _given(overrides):
+    for key, value, place in _given(overrides, places):
         section, dot, name = key.rpartition(".")
         prefix = f"{section}{dot}"
         for old, old_value in old_keys({name: value}, prefix):
@@ -317,10 +322,12 @@ def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str,
             yield f"{prefix}{new_name}", new_value, place
 
 
-def _given(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _given(
+    overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            yield key, value, _override_place("argument", key, repr(value))
+            yield key, value, places.get(key) or _override_place("argument", key, repr(value))
         return
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -43,7 +43,7 @@ Message = AttemptSpec | tuple[int, AttemptResult] | Exception
 def main(pipe: int, parent: int) -> None:
     """Receive a job, carry it out, and send the messages."""
     streams.protect()
-    _die_with(parent)
+    die_with(parent)
     # The parent handles a second Ctrl-C: the first one may reach this process twice, from the terminal and from it.
     stop = StopSignals("ignore", announce=False).install()
     with Connection(pipe, readable=False) as answer:
@@ -63,7 +63,7 @@ def _carry_out(job: Job, answer: Connection, stop: StopSignals) -> tuple[int, At
     return int(code), result
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends, since nothing would restart or stop it then."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

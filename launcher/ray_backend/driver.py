@@ -54,7 +54,7 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
     if session.stop.stopped:
         return session.stop.exit_code, AttemptResult(start.step, finished=False, trained=False)
     with session.stop.kept(), _exits_after(start.config.faults.start_timeout_s, session.attended):
-        connected_here = _connect(start.config)
+        connected_here = connect(start.config)
     session.stop.reinstall()
     try:
         with session.stop.listen(on_end=ray.shutdown):
@@ -63,10 +63,10 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
         raise  # a shutdown would wait for the cluster
     except BaseException:
         if connected_here:
-            _shut_down(session.stop)
+            shut_down(session.stop)
         raise
     if connected_here:
-        _shut_down(session.stop)
+        shut_down(session.stop)
     return result
 
 
@@ -258,7 +258,7 @@ def _exits_after(seconds: float, attended: bool) -> Iterator[None]:
         timer.cancel()
 
 
-def _connect(config: RunConfig) -> bool:
+def connect(config: RunConfig) -> bool:
     """Connect to the cluster that RAY_ADDRESS names, or start one here; False if there is a connection already."""
     if ray.is_initialized():
         return False
@@ -276,7 +276,7 @@ def _connect(config: RunConfig) -> bool:
     return True
 
 
-def _shut_down(stop: StopSignals) -> None:
+def shut_down(stop: StopSignals) -> None:
     """Disconnect from Ray, and end what was started here, in at most SHUTDOWN_S.
 
     It runs in a thread: Ray's core sets SIGTERM to its default action, and only the main thread can undo that.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.recovery.policy import Skip
 from launcher.run.lease import Claim
@@ -33,10 +33,10 @@ class AttemptResult:
 
     step: int  # completed steps, saved in a checkpoint
     finished: bool  # whether these are all steps
-    measured: Mapping[str, float | int | None] = field(default_factory=dict)  # time_s; top1, ... of the last evaluation
+    measured: Mapping[str, Any] = field(default_factory=dict)  # time_s; top1, ... of the last evaluation
     preempted: bool = False
     trained: bool = True  # False if the run was stopped before an attempt began
 
-    def summary(self) -> dict[str, float | int | None]:
+    def summary(self) -> dict[str, Any]:
         """As recorded in FINISHED."""
         return {"step": self.step, "finished": self.finished, **self.measured}

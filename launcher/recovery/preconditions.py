@@ -36,8 +36,9 @@ def check(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> None:
         refuse_missing_checkpoints(run)
     if not _elsewhere(config):
         weights = config.model.weights
-        if weights is not None and not has_checkpoint and not Path(weights).is_file():
-            raise RecipeError("model.weights", f"{weights}: no such file", "a .pt, .pth or .safetensors file")
+        if weights is not None and not has_checkpoint and not Path(weights).exists():
+            allowed = "a .pt, .pth, .pth.tar or .safetensors file, or a checkpoint or run directory"
+            raise RecipeError("model.weights", f"{weights}: no such file or folder", allowed)
         if config.data.source == "imagefolder":
             from resnet_dist.data.image_folder import class_names
 
@@ -76,17 +77,19 @@ def refuse_missing_checkpoints(run: RunDirectory) -> None:
 
 
 def num_training_images(config: RunConfig) -> int | None:
-    """`data.num_samples`, or the number of training images that can be listed from here; None if it is not known.
+    """The number of images that are trained on, from the config or a listing of the images; None if it is not known.
 
     The user's own functions are not called. Raises DataError if the images cannot be listed.
     """
     data = config.data
-    if data.num_samples is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
-        return data.num_samples
+    known = data.num_trained()
+    if known is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
+        return known
     from resnet_dist.data.image_folder import list_images
 
     try:
-        return len(call_within(COUNT_S, lambda: list_images(data.root, "train"), "count images").paths)
+        found = call_within(COUNT_S, lambda: list_images(data.root, "train"), "count images")
+        return data.num_trained(len(found.paths))
     except NoAnswerError:
         return None
 

@@ -72,11 +72,12 @@ def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
 
 
 def _num_samples(config: RunConfig, run: RunDirectory) -> int | None:
-    """The size of the training split: from the config, or from the index of an earlier attempt."""
-    if config.data.num_samples is not None:
-        return config.data.num_samples
+    """The number of images that are trained on: from the config, or from the index of an earlier attempt."""
+    known = config.data.num_trained()
+    if known is not None:
+        return known
     index = saved_index(config.data, "train", run.index)
-    return None if index is None else len(index)
+    return None if index is None else config.data.num_trained(len(index))
 
 
 def _learning_rate_jump(before: Recipe, after: Recipe, step: int, num_samples: int | None) -> list[str]:
@@ -88,12 +89,16 @@ def _learning_rate_jump(before: Recipe, after: Recipe, step: int, num_samples: i
         return []
     lengths = [length for one in (before, after) for length in (one.duration, one.schedule.warmup)]
     lengths += [*before.schedule.milestones, *after.schedule.milestones]
+    lengths += [one.schedule.decay_length for one in (before, after) if one.schedule.decay_length is not None]
     if num_samples is None and any(length.unit == "epochs" for length in lengths):
         return []
     if is_reference(before.schedule.decay) or is_reference(after.schedule.decay):
         return []
     size = {"batch_size": after.batch.size, "num_samples": num_samples or 1}  # 1: not used, there are no epochs
-    old, new = (build_schedule(one.schedule, **size, total_steps=one.duration.steps(**size)) for one in (before, after))
+    old, new = (
+        build_schedule(one.schedule, **size, total_steps=one.duration.steps(**size), optimizer=one.optimizer)
+        for one in (before, after)
+    )
     if math.isclose(old(step), new(step), rel_tol=1e-9):
         return []
     last = max(step - 1, 0)

@@ -7,7 +7,7 @@
         logs/attempt-1/rank-0.log                         skips.json         windows of skipped samples
         profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
         incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
-        lease/               the process that runs it
+        lease/               the process that runs it     output.log         what a run of a study prints
         FINISHED             all steps are done           FATAL              the run failed for good
 
 No other module spells these names. Writes are atomic: at any moment and after any kill, a reader finds the old content
@@ -124,6 +124,7 @@ class RunDirectory:
     requeues = _Entry("requeues.jsonl")  # restarts of a SLURM job by its script
     profiles = _Entry("profiles")  # folder of profiles, one folder per attempt
     all_logs = _Entry("logs")  # folder of the logs of all attempts, and of the output of SLURM jobs
+    output = _Entry("output.log")  # what a run of a study prints
     finished_file = _Entry("FINISHED")  # exists after the last step
     fatal_file = _Entry("FATAL")  # exists after the run failed for good
 

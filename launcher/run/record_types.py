@@ -64,6 +64,12 @@ class _Summary:
     top1: float | None = None
     top5: float | None = None
     loss: float | None = None
+    train_top1: float | None = None
+    train_loss: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    stop_at: Mapping[str, float] = field(default_factory=dict)
+    target_reached: bool | None = None
+    epoch: float | None = None
     time_s: float | None = None
     images_per_s: float | None = None
 

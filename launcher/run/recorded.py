@@ -98,6 +98,22 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
     return noted
 
 
+def target_of(config: RunConfig) -> dict[str, float]:
+    """The target of `stop_at` by its name; empty without one."""
+    return {name: value for name, value in plain(config.stop_at).items() if value is not None}
+
+
+def is_done(config: RunConfig, run: RunDirectory) -> bool:
+    """Whether the run is finished, with nothing left to do for `config`.
+
+    A longer duration continues a run unless it has reached its target; another target continues it, too.
+    """
+    summary = run.summary() or {}
+    if not summary or summary.get("stop_at", {}) != target_of(config):
+        return False
+    return summary.get("target_reached") is True or summary.get("duration") == str(config.duration)
+
+
 def refuse_changes(config: RunConfig, run: RunDirectory) -> None:
     """Raise ConfigError if `config` changes a fixed key. Nothing is compared if the recorded recipe cannot be read."""
     found = newest_recipe(run)

@@ -5,7 +5,7 @@
     running    training or evaluating
     saving     a checkpoint is being written, and the workers wait for it
     stopped    it stopped on request, with a checkpoint: the same command continues it
-    finished   all steps are done
+    finished   all steps are done, or the target of `stop_at` is reached
     failed     it failed for good, or was killed; exit code and cause
     unknown    neither the run directory nor the scheduler shows it; an unreachable scheduler is not a failure
 
@@ -44,6 +44,7 @@ NOT_BEGUN = "no attempt has begun, and no job was submitted"
 STALE_LEASE_WAIT_S = 2 * lease.RENEW_EVERY_S  # for a renewal of a lease that looks stale: clocks may differ
 _LINES = 200  # at the end of metrics.jsonl, searched for the newest train record
 _MAX_SAMPLES = 10**12  # of a data set; what follows from a damaged record may be more
+_TARGET = {True: "it has reached the target of stop_at", False: "all steps are done; it missed the target of stop_at"}
 _STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
 
 
@@ -117,7 +118,8 @@ def classify(evidence: Evidence) -> Classified:
     if job is not None and job.state == "pending" and not evidence.lease.alive:
         return "pending", job.reason, None
     if evidence.finished is not None:
-        return "finished", "", int(ExitCode.OK)
+        reached = evidence.finished.get("target_reached")
+        return "finished", "" if reached is None else _TARGET[reached], int(ExitCode.OK)
     if fatal is not None and not evidence.lease.alive:
         return "failed", _cause(fatal.message, evidence), fatal.exit_code
     if evidence.fatal_unreadable and not evidence.lease.alive:
@@ -261,7 +263,7 @@ def _read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: f
         state=state,
         reason=reason,
         step=summary.get("step", _step(run, attempt, beats, record)),
-        total_steps=total_steps(run, record),
+        total_steps=summary["step"] if summary.get("target_reached") else total_steps(run, record),
         **{name: source.get(name) for name, source in sources.items()},
         not_finite=tuple(name for name, source in sources.items() if name in source and source[name] is None),
         last_beat_s=_last_beat_s(run, attempt),
@@ -291,7 +293,7 @@ def total_steps(run: RunDirectory, record: Mapping[str, Any]) -> int | None:
         config = configs.load(run.config, recorded=True)
     except (ConfigError, UsageError):
         return None
-    num_samples = config.data.num_samples
+    num_samples = config.data.num_trained()
     if num_samples is None and (epoch := record.get("epoch")):
         per_epoch = record["step"] * config.batch.size / epoch
         num_samples = round(per_epoch) if 0 < per_epoch < _MAX_SAMPLES else None

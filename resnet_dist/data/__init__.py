@@ -1,13 +1,15 @@
 """From a folder of images to micro-batches.
 
-sources                          recipe -> index
+sources, subset                  recipe -> index
 image_folder, image_headers      folders -> index
 order, crops, random_bits        position in the stream -> sample, window, flip, random numbers
 requests                         the interface of decoders
 decode_torchvision, decode_dali  files -> pixels
+augmentation, policies           pixels of training images -> other pixels
+erasing, mixing                  the same for normalised images and their labels, on the device
 loader                           micro-batches of one worker
 
-Only `loader` and the decoders need torch, so the names below can be imported without it.
+Only the modules of the last four lines need torch, so the names below can be imported without it.
 """
 
 from resnet_dist.data.image_folder import index_image_folder

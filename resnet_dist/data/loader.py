@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from resnet_dist.data import crops, decode_dali, random_bits
+from resnet_dist.data.augmentation import Augmentation
 from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Stream
@@ -48,6 +49,7 @@ def training_batches(
     seed: int,
     decoder: Decoder,
     steps: Iterable[int],
+    augmentation: Augmentation | None = None,
 ) -> Iterator[HostBatch]:
     """The micro-batches of worker `rank` for `steps` of the stream, `layout.num_micro_batches` per step.
 
@@ -65,7 +67,7 @@ def training_batches(
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
                 yield BatchRequest.of(index, positions, ids, windows, flips)
 
-    return _decoded(index, requests(), decoder, recipe.resolution)
+    return _decoded(index, requests(), decoder, recipe.resolution, augmentation)
 
 
 def evaluation_batches(
@@ -86,9 +88,18 @@ def evaluation_batches(
     return _decoded(index, requests(), decoder, recipe.resolution)
 
 
-def _decoded(index: Index, requests: Iterator[BatchRequest], decoder: Decoder, resolution: int) -> Iterator[HostBatch]:
-    with closing(decoder.decode(requests, resolution)) as decoded:
-        for request, images in decoded:
+def _decoded(
+    index: Index,
+    requests: Iterator[BatchRequest],
+    decoder: Decoder,
+    resolution: int,
+    augmentation: Augmentation | None = None,
+) -> Iterator[HostBatch]:
+    with ExitStack() as stack:
+        batches = stack.enter_context(closing(decoder.decode(requests, resolution)))
+        if augmentation is not None:
+            batches = stack.enter_context(closing(augmentation(batches)))
+        for request, images in batches:
             labels = torch.from_numpy(index.labels[request.sample_ids])
             checksum = random_bits.checksum(request.sample_ids, request.positions)
             yield HostBatch(images, labels, torch.from_numpy(request.positions), checksum)

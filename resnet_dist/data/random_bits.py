@@ -28,6 +28,14 @@ class Purpose(enum.IntEnum):
     CROP = 1
     FLIP = 2
     MODEL = 3  # seeds of torch's generators, which modules of the user may use
+    COLOR_JITTER = 4
+    AUGMENTATION = 5  # the operations of a policy, or the numbers of a user's function
+    ERASING = 6
+    MIXING = 7  # at the first position of a pair
+    STUDY = 100  # values that a study draws
+    SUBSET = 8  # the images of a class that data.subset takes
+    DROPOUT = 9
+    STOCHASTIC_DEPTH = 10
 
 
 def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -47,9 +55,13 @@ def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray
 
 def states(seed: int, positions: NDArray[np.int64], purpose: Purpose) -> NDArray[np.uint64]:
     """The states, uint64 [n], from which the numbers at `positions` int64 [n] are drawn for `purpose`."""
+    return element(np.array([stream(seed, purpose)], dtype=np.uint64), positions.astype(np.uint64))
+
+
+def stream(seed: int, purpose: Purpose) -> int:
+    """The state, below 2^64, of which `states` are the elements at the positions."""
     root = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
-    stream = element(root, np.array([purpose], dtype=np.uint64))
-    return element(stream, positions.astype(np.uint64))
+    return int(element(root, np.array([purpose], dtype=np.uint64))[0])
 
 
 def uniform(seed: int, positions: NDArray[np.int64], purpose: Purpose, num: int) -> NDArray[np.float64]:

@@ -21,7 +21,8 @@ from resnet_dist.engines.protocol import MicroBatch, OptimizerState
 from resnet_dist.engines.scaler import LossScaler
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.models.loss import num_correct
-from resnet_dist.optim.lars import squared_norms
+from resnet_dist.optim.groups import write_learning_rate
+from resnet_dist.optim.layerwise import last_trust_ratios, squared_norms
 from resnet_dist.telemetry.step_totals import StepSums
 
 # logits [per-worker batch, classes], labels [per-worker batch] -> 0-d sum over the samples
@@ -93,14 +94,14 @@ class DdpEngine:
 
         Raises ValueError for another number of micro-batches than the engine's.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        write_learning_rate(self._optimizer, learning_rate)
         loss, correct = accumulate(micro_batches, self._num_micro_batches, self._device, self._run)
         if self._is_distributed:
             self._missing.check_none_hidden()
         self._missing.fill()
-        squared, skipped, scaling = self._update()
-        return StepSums(loss, correct, squared, skipped, scaling)
+        squares, squared, skipped, scaling = self._update()
+        ratios = last_trust_ratios(self._optimizer)
+        return StepSums(loss, correct, squared, skipped, scaling, trust_ratios=ratios, gradient_squares=squares)
 
     def _run(self, batch: MicroBatch, is_last: bool) -> tuple[Tensor, Tensor]:
         run = self._forward_backward if self._graph is None else self._graph
@@ -120,18 +121,19 @@ class DdpEngine:
         (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
         return loss_sum.detach(), num_correct(logits.detach(), labels)
 
-    def _update(self) -> tuple[Tensor, bool, Mapping[str, float]]:
+    def _update(self) -> tuple[Tensor | None, Tensor, bool, Mapping[str, float]]:
         """Clip the gradient and update the weights.
 
-        Returns this worker's contribution to the gradient's squared norm, whether the step was skipped, and the loss
-        scaler's part of the step's row in the metrics.
+        Returns the squared norms of the parameters' gradients if they were needed, this worker's contribution to that
+        of the whole gradient, whether the step was skipped, and the scaler's part of the step's row in the metrics.
         """
         if self._scaler is not None:
             self._scaler.unscale(self._optimizer)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
-        squared = zero = torch.zeros((), dtype=torch.float64, device=self._device)
+        squares, squared = None, (zero := torch.zeros((), dtype=torch.float64, device=self._device))
         if self._counts_norm or self._gradient_clipping is not None:
-            squared = squared_norms(gradients).sum()
+            squares = squared_norms(gradients)
+            squared = squares.sum()
         if self._gradient_clipping is not None:
             clip(gradients, squared, self._gradient_clipping)
         skipped = False
@@ -143,7 +145,7 @@ class DdpEngine:
         # A graph writes into the gradients that it was captured with, so they must not be dropped.
         if self._graph is None:
             self._optimizer.zero_grad(set_to_none=True)
-        return squared if self._counts_norm else zero, skipped, scaling
+        return squares, squared if self._counts_norm else zero, skipped, scaling
 
     def optimizer_state(self) -> OptimizerState:
         """Return the optimizer's state by parameter name: the live tensors, on their device."""

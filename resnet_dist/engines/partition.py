@@ -1,8 +1,9 @@
 """Parameters that are sharded over workers: where the shards are, and norms of whole parameters.
 
 ZeRO concatenates the parameters of a group to a flat tensor and gives every worker an equal part of it, its partition.
-An optimizer that computes norms over a partition trains differently, without an error. Here it gets the shards of
-single parameters, and norms that are summed over workers with one small all-reduce per group. Needs torch only.
+An optimizer that computes norms over a partition trains differently, without an error. Here LARS and LAMB get the
+shards of single parameters, and norms that are summed over workers with one small all-reduce per group. Needs torch
+only.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim.lars import Lars, squared_norms, trust_ratios, update_weights
+from resnet_dist.optim.lamb import Lamb
+from resnet_dist.optim.lars import Lars
+from resnet_dist.optim.layerwise import LayerwiseOptimizer, squared_norms
 
 log = logging.getLogger(__name__)
 
@@ -81,30 +83,35 @@ def check_covered(tables: Sequence[PartitionTable]) -> None:
 
 
 class Partition:
-    """One worker's partition of a group: splits flat tensors into shards, and sums norms over workers."""
+    """One worker's partition of a group: splits flat tensors into shards, and sums norms over workers.
+
+    The `resnet_dist.optim.layerwise.Layers` of a flat partition.
+    """
 
     def __init__(self, table: PartitionTable, all_reduce: AllReduce) -> None:
         self.table = table
         self._all_reduce = all_reduce
         self._owners: Tensor | None = None
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Return views of `flat` [partition_size], one per shard."""
-        return [flat[shard.in_partition] for shard in self.table.shards]
+    def split(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return views of the only tensor in `tensors`, [partition_size], one per shard."""
+        [flat] = tensors
+        return [flat.detach()[shard.in_partition] for shard in self.table.shards]
 
-    def squared_norms(self, *flats: Tensor) -> Tensor:
-        """Return the sums of squares of the whole parameters, float64 [len(flats), parameters]. A collective.
+    def squared_norms(self, *tensors: list[Tensor]) -> Tensor:
+        """Return the sums of squares of the whole parameters, float64 [len(tensors), parameters]. A collective.
 
-        Each of `flats` is [partition_size]: weights, gradients, or other tensors that an optimizer takes norms of.
+        Each of `tensors` holds one tensor, [partition_size]: weights, gradients, or others that an optimizer takes
+        norms of.
         """
-        sums = torch.zeros((len(flats), len(self.table.numels)), dtype=torch.float64, device=flats[0].device)
+        sums = torch.zeros((len(tensors), len(self.table.numels)), dtype=torch.float64, device=tensors[0][0].device)
         if self.table.shards:
-            own = squared_norms([shard for flat in flats for shard in self.split(flat)])
-            sums[:, self._owners_on(sums.device)] = own.view(len(flats), -1)
+            own = squared_norms([shard for of_one_kind in tensors for shard in self.split(of_one_kind)])
+            sums[:, self._owners_on(sums.device)] = own.view(len(tensors), -1)
         self._all_reduce(sums)
         return sums
 
-    def per_shard(self, values: Tensor) -> Tensor:
+    def per_piece(self, values: Tensor) -> Tensor:
         """Return, of `values` [parameters], the one of each shard's parameter: [shards]."""
         return values[self._owners_on(values.device)]
 
@@ -116,69 +123,21 @@ class Partition:
         return self._owners
 
 
-class PartitionedLars(Lars):
-    """LARS on flat partitions: every group has one parameter, this worker's partition, bound to its `Partition`.
-
-    The arithmetic is that of `Lars`, on shards. A step is a collective: one all-reduce of two numbers per parameter for
-    each group with `decay`, none for the others. Groups may be stepped one by one.
-    """
-
-    def __init__(self, optimizer: Lars) -> None:
-        """Take over the groups and hyperparameters of `optimizer`, which has not made a step yet."""
-        assert not optimizer.state
-        super().__init__([dict(group) for group in optimizer.param_groups])
-        self._partitions: dict[Tensor, Partition] = {}
-
-    def bind(self, flat: Tensor, partition: Partition) -> None:
-        """Set the partition of `flat`, a group's only parameter. Required for every group before the first step."""
-        assert flat.numel() == partition.table.partition_size
-        self._partitions[flat] = partition
-
-    def _step_group(self, group: dict[str, Any], weights: list[Tensor]) -> None:
-        [flat] = weights
-        assert flat.grad is not None
-        partition = self._partitions[flat]
-        ratios = None
-        if group["decay"]:
-            norms = partition.squared_norms(flat.detach(), flat.grad).sqrt()
-            ratios = partition.per_shard(
-                trust_ratios(
-                    norms[0],
-                    norms[1],
-                    weight_decay=group["weight_decay"],
-                    trust_coefficient=group["trust_coefficient"],
-                    epsilon=group["epsilon"],
-                )
-            )
-        momentum = self._momentum_of(flat)  # even if all elements are padding: every worker has the same states
-        if not partition.table.shards:
-            return
-        update_weights(
-            partition.split(flat),
-            partition.split(flat.grad),
-            partition.split(momentum),
-            ratios,
-            learning_rate=group["lr"],
-            momentum=group["momentum"],
-            weight_decay=group["weight_decay"] if group["decay"] else 0.0,
-            lr_in_momentum=group["lr_in_momentum"],
-        )
-
-
-def for_partitions(optimizer: torch.optim.Optimizer, *, warn: bool) -> torch.optim.Optimizer:
-    """Return an optimizer that is correct on flat partitions: LARS in its partitioned form, others as they are.
+def check_partitionable(optimizer: torch.optim.Optimizer, *, warn: bool) -> None:
+    """Check that an optimizer is correct on flat partitions. LARS and LAMB are once they are bound to a `Partition`.
 
     Raises RecipeError for optimizers that are known not to be; a user's own is named in a warning.
     """
-    if type(optimizer) is Lars:
-        return PartitionedLars(optimizer)
     kind = type(optimizer)
+    if kind in (Lars, Lamb):
+        return
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(optimizer, Lars) or any(kind is getattr(torch.optim, refused, None) for refused in _REFUSED):
+    is_refused = any(kind is getattr(torch.optim, refused, None) for refused in _REFUSED)
+    if isinstance(optimizer, LayerwiseOptimizer) or is_refused:
         raise RecipeError(
             "optimizer.name",
             f"{name} needs whole tensors, or is replaced by DeepSpeed with its own",
-            "with engine zero: lars, sgd, or an optimizer of yours that is elementwise; or engine ddp",
+            "with engine zero: sgd, lars, lamb, adamw, or an optimizer of yours that is elementwise; or engine ddp",
         )
     if warn and not any(kind is getattr(torch.optim, known) for known in _ELEMENTWISE):
         log.warning(
@@ -186,4 +145,3 @@ def for_partitions(optimizer: torch.optim.Optimizer, *, warn: bool) -> torch.opt
             "without norms or shapes of tensors",
             name,
         )
-    return optimizer

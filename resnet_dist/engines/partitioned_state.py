@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resnet_dist.engines.partition import PartitionTable
 from resnet_dist.engines.protocol import OptimizerPart, OptimizerState
-from resnet_dist.engines.state import check_names_and_shapes, is_count
+from resnet_dist.engines.state import check_names_and_shapes, counts_on_device, is_count
 from resnet_dist.errors import RecipeError
 
 AllGather = Callable[[Tensor], Tensor]  # concatenates the workers' [size] in the order of ranks: [workers × size]
@@ -99,10 +99,12 @@ def scatter_state(groups: Sequence[FlatGroup], optimizer: torch.optim.Optimizer,
     for group in groups:
         keys = {key: None for name in group.names for key in state.get(name, {})}  # a set that keeps its order
         if keys:
-            optimizer.state[group.flat] = {key: _part(group, key, state) for key in keys}
+            [own] = [one for one in optimizer.param_groups if any(flat is group.flat for flat in one["params"])]
+            device = group.flat.device if counts_on_device(own) else None
+            optimizer.state[group.flat] = {key: _part(group, key, state, device) for key in keys}
 
 
-def _part(group: FlatGroup, key: str, state: OptimizerState) -> Tensor:
+def _part(group: FlatGroup, key: str, state: OptimizerState, device_of_counts: torch.device | None) -> Tensor:
     missing = [name for name in group.names if key not in state.get(name, {})]
     if missing:
         raise ValueError(f"{missing[0]} has no {key}, which other parameters of its group have")
@@ -113,7 +115,7 @@ def _part(group: FlatGroup, key: str, state: OptimizerState) -> Tensor:
             if not torch.equal(value, first):
                 problem = f"{value.item()} for {name} and {first.item()} for {group.names[0]}"
                 raise ValueError(f"{key} is {problem}: under ZeRO it must be the same for all parameters of a group")
-        return first.clone()
+        return first.clone() if device_of_counts is None else first.to(device_of_counts, copy=True)
     part = torch.zeros_like(group.flat, dtype=first.dtype, requires_grad=False)
     for shard in group.table.shards:
         part[shard.in_partition] = values[shard.parameter].flatten()[shard.in_parameter].to(part.device)

@@ -16,7 +16,7 @@ class MicroBatch:
     """One worker's part of one micro-batch, on the device.
 
     images      floating [samples, 3, height, width], normalised
-    labels      int64 [samples]
+    labels      int64 [samples]; floating [samples, classes] if images are mixed: the part of each class
     """
 
     images: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,24 @@ def load_state_by_name(module: nn.Module, optimizer: torch.optim.Optimizer, stat
     """Copy `state` into `optimizer`, to each parameter's device. Raises ValueError if a name or shape does not fit."""
     parameters = dict(module.named_parameters())
     check_names_and_shapes(parameters, state)
+    on_device = {id(p) for group in optimizer.param_groups if counts_on_device(group) for p in group["params"]}
     for name, entries in state.items():
         parameter = parameters[name]
+        device = parameter.device if id(parameter) in on_device else None
         optimizer.state[parameter] = {
             # in the parameter's memory layout, so that a resumed step sums in the same order
-            key: value.clone() if is_count(key, value, parameter) else _in_layout_of(parameter, value)
+            key: _copy(value, device) if is_count(key, value, parameter) else _in_layout_of(parameter, value)
             for key, value in entries.items()
         }
+
+
+def counts_on_device(group: Mapping[str, Any]) -> bool:
+    """Whether the optimizer has its count of steps on the device of a group's parameters, by torch's names."""
+    return bool(group.get("capturable") or group.get("fused"))
+
+
+def _copy(value: Tensor, device: torch.device | None) -> Tensor:
+    return value.clone() if device is None else value.to(device, copy=True)
 
 
 def check_names_and_shapes(parameters: Mapping[str, Tensor], state: OptimizerState) -> None:

@@ -23,11 +23,10 @@ from resnet_dist.engines.ddp import LossSum
 from resnet_dist.engines.missing_gradients import MissingGradients
 from resnet_dist.engines.partition import (
     Partition,
-    PartitionedLars,
     PartitionError,
     PartitionTable,
     check_covered,
-    for_partitions,
+    check_partitionable,
     partition_table,
 )
 from resnet_dist.engines.partitioned_state import FlatGroup, check_states, gather_state, own_part, scatter_state
@@ -35,7 +34,8 @@ from resnet_dist.engines.protocol import Engine, MicroBatch, OptimizerPart, Opti
 from resnet_dist.engines.state import load_state_by_name, state_by_name
 from resnet_dist.errors import MissingPackage, RecipeError
 from resnet_dist.models.loss import num_correct
-from resnet_dist.optim.lars import squared_norms
+from resnet_dist.optim.groups import write_learning_rate
+from resnet_dist.optim.layerwise import LayerwiseOptimizer, last_trust_ratios, squared_norms
 from resnet_dist.telemetry.step_totals import StepSums
 
 STAGES = (0, 1, 2)
@@ -87,7 +87,9 @@ class ZeroEngine(Engine):
         self._stage = stage
         self._gradient_clipping = gradient_clipping
         self._device = next(module.parameters()).device
-        self._optimizer = optimizer if stage == 0 else for_partitions(optimizer, warn=dist.get_rank() == 0)
+        self._optimizer = optimizer
+        if stage > 0:
+            check_partitionable(optimizer, warn=dist.get_rank() == 0)
         self._states_checked = False
         self._missing = MissingGradients(module)
         parameters = [list(group["params"]) for group in self._optimizer.param_groups]
@@ -120,17 +122,18 @@ class ZeroEngine(Engine):
 
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
         """Make one optimizer step. Raises ValueError for another number of micro-batches than the engine's."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        write_learning_rate(self._optimizer, learning_rate)
         loss, correct = accumulate(micro_batches, self._num_micro_batches, self._device, self._run)
         if self._stage == 0:
             self._missing.fill()  # reentrant activation checkpointing hides which parameters are used
-        gradient_squared = self._clip()
+        squares, gradient_squared = self._clip()
         self._engine.step()
         if not self._states_checked:
             check_states(self._groups, self._optimizer)
             self._states_checked = True
-        return StepSums(loss, correct, gradient_squared)
+        return StepSums(
+            loss, correct, gradient_squared, trust_ratios=last_trust_ratios(self._optimizer), gradient_squares=squares
+        )
 
     def _run(self, batch: MicroBatch, is_last: bool) -> tuple[Tensor, Tensor]:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -166,21 +169,26 @@ class ZeroEngine(Engine):
             load_state_by_name(self._module, self._optimizer, state)
 
     @torch.no_grad()
-    def _clip(self) -> Tensor:
-        """Clip the gradient if requested. Returns this worker's summand of its squared norm before clipping."""
+    def _clip(self) -> tuple[Tensor | None, Tensor]:
+        """Clip the gradient if requested.
+
+        Returns squared norms before clipping: of each parameter's gradient, if it is whole on this worker, and this
+        worker's summand of the whole gradient's.
+        """
         if self._stage == 0:
             gradients = [parameter.grad for group in self._optimizer.param_groups for parameter in group["params"]]
         else:  # of this worker's partitions; zeros in the padding
             gradients = [part for parts in self._engine.optimizer.averaged_gradients.values() for part in parts]
-        own = squared_norms(gradients).sum()
+        squares = squared_norms(gradients)
+        own = squares.sum()
         if self._gradient_clipping is not None:
             whole = own.clone()
             if self._stage > 0:
                 dist.all_reduce(whole)
             clip(gradients, whole, self._gradient_clipping)
-        if self._stage == 0 and dist.get_rank() != 0:
-            return torch.zeros_like(own)  # every worker has the whole gradient; it is counted once
-        return own
+        if self._stage > 0:
+            return None, own
+        return squares, own if dist.get_rank() == 0 else torch.zeros_like(own)  # all have the whole: it is counted once
 
     def _bind(self, parameters: list[list[Tensor]], version: str) -> list[FlatGroup]:
         """Return the groups with their tables, checked against DeepSpeed's layout. Raises on all workers or on none."""
@@ -209,7 +217,7 @@ class ZeroEngine(Engine):
                 f"DeepSpeed {version} does not lay out its partitions as expected: {error}",
                 f"DeepSpeed {_TESTED}, which was tested; or engine ddp",
             ) from error
-        if isinstance(self._optimizer, PartitionedLars):
+        if isinstance(self._optimizer, LayerwiseOptimizer):
             for bound in groups:
                 self._optimizer.bind(bound.flat, Partition(bound.table, dist.all_reduce))
         return groups

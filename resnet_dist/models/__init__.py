@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_dist.errors import RecipeError
+from resnet_dist.models.architectures import MODELS, architecture_of
+from resnet_dist.models.freeze import freeze
 from resnet_dist.models.initialisation import initialise, zero_last_gammas
-from resnet_dist.models.resnet import BasicBlock, Bottleneck, ResidualBlock, ResNet, SmallResNet
+from resnet_dist.models.resnet import Architecture, Block, ResNet
 from resnet_dist.models.weights import load_weights
 from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import ModelRecipe
 
 __all__ = [
     "MODELS",
-    "BasicBlock",
-    "Bottleneck",
+    "Architecture",
+    "Block",
     "ResNet",
-    "ResidualBlock",
-    "SmallResNet",
+    "architecture_of",
     "build_model",
     "load_weights",
 ]
 
-Builder = Callable[[int], nn.Module]  # num_classes -> network
 
-MODELS: dict[str, Builder] = {
-    # He et al. 2015 (arXiv 1512.03385), table 1: ImageNet
-    "resnet18": lambda num_classes: ResNet(BasicBlock, (2, 2, 2, 2), num_classes),
-    "resnet34": lambda num_classes: ResNet(BasicBlock, (3, 4, 6, 3), num_classes),
-    "resnet50": lambda num_classes: ResNet(Bottleneck, (3, 4, 6, 3), num_classes),
-    "resnet101": lambda num_classes: ResNet(Bottleneck, (3, 4, 23, 3), num_classes),
-    "resnet152": lambda num_classes: ResNet(Bottleneck, (3, 8, 36, 3), num_classes),
-    # the same, section 4.2: images of 32 pixels, 6n + 2 layers
-    "resnet20": lambda num_classes: SmallResNet(3, num_classes),
-    "resnet32": lambda num_classes: SmallResNet(5, num_classes),
-    "resnet44": lambda num_classes: SmallResNet(7, num_classes),
-    "resnet56": lambda num_classes: SmallResNet(9, num_classes),
-    "resnet110": lambda num_classes: SmallResNet(18, num_classes),
-}
-
-
-def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
+def build_model(
+    recipe: ModelRecipe, seed: int, read_weights: Callable[[str], Mapping[str, Tensor]] | None = None
+) -> nn.Module:
     """The network of `recipe`: float32, on the CPU, in training mode, with parameters that depend only on `seed`.
 
     The state of torch's CPU generator is restored. A user's function is called as
     `function(num_classes=..., **arguments)` and initialises its model itself.
 
+    `read_weights` returns the tensors in `recipe.weights`; the default reads files, as `load_weights` does.
+
     Raises RecipeError for a user's function that cannot be loaded or returns no module, `zero_gamma` for a model
-    without our residual blocks, and weights that do not fit.
+    without our residual blocks, weights that do not fit, and frozen layers that the model does not have.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPUs, whose state is not restored.
@@ -59,15 +47,17 @@ def build_model(recipe: ModelRecipe, seed: int) -> nn.Module:
     if recipe.zero_gamma:
         zero_last_gammas(model)
     if recipe.weights is not None:
-        load_weights(model, recipe.weights, recipe.num_classes)
+        load_weights(model, recipe.weights, recipe.num_classes, read_weights)
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
     return model
 
 
 def _create(recipe: ModelRecipe) -> nn.Module:
     if recipe.name in MODELS:
         assert not recipe.arguments  # refused by the rules
-        model = MODELS[recipe.name](recipe.num_classes)
-        initialise(model)
+        model = ResNet(architecture_of(recipe), recipe.num_classes)
+        initialise(model, recipe.initialisation)
         return model
     made = call_function("model.name", recipe.name, num_classes=recipe.num_classes, **recipe.arguments)
     if not isinstance(made, nn.Module):

@@ -1,126 +1,107 @@
-"""Residual networks (He et al. 2015, arXiv 1512.03385): the ImageNet family and the one for 32-pixel images.
+"""Residual and plain networks (He et al. 2015, arXiv 1512.03385), described by an `Architecture`.
 
-The ImageNet networks have torchvision's module names: state dicts can be loaded strictly in both directions.
+ResNet, ResNeXt and Wide ResNet have torchvision's module names, ResNet-D has timm's: state dicts can be loaded strictly
+in both directions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BlockKind = Literal["basic", "bottleneck"]
+Shortcut = Literal["identity", "projection", "projection_all"]
 
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A square convolution that keeps the image's size at stride 1. No bias: a batch norm follows."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+EXPANSION = {"basic": 1, "bottleneck": 4}  # output channels of a block / the `planes` of its stage
 
 
-class ResidualBlock(nn.Module):
-    """relu(branch(x) + shortcut(x)). `expansion` is the block's output channels / its `width`.
+class Block(nn.Module):
+    """relu(branch(x) + shortcut(x)), or relu(branch(x)) in a plain network.
 
-    Subclasses register their modules in torchvision's order, which is that of the parameters.
+    The branch is a chain of convolutions `conv1`, `conv2`, ..., each followed by a norm `bn1`, `bn2`, ..., with a ReLU
+    between two of these pairs. `downsample` is the shortcut; None is the identity.
     """
 
-    expansion = 1
-    downsample: nn.Module | None  # the shortcut if the block changes the shape; None: identity
-    relu: nn.ReLU
-    last_norm_name: str  # attribute of the branch's last batch norm
+    def __init__(
+        self, convolutions: list[nn.Conv2d], norms: list[nn.Module], downsample: nn.Module | None, *, residual: bool
+    ) -> None:
+        """Register the modules in torchvision's order, which is that of the parameters."""
+        super().__init__()
+        self.num_layers = len(convolutions)
+        for number, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True), start=1):
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"bn{number}", norm)
+        self.relu = nn.ReLU()
+        self.residual = residual
+        self.downsample = downsample
+        self.stochastic_depth: nn.Module | None = None  # applied to the branch: `resnet_dist.models.masks` sets it
+
+    def layer(self, number: int) -> tuple[nn.Module, nn.Module]:
+        """Convolution and norm number `number`, from 1."""
+        return getattr(self, f"conv{number}"), getattr(self, f"bn{number}")
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        """The last batch norm of the branch: with a weight of 0 the block starts as its shortcut."""
-        return getattr(self, self.last_norm_name)  # type: ignore[no-any-return]
+    def last_norm(self) -> nn.Module:
+        """The last norm of the branch: a batch norm with a weight of 0 makes the block start as its shortcut."""
+        return self.layer(self.num_layers)[1]
 
     def branch(self, x: Tensor) -> Tensor:
-        """The residual branch, without the shortcut."""
-        raise NotImplementedError
+        """The block without its shortcut and without the last ReLU."""
+        for number in range(1, self.num_layers + 1):
+            convolution, norm = self.layer(number)
+            x = norm(convolution(x if number == 1 else self.relu(x)))
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """x  floating [batch, in_channels, h, w] -> [batch, width * expansion, h / stride, w / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.branch(x) + shortcut)  # type: ignore[no-any-return]
+        """x  floating [batch, in_channels, h, w] -> [batch, out_channels, h / stride, w / stride]."""
+        return self.relu(self._sum(x, x))  # type: ignore[no-any-return]
+
+    def _sum(self, x: Tensor, activated: Tensor) -> Tensor:
+        """The branch of `activated` plus the shortcut, which is x itself or a function of `activated`."""
+        if not self.residual:
+            return self.branch(activated)
+        shortcut = x if self.downsample is None else self.downsample(activated)
+        y = self.branch(activated)
+        if self.stochastic_depth is not None:
+            y = self.stochastic_depth(y)
+        return y + shortcut
 
 
-class BasicBlock(ResidualBlock):
-    """Two 3x3 convolutions (figure 5, left)."""
+class PreActivationBlock(Block):
+    """branch(x) + shortcut(x), where a norm and a ReLU precede each convolution (He et al. 2016, arXiv 1603.05027).
 
-    last_norm_name = "bn2"
-
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
-        """See `ResidualBlock`."""
-        super().__init__()
-        self.conv1 = convolution(in_channels, width, 3, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = convolution(width, width, 3)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU()
-        self.downsample = downsample
-
-    def branch(self, x: Tensor) -> Tensor:
-        """3x3, 3x3."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(x))  # type: ignore[no-any-return]
-
-
-class Bottleneck(ResidualBlock):
-    """1x1 down to `width`, 3x3, 1x1 up to 4 `width` (figure 5, right).
-
-    The stride is on the 3x3, not on the first 1x1 as in the paper: "v1.5", as in Goyal et al. 2017 and torchvision.
+    A shortcut that is not the identity shares the first norm and ReLU with the branch, as in the authors' code
+    (github.com/facebookarchive/fb.resnet.torch, models/preresnet.lua, "both_preact"). The first block of a network has
+    no `bn1` and ReLU, because those of the stem come right before it (the paper's appendix).
     """
 
-    expansion = 4
-    last_norm_name = "bn3"
-
-    def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
-        """See `ResidualBlock`."""
-        super().__init__()
-        self.conv1 = convolution(in_channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = convolution(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = convolution(width, width * self.expansion, 1)
-        self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.relu = nn.ReLU()
-        self.downsample = downsample
+    def __init__(
+        self,
+        convolutions: list[nn.Conv2d],
+        norms: list[nn.Module],
+        downsample: nn.Module | None,
+        *,
+        residual: bool,
+        first: bool = False,
+    ) -> None:
+        """See `Block`. `first`: the input has just been normalised and activated."""
+        super().__init__(convolutions, norms, downsample, residual=residual)
+        if first:
+            self.bn1 = None
 
     def branch(self, x: Tensor) -> Tensor:
-        """1x1, 3x3, 1x1."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))  # type: ignore[no-any-return]
+        """The block without its shortcut, from its first convolution on."""
+        for number in range(1, self.num_layers + 1):
+            convolution, norm = self.layer(number)
+            x = convolution(x if number == 1 else self.relu(norm(x)))
+        return x
 
-
-class ResNet(nn.Module):
-    """The ImageNet family (table 1): a 7x7 stem and max-pooling, four stages, average pooling, one linear layer."""
-
-    def __init__(self, block: type[ResidualBlock], depths: tuple[int, int, int, int], num_classes: int) -> None:
-        """`depths` are the numbers of blocks of the four stages."""
-        super().__init__()
-        self.conv1 = convolution(3, 64, 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.layer1 = _stage(block, depths[0], 64, 64, stride=1)
-        self.layer2 = _stage(block, depths[1], 64 * block.expansion, 128, stride=2)
-        self.layer3 = _stage(block, depths[2], 128 * block.expansion, 256, stride=2)
-        self.layer4 = _stage(block, depths[3], 256 * block.expansion, 512, stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images  floating [batch, 3, height, width], normalised -> logits [batch, num_classes]."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
-
-
-def _stage(block: type[ResidualBlock], depth: int, in_channels: int, width: int, stride: int) -> nn.Sequential:
-    """Blocks of one width. If the first changes the shape, its shortcut is a projection (option B)."""
-    out_channels = width * block.expansion
-    downsample = None
-    if stride != 1 or in_channels != out_channels:
-        downsample = nn.Sequential(convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
-    first = block(in_channels, width, stride, downsample)
-    return nn.Sequential(first, *(block(out_channels, width, 1, None) for _ in range(depth - 1)))
+    def forward(self, x: Tensor) -> Tensor:
+        """x  floating [batch, in_channels, h, w] -> [batch, out_channels, h / stride, w / stride]."""
+        return self._sum(x, x if self.bn1 is None else self.relu(self.bn1(x)))
 
 
 class PaddedShortcut(nn.Module):
@@ -136,31 +117,169 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-class SmallResNet(nn.Module):
-    """The family for 32-pixel images (section 4.2): 6n + 2 layers with weights, 16, 32 and 64 channels, option A."""
+@dataclass(frozen=True)
+class Architecture:
+    """A network: a stem, stages of blocks, average pooling, one linear layer.
 
-    def __init__(self, blocks_per_stage: int, num_classes: int) -> None:
-        """`blocks_per_stage` is the paper's n: 3 for resnet20, 18 for resnet110."""
+    Each stage has half the resolution and twice the `planes` of the one before it. The stem is a 3x3 convolution
+    (`small`, section 4.2), a 7x7 convolution and max-pooling (`imagenet`, table 1), or three 3x3 convolutions and
+    max-pooling (`deep`: ResNet-C and -D of He et al. 2019, arXiv 1812.01187, section 4.2).
+
+    A basic block has two 3x3 convolutions (figure 5, left). A bottleneck has a 1x1 to `inner` channels, a 3x3, and a
+    1x1 to 4 x planes (figure 5, right); the stride is on the 3x3, not on the first 1x1 as in the paper: "v1.5", as in
+    Goyal et al. 2017 and torchvision.
+
+    A shortcut that changes the shape is a 1x1 convolution with a norm (`projection`, option B), or `PaddedShortcut`
+    (`identity`, option A); `projection_all` (option C) has convolutions in all shortcuts.
+    """
+
+    depths: tuple[int, ...]  # blocks of each stage
+    block: BlockKind
+    stem: Literal["small", "imagenet", "deep"]
+    shortcut: Shortcut
+    pooled_shortcut: bool = False  # ResNet-D: a shortcut averages 2x2 pixels before its convolution of stride 1
+    groups: int = 1  # of the bottleneck's 3x3 (ResNeXt: Xie et al. 2017, arXiv 1611.05431)
+    group_width: int = 64  # channels of each group in the first stage (128 in Wide ResNets: arXiv 1605.07146)
+    width: float = 1.0  # factor of all channels
+    residual: bool = True  # False: a plain network: the same branches without shortcuts
+    batch_norm: bool = True  # False: convolutions have a bias, and nothing is normalised
+    pre_activation: bool = False  # `PreActivationBlock`, and a norm and a ReLU before the pooling
+
+    @property
+    def planes(self) -> list[float]:
+        """Channels of the stages' basic blocks, before they are rounded."""
+        return [self.width * (16 if self.stem == "small" else 64) * 2**stage for stage in range(len(self.depths))]
+
+    def inner(self, stage: int) -> int:
+        """Channels of the 3x3 convolutions of a stage: a multiple of `groups`."""
+        return whole(self.planes[stage] * self.group_width / 64) * self.groups
+
+    def out_channels(self, stage: int) -> int:
+        """Channels of the outputs of a stage."""
+        return whole(self.planes[stage]) * EXPANSION[self.block]
+
+    def convolution(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> nn.Conv2d:
+        """A square convolution that keeps the image's size at stride 1; without a bias if there are batch norms."""
+        bias = not self.batch_norm
+        return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
+
+    def norm(self, channels: int) -> nn.Module:
+        """A batch norm, or nothing in its place."""
+        return nn.BatchNorm2d(channels) if self.batch_norm else nn.Identity()
+
+
+def whole(channels: float) -> int:
+    """The whole number nearest to `channels`, at least 1."""
+    return max(1, round(channels))
+
+
+class ResNet(nn.Module):
+    """The network of an `Architecture`."""
+
+    def __init__(self, architecture: Architecture, num_classes: int) -> None:
         super().__init__()
-        self.conv1 = convolution(3, 16, 3)
-        self.bn1 = nn.BatchNorm2d(16)
+        channels = whole(architecture.planes[0])
+        self.conv1 = _stem(architecture, channels)
+        self.bn1 = architecture.norm(channels)
         self.relu = nn.ReLU()
-        self.layer1 = _small_stage(blocks_per_stage, 16, 16)
-        self.layer2 = _small_stage(blocks_per_stage, 16, 32)
-        self.layer3 = _small_stage(blocks_per_stage, 32, 64)
+        self.maxpool = None if architecture.stem == "small" else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.num_stages = len(architecture.depths)
+        for stage in range(self.num_stages):
+            self.add_module(f"layer{stage + 1}", _stage(architecture, stage, channels))
+            channels = architecture.out_channels(stage)
+        self.norm = architecture.norm(channels) if architecture.pre_activation else None
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.dropout: nn.Module | None = None  # before the classifier: `resnet_dist.models.masks` sets it
+        self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """images  floating [batch, 3, height, width], normalised -> logits [batch, num_classes]."""
         x = self.relu(self.bn1(self.conv1(images)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        for stage in range(1, self.num_stages + 1):
+            x = getattr(self, f"layer{stage}")(x)
+        if self.norm is not None:
+            x = self.relu(self.norm(x))
+        x = self.avgpool(x).flatten(1)
+        if self.dropout is not None:
+            x = self.dropout(x)
+        return self.fc(x)  # type: ignore[no-any-return]
 
 
-def _small_stage(depth: int, in_channels: int, width: int) -> nn.Sequential:
-    if in_channels == width:
-        first = BasicBlock(in_channels, width, 1, None)
+def _stem(architecture: Architecture, channels: int) -> nn.Module:
+    if architecture.stem == "small":
+        return architecture.convolution(3, channels, 3)
+    if architecture.stem == "imagenet":
+        return architecture.convolution(3, channels, 7, stride=2)
+    half = whole(architecture.planes[0] / 2)
+    return nn.Sequential(
+        architecture.convolution(3, half, 3, stride=2),
+        architecture.norm(half),
+        nn.ReLU(),
+        architecture.convolution(half, half, 3),
+        architecture.norm(half),
+        nn.ReLU(),
+        architecture.convolution(half, channels, 3),
+    )
+
+
+def _stage(architecture: Architecture, stage: int, in_channels: int) -> nn.Sequential:
+    out_channels = architecture.out_channels(stage)
+    blocks = []
+    for number in range(architecture.depths[stage]):
+        stride = 2 if stage > 0 and number == 0 else 1
+        first = stage == 0 and number == 0
+        downsample = _shortcut(architecture, in_channels, out_channels, stride)
+        blocks.append(_block(architecture, stage, in_channels, stride, downsample, first=first))
+        in_channels = out_channels
+    return nn.Sequential(*blocks)
+
+
+def _block(
+    architecture: Architecture,
+    stage: int,
+    in_channels: int,
+    stride: int,
+    downsample: nn.Module | None,
+    *,
+    first: bool,
+) -> Block:
+    out_channels, inner = architecture.out_channels(stage), architecture.inner(stage)
+    if architecture.block == "basic":
+        sizes = [in_channels, out_channels, out_channels]
+        convolutions = [
+            architecture.convolution(in_channels, out_channels, 3, stride),
+            architecture.convolution(out_channels, out_channels, 3),
+        ]
     else:
-        first = BasicBlock(in_channels, width, 2, PaddedShortcut(stride=2, new_channels=width - in_channels))
-    return nn.Sequential(first, *(BasicBlock(width, width, 1, None) for _ in range(depth - 1)))
+        sizes = [in_channels, inner, inner, out_channels]
+        convolutions = [
+            architecture.convolution(in_channels, inner, 1),
+            architecture.convolution(inner, inner, 3, stride, architecture.groups),
+            architecture.convolution(inner, out_channels, 1),
+        ]
+    if not architecture.pre_activation:
+        norms = [architecture.norm(channels) for channels in sizes[1:]]
+        return Block(convolutions, norms, downsample, residual=architecture.residual)
+    norms = [architecture.norm(channels) for channels in sizes[:-1]]
+    return PreActivationBlock(convolutions, norms, downsample, residual=architecture.residual, first=first)
+
+
+def _shortcut(architecture: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    changes_shape = stride != 1 or in_channels != out_channels
+    if not architecture.residual or not (changes_shape or architecture.shortcut == "projection_all"):
+        return None
+    pool: list[nn.Module] = []
+    if architecture.pooled_shortcut:
+        pooled = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+        pool, stride = [nn.Identity() if stride == 1 else pooled], 1
+    if architecture.shortcut == "identity":
+        padded = PaddedShortcut(stride, out_channels - in_channels)
+        return nn.Sequential(*pool, padded) if pool else padded
+    convolution = architecture.convolution(in_channels, out_channels, 1, stride)
+    # a norm would come after the convolution: with pre-activation it precedes it
+    norms = [] if architecture.pre_activation else [architecture.norm(out_channels)]
+    return nn.Sequential(*pool, convolution, *norms)

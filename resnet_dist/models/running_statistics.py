@@ -9,7 +9,8 @@ variance"): sums of squares lose precision if the mean is large.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +38,14 @@ class RunningStatistics:
 
         statistics.sums()                      this worker's sums, to be reduced over all workers
         statistics.update(sums, all_reduce)    updates the buffers, and begins the next step
+
+    Between steps, `measuring` and `pooled` give the statistics of other forward passes, without a change of buffers.
     """
 
     def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
         """Register hooks on `model` that collect the statistics. `device` is the model's; the default is the CPU."""
         self.layers = [m for m in model.modules() if isinstance(m, SpanBatchNorm) and m.running_mean is not None]
+        self._prefixes = {m: f"{name}." if name else "" for name, m in model.named_modules() if m in self.layers}
         self.num_channels = sum(layer.num_features for layer in self.layers)
         self._sizes = [layer.num_features for layer in self.layers]
         self._device = torch.device("cpu") if device is None else device
@@ -52,6 +56,7 @@ class RunningStatistics:
         self._momenta_of: list[float] = []
         self._momenta = torch.empty(0)
         self._depth = 0  # of nested calls of the model
+        self._measuring = False  # whether forward passes without gradients are collected, too
         spans = next((m.spans for m in model.modules() if isinstance(m, SpanBatchNorm)), None)
         if spans is None:
             return
@@ -72,7 +77,8 @@ class RunningStatistics:
             return
         for layer in self.layers:
             layer.uses = []
-        self._spans.recording = torch.is_grad_enabled()  # an evaluation does not belong to a step
+        # an evaluation does not belong to a step
+        self._spans.recording = torch.is_grad_enabled() or self._measuring
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -146,13 +152,7 @@ class RunningStatistics:
         """
         if not self.layers:
             return
-        count, total = sums
-        mean = total / count.clamp_min(1)
-        own_count, own_mean, own_squares = self._collected
-        squares = own_squares + own_count * (own_mean - mean).square()
-        all_reduce(squares)
-        variance = squares / (count - 1).clamp_min(1)  # unbiased, as torch's
-        moved = count > 0
+        moved, mean, variance = self._pooled(sums, all_reduce)
         trackers = self._buffers("num_batches_tracked")
         momenta = self._momenta_now()
         by_layer = torch.zeros_like(momenta).index_copy_(0, self._layer_of, moved.double())
@@ -166,6 +166,42 @@ class RunningStatistics:
             after = torch.where(moved, after, before)  # a layer that normalised nothing does not change
             torch._foreach_copy_(running, list(after.split(self._sizes)))
         self.clear()
+
+    def _pooled(self, sums: Tensor, all_reduce: Callable[[Tensor], object]) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether a channel has values, their mean and their unbiased variance (as torch's): [num_channels] each."""
+        count, total = sums
+        mean = total / count.clamp_min(1)
+        own_count, own_mean, own_squares = self._collected
+        squares = own_squares + own_count * (own_mean - mean).square()
+        all_reduce(squares)
+        return count > 0, mean, squares / (count - 1).clamp_min(1)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Collect the statistics of forward passes without gradients, between two steps; discard them at the end."""
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
+            self.clear()
+
+    @torch.no_grad()
+    def pooled(self, all_reduce: Callable[[Tensor], object] = lambda tensor: None) -> dict[str, Tensor]:
+        """Mean and unbiased variance of all values collected, by name of the buffer, in its dtype.
+
+        `all_reduce` sums a float64 tensor over all workers in place. Layers that normalised no values are left out.
+        """
+        sums = self.sums()
+        all_reduce(sums)
+        moved, mean, variance = self._pooled(sums, all_reduce)
+        found: dict[str, Tensor] = {}
+        for suffix, values in (("running_mean", mean), ("running_var", variance)):
+            parts = zip(self.layers, values.split(self._sizes), moved.split(self._sizes), strict=True)
+            for layer, value, has_values in parts:
+                if has_values.all():
+                    found[f"{self._prefixes[layer]}{suffix}"] = value.to(layer.get_buffer(suffix).dtype)
+        return found
 
     def _momenta_now(self) -> Tensor:
         """The momentum of each layer, float64 [layers]; negative for None, which is torch's cumulative average."""

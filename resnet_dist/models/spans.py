@@ -90,7 +90,7 @@ class Spans:
         self.group: dist.ProcessGroup | None = None
         self.num_samples = len(layout.worker_micro_batch(0, rank))
         self.span_size = self.num_samples
-        self.smallest = layout.micro_batch_size // layout.world_size  # samples of the smallest span on any worker
+        self.smallest = layout.smallest_part  # samples of the smallest span on any worker
         self.slices: tuple[SpanSlice, ...] = (SpanSlice(0, 0, self.num_samples, owned=True),)
         self._layers: list[str] = []
         self._widest = 0  # channels of the widest layer

@@ -9,19 +9,26 @@ from torch import nn
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.optim.groups import Group, decay_groups
+from resnet_dist.optim.lamb import EPSILON, Lamb
 from resnet_dist.optim.lars import Lars
+from resnet_dist.optim.penalties import add_decoupled_decay, add_l1
 from resnet_dist.recipe.references import call_function, is_reference
 from resnet_dist.recipe.schema import OptimizerRecipe, Recipe
 
 Kernels = Literal["foreach", "fused", "loop"]
 
+DEFAULT_BETAS = (0.9, 0.999)  # Kingma & Ba 2015; You et al. 2020
+
 
 def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
     """The kernels that `speed.sgd_kernel` names; `auto` is fused on a CPU (a third of the time), else foreach.
 
+    The key is for sgd; the other optimizers follow `auto`.
+
     torch's fused SGD allocates its momentum in the first step. The momentum is uninitialised if a loss scaler skips
     that step, and the optimizer fails if a parameter gets its first gradient in a later step than others of its group.
-    `auto` is therefore foreach for float16 and for a user's model.
+    torch's scaler also calls a fused optimizer in a step that is skipped. `auto` is therefore foreach for float16 and
+    for a user's model.
     """
     if recipe.speed.sgd_kernel != "auto":
         return recipe.speed.sgd_kernel
@@ -29,35 +36,61 @@ def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
     return "fused" if device.type == "cpu" and is_safe else "foreach"
 
 
-def build_optimizer(recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "foreach") -> torch.optim.Optimizer:
-    """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`.
+def build_optimizer(
+    recipe: OptimizerRecipe, model: nn.Module, kernels: Kernels = "foreach", l1: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer of `model`'s trainable parameters, in the groups of `decay_groups`; see `build_from_groups`.
 
-    The LR is 0 until the engine writes the step's LR into the groups. `sgd` is torch's, with the given kernels. The
-    defaults of `lars` are MLPerf's: trust_coefficient 0.001, epsilon 0, LR inside the momentum. A user's function gets
-    the groups and returns a torch optimizer over exactly these parameters.
+    Raises RecipeError as that does, for a model without trainable parameters, and for factors of the LR of modules that
+    the model does not have.
+    """
+    groups = decay_groups(model, recipe.lr_factors)
+    if not groups:
+        raise RecipeError("model", "has no trainable parameters", "a model with at least one")
+    return build_from_groups(recipe, groups, kernels, l1)
+
+
+def build_from_groups(
+    recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels = "foreach", l1: float = 0.0
+) -> torch.optim.Optimizer:
+    """The optimizer of the parameters in `groups`, as `decay_groups` makes them.
+
+    The LR is 0 until the engine writes the step's LR into the groups. `sgd` and `adamw` are torch's, with the given
+    kernels. The defaults of `lars` are MLPerf's: trust_coefficient 0.001, epsilon 0, LR inside the momentum. A user's
+    function gets the groups and returns a torch optimizer over exactly these parameters. `l1` is
+    `regularization.l1`, for any optimizer.
 
     Raises RecipeError for a user's function that cannot be loaded or returns something else.
     """
-    groups = decay_groups(model)
-    if not groups:
-        raise RecipeError("model", "has no trainable parameters", "a model with at least one")
-    if recipe.name == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=0.0,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-            foreach=kernels == "foreach",
-            fused=kernels == "fused",
-        )
-    if recipe.name == "lars":
-        return _lars(recipe, groups)
-    return _from_function(recipe, groups)
+    builders = {"sgd": _sgd, "lars": _lars, "lamb": _lamb, "adamw": _adamw}
+    if recipe.name in builders:
+        optimizer = builders[recipe.name](recipe, groups, kernels)
+    else:
+        optimizer = _from_function(recipe, groups)
+    if l1:
+        if any("decay" not in group for group in optimizer.param_groups):
+            problem = f"found {l1:g}, but the optimizer of {recipe.name!r} has groups without the key decay"
+            raise RecipeError("regularization.l1", problem, "an optimizer with the groups that its function is given")
+        add_l1(optimizer, l1)
+    return optimizer
 
 
-def _lars(recipe: OptimizerRecipe, groups: list[Group]) -> Lars:
-    assert not recipe.nesterov  # refused by the rules
+def _sgd(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=0.0,
+        momentum=recipe.momentum,
+        weight_decay=0.0 if recipe.decoupled_weight_decay else recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        foreach=kernels == "foreach",
+        fused=kernels == "fused",
+    )
+    if recipe.decoupled_weight_decay:
+        add_decoupled_decay(optimizer, recipe.weight_decay)
+    return optimizer
+
+
+def _lars(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> Lars:
     return Lars(
         groups,
         lr=0.0,
@@ -66,6 +99,35 @@ def _lars(recipe: OptimizerRecipe, groups: list[Group]) -> Lars:
         trust_coefficient=0.001 if recipe.trust_coefficient is None else recipe.trust_coefficient,
         epsilon=0.0 if recipe.epsilon is None else recipe.epsilon,
         lr_in_momentum=True if recipe.lr_in_momentum is None else recipe.lr_in_momentum,
+        nesterov=recipe.nesterov,
+        fused=kernels == "fused" and all(p.dtype is torch.float32 for group in groups for p in group["params"]),
+    )
+
+
+def _lamb(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> Lamb:
+    return Lamb(
+        groups,
+        lr=0.0,
+        betas=DEFAULT_BETAS if recipe.betas is None else recipe.betas,
+        weight_decay=recipe.weight_decay,
+        epsilon=EPSILON if recipe.epsilon is None else recipe.epsilon,
+    )
+
+
+def _adamw(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> torch.optim.Optimizer:
+    """torch's AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): w <- w - lr * (weight_decay * w + Adam's update).
+
+    On a GPU its count of steps is there, too, so that a step can be captured.
+    """
+    return torch.optim.AdamW(
+        groups,
+        lr=0.0,
+        betas=DEFAULT_BETAS if recipe.betas is None else recipe.betas,
+        eps=1e-8 if recipe.epsilon is None else recipe.epsilon,
+        weight_decay=recipe.weight_decay,
+        foreach=kernels != "fused",
+        fused=kernels == "fused",
+        capturable=groups[0]["params"][0].device.type == "cuda",
     )
 
 

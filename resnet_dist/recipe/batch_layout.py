@@ -1,8 +1,9 @@
 """How the global batch is split: into micro-batches first, each of them over the workers.
 
 Micro-batch m is a contiguous slice of the global batch. Each worker takes a contiguous part of it; the sizes of the
-parts differ by at most one sample. Batch-norm spans are fixed positions of the global batch, so neither the number of
-workers nor the number of micro-batches changes which samples a span contains.
+parts differ by at most one unit: a sample, or a pair of samples that are mixed with each other. Batch-norm spans are
+fixed positions of the global batch, so neither the number of workers nor the number of micro-batches changes which
+samples a span contains.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from resnet_dist.recipe.schema import Recipe
 
 # The spans that `auto` considers. 64 is the span of configs/rn50_8node.yaml, from published runs with a batch of 8,192.
 # Assumption: half or twice as many samples change the accuracy little.
@@ -30,17 +33,26 @@ class BatchLayout:
     """How a global batch of `size` samples is split.
 
     There are `num_micro_batches` equal micro-batches (the number must divide `size`), each over `world_size` workers.
+    `unit` samples, from a multiple of `unit` on, are always on one worker.
     """
 
     size: int
     num_micro_batches: int = 1
     world_size: int = 1
+    unit: int = 1
 
     def __post_init__(self) -> None:
         if self.size % self.num_micro_batches:
             raise ValueError(f"{self.num_micro_batches} micro-batches do not divide a batch of {self.size}")
-        if self.micro_batch_size < self.world_size:
+        if self.micro_batch_size % self.unit:
+            raise ValueError(f"a micro-batch of {self.micro_batch_size} cannot be split into units of {self.unit}")
+        if self.micro_batch_size // self.unit < self.world_size:
             raise ValueError(f"a micro-batch of {self.micro_batch_size} is too small for {self.world_size} workers")
+
+    @classmethod
+    def of(cls, recipe: Recipe, world_size: int) -> BatchLayout:
+        """The layout of `recipe`; `num_micro_batches: auto` counts as 1."""
+        return cls(recipe.batch.size, recipe.batch.parts, world_size, unit_of(recipe))
 
     @property
     def micro_batch_size(self) -> int:
@@ -50,8 +62,8 @@ class BatchLayout:
     def worker_micro_batch(self, micro_batch: int, rank: int) -> range:
         """The positions in the global batch that worker `rank` takes of micro-batch number `micro_batch`."""
         start = micro_batch * self.micro_batch_size
-        own = split(self.micro_batch_size, self.world_size, rank)
-        return range(start + own.start, start + own.stop)
+        own = split(self.micro_batch_size // self.unit, self.world_size, rank)
+        return range(start + own.start * self.unit, start + own.stop * self.unit)
 
     def worker_micro_batches(self, rank: int) -> Iterator[range]:
         """The positions that worker `rank` takes, one range per micro-batch."""
@@ -59,11 +71,21 @@ class BatchLayout:
 
     def boundaries(self) -> tuple[int, ...]:
         """Offsets in a micro-batch at which the positions of workers 1, 2, ... begin."""
-        return tuple(split(self.micro_batch_size, self.world_size, rank).start for rank in range(1, self.world_size))
+        return tuple(self.worker_micro_batch(0, rank).start for rank in range(1, self.world_size))
+
+    @property
+    def smallest_part(self) -> int:
+        """Samples of a micro-batch on the worker that has the fewest."""
+        return self.micro_batch_size // self.unit // self.world_size * self.unit
 
     def spans_cross_workers(self, span: int) -> bool:
         """Whether any span of `span` samples is split over several workers."""
         return any(boundary % span for boundary in self.boundaries())
+
+
+def unit_of(recipe: Recipe) -> int:
+    """The number of neighbouring samples that a worker must have together: 2 if pairs are mixed, else 1."""
+    return 2 if recipe.regularization.mixes_pairs else 1
 
 
 def stream_step(step: int, skipped: Sequence[range]) -> int:

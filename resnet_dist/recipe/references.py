@@ -52,14 +52,21 @@ def load_function(key: str, reference: str) -> Callable[..., object]:
 def call_function(key: str, reference: str, /, *args: object, **kwargs: object) -> object:
     """Load `reference` and call it.
 
-    Raises RecipeError as `load_function` does, and if the function does not accept these arguments. An exception raised
-    by the function itself is passed on.
+    Raises RecipeError as `function_for` does. An exception raised by the function itself is passed on.
+    """
+    return function_for(key, reference, *args, **kwargs)(*args, **kwargs)
+
+
+def function_for(key: str, reference: str, /, *args: object, **kwargs: object) -> Callable[..., object]:
+    """Load `reference`, a function that will be called with arguments like these.
+
+    Raises RecipeError as `load_function` does, and if the function does not accept these arguments.
     """
     function = load_function(key, reference)
     try:
         signature = inspect.signature(function)
     except ValueError:  # some C functions have no signature
-        return function(*args, **kwargs)
+        return function
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -67,4 +74,4 @@ def call_function(key: str, reference: str, /, *args: object, **kwargs: object) 
         raise RecipeError(
             key, f"{reference!r} cannot be called with ({given}): {error}", f"{reference}{signature}"
         ) from error
-    return function(*args, **kwargs)
+    return function

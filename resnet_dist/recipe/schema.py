@@ -7,6 +7,7 @@ Field names are the keys of the YAML file; the comment at the end of a field's l
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -35,13 +36,17 @@ class ModelRecipe:
     """The network: one of `resnet_dist.models.MODELS`, or a function `package.module:function`.
 
     The function is called as `function(num_classes=..., **arguments)` and returns a torch module. The keys that change
-    the architecture and its initialisation are for built-in networks.
+    the architecture and its initialisation are for built-in networks. resnet8 to resnet110 are for images of about 32
+    pixels and have 6n + 2 layers; with `block: bottleneck` they have 9n + 2, and keep their names. `shortcut` says what
+    a block adds to its branch: the input, with zeros for additional channels (`identity`), a 1x1 convolution where the
+    shape changes (`projection`), or one in every block (`projection_all`). The default is `identity` for resnet8 to
+    resnet110, and `projection` for the others.
     """
 
     name: str = "resnet50"  # a name in resnet_dist.models.MODELS, such as resnet50, or package.module:function
     num_classes: int = 1000  # number of outputs
     residual: bool = True  # false: a plain network, without shortcuts
-    width: float = 1.0  # factor of all channels
+    width: float = 1.0  # factor of all channels, which are rounded to whole numbers, at least 1
     block: Literal["basic", "bottleneck"] | None = None  # of all stages; default: the network's own
     shortcut: Literal["identity", "projection", "projection_all"] | None = None  # options A, B, C of He et al. 2015
     normalisation: Literal["batch", "none"] = "batch"  # none: convolutions with a bias, without batch norm
@@ -58,7 +63,7 @@ class AugmentationRecipe:
     """A policy that changes training images after crop and flip: a name, or a function.
 
     `package.module:function` is called as `function(images, uniform, **arguments)` with uint8 images [n, 3, h, w] and
-    `uniform(k)`, which returns k numbers in [0, 1) for each image, float64 [n, k]; it returns the changed images.
+    `uniform(k)`, which returns k new numbers in [0, 1) for each image, float64 [n, k]; it returns the changed images.
     """
 
     name: str = "none"  # none, randaugment, trivialaugment or package.module:function
@@ -88,8 +93,20 @@ class DataRecipe:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     on_error: Literal["fail"] = "fail"  # fail: an image that cannot be decoded ends the run
-    num_samples: int | None = None  # images in the training split; for `plan` where there is no data
+    num_samples: int | None = None  # images in the training split, before `subset`; for `plan` where there is no data
     prefetch: int = 2  # micro-batches that are decoded ahead
+
+    def num_trained(self, num_samples: int | None = None) -> int | None:
+        """The number of images that the run trains on, of the `num_samples` of the split; None if it is not known.
+
+        `num_samples` defaults to the key of that name. A fraction is rounded, half up, and is at least one image.
+        """
+        num_samples = self.num_samples if num_samples is None else num_samples
+        if self.subset is None:
+            return num_samples
+        if isinstance(self.subset, int):
+            return self.subset
+        return None if num_samples is None else max(1, math.floor(self.subset * num_samples + 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +142,11 @@ class BatchNormRecipe:
 
     @property
     def fixed_span(self) -> int | Literal["global", "worker"]:
-        """The span, after `resnet_dist.recipe.rules.settled` has replaced `auto`."""
-        assert self.span != "auto"
-        return self.span
+        """The span, after `resnet_dist.recipe.rules.settled` has replaced `auto`.
+
+        It leaves `auto` for a network without batch norm: then `worker`, with which nothing is exchanged.
+        """
+        return "worker" if self.span == "auto" else self.span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +168,11 @@ class OptimizerRecipe:
     lr_in_momentum: bool | None = None  # LARS: whether the LR enters the momentum buffer; default true
     lr_factors: Mapping[str, float] = field(default_factory=dict)  # factor of the LR by module, e.g. {fc: 10}
     arguments: Mapping[str, Any] = field(default_factory=dict)  # keyword arguments for package.module:function
+
+    @property
+    def num_states(self) -> int:
+        """Numbers of state per weight: momentum, or two moments. A user's optimizer may have more."""
+        return 2 if self.name in ("lamb", "adamw") else int(self.momentum != 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +210,15 @@ class RegularizationRecipe:
     label_smoothing: float = 0.0  # probability spread evenly over all classes (Szegedy et al. 2016, section 7)
     l1: float = 0.0  # factor of the sum of absolute weights of convolutions and linear layers, added to the loss
     dropout: float = 0.0  # probability of leaving out an input of the classifier (Srivastava et al. 2014)
-    stochastic_depth: float = 0.0  # probability of skipping the last block, rising from 0 linearly (Huang et al. 2016)
-    mixup: float = 0.0  # alpha of the Beta distribution of mixup (Zhang et al. 2018); 0: off
+    stochastic_depth: float = 0.0  # probability p of skipping the last of L blocks; l / L x p for block l (Huang 2016)
+    mixup: float = 0.0  # alpha of the Beta distribution of mixup (Zhang et al. 2018), which mixes pairs; 0: off
     cutmix: float = 0.0  # alpha of CutMix (Yun et al. 2019); with mixup, half of the pairs each; 0: off
     random_erasing: float = 0.0  # probability of erasing a rectangle of an image (Zhong et al. 2020)
+
+    @property
+    def mixes_pairs(self) -> bool:
+        """Whether the images at the positions (2k, 2k + 1) of the stream are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +226,8 @@ class LossRecipe:
     """The loss: `cross_entropy`, `bce` (binary cross-entropy of each class, averaged over classes) or a function.
 
     `package.module:function` is called as `function(logits, targets, **arguments)` and returns the sum over the samples
-    (0-d). Targets are int64 [n], or floating [n, classes] under mixup or CutMix.
+    (0-d). Targets are int64 [n], or floating [n, classes] under mixup or CutMix. A mixed image has the mean weight of
+    its classes, in their parts of it.
     """
 
     name: str = "cross_entropy"  # cross_entropy, bce or package.module:function
@@ -272,7 +302,7 @@ class Recipe:
     batch: BatchRecipe
     duration: Duration  # length of the training
     schedule: ScheduleRecipe
-    seed: int = 0  # of the initial weights, the order of the samples, crops and flips
+    seed: int = 0  # of the initial weights, the order of the samples, and all random changes of images and labels
     model: ModelRecipe = field(default_factory=ModelRecipe)
     batch_norm: BatchNormRecipe = field(default_factory=BatchNormRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resnet_dist.errors import OutOfMemory
 from resnet_dist.models import build_model
-from resnet_dist.recipe.batch_layout import split
+from resnet_dist.recipe.batch_layout import split, unit_of
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import Recipe
 
@@ -25,8 +25,8 @@ def num_micro_batches_that_fit(
 ) -> int | None:
     """The smallest larger number of micro-batches that is allowed and fits into `limit_bytes` on every worker.
 
-    None if there is none. A number is allowed if it divides the batch, keeps whole batch-norm spans, and gives every
-    worker a sample, also on `largest_world_size` workers.
+    None if there is none. A number is allowed if it divides the batch, keeps whole batch-norm spans and pairs of mixed
+    samples, and gives every worker a sample, also on `largest_world_size` workers.
     """
     static_bytes, sample_bytes = step_bytes(recipe)
     for count in allowed_micro_batches(recipe, max(world_size, largest_world_size or 0)):
@@ -38,7 +38,9 @@ def num_micro_batches_that_fit(
 
 def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
     """The numbers of micro-batches that do not change the results of `recipe` on `world_size` workers, ascending."""
-    size, span = recipe.batch.size, settled(recipe).batch_norm.fixed_span
+    size, span, unit = recipe.batch.size, settled(recipe).batch_norm.fixed_span, unit_of(recipe)
+    if recipe.model.normalisation == "none":
+        span = 1  # no sample depends on another one
     if span == "global":
         return [1]
     if span == "worker":  # the spans depend on the number of micro-batches
@@ -46,21 +48,24 @@ def allowed_micro_batches(recipe: Recipe, world_size: int) -> list[int]:
     return [
         count
         for count in range(1, size // world_size + 1)
-        if size % count == 0 and (size // count) % span == 0 and size // count >= world_size
+        if size % count == 0
+        and (size // count) % span == (size // count) % unit == 0
+        and size // count // unit >= world_size
     ]
 
 
 def step_bytes(recipe: Recipe) -> tuple[int, int]:
     """The bytes that a worker needs in a step independent of its number of samples, and the bytes per sample.
 
-    The former are weights, gradients, momentum and the average of the weights. The latter are the tensors that autograd
-    saves for the backward pass, counted on a copy of the model on the meta device, times a factor for other memory.
+    The former are weights, gradients, optimizer state and the average of the weights. The latter are the tensors that
+    autograd saves for the backward pass, counted on a copy of the model on the meta device, times a factor for other
+    memory. A user's optimizer may have more state than is counted.
     """
     # The file of `model.weights` need not exist.
     model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
     width = torch.float64 if recipe.precision == "float64" else torch.float32
     num_elements = sum(parameter.numel() for parameter in model.parameters())
-    copies = 3 if recipe.optimizer.momentum else 2  # a user's optimizer may have more state
+    copies = 2 + recipe.optimizer.num_states
     copies += recipe.ema.decay is not None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     saved = _saved_bytes(model, recipe.data.resolution, half or width)

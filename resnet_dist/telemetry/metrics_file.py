@@ -3,9 +3,13 @@
 Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps):
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
+              trust_ratio_min trust_ratio_median trust_ratio_max (over the layers, with lars and lamb)
+    "layers"  layers: {layer: {weight_norm gradient_norm trust_ratio activation_std output_gradient_std}}, each where it
+              exists; see `resnet_dist.telemetry.layers`
     "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
               num_nonfinite (samples with logits that are not finite; if there are any, top1, top5 and loss are null)
               top5 is also null if the model predicts fewer than 6 classes
+              train_top1 train_loss (on the training split, with evaluate.train), metrics (evaluate.metrics, by name)
     "event"   event detail; every attempt writes the event "started" with the step that it continues from, and then an
               event "warning", with detail.text, for each thing that was left out, replaced or initialised again
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("train", "eval", "event")
+KINDS = ("train", "eval", "layers", "event")
 BOTTLENECK_EVENTS = ("bottleneck", "verdict")  # the newer name first; version 0.1 wrote "verdict"
 
 
@@ -40,7 +44,7 @@ class Sink(Protocol):
     """Takes the records of a run. Every worker has one; only that of rank 0 writes."""
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Write a record: "kind" (train, eval or event), "step", and plain Python values."""
+        """Write a record: "kind" (train, eval, layers or event), "step", and plain Python values."""
         ...
 
     def close(self) -> None:
@@ -123,11 +127,23 @@ class MetricsFile:
                 return
         if record["kind"] == "event":
             return
-        for key, value in record.items():
+        metrics = record.get("metrics")
+        for key, value in [
+            *record.items(),
+            *(metrics.items() if isinstance(metrics, Mapping) else ()),
+            *_by_layer(record.get("layers")),
+        ]:
             if key in ("step", "epoch") or not isinstance(value, int | float) or isinstance(value, bool):
                 continue
             if math.isfinite(value):
                 self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+
+
+def _by_layer(layers: object) -> Iterator[tuple[str, float]]:
+    """The numbers of a record of kind "layers", by NUMBER/LAYER, so that a number's charts are next to each other."""
+    for layer, numbers in layers.items() if isinstance(layers, Mapping) else ():
+        for name, value in numbers.items():
+            yield f"{name}/{layer}", value
 
 
 def _summary_writer(folder: Path, first: Mapping[str, object]) -> SummaryWriter | None:
@@ -158,7 +174,7 @@ class _Detail:
 class _Known:
     """The values of a record that readers use; null is a number that is not finite."""
 
-    kind: Literal["train", "eval", "event"]
+    kind: Literal["train", "eval", "layers", "event"]
     step: int
     event: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
@@ -177,6 +193,9 @@ class _Known:
     sample_ids: int | None = None
     num_samples: int | None = None
     num_nonfinite: int | None = None
+    train_top1: float | None = None
+    train_loss: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.step < 0 or (self.kind == "event") != bool(self.event) or record_of(_Detail, self.detail) is None:

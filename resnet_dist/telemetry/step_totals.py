@@ -28,6 +28,11 @@ class StepSums:
     skipped: bool = False  # whether the engine skipped the update because the gradient was not finite
     # with a loss scaler: loss_scale (of this step) and num_skipped (up to and including this step), for the metrics
     scaling: Mapping[str, float] = field(default_factory=dict)
+    # with lars and lamb: float64 [parameters with weight decay], in the order of the groups, the same on every worker
+    trust_ratios: Tensor | None = None
+    # of each parameter's gradient, before clipping: float64 [parameters], in the order of the groups; None where the
+    # engine does not have it, but on rank 0 of an engine with whole gradients always
+    gradient_squares: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class StepTotals:
     local_step_times_s: tuple[float, ...] = ()  # by rank, without waits for other workers; 0.0 if unknown
     skipped: bool = False  # whether the loss scaler skipped the update
     scaling: Mapping[str, float] = field(default_factory=dict)  # see StepSums
+    trust_ratios: tuple[float, ...] = ()  # of the step, by parameter with weight decay; empty if it was skipped
 
 
 class PendingTotals:
@@ -51,6 +57,9 @@ class PendingTotals:
     def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums) -> None:
         self._step, self._batch_size = step, batch_size
         self._skipped, self._scaling = sums.skipped, sums.scaling
+        self._num_header = len(header)
+        if sums.trust_ratios is not None and not sums.skipped:
+            header = torch.cat((header, sums.trust_ratios))
         self._ready: torch.cuda.Event | None = None
         if header.is_cuda:
             pinned = torch.empty(len(header), dtype=torch.float64, pin_memory=True)
@@ -72,9 +81,10 @@ class PendingTotals:
             gradient_norm=math.sqrt(header[_GRADIENT]) if header[_GRADIENT] >= 0 else math.nan,
             checksum=int(header[_CHECKSUM]),
             stop_requested=header[_STOP] > 0,
-            local_step_times_s=tuple(header[_HEADER:]),
+            local_step_times_s=tuple(header[_HEADER : self._num_header]),
             skipped=self._skipped,
             scaling=self._scaling,
+            trust_ratios=tuple(header[self._num_header :]),
         )
 
 

@@ -15,6 +15,7 @@ from resnet_dist.models.loss import cross_entropy_sum
 MakeEngine = Callable[..., Engine]
 
 _BATCH, _CLASSES, _STEPS = 6, 5, 4
+_FACTORS = (1.0, 0.5, 2.0, 4.0)  # of the learning rate, by parameter
 _RATES = (0.1, 0.05, 0.2, 0.1)  # by step; they differ, so that an engine with its own LR fails
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
@@ -23,15 +24,16 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
     """Check an engine in this process (one worker, with or without a process group) against SGD with momentum.
 
     Requirements: the gradient of a step is the sum over its samples / B for any number of micro-batches; the step uses
-    the given learning rate; losses and counts are sums; a wrong number of micro-batches raises ValueError; the
-    optimizer state is saved and loaded by parameter name, also by another engine; `module` is the model itself. Raises
-    AssertionError.
+    the given learning rate, times the `lr_factor` of a group; losses and counts are sums; a wrong number of
+    micro-batches raises ValueError; the optimizer state is saved and loaded by parameter name, also by another engine;
+    `module` is the model itself. Raises AssertionError.
     """
     expected = _reference(dtype)
     for num_micro_batches in (1, 2, 3):
         engine = _engine(make, _model(dtype), num_micro_batches)
         for step, (model, losses) in enumerate(expected):
             _check_step(engine, step, num_micro_batches, model, losses, dtype)
+    _check_factors(make, dtype)
     _check_refusals(make, dtype)
     _check_state(make, expected, dtype)
 
@@ -101,6 +103,19 @@ def _check_step(
     for name, parameter in expected.named_parameters():
         assert name in own, f"the module has no parameter {name}: it must be the model itself"
         _assert_close(own[name], parameter, dtype, f"{where}: {name} after the update")
+
+
+def _check_factors(make: MakeEngine, dtype: torch.dtype) -> None:
+    model = _model(dtype)
+    pairs = zip(model.parameters(), _FACTORS, strict=True)
+    groups = [{"params": [parameter], "lr_factor": factor} for parameter, factor in pairs]
+    optimizer = torch.optim.SGD(groups, lr=0.0)
+    engine = make(model, optimizer, cross_entropy_sum, batch_size=_BATCH, num_micro_batches=1)
+    engine.step(_micro_batches(0, 1, dtype), 0.25)
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    wanted = [0.25 * factor for factor in _FACTORS]
+    advice = "call resnet_dist.optim.write_learning_rate(optimizer, learning_rate) in each step"
+    assert rates == wanted, f"the learning rates of the groups are {rates}, not lr * lr_factor, {wanted}: {advice}"
 
 
 def _check_refusals(make: MakeEngine, dtype: torch.dtype) -> None:

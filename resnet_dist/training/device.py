@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.data import random_bits
+from resnet_dist.data.erasing import RandomErasing
 from resnet_dist.data.loader import HostBatch, normalise
+from resnet_dist.data.mixing import PairMixing
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.schema import Recipe
 
@@ -40,32 +46,59 @@ def seed_generators(seed: int, step: int, rank: int, device: torch.device) -> No
         torch.cuda.manual_seed(number)
 
 
+class Change(Protocol):
+    """A random change of normalised images and their labels. Its numbers are drawn on the host."""
+
+    def draw(self, positions: NDArray[np.int64], height: int, width: int) -> NDArray[np.float64]:
+        """Draw numbers for images of `height` × `width` pixels at `positions`, [n], of the stream: float64 [n, k]."""
+        ...
+
+    def apply(self, images: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Change images and labels on their device with the numbers of `draw`; `images` may be overwritten."""
+        ...
+
+
+def _changes(recipe: Recipe) -> Iterator[Change]:
+    regularization = recipe.regularization
+    if regularization.random_erasing > 0:
+        yield RandomErasing(regularization.random_erasing, recipe.seed)
+    if regularization.mixes_pairs:
+        yield PairMixing(regularization.mixup, regularization.cutmix, recipe.model.num_classes, recipe.seed)
+
+
 class ToDevice:
     """Copies a batch to the device and normalises it there; on a GPU from pinned memory, in a separate stream.
 
-    The copy runs while the GPU still computes the previous step. The computation waits for it, the host does not.
+    In `training`, images are then erased and mixed as the recipe says. The copy runs while the GPU still computes the
+    previous step. The computation waits for it, the host does not.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, *, training: bool = False) -> None:
         self._mean, self._std = recipe.data.mean, recipe.data.std
         self._dtype = torch.float64 if recipe.precision == "float64" else torch.float32
+        self._changes = list(_changes(recipe)) if training else []
         self._device = device
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu and recipe.speed.copy_stream else None
 
     def __call__(self, batch: HostBatch) -> MicroBatch:
-        """`batch` on the device, normalised."""
+        """`batch` on the device, normalised; in training also erased and mixed."""
         images, labels = batch.images, batch.labels
+        positions, size = batch.positions.numpy(), images.shape[2:]
+        drawn = [torch.from_numpy(change.draw(positions, *size)) for change in self._changes]
         if self._stream is not None:
             current = torch.cuda.current_stream()
             with torch.cuda.stream(self._stream):
-                images, labels = self._moved(images), self._moved(labels)
+                images, labels, *drawn = map(self._moved, (images, labels, *drawn))
             current.wait_stream(self._stream)
-            for tensor in (images, labels):
+            for tensor in (images, labels, *drawn):
                 tensor.record_stream(current)  # its memory is not reused before the computation has read it
         else:
-            images, labels = self._moved(images), self._moved(labels)
-        return MicroBatch(normalise(images, self._mean, self._std, self._dtype), labels)
+            images, labels, *drawn = map(self._moved, (images, labels, *drawn))
+        images = normalise(images, self._mean, self._std, self._dtype)
+        for change, numbers in zip(self._changes, drawn, strict=True):
+            images, labels = change.apply(images, labels, numbers)
+        return MicroBatch(images, labels)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if not self._on_gpu or tensor.is_cuda:

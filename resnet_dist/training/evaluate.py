@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.errors import RecipeError
 from resnet_dist.models.loss import cross_entropy_sum, num_correct, num_in_top_k, num_not_finite
 
 TOP_K = 5  # of top5
+
+Autocast = Callable[[], torch.autocast]
+Weights = Literal["model", "ema"]
+Metric = Callable[[Tensor, Tensor], Tensor]  # logits [n, classes], labels [n] -> floating [n]
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,18 @@ class Evaluation:
     top5: float
     loss: float
     num_samples: int
-    weights: Literal["model", "ema"] = "model"  # the last step's, or their exponential moving average
+    weights: Weights = "model"  # the last step's, or their exponential moving average
     num_nonfinite: int = 0  # samples with a logit that is infinite or NaN
+    metrics: Mapping[str, float] = field(default_factory=dict)  # means of the user's metrics, by name
+    train: Evaluation | None = None  # of the training split
+
+    def record(self) -> dict[str, Any]:
+        """The values in an eval record. `metrics`, `train_top1` and `train_loss` are left out if there are none."""
+        values = asdict(self)
+        train, metrics = values.pop("train"), values.pop("metrics")
+        if train is not None:
+            values |= {"train_top1": train["top1"], "train_loss": train["loss"]}
+        return values | ({"metrics": metrics} if metrics else {})
 
 
 @torch.no_grad()
@@ -41,39 +56,58 @@ def evaluate(
     batches: Iterable[MicroBatch],
     num_samples: int,
     device: torch.device,
-    autocast: Callable[[], torch.autocast] | None = None,
-    average: Mapping[str, Tensor] | None = None,
+    autocast: Autocast | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
 
-    `average` has tensors by names of parameters and buffers, which are used instead of the model's. The training mode
-    of each module is restored, also after an exception. Raises RuntimeError unless the workers together have evaluated
-    exactly `num_samples` samples.
+    `tensors` are used instead of the model's parameters and buffers of these names. `metrics` are averaged over the
+    samples. The training mode of each module is restored, also after an exception. Raises RuntimeError unless the
+    workers together have evaluated exactly `num_samples` samples, RecipeError for a metric that does not return [n].
     """
+    metrics = {} if metrics is None else metrics
     counts = torch.zeros(4, dtype=torch.int64, device=device)  # top-1, top-5, not finite, samples
-    loss = torch.zeros(1, dtype=torch.float64, device=device)
-    with _evaluation_mode(model):
+    sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)  # loss, metrics
+    with evaluation_mode(model):
         for batch in batches:
-            logits = _forward(model, batch.images, autocast, average)
-            loss += cross_entropy_sum(logits, batch.labels)
+            logits = forward(model, batch.images, autocast, tensors)
+            sums[0] += cross_entropy_sum(logits, batch.labels)
+            for number, (name, metric) in enumerate(metrics.items(), start=1):
+                sums[number] += values_of(name, metric, logits, batch.labels).sum(dtype=torch.float64)
             counts[0] += num_correct(logits, batch.labels)
             counts[1] += num_in_top_k(logits, batch.labels, TOP_K)
             counts[2] += num_not_finite(logits)
             counts[3] += len(batch.labels)
     if dist.is_initialized():
         dist.all_reduce(counts)
-        dist.all_reduce(loss)
+        dist.all_reduce(sums)
     top1, top5, nonfinite, seen = counts.tolist()
     if seen != num_samples:
         raise RuntimeError(f"evaluation saw {seen} samples of {num_samples}")
-    weights: Literal["model", "ema"] = "model" if average is None else "ema"
+    loss, *others = sums.tolist()
+    means = {name: total / seen for name, total in zip(metrics, others, strict=True)}
     if nonfinite:
-        return Evaluation(math.nan, math.nan, math.nan, seen, weights, nonfinite)
-    return Evaluation(top1 / seen, top5 / seen, loss.item() / seen, seen, weights)
+        return Evaluation(math.nan, math.nan, math.nan, seen, "model", nonfinite, dict.fromkeys(means, math.nan))
+    return Evaluation(top1 / seen, top5 / seen, loss / seen, seen, metrics=means)
+
+
+def values_of(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:
+    """The values of a user's metric: real numbers, [n].
+
+    `logits` in half precision are converted to float32 first. Raises RecipeError for any other result.
+    """
+    wide = logits if logits.dtype is torch.float64 else logits.float()
+    values: object = metric(wide, labels)
+    if isinstance(values, Tensor) and values.shape == labels.shape and not values.is_complex():
+        return values
+    found = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else f"of type {type(values).__name__}"
+    problem = f"{name} returned a value {found} for {len(labels)} samples"
+    raise RecipeError("evaluate.metrics", problem, f"a tensor of shape [{len(labels)}]: one number per sample")
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode, then restore the mode of each module: the user may have frozen some."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -85,13 +119,11 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _forward(
-    model: nn.Module,
-    images: Tensor,
-    autocast: Callable[[], torch.autocast] | None,
-    average: Mapping[str, Tensor] | None,
+def forward(
+    model: nn.Module, images: Tensor, autocast: Autocast | None, tensors: Mapping[str, Tensor] | None
 ) -> Tensor:
+    """The model's logits, with `tensors` in place of its own parameters and buffers of these names."""
     with nullcontext() if autocast is None else autocast():
-        if average is None:
+        if tensors is None:
             return model(images)  # type: ignore[no-any-return]
-        return functional_call(model, dict(average), (images,))  # type: ignore[no-any-return]
+        return functional_call(model, dict(tensors), (images,))  # type: ignore[no-any-return]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -18,6 +19,7 @@ from resnet_dist.errors import DivergedError
 from resnet_dist.recipe.durations import Every
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
+from resnet_dist.telemetry.layers import Layers, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
@@ -25,6 +27,7 @@ from resnet_dist.telemetry.step_timer import StepTimer
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class Outcome:
     step: int
     finished: bool
     evaluation: Evaluation | None  # of the last step, if it was evaluated
+    reached: bool | None = None  # whether a finished run has reached its target; None without one
 
 
 class Checkpoints(Protocol):
@@ -74,7 +78,7 @@ class TrainerParts:
     learning_rate: Callable[[int], float]
     batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
     to_device: Callable[[HostBatch], MicroBatch]
-    evaluate: Callable[[], Evaluation]
+    evaluate: Callable[[int], Evaluation]  # after that many completed steps
     exchange: StepExchange
     checkpoints: Checkpoints
     sink: Sink
@@ -82,6 +86,7 @@ class TrainerParts:
     seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
     liveness: Liveness = field(default_factory=Liveness)
+    layers: Layers = field(default_factory=NoLayers)
     profiler: StepProfiler | None = None
     classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
     translate_oom: Callable[[BaseException], Exception | None] = lambda error: None  # None: not out of memory
@@ -102,13 +107,15 @@ class Trainer:
         first_step: int = 0,
         evaluate_first: bool = False,
         skipped: tuple[tuple[int, int], ...] = (),
+        target: Target | None = None,
     ) -> None:
         self.parts = parts
         self.timetable = timetable
         self.num_micro_batches = num_micro_batches
         self.first_step = first_step
-        self.evaluate_first = evaluate_first  # the previous attempt stopped before the evaluation of `first_step`
+        self.evaluate_first = evaluate_first  # the previous attempt stopped before or during that of `first_step`
         self.skipped = skipped  # [first, end) steps of the stream that are left out, for the record
+        self.target = target  # the first evaluation that reaches it ends the run
         self._timer = StepTimer()
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
@@ -149,6 +156,9 @@ class Trainer:
         bottleneck = self.parts.classify(self._windows[1:] or self._windows)
         if bottleneck is not None:
             self._event(outcome.step, "bottleneck", bottleneck.record())
+        if outcome.reached is not None and self.target is not None and outcome.evaluation is not None:
+            event = "target_reached" if outcome.reached else "target_missed"
+            self._event(outcome.step, event, self.target.detail(outcome.evaluation))
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
         return outcome
 
@@ -156,6 +166,8 @@ class Trainer:
         parts, timetable = self.parts, self.timetable
         pending: PendingTotals | None = None
         evaluation = self._evaluate(self.first_step) if self.evaluate_first else None
+        if self._reaches(evaluation):  # ended between this evaluation and its record as finished
+            return self._finished(self.first_step, evaluation)
         with closing(parts.batches_from(self.first_step)) as batches:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
                 is_last = step == timetable.total_steps
@@ -164,9 +176,11 @@ class Trainer:
                 parts.liveness.enter("step", step)
                 profiled = nullcontext() if parts.profiler is None else parts.profiler.step(step)
                 with profiled, self._timer.running(step):
+                    parts.layers.begin(step)
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
                     asked, local_s = parts.supervisor.stop_requested(), parts.liveness.local_step_time_s()
                     finished = parts.exchange.finish(step, sums, asked, local_s, self._checksum)
+                    of_layers = parts.layers.end(step, sums)
                     if not sums.skipped:  # after the exchange, which updates the running statistics
                         parts.average(step)
                     previous, pending = pending, finished
@@ -174,6 +188,8 @@ class Trainer:
 
                 # --- totals of the previous step
                 stop = self._record(totals) if totals else False
+                if of_layers is not None:
+                    parts.sink.write(of_layers)
                 parts.checkpoints.poll()
 
                 # --- events of this step boundary
@@ -186,13 +202,24 @@ class Trainer:
                 stop = stop and not is_last
                 # A stop request does not wait for an evaluation: the next attempt begins with it.
                 evaluation = self._evaluate(step) if evaluation_is_due and not stop else None
-                if checkpoint_is_due or stop:
-                    self._save(step, evaluation, wait=stop or is_last)
+                ends_early = self._reaches(evaluation) and not is_last
+                if ends_early and step % timetable.log_every and totals is not None:
+                    self._log(totals)
+                if checkpoint_is_due or stop or ends_early:
+                    self._save(step, evaluation, wait=stop or is_last or ends_early)
                 if stop:
                     return Outcome(step, finished=False, evaluation=None)
+                if ends_early:
+                    return self._finished(step, evaluation)
         if evaluation is None:  # resumed after the last step
             evaluation = self._evaluate(timetable.total_steps)
-        return Outcome(max(timetable.total_steps, self.first_step), finished=True, evaluation=evaluation)
+        return self._finished(max(timetable.total_steps, self.first_step), evaluation)
+
+    def _reaches(self, evaluation: Evaluation | None) -> bool:
+        return self.target is not None and evaluation is not None and self.target.is_reached(evaluation.record())
+
+    def _finished(self, step: int, evaluation: Evaluation | None) -> Outcome:
+        return Outcome(step, True, evaluation, None if self.target is None else self._reaches(evaluation))
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine requests it."""
@@ -235,6 +262,7 @@ class Trainer:
                 "data_wait_s": window.input_s,
                 "time_left_s": (self.timetable.total_steps - totals.step) * window.step_s,
                 **totals.scaling,
+                **_summary(totals.trust_ratios),
             }
         )
 
@@ -255,12 +283,14 @@ class Trainer:
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.liveness.enter("evaluate", step)
         started = time.perf_counter()
-        evaluation = self.parts.evaluate()
+        evaluation = self.parts.evaluate(step)
         seconds = time.perf_counter() - started
         if evaluation.num_nonfinite:
             text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
-        record = {"kind": "eval", "step": step, "epoch": self._epoch(step), **asdict(evaluation), "time_s": seconds}
+        elif wrong := [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]:
+            log.warning("the metric %s is not finite in the evaluation after step %d", ", ".join(wrong), step)
+        record = {"kind": "eval", "step": step, "epoch": self._epoch(step), **evaluation.record(), "time_s": seconds}
         self.parts.sink.write(record)
         return evaluation
 
@@ -277,3 +307,11 @@ class Trainer:
 
     def _epoch(self, step: int) -> float:
         return step * self.timetable.batch_size / self.timetable.num_samples
+
+
+def _summary(trust_ratios: Sequence[float]) -> dict[str, float]:
+    """The part of a train record about the trust ratios of the layers; empty without any."""
+    if not trust_ratios:
+        return {}
+    middle = statistics.median(trust_ratios)
+    return {"trust_ratio_min": min(trust_ratios), "trust_ratio_median": middle, "trust_ratio_max": max(trust_ratios)}

@@ -42,7 +42,9 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_example_trains(folder: Path) -> None:
     done = run(folder, "-m", "launcher.train", "own.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((folder / "runs" / "own" / "FINISHED").read_text())["step"] == 5
+    summary = json.loads((folder / "runs" / "own" / "FINISHED").read_text())
+    assert summary["step"] == 5
+    assert (folder / "margins.txt").read_text().splitlines()[-1] == f"5 {summary['metrics']['margin']}"
 
 
 def test_the_engine_and_the_model_of_the_example_conform(folder: Path) -> None:
@@ -56,5 +58,10 @@ def test_every_key_that_takes_a_function_is_in_the_table() -> None:
     pattern = r"^\| ([a-z.]+) \| `function\("
     documented = set(re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     # Rows of docs/config.md: keys of type text whose meaning names package.module:function.
-    keys = set(re.findall(r"^\| ([a-z.]+) \| text \|.*package\.module:function", page(), re.MULTILINE))
-    assert documented == keys == {"model.name", "optimizer.name", "schedule.decay", "data.source", "engine.name"}
+    types = "text|text or null|list of texts"
+    keys = set(re.findall(rf"^\| ([a-z.]+) \| (?:{types}) \|.*package\.module:function", page(), re.MULTILINE))
+    assert documented == keys
+    assert keys == {
+        *("model.name", "optimizer.name", "schedule.decay", "data.source", "engine.name"),
+        *("data.augmentation.name", "loss.name", "evaluate.metrics", "log.hook"),
+    }

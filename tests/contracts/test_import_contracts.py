@@ -30,6 +30,7 @@ class Plant(NamedTuple):
 PLANTS = [
     Plant("Layers of launcher", "launcher/errors.py", "launcher.cli"),
     Plant("Layers of launcher", "launcher/local/run.py", "launcher.ray_backend.driver"),
+    Plant("Layers of launcher", "launcher/api.py", "launcher.study.plan"),
     Plant("Layers of launcher", "launcher/new_module.py", "launcher.errors"),  # in no layer
     Plant("Layers of resnet_dist", "resnet_dist/training/device.py", "resnet_dist.build"),
     Plant("Layers of resnet_dist", "resnet_dist/engines/ddp.py", "resnet_dist.checkpoint.format"),

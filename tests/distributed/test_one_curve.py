@@ -39,6 +39,7 @@ from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
+    AugmentationRecipe,
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
@@ -54,6 +55,7 @@ from resnet_dist.recipe.schema import (
 from resnet_dist.stop_request import Unattended
 from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, read_metrics
 from resnet_dist.training.ema import WeightAverage
+from resnet_dist.training.evaluate import Evaluation
 from tests.distributed.forked import run_forked, run_script
 
 STEPS = 20
@@ -63,6 +65,7 @@ FIRST_STEP = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 2e-4, "float16": 1e
 # float32: losses only, since the gradient's norm amplifies rounding a hundred times more; 7.8e-5 was the largest seen
 ALL_STEPS = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 2e-3, "float16": 5e-4, "bfloat16 gradients": 1e-4}
 EMA_DECAY = 0.9
+LAYERS_EVERY = 10  # steps
 NUM_VAL = 355  # images of the val split: no multiple of workers x evaluate.batch_size, which is 64
 KILLED_IN, CHECKPOINT_EVERY = 8, 5  # steps, the first since an attempt began
 TIMEOUT_S = 400
@@ -77,16 +80,17 @@ class Case:
     span: str
     clipping: bool
     precision: str
+    variant: str = ""  # of VARIANTS
 
     @property
     def baseline(self) -> Case:
         """The same recipe in one process, with DDP and whole batches."""
         precision = "float32" if self.precision == "bfloat16 gradients" else self.precision
-        return Case(1, "ddp", 1, self.optimizer, self.span, self.clipping, precision)
+        return Case(1, "ddp", 1, self.optimizer, self.span, self.clipping, precision, self.variant)
 
     @property
     def name(self) -> str:
-        return " ".join(str(value) for value in asdict(self).values())
+        return " ".join(str(value) for value in asdict(self).values() if value != "")
 
 
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -117,7 +121,52 @@ ROUNDED = [
     Case(3, "zero-2", 1, "sgd", "global", False, "bfloat16 gradients"),
 ]
 
-RESIZED = Case(3, "ddp", 3, "lars", "5", True, "float64")  # of the run that is killed; on 3 workers 3, 3, 4 samples
+# Changes of the recipe that no pair of values above reaches: sections with their keys.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "": {},
+    "frozen": {"model": {"freeze": ("conv1", "bn1", "layer1", "layer3.0.bn1")}, "data": {"subset": 200}},
+    "evaluation": {"evaluate": {"train": True, "precise_batch_norm": 2, "metrics": (f"{__name__}:margin",)}},
+    "nesterov": {"optimizer": {"nesterov": True, "lr_factors": {"layer2": 0.5}}},  # its layers are recorded, too
+    "lamb": {"optimizer": {"name": "lamb", "nesterov": False}, "schedule": {"peak_lr": 0.005}},
+    "adamw": {"optimizer": {"name": "adamw", "nesterov": False, "epsilon": 1e-6}, "schedule": {"peak_lr": 0.001}},
+    "penalties": {
+        "optimizer": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        "regularization": {"l1": 1e-3},
+    },
+    "masks": {"regularization": {"dropout": 0.2, "stochastic_depth": 0.3}},
+    "mixed": {
+        "data": {"color_jitter": 0.4, "augmentation": AugmentationRecipe(name="randaugment")},
+        "loss": {"name": "bce", "target_threshold": 0.2, "class_weights": "balanced"},
+        "regularization": {"mixup": 0.2, "cutmix": 1.0, "random_erasing": 0.5},
+    },
+}
+VARIED = [
+    Case(2, "ddp", 1, "lars", "5", False, "float64", "nesterov"),
+    Case(3, "ddp", 2, "lars", "5", False, "float64", "nesterov"),
+    Case(2, "zero-2", 1, "lars", "global", True, "float32", "nesterov"),
+    Case(2, "ddp", 2, "lars", "5", True, "float64", "lamb"),
+    Case(3, "ddp", 1, "lars", "5", True, "float64", "lamb"),
+    Case(3, "zero-1", 2, "lars", "5", False, "float32", "lamb"),
+    Case(2, "ddp", 1, "sgd", "global", True, "float64", "adamw"),
+    Case(3, "ddp", 3, "sgd", "5", True, "float64", "adamw"),
+    Case(3, "zero-2", 1, "sgd", "global", False, "float32", "adamw"),
+    Case(2, "ddp", 3, "sgd", "5", True, "float64", "penalties"),
+    Case(3, "ddp", 1, "sgd", "5", True, "float64", "penalties"),
+    Case(2, "zero-1", 2, "sgd", "5", True, "float32", "penalties"),
+    Case(2, "ddp", 2, "sgd", "5", False, "float64", "masks"),
+    Case(3, "ddp", 1, "lars", "global", True, "float64", "masks"),
+    Case(2, "zero-1", 1, "sgd", "global", False, "float32", "masks"),
+    Case(2, "ddp", 2, "lars", "5", False, "float64", "evaluation"),
+    Case(3, "ddp", 1, "sgd", "global", False, "float64", "evaluation"),
+    Case(2, "ddp", 2, "sgd", "5", False, "float64", "frozen"),
+    Case(3, "ddp", 1, "lars", "global", True, "float64", "frozen"),
+    Case(3, "zero-1", 1, "lars", "5", False, "float32", "frozen"),
+    Case(2, "ddp", 1, "sgd", "5", False, "float64", "mixed"),
+    Case(3, "ddp", 3, "lars", "5", True, "float64", "mixed"),  # 5 pairs a micro-batch: 2, 4, 4 samples
+]
+
+# of the run that is killed; on 3 workers 3, 3, 4 samples
+RESIZED = Case(3, "ddp", 3, "lars", "5", True, "float64", "masks")
 
 
 def covering_array() -> list[Case]:
@@ -138,7 +187,7 @@ def covering_array() -> list[Case]:
 
 def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
     engine, _, stage = case.engine.partition("-")
-    return Recipe(
+    base = Recipe(
         data=DataRecipe(root=str(root), resolution=16, crop_area=(0.7, 1.0), flip=False),
         batch=BatchRecipe(size=BATCH, num_micro_batches=case.micro_batches),
         duration=Duration.parse(f"{STEPS} steps"),
@@ -160,6 +209,8 @@ def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
         precision="float32" if case.precision == "bfloat16 gradients" else case.precision,  # type: ignore[arg-type]
         speed=speed,
     )
+    sections = VARIANTS[case.variant].items()
+    return dataclasses.replace(base, **{key: dataclasses.replace(getattr(base, key), **own) for key, own in sections})
 
 
 def curve(
@@ -169,30 +220,51 @@ def curve(
 
     In float64 the last record also has what an evaluation of the model finds.
     """
-    options = RunOptions(CheckpointOptions(folder / "checkpoints"), folder / "index", Duration.parse("1000 steps"), 1)
+    options = RunOptions(
+        CheckpointOptions(folder / "checkpoints"),
+        folder / "index",
+        Duration.parse("1000 steps"),
+        log_every=1,
+        layers_every=LAYERS_EVERY if case.variant == "nesterov" and case.engine == "ddp" else None,
+    )
     worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=num_threads)
     trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, options, NoSink(), Unattended())
     parts, records = trainer.parts, []
     with torch.no_grad():
         weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
+    before = evaluated(parts.evaluate(3)) if case.variant == "evaluation" else {}  # of the initial weights
     average = WeightAverage(parts.engine.module, EMA_DECAY)
     batches = parts.batches_from(0)
     for step in range(1, STEPS + 1):
         taken = list(itertools.islice(batches, case.micro_batches))
         rate = parts.learning_rate(step - 1)
+        parts.layers.begin(step)
         sums = parts.engine.step(map(parts.to_device, taken), rate)
         checksum = sum(batch.checksum for batch in taken)
         totals = parts.exchange.finish(step, sums, checksum=checksum).read()
         if not sums.skipped:
             average.update(step)
         records.append({"loss": totals.loss, "lr": rate, "norm": totals.gradient_norm, "ids": totals.checksum})
+        for layer, numbers in (parts.layers.end(step, sums) or {"layers": {}})["layers"].items():
+            records[-1] |= {f"{key} of {layer}": value for key, value in numbers.items()}
     batches.close()
     parts.checkpoints.close(patient=True)
     records[0]["weights"] = weights
     records[-1]["average"] = squares(average.state())
     if case.precision == "float64":
-        records[-1] |= {f"val {key}": value for key, value in asdict(parts.evaluate()).items() if key != "weights"}
+        records[0] |= before
+        records[-1] |= evaluated(parts.evaluate(STEPS))
     return records
+
+
+def evaluated(evaluation: Evaluation) -> dict[str, float]:
+    values = evaluation.record()
+    return {f"val {key}": value for key, value in (values | values.pop("metrics", {})).items() if key != "weights"}
+
+
+def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A metric of the user's."""
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1) - logits.amax(1)
 
 
 def squares(tensors: Mapping[str, torch.Tensor]) -> float:
@@ -295,7 +367,7 @@ def differences(curve: list[dict[str, float]], other: list[dict[str, float]], pr
 
 # --- the tests
 
-CASES = covering_array() + ROUNDED
+CASES = covering_array() + ROUNDED + VARIED
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +412,41 @@ def test_an_evaluation_counts_every_image_once_on_any_number_of_workers(
         for key in ("val num_samples", "val num_nonfinite", "val top1", "val top5"):
             assert own[key] == baseline[key], (case.name, key)
         assert own["val loss"] == pytest.approx(baseline["val loss"], rel=ALL_STEPS["float64"])
+
+
+def test_precise_batch_norm_the_training_split_and_metrics_are_the_same_on_any_number_of_workers(
+    curves: dict[str, list[dict[str, float]]],
+) -> None:
+    cases = [case for case in VARIED if case.variant == "evaluation"]
+    assert {case.workers for case in cases} == {2, 3}
+    for case in cases:
+        own, baseline = curves[case.name], curves[case.baseline.name]
+        for step, band in ((0, 1e-12), (-1, ALL_STEPS["float64"])):
+            assert own[step]["val train_top1"] == baseline[step]["val train_top1"]
+            for key in ("val loss", "val train_loss", "val margin"):
+                assert own[step][key] == pytest.approx(baseline[step][key], rel=band), (case.name, key)
+
+
+def test_what_is_recorded_of_each_layer_is_the_same_on_any_number_of_workers(
+    curves: dict[str, list[dict[str, float]]],
+) -> None:
+    cases = [case for case in VARIED if case.variant == "nesterov" and case.engine == "ddp"]
+    for case in cases:
+        own, baseline = curves[case.name], curves[case.baseline.name]
+        for step, band in ((1, 1e-12), (LAYERS_EVERY, ALL_STEPS["float64"]), (STEPS, ALL_STEPS["float64"])):
+            keys = [key for key in baseline[step - 1] if " of " in key]
+            assert len(keys) == 20 * 5  # of the convolutions and the classifier of ResNet-20
+            for key in keys:
+                assert own[step - 1][key] == pytest.approx(baseline[step - 1][key], rel=band), (case.name, step, key)
+
+
+def test_how_a_run_is_evaluated_changes_nothing_of_its_training(curves: dict[str, list[dict[str, float]]]) -> None:
+    for case in {case.baseline for case in VARIED if case.variant == "evaluation"}:
+        plain = curves[dataclasses.replace(case, variant="").name]
+        own = curves[case.name]
+        keys = ("loss", "norm", "ids", "average")
+        assert [[record.get(key) for key in keys] for record in own] == [[r.get(key) for key in keys] for r in plain]
+        assert own[-1]["val loss"] != plain[-1]["val loss"]  # other statistics
 
 
 def test_a_run_that_is_killed_goes_on_with_fewer_workers_in_the_middle_of_an_epoch(

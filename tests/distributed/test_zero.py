@@ -31,7 +31,7 @@ from resnet_dist.errors import CheckpointError
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.spans import Spans
-from resnet_dist.optim import Lars, decay_groups
+from resnet_dist.optim import Lamb, Lars, add_decoupled_decay, add_l1, decay_groups
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.telemetry.metrics_file import NoSink
 from resnet_dist.training.checkpointing import RunCheckpoints
@@ -43,7 +43,7 @@ BATCH_SIZE, SPAN, CLASSES, STEPS, LEARNING_RATE, TIMEOUT_S = 22, 11, 7, 10, 0.05
 # by 1.1e-7, momenta by 2.7e-7, and where bfloat16 takes part losses by 3.2e-4.
 FIRST_STEP, AFTER, BFLOAT16_BAND = 1e-6, 2e-6, 2e-3
 
-OptimizerName = Literal["sgd", "lars", "lars_inside"]
+OptimizerName = Literal["sgd", "sgdw, l1", "lars", "lars_inside", "lars_nesterov", "lamb", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,14 @@ CASES = {
     "lars": Case("lars"),
     "lars, clipped": Case("lars", clipping=0.5),
     "lars with the rate inside, 2 micro-batches": Case("lars_inside", 2),
+    "lars, nesterov": Case("lars_nesterov"),
+    "lamb": Case("lamb"),
+    "adamw, clipped": Case("adamw", clipping=0.5),
+    "sgd, decoupled weight decay and l1, clipped": Case("sgdw, l1", clipping=0.5),
 }
 STAGES = (0, 1, 2)
 BROKEN_AT = 5  # steps after which a state is saved on 2 workers (in one piece) or on 4 (in parts), to be loaded on 3
-RESUMED = ("sgd", "lars")
+RESUMED = ("sgd", "lars", "lamb")
 BFLOAT16 = {
     "autocast": Case("lars", autocast=True),
     "gradients": Case("lars", gradient_dtype=torch.bfloat16),
@@ -93,8 +97,19 @@ def model_of(case: Case, rank: int, world_size: int) -> nn.Module:
 def optimizer_of(case: Case, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if case.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=1e-3)
+    if case.optimizer == "sgdw, l1":
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+        add_decoupled_decay(optimizer, 0.1)
+        add_l1(optimizer, 1e-3)
+        return optimizer
+    if case.optimizer == "lamb":
+        return Lamb(groups, weight_decay=1e-2, epsilon=0.01)  # a bias before batch norm has a gradient of rounding only
+    if case.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=1e-2, eps=1e-3)
     inside = case.optimizer == "lars_inside"
-    return Lars(groups, momentum=0.9, weight_decay=1e-3, trust_coefficient=0.1, lr_in_momentum=inside)
+    nesterov = case.optimizer == "lars_nesterov"
+    settings: dict[str, float] = {"momentum": 0.9, "weight_decay": 1e-3, "trust_coefficient": 0.1}
+    return Lars(groups, lr_in_momentum=inside, nesterov=nesterov, **settings)
 
 
 class LarsOfOne(torch.optim.Optimizer):
@@ -119,7 +134,7 @@ class LarsOfOne(torch.optim.Optimizer):
 
 def engine_of(kind: str, case: Case, net: nn.Module) -> tuple[Engine, torch.optim.Optimizer]:
     """The engine, and the optimizer that it was given."""
-    groups = decay_groups(net)
+    groups = decay_groups(net, {"0": 0.5})  # groups of two factors of the learning rate
     optimizer = optimizer_of(case, groups)
     settings: dict[str, Any] = {
         "batch_size": BATCH_SIZE,
@@ -132,7 +147,12 @@ def engine_of(kind: str, case: Case, net: nn.Module) -> tuple[Engine, torch.opti
         return DdpEngine(net, optimizer, loss_sum, **settings), optimizer
     if kind == "oracle":
         single = [
-            {"params": [p], "decay": group["decay"], "weight_decay": group.get("weight_decay", 1e-3)}
+            {
+                "params": [p],
+                "decay": group["decay"],
+                "weight_decay": group.get("weight_decay", 1e-3),
+                "lr_factor": group["lr_factor"],
+            }
             for group in groups
             for p in group["params"]
         ]
@@ -170,7 +190,7 @@ def train(
     engine, optimizer = engine_of(kind, case, net)
     if start is not None:
         engine.load_optimizer_state(start["optimizer"])
-    record: dict[str, Any] = {"losses": [], "norms": []}
+    record: dict[str, Any] = {"losses": [], "norms": [], "ratios": []}
     for step in range(0 if start is None else BROKEN_AT, STEPS):
         if save and step == BROKEN_AT:
             model = {name: value.clone() for name, value in net.state_dict().items()}
@@ -185,6 +205,7 @@ def train(
         dist.all_reduce(totals)
         record["losses"].append(totals[0].item() / BATCH_SIZE)
         record["norms"].append(totals[1].sqrt().item())
+        record["ratios"].append(None if sums.trust_ratios is None else sums.trust_ratios.tolist())
     record["weights"] = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     record["state"] = {name: dict(entries) for name, entries in engine.optimizer_state().items()}
     record["num_held"] = sum(tensor.numel() for held in optimizer.state.values() for tensor in held.values())
@@ -285,6 +306,17 @@ def test_gradient_norms_before_clipping_are_those_of_ddp(
     close(ours["norms"], theirs["norms"])
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("lars", "lamb"))])
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_workers_have_the_trust_ratios_of_ddp(worlds: dict[int, Records], size: int, name: str) -> None:
+    theirs = worlds[size][0][name, "ddp"]["ratios"]
+    assert len(theirs[0]) == 4  # the weights that decay
+    for stage in STAGES:
+        for records in worlds[size]:
+            assert records[name, f"zero {stage}"]["ratios"] == worlds[size][0][name, f"zero {stage}"]["ratios"]
+        close(worlds[size][0][name, f"zero {stage}"]["ratios"], theirs, 1e-5)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_clipping_is_at_work_in_the_clipped_cases(worlds: dict[int, Records], size: int) -> None:
     clipped, free = worlds[size][0]["lars, clipped", "zero 2"], worlds[size][0]["lars", "zero 2"]
@@ -315,7 +347,9 @@ def test_all_workers_hold_the_same_model_and_give_the_same_state(
 def test_the_optimizers_state_is_that_of_ddp(worlds: dict[int, Records], size: int, name: str, stage: int) -> None:
     ours, theirs = pair(worlds, size, name, stage)
     assert list(ours["state"]) == list(theirs["state"]) == list(theirs["weights"])
-    assert {key for entries in ours["state"].values() for key in entries} == {"momentum_buffer"}
+    adam = {"exp_avg", "exp_avg_sq", "step"}
+    expected = adam if CASES[name].optimizer in ("lamb", "adamw") else {"momentum_buffer"}
+    assert {key for entries in ours["state"].values() for key in entries} == expected
     close(ours["state"], theirs["state"])
 
 
@@ -329,8 +363,8 @@ def test_each_worker_holds_its_part_of_the_optimizers_state_from_stage_1_on(
     [whole] = set(held("ddp"))
     assert held("zero 0") == [whole] * size
     for stage in (1, 2):
-        # two groups, each padded to a multiple of twice the number of workers
-        assert all(whole / size <= num < whole / size + 2 * 2 for num in held(f"zero {stage}"))
+        # four groups, each padded to a multiple of twice the number of workers
+        assert all(whole / size <= num < whole / size + 4 * 2 for num in held(f"zero {stage}"))
 
 
 @pytest.mark.parametrize("kind", ["ddp", "zero 0", "zero 1", "zero 2"])

@@ -7,6 +7,7 @@ module has the rules for some sections: VALUES, USES and a function `problems`. 
 from __future__ import annotations
 
 from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.durations import resolved
 from resnet_dist.recipe.requirements import uses, values, whole
 from resnet_dist.recipe.rules import batch, data, engine, evaluation, model, optimizer, regularization, schedule
 from resnet_dist.recipe.rules.batch import settled
@@ -36,10 +37,14 @@ _SECTIONS = (model, data, regularization, batch, optimizer, schedule, evaluation
 def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) -> list[RecipeError]:
     """All errors in `recipe` on `world_size` workers; empty if it can be trained.
 
-    `num_samples` is the training split's size if it is known; it defaults to `recipe.data.num_samples`. Durations in
-    different units are compared only if it is known.
+    `num_samples` is the number of images that are trained on, if it is known; it defaults to
+    `recipe.data.num_trained()`. Durations in different units are compared only if it is known.
     """
-    num_samples = recipe.data.num_samples if num_samples is None else num_samples
+    num_samples = recipe.data.num_trained() if num_samples is None else num_samples
+    try:
+        recipe = resolved(recipe, recipe.duration)
+    except RecipeError as error:
+        return [error]
     return [
         *values(recipe, (("seed", *whole(0, _LARGEST_SEED)),)),
         *(error for section in _SECTIONS for error in values(recipe, section.VALUES)),

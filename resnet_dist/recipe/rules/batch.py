@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, automatic_span
+from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, automatic_span, unit_of
 from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, Uses, Values, nearest_divisors, whole
 from resnet_dist.recipe.schema import Recipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 PARTS = ("batch.size", "batch.num_micro_batches")  # the keys that give the size of a micro-batch
+MIXING = ("regularization.mixup", "regularization.cutmix")  # the keys that mix pairs of samples
 
 VALUES: Values = (
     ("batch.size", *whole(1)),
@@ -22,17 +23,20 @@ VALUES: Values = (
     ("batch_norm.epsilon", ABOVE_0[0], "a number above 0, or leave it out"),
 )
 
-USES: Uses = ()
+USES: Uses = tuple(
+    (f"batch_norm.{key}", lambda r: r.model.normalisation == "batch", "model.normalisation", "batch")
+    for key in ("span", "momentum", "epsilon")
+)
 
 
 def settled(recipe: AnyRecipe) -> AnyRecipe:
     """`recipe` with a batch-norm span `auto` replaced by a number of samples or `global`.
 
     Call it before `num_micro_batches: auto` is resolved, since the span must not change with that number. An `auto` for
-    which there is no span stays; `problems` explains why.
+    which there is no span stays; `problems` explains why. It also stays in a network without batch norm.
     """
     micro_batch = _micro_batch(recipe)
-    if recipe.batch_norm.span != "auto" or micro_batch is None:
+    if recipe.batch_norm.span != "auto" or micro_batch is None or recipe.model.normalisation == "none":
         return recipe
     span = automatic_span(micro_batch)
     if span == "global" and recipe.batch.parts != 1:
@@ -49,13 +53,22 @@ def problems(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
 def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
     size, parts = recipe.batch.size, recipe.batch.parts
     micro_batch = _micro_batch(recipe)
-    if micro_batch is not None and world_size > micro_batch:
+    unit = unit_of(recipe)
+    if micro_batch is not None and micro_batch % unit:
+        yield RecipeError(
+            "batch.size",
+            f"found {size} with num_micro_batches {parts}: mixup and CutMix mix pairs, and a micro-batch of {micro_batch}"
+            " samples is odd",
+            "an even batch.size / num_micro_batches",
+            (*PARTS[1:], *MIXING),
+        )
+    elif micro_batch is not None and world_size > micro_batch // unit:
         yield RecipeError(
             "workers",
-            f"found {world_size}, more than the {micro_batch} samples of a micro-batch"
-            f" (batch.size {size} / num_micro_batches {parts}): some workers would have no samples",
-            f"at most {micro_batch}, or a larger batch",
-            PARTS,
+            f"found {world_size}, more than the {micro_batch // unit} {'samples' if unit == 1 else 'pairs'} of a"
+            f" micro-batch (batch.size {size} / num_micro_batches {parts}): some workers would have no samples",
+            f"at most {micro_batch // unit}, or a larger batch",
+            PARTS if unit == 1 else (*PARTS, *MIXING),
         )
     elif micro_batch is None and 1 <= size <= LARGEST_COUNT and parts >= 1:
         found = f"found {parts}, which does not divide batch.size {size}"
@@ -64,8 +77,8 @@ def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
 
 def _batch_norm(recipe: Recipe) -> Iterator[RecipeError]:
     span, micro_batch = settled(recipe).batch_norm.span, _micro_batch(recipe)
-    if micro_batch is None:
-        return  # reported by `_batch`
+    if micro_batch is None or recipe.model.normalisation == "none":
+        return  # reported by `_batch`, or in USES
     if span == "auto":
         yield RecipeError(
             "batch_norm.span",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.requirements import ABOVE_0, Uses, Values, one_of, whole
+from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, Uses, Values, one_of, whole
 from resnet_dist.recipe.schema import Recipe
 
 SOURCE_NAMES = ("imagefolder",)
@@ -21,6 +21,11 @@ VALUES: Values = (
     ("data.std", lambda std: all(map(ABOVE_0[0], std)), "three numbers above 0"),
     ("data.prefetch", *whole(1)),
     ("data.num_samples", *whole(1)),
+    (
+        "data.subset",
+        lambda part: 0 < part < 1 or (isinstance(part, int) and 1 <= part <= LARGEST_COUNT),
+        "a number of images (a whole number from 1 up), or a fraction above 0 and below 1",
+    ),
 )
 
 USES: Uses = ()
@@ -29,3 +34,7 @@ USES: Uses = ()
 def problems(recipe: Recipe) -> Iterator[RecipeError]:
     """Errors in the source of the images."""
     yield from one_of("data.source", recipe.data.source, SOURCE_NAMES)
+    num_samples, subset = recipe.data.num_samples, recipe.data.subset
+    if num_samples is not None and isinstance(subset, int) and subset > num_samples:
+        found = f"found {subset}, and the training split has {num_samples} images (data.num_samples)"
+        yield RecipeError("data.subset", found, f"at most {num_samples}, or leave it out", ("data.num_samples",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.durations import Duration
@@ -14,6 +15,7 @@ from resnet_dist.recipe.schema import Recipe
 
 DECAY_NAMES = ("constant", "cosine", "polynomial", "exponential", "trapezoid", "step")
 _WITHOUT_END = ("constant", "step")
+_WITH_END = "cosine, polynomial, exponential, trapezoid or package.module:function"
 
 VALUES: Values = (
     ("duration", *DURATION_ABOVE_0),
@@ -23,6 +25,7 @@ VALUES: Values = (
     ("schedule.end_lr", *FROM_0),
     ("schedule.power", *ABOVE_0),
     ("schedule.gamma", lambda value: 0 < value < 1, "above 0 and below 1"),
+    ("schedule.decay_length", *DURATION_ABOVE_0),
 )
 
 USES: Uses = (
@@ -30,7 +33,10 @@ USES: Uses = (
     ("schedule.power", lambda r: r.schedule.decay == "polynomial", "schedule.decay", "polynomial"),
     ("schedule.gamma", lambda r: r.schedule.decay == "step", "schedule.decay", "step"),
     ("schedule.milestones", lambda r: r.schedule.decay == "step", "schedule.decay", "step"),
-    ("schedule.end_lr", lambda r: r.schedule.decay not in _WITHOUT_END, "schedule.decay", "cosine or polynomial"),
+    ("schedule.end_lr", lambda r: r.schedule.decay not in _WITHOUT_END, "schedule.decay", _WITH_END),
+    ("schedule.decay_length", lambda r: r.schedule.decay == "trapezoid", "schedule.decay", "trapezoid"),
+    # `table` is for a recipe with neither of the two, which `peak_learning_rate` checks
+    ("schedule.scaling", lambda r: r.schedule.peak_lr is None, "schedule.base_lr", "in place of schedule.peak_lr"),
 )
 
 
@@ -40,6 +46,7 @@ def problems(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
     yield from _warmup(recipe, num_samples)
     yield from _learning_rates(recipe)
     yield from _milestones(recipe, num_samples)
+    yield from _decay(recipe, num_samples)
 
 
 def shorter_than(recipe: Recipe, steps: int, num_samples: int | None) -> list[RecipeError]:
@@ -65,7 +72,7 @@ def _warmup(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
 
 def _learning_rates(recipe: Recipe) -> Iterator[RecipeError]:
     try:
-        peak = peak_learning_rate(recipe.schedule, recipe.batch.size)
+        peak = peak_learning_rate(recipe.schedule, recipe.batch.size, recipe.optimizer)
     except RecipeError as error:
         yield error
         return
@@ -97,6 +104,24 @@ def _milestones(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError
         if longer(milestone, warmup) is False:
             allowed, others = f"durations above the warm-up, {warmup}", ("schedule.warmup", "batch.size")
             yield RecipeError(key, f"found {milestone}, not after warm-up", allowed, others)
+
+
+def _decay(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
+    schedule = recipe.schedule
+    if schedule.decay == "exponential" and schedule.end_lr == 0:
+        allowed = "with schedule.decay exponential: a number above 0, which the LR reaches at the end"
+        yield RecipeError("schedule.end_lr", "found 0", allowed, ("schedule.decay",))
+    if schedule.decay != "trapezoid" or recipe.batch.size < 1:
+        return
+    length = Duration(Fraction(20), "%").of(recipe.duration) if schedule.decay_length is None else schedule.decay_length
+    parts = (schedule.warmup, length, recipe.duration)
+    if num_samples is None and len({part.unit == "epochs" for part in parts if part.count > 0}) > 1:
+        return
+    warmup, decay, total = (part.samples(batch_size=recipe.batch.size, num_samples=num_samples or 1) for part in parts)
+    if recipe.duration.count > 0 and warmup <= total < warmup + decay:
+        found = f"found {length}, which with a warm-up of {schedule.warmup} is longer than the run"
+        others = ("schedule.warmup", "duration", "batch.size")
+        yield RecipeError("schedule.decay_length", found, f"at most {recipe.duration} with the warm-up", others)
 
 
 def _longer(first: Duration, second: Duration, batch_size: int, num_samples: int | None) -> bool | None:

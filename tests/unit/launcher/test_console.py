@@ -57,6 +57,40 @@ def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
     assert "evaluated, average of the weights: top-1" in average
 
 
+def test_the_training_split_and_the_users_metrics_are_shown_where_they_are_evaluated(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    numbers = {"step": 20, "top1": 0.5, "top5": None, "loss": 1.0, "num_samples": 1000, "time_s": 2.0}
+    more = {"train_top1": 0.75, "train_loss": 0.5, "metrics": {"margin": 0.125, "odd": None}}
+    Progress(stream).record({"kind": "eval", **numbers, **more})
+    shown = "  loss 1.0000  margin 0.125  odd not finite  training split: top-1 75.00%  loss 0.5000  (1,000 images"
+    assert shown in stream.getvalue()
+    lines = summary_lines(RunDirectory(tmp_path, "run"), {**SUMMARY, **numbers, **more, "duration": "2 epochs"})
+    assert lines[3:6] == [
+        "  training     top-1 75.00%, loss 0.5000 on the training images",
+        "  margin       0.125",
+        "  odd          not finite",
+    ]
+
+
+def test_a_target_that_is_reached_or_missed_is_shown(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    progress, event = Progress(stream), {"kind": "event", "step": 500}
+    top1 = {"metric": "top1", "target": 0.759, "value": 0.7612}
+    progress.record({**event, "event": "target_reached", "detail": top1})
+    progress.record({**event, "event": "target_missed", "detail": {"metric": "loss", "target": 0.5, "value": None}})
+    assert stream.getvalue().splitlines() == [
+        "step 500/n/a  target reached: top-1 76.12% (stop_at 75.90%)",
+        "step 500/n/a  target missed: loss not finite (stop_at 0.5000)",
+    ]
+    summary = {**SUMMARY, "step": 500, "top1": 0.7612, "duration": "2 epochs", "epoch": 1.25}
+    reached = {**summary, "target_reached": True, "stop_at": {"top1": 0.759}}
+    line = "  target       reached after 500 steps, 1.25 epochs: top-1 76.12% (stop_at 75.90%)"
+    assert line in summary_lines(RunDirectory(tmp_path, "run"), reached)
+    missed = {**summary, "target_reached": False, "stop_at": {"loss": 0.5}, "loss": 0.75}
+    line = "  target       MISSED after 500 steps, 1.25 epochs: loss 0.7500 (stop_at 0.5000)"
+    assert line in summary_lines(RunDirectory(tmp_path, "run"), missed)
+
+
 def test_the_bottleneck_is_printed_also_under_the_event_name_of_version_0_1() -> None:
     stream = io.StringIO()
     for name in ("bottleneck", "verdict"):
@@ -97,6 +131,8 @@ def test_the_console_says_where_the_newest_profile_is(tmp_path: Path) -> None:
         {"kind": "event", "event": "bottleneck", "detail": "text"},
         {"kind": "event", "event": ["stopped"], "detail": None},
         {"kind": "event", "event": "stopped"},
+        {"kind": "event", "event": "target_reached", "detail": {"metric": ["top1"], "value": "x"}},
+        {"kind": "eval", "metrics": {"odd": "x"}, "train_top1": []},
     ],
 )
 def test_a_record_of_any_form_is_shown_as_far_as_it_can_be_read(record: dict[str, Any]) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnet_dist.build import whole_model
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.factory import build_engine
-from resnet_dist.models.loss import cross_entropy_sum
+from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import SpanGroup, Spans
 from resnet_dist.optim import build_optimizer, sgd_kernels
@@ -30,16 +31,19 @@ from resnet_dist.recipe.schema import (
     BatchNormRecipe,
     BatchRecipe,
     DataRecipe,
+    LossRecipe,
     ModelRecipe,
     OptimizerRecipe,
     Precision,
     Recipe,
+    RegularizationRecipe,
     ScheduleRecipe,
     SpeedRecipe,
 )
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.ema import WeightAverage
+from resnet_dist.training.masks import add_masks, drawing
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 16, 10
@@ -99,8 +103,9 @@ def recipe_of(
         batch_norm=BatchNormRecipe(span=span),
         optimizer=OptimizerRecipe(name=optimizer, weight_decay=1e-4, gradient_clipping=clipping),
         precision=precision,
+        regularization=RegularizationRecipe(label_smoothing=0.1, dropout=0.1, stochastic_depth=0.1),
         # on a GPU `auto` is foreach; on this CPU it would be fused
-        speed=SpeedRecipe(sgd_kernel="foreach" if optimizer == "sgd" else "auto"),
+        speed=SpeedRecipe(sgd_kernel="foreach"),
     )
 
 
@@ -110,12 +115,14 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         parts = recipe.batch.parts
         model = whole_model(recipe, Spans(BatchLayout(BATCH, parts), 0, recipe.batch_norm.span), CPU)
-        optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, torch.device("cpu")))
-        loss_sum = partial(cross_entropy_sum, label_smoothing=0.1)
+        masks = add_masks(model, recipe)
+        kernels, l1 = sgd_kernels(recipe, torch.device("cpu")), recipe.regularization.l1
+        optimizer = build_optimizer(recipe.optimizer, model, kernels, l1)
+        loss_sum = loss_of(recipe, np.arange(10) % 3, CPU)
         self.engine = build_engine(recipe, model, optimizer, loss_sum)
         self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH)
         self.average = WeightAverage(model, decay=0.9)
-        self.to_device = ToDevice(recipe, CPU)
+        self.to_device = drawing(masks, ToDevice(recipe, CPU, training=True))
         self.size = BATCH // parts
         self.batches = [self.batch(number) for number in range(parts)]
         self.to_device(self.batches[0])  # the channels' mean and deviation are copied once
@@ -158,6 +165,43 @@ def test_no_step_waits(
     assert found == {}
     assert [total.step for total in totals] == list(range(STEPS))
     assert totals[-1].loss < totals[0].loss  # they were steps
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "lars", "nesterov": True},
+        {"name": "lars", "lr_in_momentum": False, "lr_factors": {"layer1": 0.1}},
+        {"name": "lamb"},
+        {"name": "sgd", "decoupled_weight_decay": True},
+    ],
+)
+def test_no_step_of_another_optimizer_waits(keys: dict[str, Any]) -> None:
+    recipe = recipe_of("sgd")
+    regularization = replace(recipe.regularization, l1=1e-4)
+    found, totals = waits_of(
+        Run(replace(recipe, optimizer=OptimizerRecipe(weight_decay=1e-4, **keys), regularization=regularization))
+    )
+    assert found == {}
+    assert bool(totals[-1].trust_ratios) is (keys["name"] != "sgd")
+
+
+def test_no_step_of_adamw_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(replace(recipe_of("sgd"), optimizer=OptimizerRecipe(name="adamw", weight_decay=1e-4)))
+    monkeypatch.setattr("torch.optim.adam._get_capturable_supported_devices", lambda supports_xla: ["cpu"])
+    for group in run.engine._optimizer.param_groups:  # type: ignore[attr-defined]
+        group["capturable"] = True  # as it is built for a GPU
+    found, _ = waits_of(run)
+    assert found == {}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_no_step_waits_where_images_are_erased_and_mixed(loss: str) -> None:
+    changes = RegularizationRecipe(label_smoothing=0.1, mixup=0.2, cutmix=1.0, random_erasing=0.5)
+    weighted = LossRecipe(name=loss, class_weights="balanced", target_threshold=0.2 if loss == "bce" else None)
+    found, _ = waits_of(Run(replace(recipe_of("sgd"), regularization=changes, loss=weighted)))
+    # The numbers for erasing and mixing are made on the host, and copied from pinned memory as the images are.
+    assert found == {"aten::lift_fresh": 2 * STEPS}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])

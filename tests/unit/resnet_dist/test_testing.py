@@ -41,6 +41,15 @@ class OwnRate(DdpEngine):
         return super().step(micro_batches, self.rate)
 
 
+class WithoutFactors(DdpEngine):
+    """Writes the learning rate itself, without the groups' factors."""
+
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        for group in self._optimizer.param_groups:
+            group["lr_factor"] = 1.0
+        return super().step(micro_batches, learning_rate)
+
+
 class Forgetful(DdpEngine):
     """Does not take up a state."""
 
@@ -60,6 +69,7 @@ class Lenient(DdpEngine):
     ("engine", "promise"),
     [
         (OfMeans, "step 1 with num_micro_batches 2: the loss, a sum"),
+        (WithoutFactors, "the learning rates of the groups are"),
         (OwnRate, "step 2 with num_micro_batches 1: 0.weight after the update"),
         (Forgetful, "step 3 with num_micro_batches 1"),
         (Lenient, "num_micro_batches 2: a step with 1 must raise ValueError"),

@@ -14,13 +14,14 @@ from launcher.checks.finding import Finding
 from launcher.checks.host_requirements import HostRequirements
 from launcher.checks.suite import host_checks
 from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.schema import ModelRecipe
 
 
 def run(storage: Path) -> RunDirectory:
     return RunDirectory(storage, "run")
 
 
-def space(storage_folder: Path, model: str = "") -> Finding:
+def space(storage_folder: Path, model: ModelRecipe | None = None) -> Finding:
     """Of a run that keeps three checkpoints."""
     return storage.space(storage_folder, *storage.needed_bytes(run(storage_folder), model, keep=3), keep=3)
 
@@ -49,7 +50,8 @@ def test_nothing_is_written_where_the_storage_is_not_there(tmp_path: Path, monke
 
 def test_a_small_model_needs_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 10**8)
-    assert space(tmp_path, "resnet20").status == "pass"
+    assert space(tmp_path, ModelRecipe(name="resnet20")).status == "pass"
+    assert space(tmp_path, ModelRecipe(name="resnet20", width=16.0)).status != "pass"
 
 
 def test_a_storage_below_a_file_fails(tmp_path: Path) -> None:

@@ -33,9 +33,63 @@ def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     return capsys.readouterr().out
 
 
+def test_a_subset_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, "data.subset=0.5")
+    assert "3,441 = 44 epochs of 640,584 images" in text
+    assert "subset        640,584 of the 1,281,167 training images" in text
+    assert "44 epochs of 100,000 images" in plan(capsys, "data.subset=100000")
+    assert cli.main(["plan", CONFIG, "data.subset=1281168"]) == 78
+    assert "data.subset: found 1281168, and the training split has 1281167 images" in capsys.readouterr().err
+
+
+def test_a_subset_of_the_images_that_are_here_is_counted(
+    tmp_path: Path, write_images: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = [f"data.root={write_images(tmp_path / 'images')}", "data.num_samples=null", "duration=10 steps"]
+    here += ["schedule.warmup=2 steps"]
+    assert "10 steps of 4 images" in plan(capsys, *here, "data.subset=50 %")
+    assert "10 steps of 3 images" in plan(capsys, *here, "data.subset=3")
+    assert cli.main(["plan", CONFIG, *here, "data.subset=9"]) == 78
+    assert "found 9, and the training split has 8 images" in capsys.readouterr().err
+
+
 def test_a_batch_larger_than_the_data_set_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "WARNING" not in plan(capsys)
     assert "WARNING: the batch has more than the 5,000 images" in plan(capsys, "data.num_samples=5000")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.num_samples=4096"], "every 1 epoch: 22 times, first after step 1"),  # two epochs in each of 22 steps
+        (["data.num_samples=4096", "duration=5 steps"], "every 1 epoch: 5 times, first after step 1"),
+        (["evaluate.every=10 %"], "every 4.4 epochs: 10 times, first after step 689"),
+        ([], "every 1 epoch: 44 times, first after step 157"),
+    ],
+)
+def test_evaluations_are_counted_as_they_will_be(
+    capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    warmup = ["schedule.warmup=10 %"]
+    assert said in plan(capsys, *warmup, *overrides)
+
+
+def test_a_target_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "target" not in plan(capsys)
+    assert "  target        top-1 75.90%: the first evaluation" in plan(capsys, "stop_at.top1=75.9 %")
+    assert "  target        loss 0.5: the first evaluation" in plan(capsys, "stop_at.loss=0.5")
+
+
+def test_the_corners_of_a_trapezoid(capsys: pytest.CaptureFixture[str]) -> None:
+    trapezoid = "schedule={peak_lr: 2, warmup: 10 %, decay: trapezoid, end_lr: 0.5}"
+    rates = plan(capsys, "duration=100 steps", trapezoid).partition("learning rate\n")[2].splitlines()
+    assert [" ".join(line.split()) for line in rates[:-1]] == [
+        "step 0 0.2 first step",
+        "step 9 2 end of warm-up",
+        "step 50 2 half way",
+        "step 80 2 start of decay",
+        "step 99 0.575 last step",
+    ]
 
 
 def test_the_moving_average_is_shown_with_its_length(capsys: pytest.CaptureFixture[str]) -> None:

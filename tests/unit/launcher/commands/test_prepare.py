@@ -80,20 +80,6 @@ def test_writing_again_keeps_a_complete_folder(digits: Path) -> None:
     assert snapshot(digits) == before
 
 
-@needs_sklearn
-def test_classical_baselines_are_fitted_on_train_and_scored_on_val(tmp_path: Path, few: None) -> None:
-    folder = prepare.write_drawn_digits(tmp_path / "digits")
-    for label in range(10):
-        one_of_each = (folder / "train" / str(label) / "0000.jpg").read_bytes()
-        for file in folder.glob(f"*/{label}/*.jpg"):
-            file.write_bytes(one_of_each)
-    assert prepare.classical_baselines(folder) == {"k": 1, "k_nearest_neighbours": 1.0, "logistic_regression": 1.0}
-    # In val, fives now pretend to be sixes: exactly a tenth is wrong.
-    for file in (folder / "val" / "6").glob("*.jpg"):
-        file.write_bytes((folder / "train" / "5" / "0000.jpg").read_bytes())
-    assert prepare.classical_baselines(folder) == {"k": 1, "k_nearest_neighbours": 0.9, "logistic_regression": 0.9}
-
-
 def test_drawn_digits_are_split_1440_to_360(tmp_path: Path) -> None:
     folder = prepare.write_drawn_digits(tmp_path / "digits")
     train, val = index_image_folder(str(folder), "train"), index_image_folder(str(folder), "val")
@@ -138,7 +124,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_a_folder_with_other_files_is_never_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="not empty and was not written by `prepare`; choose another folder"):
+    with pytest.raises(DataError, match="not empty and was not written by `prepare digits`; choose another folder"):
         prepare.write_drawn_digits(tmp_path)
     assert contents(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -158,8 +144,6 @@ def test_without_scikit_learn_the_demo_draws_its_digits_and_says_so(
     assert json.loads((folder / "digits.json").read_text())["source"] == "drawn"
     with pytest.raises(MissingPackage, match="scikit-learn"):
         prepare.write_digits(tmp_path / "other")
-    with pytest.raises(MissingPackage, match="scikit-learn"):
-        prepare.classical_baselines(folder)
 
 
 @needs_sklearn

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher import cli
-from launcher.commands.render import kubernetes, slurm
+from launcher.commands.render import SWEEP_ENDS, kubernetes, slurm
 from launcher.config import load as configs
 from launcher.errors import ConfigError, UsageError
 from launcher.places.spec import spec_of
@@ -124,8 +124,11 @@ def test_a_place_that_the_launcher_would_override_is_refused(write_config: Write
         slurm(str(file), [], launcher=launcher)  # type: ignore[arg-type]
 
 
-def test_a_sweep_is_a_job_array_of_runs_with_their_own_names(write_config: Write, tmp_path: Path) -> None:
+def test_a_sweep_is_a_job_array_of_runs_with_their_own_names(
+    write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = slurm(str(write_config()), [], sweep=["seed=0,1", "schedule.peak_lr=0.1,0.2"])
+    assert capsys.readouterr().err == f"{SWEEP_ENDS}\n"
     assert [variant.name for variant in job.spec.variants] == [
         "small-seed-0-peak_lr-0.1", "small-seed-0-peak_lr-0.2", "small-seed-1-peak_lr-0.1", "small-seed-1-peak_lr-0.2",
     ]  # fmt: skip

@@ -30,6 +30,7 @@ from launcher.errors import (
 )
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import rule_for
+from resnet_dist.recipe import percentages
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import Recipe, plain
 
@@ -193,6 +194,7 @@ LAUNCHER_RULES = [
     ("notify.no_progress_minutes=5", "notify.no_progress_minutes"),
     ("preemption.notice_s=0", "preemption.notice_s"),
     ("log.every_steps=0", "log.every_steps"),
+    ("log.layers_every_steps=0", "log.layers_every_steps"),
     ("cluster.walltime='4:60:00'", "cluster.walltime"),
     ("cluster.max_requeues=-1", "cluster.max_requeues"),
     ("cluster.walltime=1-00:00:00", "cluster.walltime"),
@@ -207,6 +209,22 @@ def test_the_launchers_own_rules_hold(write: Write, override: str, key: str) -> 
     places = (f"command line: {override}", f"command line: {key}=...")  # the second: the value may be secret
     assert [problem.key for problem in problems] == [key]
     assert problems[0].place in places
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("engine=zero", "engine.name zero, whose gradients are partitioned"),
+        ("engine={name: zero, stage: 1}", "engine ddp, or zero with stage 0"),
+        ("speed.compile=true", "speed.compile true, under which single layers cannot be observed"),
+    ],
+)
+def test_layers_are_recorded_only_where_they_can_be_observed(write: Write, override: str, said: str) -> None:
+    every = "log.layers_every_steps=10"
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [every, override]))
+    assert problem.key == "log.layers_every_steps"
+    assert said in str(problem)
+    config.load(write(MINIMAL), [every, "engine={name: zero, stage: 0}"])
 
 
 def test_every_node_has_the_same_number_of_workers(write: Write) -> None:
@@ -444,7 +462,7 @@ def test_a_secret_is_refused_and_not_shown(write: Write, override: str, allowed:
     assert (problem.key, allowed in problem.allowed) == (override.partition("=")[0], True)
 
 
-@given(st.from_regex(config.DURATION_PATTERN) | st.text("0123456789.eE+- epochstamlgr", max_size=14))
+@given(st.from_regex(config.DURATION_PATTERN) | st.text("0123456789.eE+-% epochstamlgr", max_size=14))
 @settings(deadline=None)
 def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> None:
     try:
@@ -453,10 +471,73 @@ def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> Non
     except ValueError:
         readable = False
     match = re.search(config.DURATION_PATTERN, text)
+    most = 100 if "%" in text else 1e9
     is_large = match is not None and (
-        len(text) > 40 or float(text.split()[0]) > 1e9 or re.search(r"e[+-]?0*\d{3}", text, re.I)
+        len(text) > 40 or float(text.replace("%", " ").split()[0]) > most or re.search(r"e[+-]?0*\d{3}", text, re.I)
     )
     assert (match is not None) == readable or is_large
+
+
+# --- percentages
+
+
+def test_a_part_of_the_run_is_a_duration_and_is_recorded_as_its_length(write: Write, tmp_path: Path) -> None:
+    more = ["schedule.warmup=10 %", "evaluate.every=2.5%", "checkpoint={every: 50 %, keep_every: 100 %}"]
+    run = config.load(write(MINIMAL), more)
+    lengths = (run.schedule.warmup, run.evaluate.every, run.checkpoint.every, run.checkpoint.keep_every)
+    assert [str(length) for length in lengths] == ["0.3 epochs", "0.075 epochs", "1.5 epochs", "3 epochs"]
+    recorded = config.to_yaml(run)
+    assert "warmup: 0.3 epochs" in recorded
+    (tmp_path / "recorded.yaml").write_text(recorded)
+    assert config.load(tmp_path / "recorded.yaml") == run
+    longer = config.load(tmp_path / "recorded.yaml", ["duration=6 epochs"])
+    assert str(longer.schedule.warmup) == "0.3 epochs"
+
+
+@pytest.mark.parametrize("override", ["duration=50 %", "schedule.warmup=101 %", "evaluate.every=0 %", "duration=0 %"])
+def test_what_is_no_part_of_a_run_is_refused_with_its_key(write: Write, override: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [override]))
+    assert problem.key == override.partition("=")[0]
+    assert problem.place == f"command line: {override}"
+
+
+def test_text_of_a_percentage_is_the_number_that_it_names(write: Write) -> None:
+    more = "stop_at: {top1: 75.9 %}\ndata: {root: images, crop_area: [8%, 100 %], evaluation_crop: 87.5 %}\n"
+    lines = [line for line in MINIMAL.splitlines() if not line.startswith("data:")]
+    run = config.load(write("\n".join(lines) + f"\n{more}"), ["optimizer.lr_factors={fc: 250 %}", "seed=1"])
+    assert (run.stop_at.top1, run.data.crop_area, run.data.evaluation_crop) == (0.759, (0.08, 1.0), 0.875)
+    assert run.optimizer.lr_factors == {"fc": 2.5}
+    assert config.load(write(MINIMAL), ["stop_at.top1=66.6 %"]).stop_at.top1 == 0.666
+    from_python = config.from_mapping({**MINIMAL_DATA, "ema": {"decay": "99.99 %"}}, "/")
+    assert from_python.ema.decay == 0.9999
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "seed=50 %",
+            "workers=50 %",
+            "deterministic=100 %",
+            "stop_at.top1=-5 %",
+            "stop_at.top1=75.9",
+            "stop_at.top1=x %",
+        ),
+        *("batch_norm.span=50 %", "stop_at.top1=101 %", "stop_at.top1=1e1 %"),
+    ],
+)
+def test_a_percentage_is_for_numbers_with_a_fraction_alone(write: Write, override: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [override]))
+    assert problem.key == override.partition("=")[0]
+
+
+def test_the_json_schema_allows_percentages_where_the_config_does() -> None:
+    schema = config.json_schema()["$defs"]
+    assert schema["EmaRecipe"]["properties"]["decay"]["anyOf"][0]["type"] == ["number", "string"]
+    assert schema["EmaRecipe"]["properties"]["decay"]["anyOf"][0]["pattern"] == percentages.PATTERN
+    assert schema["DataRecipe"]["properties"]["evaluation_crop"]["type"] == ["number", "string"]
+    assert schema["EmaRecipe"]["properties"]["every_steps"]["type"] == "integer"
+    assert re.search(schema["Duration"]["pattern"], "10 %")
 
 
 def test_the_config_needs_neither_torch_nor_ray() -> None:

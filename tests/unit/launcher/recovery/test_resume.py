@@ -115,6 +115,22 @@ def test_a_longer_duration_says_where_the_learning_rate_goes(old_run: RunDirecto
     assert f"{so_far} to 0.3673 (step 5, the schedule of this config)" in notes
 
 
+def test_a_longer_duration_makes_a_warm_up_of_25_percent_longer_and_says_so(old_run: RunDirectory) -> None:
+    """The run has recorded the length in steps: what 25 % were of its duration."""
+    assert len(choose(load(old_run, "schedule.warmup=25 %"), old_run, "auto").notes) == 2
+    longer = choose(load(old_run, "schedule.warmup=25 %", "duration=16 steps"), old_run, "auto")
+    assert "  changed: schedule.warmup was '2 steps', is '4 steps'" in longer.notes
+    assert longer.notes[-1].endswith("to 0.5 (step 5, the schedule of this config)")
+
+
+def test_the_recorded_config_of_a_run_keeps_its_warm_up_when_it_is_trained_longer(old_run: RunDirectory) -> None:
+    config = load(old_run, "schedule.warmup=25 %")
+    old_run.write_config(configs.to_yaml(config))
+    longer = choose(configs.load(old_run.config, ["duration=16 steps"]), old_run, "auto")
+    assert str(longer.config.schedule.warmup) == "2 steps"
+    assert not any("warmup" in note for note in longer.notes)
+
+
 @pytest.mark.parametrize("duration", ["8 steps", "1024 samples"])
 def test_the_same_learning_rate_is_not_mentioned(old_run: RunDirectory, duration: str) -> None:
     start = choose(load(old_run, f"duration={duration}"), old_run, "auto")

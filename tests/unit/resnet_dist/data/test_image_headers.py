@@ -88,6 +88,23 @@ def test_a_cut_png_is_found(make_photo: Photo, size_of: SizeOf) -> None:
         size_of(encoded(make_photo(45, 71, 1), "PNG")[:-20])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1"])
+def test_the_size_of_a_png_is_read_without_pillow(
+    mode: str, make_photo: Photo, size_of: SizeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(make_photo(45, 71, 1), "PNG", mode)
+    monkeypatch.delattr("resnet_dist.data.image_headers._size_by_pillow")
+    assert size_of(content) == (45, 71)
+
+
+@pytest.mark.parametrize("byte", [11, 14, 19, 23, 24, 31])  # length, type, width, height, depth, checksum
+def test_a_png_whose_header_is_damaged_is_found(byte: int, make_photo: Photo, size_of: SizeOf) -> None:
+    content = bytearray(encoded(make_photo(45, 71, 1), "PNG"))
+    content[byte] ^= 0x55
+    with pytest.raises(DataError, match="cannot be read as an image|is not an image"):
+        size_of(bytes(content))
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

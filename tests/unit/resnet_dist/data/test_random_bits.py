@@ -41,7 +41,20 @@ def test_numbers_never_change() -> None:
 
 
 def test_purposes_never_change() -> None:
-    assert {purpose.name: purpose.value for purpose in Purpose} == {"ORDER": 0, "CROP": 1, "FLIP": 2, "MODEL": 3}
+    assert {purpose.name: purpose.value for purpose in Purpose} == {
+        "ORDER": 0,
+        "CROP": 1,
+        "FLIP": 2,
+        "MODEL": 3,
+        "COLOR_JITTER": 4,
+        "AUGMENTATION": 5,
+        "ERASING": 6,
+        "MIXING": 7,
+        "SUBSET": 8,
+        "DROPOUT": 9,
+        "STOCHASTIC_DEPTH": 10,
+        "STUDY": 100,
+    }
 
 
 def test_numbers_are_a_function_of_the_position_alone() -> None:

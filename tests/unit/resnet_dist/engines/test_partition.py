@@ -1,4 +1,4 @@
-"""LARS on shards of parameters against LARS on whole ones, in float64. Threads play the workers."""
+"""LARS and LAMB on shards of parameters against those on whole ones, in float64. Threads play the workers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from torch import Tensor
 from resnet_dist.engines.partition import (
     AllReduce,
     Partition,
-    PartitionedLars,
     PartitionError,
     PartitionTable,
     check_covered,
     partition_table,
 )
-from resnet_dist.optim import Lars, squared_norms
+from resnet_dist.optim import Lamb, Lars, LayerwiseOptimizer, squared_norms
 
 
 def layout(numels: list[int], world_size: int, alignment: int = 2) -> tuple[list[int], int]:
@@ -161,7 +160,7 @@ def test_norms_added_up_over_workers_are_those_of_whole_tensors(case: tuple[list
     total = torch.zeros(2, len(numels), dtype=torch.float64)
     flats = zip(tables, flats_of(weights, tables), flats_of(gradients, tables), strict=True)
     for table, weight, gradient in flats:
-        Partition(table, total.add_).squared_norms(weight, gradient)
+        Partition(table, total.add_).squared_norms([weight], [gradient])
     expected = torch.stack([squared_norms(weights), squared_norms(gradients)])
     torch.testing.assert_close(total, expected, rtol=1e-13, atol=0)
 
@@ -182,9 +181,18 @@ def groups(parameters: list[list[Tensor]]) -> list[dict[str, Any]]:
     ]
 
 
-def lars(parameters: list[list[Tensor]], lr_in_momentum: bool) -> Lars:
+def lars(parameters: list[list[Tensor]], lr_in_momentum: bool, nesterov: bool = False) -> Lars:
     settings: dict[str, float] = {"momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1, "epsilon": 1e-9}
-    return Lars(groups(parameters), lr_in_momentum=lr_in_momentum, **settings)
+    return Lars(groups(parameters), lr_in_momentum=lr_in_momentum, nesterov=nesterov, **settings)
+
+
+OPTIMIZERS: dict[str, Callable[[list[list[Tensor]]], LayerwiseOptimizer]] = {
+    "lars, lr inside": lambda parameters: lars(parameters, True),
+    "lars, lr outside": lambda parameters: lars(parameters, False),
+    "lars, nesterov, lr inside": lambda parameters: lars(parameters, True, nesterov=True),
+    "lars, nesterov, lr outside": lambda parameters: lars(parameters, False, nesterov=True),
+    "lamb": lambda parameters: Lamb(groups(parameters), weight_decay=0.01),
+}
 
 
 def set_step(optimizer: torch.optim.Optimizer, gradients: list[list[Tensor]], learning_rate: float) -> None:
@@ -194,26 +202,28 @@ def set_step(optimizer: torch.optim.Optimizer, gradients: list[list[Tensor]], le
             parameter.grad = gradient.clone()
 
 
-@pytest.mark.parametrize("lr_in_momentum", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, lr_in_momentum: bool) -> None:
+def test_an_optimizer_on_partitions_is_that_on_whole_parameters(world_size: int, name: str) -> None:
     whole = tensors(0)
     tables = [tables_of([tensor.numel() for tensor in group], world_size) for group in whole]
     flats = [flats_of(group, of_group) for group, of_group in zip(whole, tables, strict=True)]
     workers = Workers(world_size)
+    ratios: list[Tensor] = [torch.empty(0)] * world_size
 
     def train(rank: int) -> None:
         own = [[of_group[rank]] for of_group in flats]
-        optimizer = PartitionedLars(lars(own, lr_in_momentum))
+        optimizer = OPTIMIZERS[name](own)
         for [flat], of_group in zip(own, tables, strict=True):
             optimizer.bind(flat, Partition(of_group[rank], workers.all_reduce(rank)))
         for step in range(4):
             gradients = [flats_of(group, table) for group, table in zip(tensors(step + 1), tables, strict=True)]
             set_step(optimizer, [[of_group[rank]] for of_group in gradients], 0.1 * (step + 1))
             optimizer.step()
+        ratios[rank] = optimizer.last_trust_ratios()
 
     workers.run(train)
-    oracle = lars(whole, lr_in_momentum)
+    oracle = OPTIMIZERS[name](whole)
     for step in range(4):
         set_step(oracle, tensors(step + 1), 0.1 * (step + 1))
         oracle.step()
@@ -221,6 +231,7 @@ def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, lr_in_m
     for group, of_group in zip(whole, flats, strict=True):
         for ours, theirs in zip(whole_of(of_group, group), group, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(ratios, [oracle.last_trust_ratios()] * world_size, rtol=1e-12, atol=0)
         padding = torch.cat(of_group)[sum(tensor.numel() for tensor in group) :]
         assert torch.equal(padding, torch.zeros_like(padding))
 
@@ -228,7 +239,7 @@ def test_lars_on_partitions_is_lars_on_whole_parameters(world_size: int, lr_in_m
 def test_only_groups_that_decay_exchange_anything() -> None:
     calls: list[tuple[int, ...]] = []
     flats = [[torch.ones(6, dtype=torch.float64)], [torch.ones(4, dtype=torch.float64)]]
-    optimizer = PartitionedLars(lars(flats, False))
+    optimizer = lars(flats, False)
     for [flat], numels in zip(flats, ([4, 2], [3, 1]), strict=True):
         [table] = tables_of(numels, 1)
         optimizer.bind(flat, Partition(table, lambda values: calls.append(tuple(values.shape))))
@@ -242,7 +253,7 @@ def test_groups_may_be_stepped_one_by_one() -> None:
 
     def stepped(one_by_one: bool) -> list[Tensor]:
         flats = [[torch.arange(1, 7, dtype=torch.float64)], [torch.arange(1, 5, dtype=torch.float64)]]
-        optimizer = PartitionedLars(lars(flats, True))
+        optimizer = lars(flats, True)
         for [flat], numels in zip(flats, ([4, 2], [3, 1]), strict=True):
             optimizer.bind(flat, Partition(tables_of(numels, 1)[0], lambda values: None))
         set_step(optimizer, [[torch.ones(6, dtype=torch.float64)], [torch.ones(4, dtype=torch.float64)]], 0.1)
@@ -266,11 +277,3 @@ def test_norms_of_a_whole_partition_would_be_another_optimizer() -> None:
         set_step(optimizer, of_step, 1.0)
         optimizer.step()
     assert (torch.cat([t.flatten() for t in whole[0]]) - flat[0][0]).abs().max() > 1e-2
-
-
-def test_hyperparameters_are_those_of_the_optimizer_taken_over() -> None:
-    taken = Lars([{"params": [torch.ones(3)], "decay": False, "lr": 0.25, "mark": "kept"}], momentum=0.5)
-    optimizer = PartitionedLars(taken)
-    assert optimizer.param_groups == taken.param_groups
-    optimizer.param_groups[0]["lr"] = 1.0
-    assert taken.param_groups[0]["lr"] == 0.25

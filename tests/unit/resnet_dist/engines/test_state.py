@@ -123,3 +123,14 @@ def test_a_state_of_another_model_is_refused(name: str, value: Tensor, message: 
     net = model()
     with pytest.raises(ValueError, match=message):
         load_state_by_name(net, sgd(net.parameters()), {name: {"momentum_buffer": value}})
+
+
+@pytest.mark.parametrize("setting", ["capturable", "fused"])
+def test_counts_are_on_the_device_of_their_parameter_where_the_optimizer_has_them_there(setting: str) -> None:
+    module = nn.Linear(2, 1, bias=False, device="meta")
+    state = {"weight": {"step": torch.tensor(3.0), "exp_avg": torch.zeros(1, 2)}}
+    for wanted in (True, False):
+        optimizer = torch.optim.SGD([{"params": [module.weight], setting: wanted}], lr=0.1)
+        load_state_by_name(module, optimizer, state)
+        assert optimizer.state[module.weight]["step"].is_meta is wanted
+        assert optimizer.state[module.weight]["exp_avg"].is_meta

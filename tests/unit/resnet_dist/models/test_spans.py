@@ -14,7 +14,8 @@ def layouts_with_spans(draw: st.DrawFn) -> tuple[BatchLayout, int]:
     micro_batch_size = draw(st.integers(world_size, 60))
     num_micro_batches = draw(st.integers(1, 3))
     span = draw(st.sampled_from(allowed_spans(micro_batch_size)))
-    return BatchLayout(micro_batch_size * num_micro_batches, num_micro_batches, world_size), span
+    unit = draw(st.sampled_from([1, 2] if micro_batch_size % 2 == 0 and world_size <= micro_batch_size // 2 else [1]))
+    return BatchLayout(micro_batch_size * num_micro_batches, num_micro_batches, world_size, unit), span
 
 
 @given(layouts_with_spans())

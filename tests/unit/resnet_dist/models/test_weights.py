@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from resnet_dist.errors import MissingPackage, RecipeError
-from resnet_dist.models import build_model, load_weights
+from resnet_dist.errors import DataError, MissingPackage, RecipeError
+from resnet_dist.models import MODELS, ResNet, build_model, load_weights
 from resnet_dist.recipe.schema import ModelRecipe
 
 
@@ -107,14 +109,94 @@ def test_a_head_of_another_width_is_not_another_number_of_classes(tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("wrapped", "logged"),
+    [
+        (lambda state: {"model": state, "epoch": 3, "optimizer": {"lr": 0.1}}, 0),
+        (lambda state: {"state_dict": state, "arch": "resnet20", "best_acc1": torch.tensor(75.0)}, 0),
+        (lambda state: {"model_state_dict": state}, 0),
+        (lambda state: {f"module.{name}": tensor for name, tensor in state.items()}, 0),
+        (lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, 0),
+        (lambda state: {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}}, 0),
+        # timm: the moving average is what it evaluates; the command line is a Namespace
+        (lambda state: {"state_dict": _model().state_dict(), "state_dict_ema": state, "args": Namespace(lr=0.1)}, 1),
+        # torchvision's references: an AveragedModel
+        (
+            lambda state: {
+                "model": _model().state_dict(),
+                "model_ema": {"n_averaged": torch.tensor(7)} | {f"module.{name}": t for name, t in state.items()},
+            },
+            1,
+        ),
+    ],
+)
+def test_state_dicts_are_found_in_the_files_of_training_programs(
+    wrapped: Callable[[Any], Any],
+    logged: int,
+    tmp_path: Path,
+    trained: dict[str, Tensor],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = _save(wrapped(trained), tmp_path / "checkpoint.pth.tar")
+    model = build_model(ModelRecipe(name="resnet20", num_classes=10, weights=path), seed=0)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
+    assert len(caplog.messages) == logged
+    assert all("the moving average of the weights" in message for message in caplog.messages)
+
+
+def test_a_file_without_a_head_leaves_the_head_untrained(
+    tmp_path: Path, trained: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    features = {name: tensor for name, tensor in trained.items() if not name.startswith("fc.")}
+    model, fresh = _model(num_classes=3), _model(num_classes=3).state_dict()
+    assert load_weights(model, _save(features, tmp_path / "w.pt"), 3) == ("fc.weight", "fc.bias")
+    assert torch.equal(model.state_dict()["fc.weight"], fresh["fc.weight"])
+    assert torch.equal(model.state_dict()["conv1.weight"], trained["conv1.weight"])
+    assert f"{tmp_path / 'w.pt'} has no head, which starts untrained: 2 of the model's" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["resnet32", "resnet50d"])
+def test_weights_of_another_network_of_ours_are_named(name: str, tmp_path: Path) -> None:
+    state = {key: torch.zeros(tensor.shape) for key, tensor in ours_without_memory(name).items()}
+    with pytest.raises(RecipeError, match=rf"They are weights of {name}\. Allowed: model\.name {name}") as caught:
+        load_weights(_model(), _save(state, tmp_path / "w.pt"), 10)
+    assert caught.value.others == ("model.name",)
+
+
+def shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def ours_without_memory(name: str) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return ResNet(MODELS[name], num_classes=7).state_dict()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
+def test_torchvisions_names_are_ours(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, num_classes=7).state_dict()
+    assert shapes(theirs) == shapes(ours_without_memory(name))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "resnet101d"])
+def test_timms_names_are_ours(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        theirs = timm.create_model(name, num_classes=7).state_dict()
+    assert shapes(theirs) == shapes(ours_without_memory(name))
+
+
+@pytest.mark.parametrize(
     ("content", "problem"),
     [
         (
-            {"state_dict": {"conv1.weight": torch.zeros(1)}, "epoch": 3},
-            "contains values that are not tensors: state_dict, epoch",
+            {"weights": {"conv1.weight": torch.zeros(1)}, "epoch": 3},
+            "contains values that are not tensors: weights, epoch",
         ),
+        ({"state_dict": {"epoch": 3}}, "contains values that are not tensors: epoch"),
         ([1, 2], "contains an object of type list"),
-        (Path("code"), "not a file of tensors only"),
+        (Path("code"), "not a file of tensors only .*save such a file again"),
     ],
 )
 def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object, problem: str) -> None:
@@ -123,11 +205,14 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path: Path, content: object
 
 
 @pytest.mark.parametrize("file", ["w.pt", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"no tensors here, only a sentence"])
-def test_a_torn_file_is_refused(tmp_path: Path, file: str, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no tensors here, only a sentence", b"torn"])
+def test_a_damaged_file_is_refused(tmp_path: Path, trained: dict[str, Tensor], file: str, content: bytes) -> None:
+    if content == b"torn":
+        content = Path(_save(trained, tmp_path / file)).read_bytes()[:-100]
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(RecipeError, match="not a"):
+    with pytest.raises(DataError, match=r"is damaged, or not a .*model\.weights") as caught:
         load_weights(_model(), str(tmp_path / file), 10)
+    assert caught.value.path == str(tmp_path / file)
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim import Lars, build_optimizer, sgd_kernels
+from resnet_dist.optim import Lamb, Lars, build_optimizer, sgd_kernels
+from resnet_dist.optim.factory import Kernels
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
@@ -93,6 +94,47 @@ def test_lars_takes_what_the_recipe_gives(model: nn.Module) -> None:
     recipe = OptimizerRecipe(name="lars", trust_coefficient=0.02, epsilon=1e-8, lr_in_momentum=False)
     optimizer = build_optimizer(recipe, model)
     assert _settings(optimizer, "trust_coefficient", "epsilon", "lr_in_momentum")[0] == (0.02, 1e-8, False)
+
+
+def test_lars_takes_nesterov_and_is_fused_in_float32_only(model: nn.Module) -> None:
+    recipe = OptimizerRecipe(name="lars", nesterov=True)
+    assert _settings(build_optimizer(recipe, model), "nesterov") == [(True,), (True,)]
+    fused = [build_optimizer(recipe, model.to(dtype), "fused") for dtype in (torch.float64, torch.float32)]
+    assert [optimizer._fused for optimizer in fused if isinstance(optimizer, Lars)] == [False, True]
+
+
+def test_lamb_has_its_defaults_and_takes_what_the_recipe_gives(model: nn.Module) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(name="lamb", weight_decay=0.1), model)
+    assert type(optimizer) is Lamb
+    names = ("decay", "weight_decay", "betas", "epsilon")
+    assert _settings(optimizer, *names) == [(True, 0.1, (0.9, 0.999), 1e-6), (False, 0.0, (0.9, 0.999), 1e-6)]
+    recipe = OptimizerRecipe(name="lamb", betas=(0.8, 0.9), epsilon=1e-3)
+    assert _settings(build_optimizer(recipe, model), "betas", "epsilon")[0] == ((0.8, 0.9), 1e-3)
+
+
+@pytest.mark.parametrize(("kernels", "foreach", "fused"), [("foreach", True, None), ("fused", False, True)])
+def test_adamw_is_torchs(model: nn.Module, kernels: Kernels, foreach: bool, fused: bool | None) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(name="adamw", weight_decay=0.1), model, kernels)
+    assert type(optimizer) is torch.optim.AdamW
+    names = ("weight_decay", "betas", "eps", "foreach", "capturable")
+    assert _settings(optimizer, *names) == [
+        (0.1, (0.9, 0.999), 1e-8, foreach, False),
+        (0.0, (0.9, 0.999), 1e-8, foreach, False),
+    ]
+    assert bool(optimizer.param_groups[0]["fused"]) is bool(fused)
+    recipe = OptimizerRecipe(name="adamw", betas=(0.8, 0.9), epsilon=1e-3)
+    assert _settings(build_optimizer(recipe, model), "betas", "eps")[0] == ((0.8, 0.9), 1e-3)
+
+
+@pytest.mark.parametrize("name", rules.OPTIMIZER_NAMES)
+def test_factors_of_the_learning_rate_reach_the_groups(model: nn.Module, name: str) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(name=name, lr_factors={"3": 10.0}), model)
+    assert _settings(optimizer, "decay", "lr_factor") == [(True, 1.0), (True, 10.0), (False, 1.0), (False, 10.0)]
+
+
+def test_decoupled_decay_is_not_that_of_sgd(model: nn.Module) -> None:
+    optimizer = build_optimizer(OptimizerRecipe(weight_decay=0.1, decoupled_weight_decay=True), model)
+    assert _settings(optimizer, "weight_decay") == [(0.0,), (0.0,)]
 
 
 def test_a_users_function_gets_the_groups_and_its_arguments(model: nn.Module, user_module: str) -> None:

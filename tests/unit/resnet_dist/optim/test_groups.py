@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torchvision
 from torch import nn
 
-from resnet_dist.optim import decay_groups
+from resnet_dist.errors import RecipeError
+from resnet_dist.optim import decay_groups, write_learning_rate
 
 
 def _names(model: nn.Module, decay: bool) -> list[str]:
@@ -94,3 +96,70 @@ def test_a_plain_torch_optimizer_obeys_the_groups() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     optimizer = torch.optim.SGD(decay_groups(model), lr=0.1, weight_decay=0.5)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+
+
+# --- factors of the learning rate
+
+
+def _factors(model: nn.Module, factors: dict[str, float]) -> dict[str, float]:
+    return {name: group["lr_factor"] for group in decay_groups(model, factors) for name in group["names"]}
+
+
+def test_without_factors_there_are_two_groups_of_factor_1() -> None:
+    groups = decay_groups(torchvision.models.resnet18())
+    assert [(group["decay"], group["lr_factor"]) for group in groups] == [(True, 1.0), (False, 1.0)]
+    assert decay_groups(torchvision.models.resnet18(), {})[0]["names"] == groups[0]["names"]
+
+
+def test_the_longest_name_that_fits_gives_the_factor() -> None:
+    factors = _factors(torchvision.models.resnet18(), {"layer1": 0.1, "layer1.0": 0.5, "layer1.0.conv2.weight": 3.0})
+    assert factors["layer1.1.conv1.weight"] == 0.1
+    assert factors["layer1.0.conv1.weight"] == factors["layer1.0.bn2.bias"] == 0.5
+    assert factors["layer1.0.conv2.weight"] == 3.0
+    assert factors["layer2.0.conv1.weight"] == 1.0
+
+
+def test_names_fit_by_whole_parts() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(1, 1), "a1": nn.Linear(1, 1), "ab": nn.ModuleDict({"a": nn.Linear(1, 1)})})
+    factors = _factors(model, {"a": 2.0})
+    assert [name for name, factor in factors.items() if factor == 2.0] == ["a.weight", "a.bias"]
+
+
+def test_groups_are_split_by_decay_and_factor_and_those_that_decay_come_first() -> None:
+    groups = decay_groups(torchvision.models.resnet18(), {"fc": 10.0, "layer4": 10.0})
+    assert [(group["decay"], group["lr_factor"]) for group in groups] == [
+        (True, 1.0),
+        (True, 10.0),
+        (False, 1.0),
+        (False, 10.0),
+    ]
+    assert "fc.weight" in groups[1]["names"]
+    assert ["weight_decay" in group for group in groups] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("layer5", "the model has no module or parameter layer5. Allowed: names such as .*layer4, fc. Did you mean la"),
+        ("layer1.0.conv", "no module or parameter layer1.0.conv.*Did you mean layer1.0.conv1?"),
+        ("layer", "no module or parameter layer."),
+        ("conv1", "conv1 has no effect: its parameters are not trained"),
+        ("layer1.0.conv2", "layer1.0.conv2 has no effect"),
+    ],
+)
+def test_a_name_without_an_effect_is_refused(name: str, problem: str) -> None:
+    model = torchvision.models.resnet18()
+    model.conv1.weight.requires_grad_(False)
+    with pytest.raises(RecipeError, match=problem) as caught:
+        decay_groups(model, {name: 2.0, "layer1.0.conv2.weight": 1.0})
+    assert caught.value.key == "optimizer.lr_factors"
+
+
+def test_the_learning_rate_is_written_in_place_where_it_is_a_tensor() -> None:
+    rate = torch.zeros(())
+    groups = [{"params": [torch.ones(1)], "lr": rate, "lr_factor": 3.0}, {"params": [torch.ones(1)], "lr_factor": 2.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.0)
+    write_learning_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == 1.5
+    assert optimizer.param_groups[1]["lr"] == 1.0

@@ -26,11 +26,11 @@ def _tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
 
 
-def _optimizer(weights: list[torch.Tensor], lr_in_momentum: bool, lr: float = 0.0) -> Lars:
+def _optimizer(weights: list[torch.Tensor], lr_in_momentum: bool, lr: float | torch.Tensor = 0.0, **more: Any) -> Lars:
     for weight in weights:
         weight.requires_grad_()
     groups = [{"params": [weights[0], weights[2]], "decay": True}, {"params": [weights[1]], "decay": False}]
-    return Lars(groups, lr, lr_in_momentum=lr_in_momentum, **SETTINGS)
+    return Lars(groups, lr, lr_in_momentum=lr_in_momentum, **SETTINGS, **more)
 
 
 def _step(optimizer: Lars, weights: list[torch.Tensor], k: int, lr: float) -> None:
@@ -41,7 +41,7 @@ def _step(optimizer: Lars, weights: list[torch.Tensor], k: int, lr: float) -> No
     optimizer.step()
 
 
-def _reference(lr_in_momentum: bool) -> list[list[float]]:
+def _reference(lr_in_momentum: bool, nesterov: bool = False) -> list[list[float]]:
     """Lists of numbers instead of tensors, one formula a line."""
     weights = [weight.flatten().tolist() for weight in _tensors(0)]
     momenta = [[0.0] * len(weight) for weight in weights]
@@ -52,12 +52,13 @@ def _reference(lr_in_momentum: bool) -> list[list[float]]:
             w_norm, g_norm = math.hypot(*w), math.hypot(*g)
             trust = 0.001 * w_norm / (g_norm + wd * w_norm) if layer != 1 else 1.0
             for i in range(len(w)):
+                update = trust * (g[i] + wd * w[i])
                 if lr_in_momentum:
-                    m[i] = 0.9 * m[i] + lr * trust * (g[i] + wd * w[i])
-                    w[i] = w[i] - m[i]
+                    m[i] = 0.9 * m[i] + lr * update
+                    w[i] = w[i] - (0.9 * m[i] + lr * update if nesterov else m[i])
                 else:
-                    m[i] = 0.9 * m[i] + trust * (g[i] + wd * w[i])
-                    w[i] = w[i] - lr * m[i]
+                    m[i] = 0.9 * m[i] + update
+                    w[i] = w[i] - lr * (0.9 * m[i] + update if nesterov else m[i])
     return weights
 
 
@@ -65,19 +66,19 @@ def _largest_difference(first: list[torch.Tensor], second: list[torch.Tensor]) -
     return max((a - b).abs().max().item() for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("lr_in_momentum", [True, False])
-def test_thirty_steps_follow_the_written_out_formula(lr_in_momentum: bool) -> None:
-    weights = _tensors(0)
-    optimizer = _optimizer(weights, lr_in_momentum)
-    for k, lr in enumerate(_rates()):
-        _step(optimizer, weights, k, lr)
-    for weight, expected in zip(weights, _reference(lr_in_momentum), strict=True):
+def test_thirty_steps_follow_the_written_out_formula(lr_in_momentum: bool, nesterov: bool) -> None:
+    weights = _run(lr_in_momentum, _rates(), nesterov=nesterov)
+    for weight, expected in zip(weights, _reference(lr_in_momentum, nesterov), strict=True):
         assert torch.allclose(weight.flatten(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-def _run(lr_in_momentum: bool, rates: list[float]) -> list[torch.Tensor]:
-    weights = _tensors(0)
-    optimizer = _optimizer(weights, lr_in_momentum)
+def _run(
+    lr_in_momentum: bool, rates: list[float], dtype: torch.dtype = torch.float64, **more: Any
+) -> list[torch.Tensor]:
+    weights = _tensors(0, dtype)
+    optimizer = _optimizer(weights, lr_in_momentum, **more)
     for k, lr in enumerate(rates):
         _step(optimizer, weights, k, lr)
     return [weight.detach() for weight in weights]
@@ -91,17 +92,83 @@ def test_the_forms_differ_while_the_learning_rate_changes() -> None:
     assert _largest_difference(_run(True, _rates()), _run(False, _rates())) > 1e-2
 
 
-def test_without_a_trust_ratio_it_is_torchs_sgd() -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_without_a_trust_ratio_it_is_torchs_sgd(nesterov: bool) -> None:
     weights, others = _tensors(0)[1:2], _tensors(0)[1:2]
     weights[0].requires_grad_()
     others[0].requires_grad_()
-    optimizer = Lars([{"params": weights, "decay": False}], 0.1, lr_in_momentum=False, weight_decay=0.5)
-    sgd = torch.optim.SGD(others, lr=0.1, momentum=0.9)
+    groups = [{"params": weights, "decay": False}]
+    optimizer = Lars(groups, 0.1, lr_in_momentum=False, weight_decay=0.5, nesterov=nesterov)
+    sgd = torch.optim.SGD(others, lr=0.1, momentum=0.9, nesterov=nesterov)
     for k in range(5):
         weights[0].grad = others[0].grad = _tensors(100 + k)[1]
         optimizer.step()
         sgd.step()
     assert _largest_difference(weights, others) < 1e-15
+
+
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_the_fused_update_differs_in_rounding_only(lr_in_momentum: bool) -> None:
+    """Also where lr * trust is far below 1, which torch gets as 1 minus its dampening, and above 1."""
+    for factor in (1e-4, 1.0, 300.0):
+        rates = [factor * rate for rate in _rates()]
+        exact = _run(lr_in_momentum, rates)
+        found = _run(lr_in_momentum, rates, torch.float32, fused=True)
+        start = _tensors(0)
+        for weight, expected, before in zip(found, exact, start, strict=True):
+            # to the rounding of the weights, and to that of the path from the start
+            off = (weight.double() - expected).abs().max()
+            assert off < 1e-6 * expected.abs().max() + 1e-5 * (expected - before).abs().max()
+
+
+def test_the_first_fused_momentum_is_the_scaled_gradient() -> None:
+    """Torch's own SGD takes the first gradient unscaled."""
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer = Lars([weight], 1e-4, trust_coefficient=0.001, fused=True)  # trust is 0.0025
+    optimizer.step()
+    momentum = optimizer.state[weight]["momentum_buffer"]
+    assert momentum.tolist() == [0.0, pytest.approx(1e-4 * 0.0025 * 2.0, rel=1e-6)]
+
+
+@pytest.mark.parametrize("more", [{"nesterov": True}, {"momentum": 0.0}])
+def test_fused_falls_back_to_what_has_no_kernel(more: dict[str, Any]) -> None:
+    settings = {"lr": 0.5, "weight_decay": 0.1, "trust_coefficient": 0.5} | more
+    results = []
+    for fused in (False, True):
+        weight = torch.tensor([3.0, 4.0], requires_grad=True)
+        optimizer = Lars([weight], fused=fused, **settings)
+        for gradient in ([1.0, 2.0], [0.0, -1.0]):
+            weight.grad = torch.tensor(gradient)
+            optimizer.step()
+        results.append(weight.tolist())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("lr_in_momentum", [True, False])
+def test_a_rate_in_a_tensor_is_that_of_a_number(lr_in_momentum: bool, nesterov: bool) -> None:
+    weights = _tensors(0)
+    rate = torch.zeros((), dtype=torch.float64)
+    optimizer = _optimizer(weights, lr_in_momentum, rate, nesterov=nesterov)
+    for k, lr in enumerate(_rates()):
+        rate.fill_(lr)
+        for weight, gradient in zip(weights, _tensors(100 + k), strict=True):
+            weight.grad = gradient
+        optimizer.step()
+    assert _largest_difference(weights, _run(lr_in_momentum, _rates(), nesterov=nesterov)) < 1e-12
+
+
+def test_trust_ratios_of_the_last_step_are_kept() -> None:
+    weights = _tensors(0)
+    optimizer = _optimizer(weights, True)
+    assert optimizer.last_trust_ratios().tolist() == []
+    for k in range(2):
+        norms = [weight.detach().norm().item() for weight in weights]
+        _step(optimizer, weights, k, 5.0)
+        of_gradients = [gradient.norm().item() for gradient in _tensors(100 + k)]
+        expected = [0.001 * norms[i] / (of_gradients[i] + 2e-4 * norms[i]) for i in (0, 2)]
+        assert optimizer.last_trust_ratios().tolist() == pytest.approx(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize("lr_in_momentum", [True, False])
@@ -196,49 +263,33 @@ def test_pieces_of_a_layer_move_as_the_whole_does(lr_in_momentum: bool) -> None:
     assert torch.allclose(torch.cat(pieces), weight, rtol=1e-15, atol=0)
 
 
-def test_float32_weights_have_their_norms_in_float64() -> None:
-    norms = squared_norms([torch.full((10,), 0.1), torch.zeros(2)])
-    assert norms.dtype is torch.float64
-    assert norms.tolist() == pytest.approx([10 * float(torch.tensor(0.1)) ** 2, 0.0], rel=1e-15)
+def test_a_state_dict_of_an_earlier_version_has_no_nesterov() -> None:
+    optimizer = _optimizer(_tensors(0), True)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["nesterov"]
+    optimizer.load_state_dict(state)
+    assert [group["nesterov"] for group in optimizer.param_groups] == [False, False]
 
 
-@pytest.mark.parametrize("num", [1, 4095, 4096, 4097, 3 * 4096 + 5, 2**20 + 1])
-def test_norms_of_float32_weights_of_any_length_are_near_those_of_float64(num: int) -> None:
-    weights = torch.randn(num, generator=torch.Generator().manual_seed(0))
-    assert squared_norms([weights]).item() == pytest.approx(weights.double().square().sum().item(), rel=1e-6)
+def test_a_copy_steps_as_the_original() -> None:
+    weights = _tensors(0)
+    optimizer = _optimizer(weights, True)
+    _step(optimizer, weights, 0, 1.0)
+    copied = copy.deepcopy(optimizer)
+    own = [weight for group in copied.param_groups for weight in group["params"]]
+    _step(copied, [own[0], own[2], own[1]], 1, 1.0)
+    _step(optimizer, weights, 1, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(weights, [own[0], own[2], own[1]], strict=True))
 
 
-def test_norms_count_every_element_once() -> None:
-    assert squared_norms([torch.ones(2 * 4096 + 4), torch.full((4096,), 2.0)]).tolist() == [8196.0, 16384.0]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_norms_of_other_dtypes_are_added_up_in_float64(dtype: torch.dtype) -> None:
-    weights = torch.randn(3 * 4096 + 5, generator=torch.Generator().manual_seed(0)).to(dtype)
-    norms = squared_norms([weights])
-    assert norms.dtype is torch.float64
-    assert norms.item() == pytest.approx(weights.double().square().sum().item(), rel=1e-14)
-
-
-def test_norms_are_added_up_in_the_order_of_memory() -> None:
-    """Nothing is copied: the rows that are rounded to float32 are those that lie in memory."""
-    weights = torch.randn(16, 64, 3, 3, generator=torch.Generator().manual_seed(0))
-    channels_last = weights.to(memory_format=torch.channels_last)
-    in_memory = channels_last.permute(0, 2, 3, 1)
-    assert in_memory.is_contiguous()
-    assert squared_norms([weights, channels_last]).tolist() == squared_norms([weights.view(-1), in_memory]).tolist()
-
-
-def test_norms_of_a_transposed_matrix_are_those_of_the_matrix() -> None:
-    matrix = torch.randn(100, 80, generator=torch.Generator().manual_seed(0))
-    assert squared_norms([matrix.T]).item() == pytest.approx(squared_norms([matrix]).item(), rel=1e-6)
-
-
-def test_a_step_reads_nothing_back_from_the_device() -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("lr", [0.1, torch.ones((), device="meta")])
+def test_a_step_reads_nothing_back_from_the_device(lr: float | torch.Tensor, nesterov: bool) -> None:
     """On the meta device there is no value to read: .item(), or a branch on a tensor, would raise."""
     weight = torch.ones(3, device="meta", requires_grad=True)
     weight.grad = torch.ones(3, device="meta")
-    optimizer = Lars([weight], 0.1, weight_decay=0.1)
+    optimizer = Lars([weight], lr, weight_decay=0.1, nesterov=nesterov)
     optimizer.step()
     optimizer.step()
     assert optimizer.state[weight]["momentum_buffer"].is_meta
@@ -266,6 +317,7 @@ def test_the_defaults_of_the_settings() -> None:
         "trust_coefficient": 0.001,
         "epsilon": 0.0,
         "lr_in_momentum": True,
+        "nesterov": False,
         "decay": True,
     }
 
@@ -285,6 +337,7 @@ def test_every_setting_but_the_trust_coefficient_may_be_zero() -> None:
         {"momentum": 1.0},
         {"momentum": -0.1},
         {"trust_coefficient": 0.0},
+        {"nesterov": True, "momentum": 0.0},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.optim import Schedule, build_schedule
@@ -181,11 +185,99 @@ def test_an_unknown_decay_is_refused() -> None:
 
 
 def test_every_decay_that_the_rules_allow_can_be_built() -> None:
-    assert [_build(decay=name)(9) for name in rules.DECAY_NAMES] == [4.0] * 4
+    assert [_build(decay=name, end_lr=0.1)(9) for name in rules.DECAY_NAMES] == [4.0] * 6
+
+
+# --- the decays against torch's schedulers, which have a state
+
+
+def torchs(make: Callable[[torch.optim.Optimizer], LRScheduler], steps: int, peak: float = 4.0) -> list[float]:
+    """The LRs of a scheduler of torch over `steps` steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    scheduler, rates = make(optimizer), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def ours(total: int = 91, **recipe: Any) -> list[float]:
+    """Without warm-up: all steps, and the LR that one more would have."""
+    schedule = _build(total - 1, warmup=_steps(0), warmup_start_lr=0.0, **recipe)
+    return [schedule(k) for k in range(total)]
+
+
+TORCHS: list[tuple[dict[str, Any], Callable[[torch.optim.Optimizer], LRScheduler]]] = [
+    ({"decay": "constant"}, lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
+    ({"decay": "cosine", "end_lr": 0.5}, lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=90, eta_min=0.5)),
+    ({"decay": "polynomial"}, lambda o: lr_scheduler.PolynomialLR(o, total_iters=90, power=2.0)),
+    ({"decay": "polynomial", "power": 0.9}, lambda o: lr_scheduler.PolynomialLR(o, total_iters=90, power=0.9)),
+    ({"decay": "exponential", "end_lr": 4e-3}, lambda o: lr_scheduler.ExponentialLR(o, gamma=1e-3 ** (1 / 90))),
+    (
+        {"decay": "step", "milestones": (_steps(30), _steps(60)), "gamma": 0.2},
+        lambda o: lr_scheduler.MultiStepLR(o, [30, 60], gamma=0.2),
+    ),
+    (
+        {"decay": "trapezoid", "end_lr": 1.0, "decay_length": _steps(30)},
+        lambda o: lr_scheduler.SequentialLR(
+            o,
+            [lr_scheduler.ConstantLR(o, factor=1.0), lr_scheduler.LinearLR(o, 1.0, end_factor=0.25, total_iters=30)],
+            milestones=[60],
+        ),
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # of torch's SequentialLR
+@pytest.mark.parametrize(("recipe", "make"), TORCHS, ids=[str(recipe["decay"]) for recipe, _ in TORCHS])
+def test_a_decay_is_that_of_torchs_scheduler(
+    recipe: dict[str, Any], make: Callable[[torch.optim.Optimizer], LRScheduler]
+) -> None:
+    assert ours(**recipe) == pytest.approx(torchs(make, 91), rel=1e-12, abs=1e-12)
+
+
+def test_warm_up_is_that_of_torchs_scheduler_one_step_ahead() -> None:
+    """Torch's first step has the LR before warm-up, ours the first LR on the way to the peak."""
+    expected = torchs(lambda o: lr_scheduler.LinearLR(o, 0.5 / 4.0, total_iters=10), 12)
+    schedule = _build(decay="constant")
+    assert [schedule(k) for k in range(11)] == pytest.approx(expected[1:], rel=1e-12)
+
+
+def test_exponential_loses_the_same_fraction_in_each_step() -> None:
+    schedule = _build(decay="exponential", end_lr=4e-6)
+    ratios = [schedule(k + 1) / schedule(k) for k in range(10, 100)]
+    assert ratios == pytest.approx([1e-6 ** (1 / 90)] * 90, rel=1e-12)
+    assert schedule(55) == pytest.approx(math.sqrt(4.0 * 4e-6), rel=1e-12)
+    assert schedule(100) == 4e-6
+
+
+def test_a_trapezoid_is_constant_until_its_line_down() -> None:
+    schedule = _build(decay="trapezoid", end_lr=1.0, decay_length=_steps(30))
+    assert {schedule(k) for k in range(9, 71)} == {4.0}
+    for k in range(70, 101):
+        assert schedule(k) == pytest.approx(1.0 + 3.0 * (100 - k) / 30, rel=1e-12)
+    assert [(c.step, c.name) for c in schedule.corners() if "decay" in c.name] == [(70, "start of decay")]
+
+
+@pytest.mark.parametrize("duration", ["101 steps", "9.9 epochs", "25370 samples"])
+def test_a_trapezoid_decays_over_the_last_20_percent_where_no_length_is_given(duration: str) -> None:
+    total = Duration.parse(duration)
+    steps = total.steps(batch_size=256, num_samples=2560)
+    given = _build(total=steps, decay="trapezoid", decay_length=Duration.parse("20 %").of(total))
+    default = _build(total=steps, decay="trapezoid")
+    assert [default(k) for k in range(steps)] == [given(k) for k in range(steps)]
+    assert given.decay_start == steps - math.ceil(steps / 5)
+
+
+def test_a_trapezoid_for_a_longer_run_has_the_same_start() -> None:
+    """So that a run can go on from the checkpoint before its decay: its schedule is that of the longer one so far."""
+    short, long = (_build(total=total, decay="trapezoid", decay_length=_steps(20)) for total in (100, 300))
+    assert [short(k) for k in range(80)] == [long(k) for k in range(80)]
 
 
 @given(
-    decay=st.sampled_from(["constant", "cosine", "polynomial", "step"]),
+    decay=st.sampled_from(rules.DECAY_NAMES),
     warmup=st.integers(0, 50),
     after=st.integers(1, 200),
     peak=st.floats(1e-3, 100.0),
@@ -200,7 +292,7 @@ def test_every_schedule_rises_to_its_peak_and_never_rises_again(
         warmup=_steps(warmup),
         decay=decay,
         power=power,
-        end_lr=end * peak,
+        end_lr=max(end, 1e-6) * peak,
         milestones=(_steps(warmup + 1),),
     )
     schedule = build_schedule(recipe, batch_size=1, num_samples=1, total_steps=warmup + after)

@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from resnet_dist.recipe.batch_layout import BatchLayout, allowed_spans, automatic_span, split
 
 layouts = st.builds(
-    lambda num_micro_batches, world_size, extra: BatchLayout(
-        size=num_micro_batches * (world_size + extra), num_micro_batches=num_micro_batches, world_size=world_size
+    lambda num_micro_batches, world_size, extra, unit: BatchLayout(
+        size=num_micro_batches * (world_size + extra) * unit,
+        num_micro_batches=num_micro_batches,
+        world_size=world_size,
+        unit=unit,
     ),
     st.integers(1, 6),
     st.integers(1, 9),
     st.integers(0, 40),
+    st.sampled_from([1, 2]),
 )
 
 
@@ -44,6 +48,18 @@ def test_micro_batches_are_slices_of_the_global_batch_whatever_the_number_of_wor
         own = list(layout.worker_micro_batches(rank))
         assert len(own) == len(expected)
         assert all(part and set(part) <= set(whole) for part, whole in zip(own, expected, strict=True))
+
+
+@given(layouts)
+@settings(deadline=None)
+def test_units_stay_together_and_parts_differ_by_at_most_one_of_them(layout: BatchLayout) -> None:
+    sizes = set()
+    for rank in range(layout.world_size):
+        for own in layout.worker_micro_batches(rank):
+            assert own.start % layout.unit == own.stop % layout.unit == 0
+            sizes.add(len(own))
+    assert max(sizes) - min(sizes) in (0, layout.unit)
+    assert layout.smallest_part == min(sizes)
 
 
 @given(layouts)
@@ -96,3 +112,13 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 def test_a_worker_without_a_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="a micro-batch of 4 is too small for 5 workers"):
         BatchLayout(size=8, num_micro_batches=2, world_size=5)
+
+
+def test_a_worker_without_a_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="a micro-batch of 8 is too small for 5 workers"):
+        BatchLayout(size=16, num_micro_batches=2, world_size=5, unit=2)
+
+
+def test_an_odd_number_of_samples_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="a micro-batch of 5 cannot be split into units of 2"):
+        BatchLayout(size=10, num_micro_batches=2, unit=2)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_dist.recipe.durations import Duration, Every
+from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.durations import Duration, Every, resolved
 from resnet_dist.recipe.requirements import LARGEST_COUNT
+from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, Recipe, ScheduleRecipe
 
 sizes = st.integers(1, 10**7)
 units = st.sampled_from(["epochs", "steps", "samples"])
@@ -47,6 +49,51 @@ def test_a_duration_is_a_number_and_a_unit(text: str, count: Fraction, unit: str
 def test_anything_else_is_refused_with_the_forms_that_are_allowed(text: str) -> None:
     with pytest.raises(ValueError, match="epochs, steps or samples"):
         Duration.parse(text)
+
+
+@pytest.mark.parametrize(("text", "count"), [("10 %", "10"), ("0.5%", "0.5"), (" 100 % ", "100"), ("33.3 %", "33.3")])
+def test_a_percentage_is_a_duration_too(text: str, count: str) -> None:
+    duration = Duration.parse(text)
+    assert duration == Duration(Fraction(count), "%")
+    assert Duration.parse(str(duration)) == duration
+
+
+@pytest.mark.parametrize("text", ["101 %", "100.1 %", "-1 %", "%", "1e1 %", "10 percent", "0.1234567890123 %"])
+def test_what_is_no_percentage_of_a_run_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a part of the run: 10 %"):
+        Duration.parse(text)
+
+
+@given(st.integers(0, 10**6).map(lambda number: Fraction(number, 10**4)), counts, units)
+@settings(deadline=None)
+def test_a_percentage_is_that_part_of_the_run_exactly(percent: Fraction, count: Fraction, unit: str) -> None:
+    total = Duration(count, unit)  # type: ignore[arg-type]
+    part = Duration(percent, "%").of(total)
+    assert part == Duration(percent * count / 100, unit)  # type: ignore[arg-type]
+    assert Duration.parse(str(part)) == part  # also as config.yaml records it
+    assert total.of(Duration.parse("5 epochs")) == total
+
+
+def test_percentages_are_resolved_wherever_they_are() -> None:
+    recipe = Recipe(
+        data=DataRecipe(root="/data"),
+        batch=BatchRecipe(size=8),
+        duration=Duration.parse("44 epochs"),
+        schedule=ScheduleRecipe(
+            peak_lr=1.0, warmup=Duration.parse("10 %"), milestones=(Duration.parse("3 epochs"), Duration.parse("50 %"))
+        ),
+    )
+    found = resolved(recipe, recipe.duration)
+    assert [str(found.schedule.warmup), *map(str, found.schedule.milestones)] == ["4.4 epochs", "3 epochs", "22 epochs"]
+    assert resolved(found, found.duration) is found
+    assert found.data is recipe.data
+
+
+def test_the_duration_itself_is_no_percentage() -> None:
+    recipe = ScheduleRecipe(peak_lr=1.0, warmup=Duration.parse("10 %"))
+    with pytest.raises(RecipeError, match="found 50 %") as caught:
+        resolved(recipe, Duration.parse("50 %"))
+    assert (caught.value.key, caught.value.allowed) == ("duration", "a number of epochs, steps or samples")
 
 
 @given(counts, units)
@@ -96,3 +143,4 @@ def test_an_event_fires_after_the_first_step_that_reaches_each_multiple(
     num_multiples = math.floor(num_steps * batch_size / period)
     expected = {math.ceil(multiple * period / batch_size) for multiple in range(1, num_multiples + 1)}
     assert {step for step in range(1, num_steps + 1) if every.fires_after(step)} == expected
+    assert every.times_within(num_steps) == len(expected)

@@ -18,6 +18,10 @@ def test_a_peak_lr_is_used_as_it_is() -> None:
     assert peak_learning_rate(ScheduleRecipe(peak_lr=17.0), 8192) == 17.0
 
 
+def test_without_scaling_a_base_lr_is_used_as_it_is() -> None:
+    assert peak_learning_rate(ScheduleRecipe(base_lr=0.1, scaling="none"), 8192) == 0.1
+
+
 @pytest.mark.parametrize(
     ("recipe", "problem"),
     [

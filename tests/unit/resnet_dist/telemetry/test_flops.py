@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_dist.models import build_model
+from resnet_dist.models import MODELS, ResNet, build_model
 from resnet_dist.recipe.schema import ModelRecipe
 from resnet_dist.telemetry.flops import flops_per_image, peak_flops
 
@@ -12,6 +16,37 @@ def test_resnet50_takes_three_times_its_forward_pass() -> None:
     """4.09 GMAC forward (He et al. 2015: 3.8, counted without the shortcut's strided convolutions' place)."""
     flops = flops_per_image(build_model(ModelRecipe(name="resnet50"), seed=0), resolution=224)
     assert flops == pytest.approx(3 * 2 * 4.09e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "gmac"),
+    [
+        ("resnet50d", 4.35),  # timm's results/benchmark-infer-*.csv
+        ("resnext50_32x4d", 4.23),  # torchvision's table of weights, like the ones below
+        ("resnext101_32x8d", 16.41),
+        ("resnext101_64x4d", 15.46),
+        ("wide_resnet50_2", 11.40),
+        ("wide_resnet101_2", 22.75),
+    ],
+)
+def test_other_networks_take_three_times_what_is_published(name: str, gmac: float) -> None:
+    with torch.device("meta"):
+        model = ResNet(MODELS[name], 1000)
+    assert flops_per_image(model, resolution=224) == pytest.approx(3 * 2 * gmac * 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"residual": False}, {"batch_norm": False}, {"pre_activation": True}, {"block": "bottleneck"}, {"width": 0.5}],
+)
+def test_the_operations_of_a_changed_network_are_those_of_its_layers(changes: dict[str, Any]) -> None:
+    """The same as torch counts in a forward pass and a backward pass in training mode."""
+    model = ResNet(replace(MODELS["resnet8"], **changes), 10)
+    images = torch.zeros(1, 3, 32, 32)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(images).sum().backward()
+    assert flops_per_image(model, resolution=32) == counter.get_total_flops()
 
 
 def test_a_cpu_is_measured() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from resnet_dist.recipe.schema import (
     DataRecipe,
     EmaRecipe,
     ModelRecipe,
+    OptimizerRecipe,
     Recipe,
+    RegularizationRecipe,
     ScheduleRecipe,
 )
 from resnet_dist.telemetry import memory
@@ -36,6 +39,33 @@ def test_only_numbers_that_change_no_result_are_allowed() -> None:
     assert memory.allowed_micro_batches(automatic, world_size=2) == [1, 2]
     own = replace(RECIPE, batch_norm=BatchNormRecipe(span="worker"), batch=BatchRecipe(size=96, num_micro_batches=3))
     assert memory.allowed_micro_batches(own, world_size=2) == [3]
+    paired = replace(RECIPE, regularization=RegularizationRecipe(mixup=0.2), batch_norm=BatchNormRecipe(span=3))
+    assert memory.allowed_micro_batches(paired, world_size=2) == [1, 2, 4, 8, 16]  # 32 leaves 3 samples, 16 3 pairs
+    assert memory.allowed_micro_batches(paired, world_size=4) == [1, 2, 4, 8]
+
+
+def test_without_batch_norm_every_divisor_is_allowed() -> None:
+    model = ModelRecipe(name="resnet8", normalisation="none")
+    recipe = replace(RECIPE, model=model, batch=BatchRecipe(size=12), batch_norm=BatchNormRecipe())
+    assert memory.allowed_micro_batches(recipe, world_size=2) == [1, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("keys", "least", "most"),
+    [
+        ({"normalisation": "none"}, 0.3, 0.8),  # the inputs of batch norms are not kept
+        ({"activation_order": "pre"}, 0.9, 1.2),
+        ({"residual": False}, 0.7, 1.0),
+        ({"width": 2.0}, 1.9, 2.0),
+        ({"name": "resnet20", "block": "bottleneck"}, 2.0, 6.0),
+    ],
+)
+def test_the_count_is_made_for_every_network(keys: dict[str, Any], least: float, most: float) -> None:
+    def sample_bytes(**keys: Any) -> int:
+        model = ModelRecipe(**{"name": "resnet20", "num_classes": 10, **keys})
+        return memory.step_bytes(replace(RECIPE, model=model))[1]
+
+    assert least <= sample_bytes(**keys) / sample_bytes() <= most
 
 
 def test_the_smallest_number_that_fits_is_named() -> None:
@@ -50,6 +80,8 @@ def test_weights_gradients_momentum_and_an_average_are_counted() -> None:
     assert round(static / 4 / 3 / 1e6, 2) == 0.27  # million parameters: He et al. 2015, table 6
     averaged, _ = memory.step_bytes(replace(RECIPE, ema=EmaRecipe(decay=0.9)))
     assert averaged == static / 3 * 4
+    for name, copies in (("lars", 3), ("lamb", 4), ("adamw", 4)):
+        assert memory.step_bytes(replace(RECIPE, optimizer=OptimizerRecipe(name=name)))[0] == static / 3 * copies
 
 
 def test_activations_grow_with_the_image_and_shrink_with_the_precision() -> None:

@@ -187,6 +187,28 @@ def test_tensorboard_shows_the_numbers_of_train_and_eval(tmp_path: Path) -> None
     }
 
 
+def test_tensorboard_shows_the_numbers_of_each_layer(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    layers = {"conv1": {"weight_norm": 2.0, "trust_ratio": 0.5}, "fc": {"weight_norm": 1.0, "activation_std": None}}
+    sink.write({"kind": "layers", "step": 3, "layers": layers})
+    sink.close()
+    assert read_metrics(tmp_path / "m") == [{"kind": "layers", "step": 3, "layers": layers}]
+    assert drawn(tmp_path / "tensorboard") == {
+        "layers/weight_norm/conv1": [(3, 2.0)],
+        "layers/weight_norm/fc": [(3, 1.0)],
+        "layers/trust_ratio/conv1": [(3, 0.5)],
+    }
+
+
+def test_tensorboard_shows_the_training_split_and_the_users_metrics(tmp_path: Path) -> None:
+    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    sink.write({"kind": "eval", "step": 1, "train_top1": 0.75, "metrics": {"margin": 0.5, "odd": None}})
+    sink.close()
+    assert drawn(tmp_path / "tensorboard") == {"eval/train_top1": [(1, 0.75)], "eval/margin": [(1, 0.5)]}
+    [record] = read_metrics(tmp_path / "m")
+    assert record["metrics"] == {"margin": 0.5, "odd": None}
+
+
 def test_tensorboard_hides_the_steps_that_a_resumed_attempt_does_again(tmp_path: Path) -> None:
     for start, losses in ((0, [1.0, 2.0, 3.0]), (1, [20.0])):
         sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")

@@ -20,8 +20,10 @@ from resnet_dist.errors import DivergedError, OutOfMemory
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.recipe.durations import Every
 from resnet_dist.telemetry.bottleneck import StepTimes
+from resnet_dist.telemetry.layers import NoLayers
 from resnet_dist.telemetry.step_totals import StepExchange, StepSums
 from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Outcome, Timetable, Trainer, TrainerParts
 
 BATCH_SIZE, NUM_SAMPLES = 4, 8
@@ -36,6 +38,8 @@ class World:
     stop_in: int = 0  # step in which this worker is asked to stop; 0: never
     losses: Mapping[int, float] = field(default_factory=dict)  # sum over the batch; 8.0 in all other steps
     gradients: Mapping[int, float] = field(default_factory=dict)  # squared norms; 4.0 in all other steps
+    ratios: tuple[float, ...] = ()  # trust ratios of the layers
+    layers_in: int = 0  # step in which the layers are recorded; 0: never
     scales_loss: bool = False
     scale: float = 1024.0  # of the loss
     skipped: tuple[int, ...] = ()  # steps that the engine leaves out
@@ -46,6 +50,7 @@ class World:
     records: list[dict[str, Any]] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     positions: list[list[int]] = field(default_factory=list)  # of the micro-batches of each step
+    top1s: Mapping[int, float] = field(default_factory=dict)  # of evaluations by step; 0.5 in all others
     step_number: int = 0
     closed: bool = False
     module: nn.Module = field(default_factory=nn.Identity)
@@ -64,7 +69,15 @@ class World:
             torch.tensor(self.gradients.get(self.step_number, 4.0), dtype=torch.float64),
             self.step_number in self.skipped,
             {"loss_scale": self.scale, "num_skipped": self.num_skipped()} if self.scales_loss else {},
+            torch.tensor(self.ratios, dtype=torch.float64) if self.ratios else None,
         )
+
+    # --- layers
+    def begin(self, step: int) -> None:
+        self.did.append(f"observe {step}" if step == self.layers_in else "")
+
+    def end(self, step: int, sums: StepSums) -> dict[str, object] | None:
+        return {"kind": "layers", "step": step, "layers": {}} if step == self.layers_in else None
 
     def num_skipped(self) -> int:
         return sum(step <= self.step_number for step in self.skipped)
@@ -110,13 +123,13 @@ class World:
     def close(self, *, patient: bool = True) -> None: ...
 
     # --- the rest
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, step: int) -> Evaluation:
         self.did.append("evaluate")
         self.now_s += 100.0
-        return EVALUATION
+        return replace(EVALUATION, top1=self.top1s.get(step, 0.5))
 
     def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
-        assert metrics in ({}, {"top1": 0.5, "top5": 1.0, "loss": 0.25})
+        assert metrics in ({}, {"top1": self.top1s.get(step, 0.5), "top5": 1.0, "loss": 0.25})
         self.did.append(f"save {step}" + " and wait" * wait + " with metrics" * bool(metrics))
         self.now_s += 100.0
 
@@ -144,6 +157,7 @@ def trainer(
     log_every: int = 1,
     first_step: int = 0,
     evaluate_first: bool = False,
+    target: Target | None = None,
 ) -> Trainer:
     """`..._every` in steps."""
     parts = TrainerParts(
@@ -156,6 +170,7 @@ def trainer(
         checkpoints=world,
         average=world.averaged.append,
         classify=world.classify,
+        layers=world if world.layers_in else NoLayers(),
         sink=world,
         supervisor=world,
     )
@@ -167,7 +182,92 @@ def trainer(
         checkpoint=Every(Fraction(checkpoint_every * BATCH_SIZE), BATCH_SIZE),
         log_every=log_every,
     )
-    return Trainer(parts, timetable, num_micro_batches=2, first_step=first_step, evaluate_first=evaluate_first)
+    return Trainer(parts, timetable, 2, first_step=first_step, evaluate_first=evaluate_first, target=target)
+
+
+# --- layers
+
+
+def test_train_records_have_the_smallest_the_middle_and_the_largest_trust_ratio_of_their_step() -> None:
+    world = World(ratios=(4.0, 1.0, 2.0, 8.0))
+    trainer(world, steps=2).fit()
+    for record in world.of("train"):
+        found = {key: value for key, value in record.items() if key.startswith("trust")}
+        assert found == {"trust_ratio_min": 1.0, "trust_ratio_median": 3.0, "trust_ratio_max": 8.0}
+
+
+def test_without_trust_ratios_and_in_a_skipped_step_there_are_none() -> None:
+    for world in (World(), World(ratios=(1.0,), scales_loss=True, skipped=(1, 2))):
+        trainer(world, steps=2 if not world.skipped else 3).fit()
+        records = [record for record in world.of("train") if record["step"] < 3]
+        assert len(records) == 2
+        assert not any(key.startswith("trust") for record in records for key in record)
+
+
+def test_layers_are_observed_in_their_step_and_recorded_after_the_step_before() -> None:
+    world = World(layers_in=2)
+    trainer(world, steps=3).fit()
+    assert [entry for entry in world.did if entry][1:4] == ["step 1", "observe 2", "step 2"]
+    assert [(r["kind"], r["step"]) for r in world.records if r["kind"] != "event"][:3] == [
+        ("train", 1),
+        ("layers", 2),
+        ("train", 2),
+    ]
+
+
+# --- the target
+
+
+def test_the_first_evaluation_that_reaches_the_target_ends_the_run_with_a_checkpoint() -> None:
+    world = World(top1s={2: 0.74, 4: 0.76, 6: 0.99})
+    outcome = trainer(world, steps=9, evaluate_every=2, log_every=3, target=Target("top1", 0.76)).fit()
+    assert outcome == Outcome(4, finished=True, evaluation=replace(EVALUATION, top1=0.76), reached=True)
+    assert world.did[-3:] == ["step 4", "evaluate", "save 4 and wait with metrics"]
+    assert world.events() == [(0, "started"), (4, "target_reached"), (4, "finished")]
+    assert world.of("event")[1]["detail"] == {"metric": "top1", "target": 0.76, "value": 0.76}
+    assert [record["step"] for record in world.of("train")] == [3, 4]
+    assert world.closed
+
+
+def test_a_run_that_never_reaches_its_target_ends_with_its_duration_and_says_so() -> None:
+    world = World(top1s={2: 0.6, 4: 0.55, 5: 0.58})
+    outcome = trainer(world, steps=5, evaluate_every=2, target=Target("top1", 0.76)).fit()
+    assert (outcome.step, outcome.finished, outcome.reached) == (5, True, False)
+    assert world.events() == [(0, "started"), (5, "target_missed"), (5, "finished")]
+    assert world.of("event")[1]["detail"] == {"metric": "top1", "target": 0.76, "value": 0.58}
+
+
+def test_a_target_that_only_the_last_evaluation_can_reach_needs_no_other() -> None:
+    world = World(top1s={5: 0.8})
+    outcome = trainer(world, steps=5, target=Target("top1", 0.76)).fit()
+    assert (outcome.step, outcome.reached) == (5, True)
+    assert world.saves() == [5]
+
+
+@pytest.mark.parametrize(("loss", "step"), [(0.25, 2), (0.24, 6)])
+def test_a_loss_is_reached_from_above(loss: float, step: int) -> None:
+    outcome = trainer(World(), steps=6, evaluate_every=2, target=Target("loss", loss)).fit()
+    assert (outcome.step, outcome.reached) == (step, step == 2)
+
+
+def test_an_evaluation_that_is_not_a_number_reaches_no_target() -> None:
+    assert not Target("top1", 0.1).is_reached({"top1": math.nan})
+    assert not Target("loss", 0.1).is_reached({"loss": math.nan})
+
+
+def test_a_run_that_was_killed_after_it_had_reached_its_target_ends_at_once() -> None:
+    """Its checkpoint has the metrics, so the trainer of the next attempt evaluates first."""
+    world = World(top1s={4: 0.8})
+    outcome = trainer(world, steps=9, first_step=4, evaluate_first=True, target=Target("top1", 0.76)).fit()
+    assert outcome == Outcome(4, finished=True, evaluation=replace(EVALUATION, top1=0.8), reached=True)
+    assert world.did == ["evaluate"]
+
+
+def test_a_stop_request_comes_before_the_evaluation_that_would_reach_the_target() -> None:
+    world = World(top1s={4: 0.8}, stop_in=3)
+    outcome = trainer(world, steps=9, evaluate_every=2, target=Target("top1", 0.76)).fit()
+    assert (outcome.step, outcome.finished, outcome.reached) == (4, False, None)
+    assert [event for _, event in world.events()] == ["started", "stopped"]
 
 
 def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() -> None:
@@ -387,7 +487,7 @@ def test_an_evaluation_that_is_not_finite_is_warned_of_and_the_training_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World()
-    monkeypatch.setattr(world, "evaluate", lambda: Evaluation(math.nan, math.nan, math.nan, 2, num_nonfinite=1))
+    monkeypatch.setattr(world, "evaluate", lambda step: Evaluation(math.nan, math.nan, math.nan, 2, num_nonfinite=1))
     monkeypatch.setattr(world, "save", lambda *_, **__: None)
     assert trainer(world, steps=4, evaluate_every=2).fit().finished
     assert [record.getMessage() for record in caplog.records if record.name == "resnet_dist.training.trainer"] == [

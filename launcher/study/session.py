@@ -1,0 +1,103 @@
+"""The loop over rounds, and the line of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from launcher.exit_codes import ExitCode
+from launcher.formatting import first_line
+from launcher.signals import StopSignals
+from launcher.study import state as states_of
+from launcher.study.line import Line
+from launcher.study.plan import Plan, PlannedRun
+from launcher.study.rounds import Job, Round, has_reached, next_round
+from launcher.study.state import State
+from launcher.study.training import Answer, Ended, Moment, Order
+
+NUM_TABLES = 2  # of the training and the val split
+
+
+class Runner(Protocol):
+    """Carries out jobs somewhere: `launcher.study.pool.Pool`."""
+
+    def run(self, jobs: Sequence[Job], make_order: Callable[[Job], Order]) -> Iterator[tuple[Job, Answer | None]]:
+        """Carry out jobs; yields their answers, and None now and then."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """How a session ended: the last round, the states of all runs, and the runs that failed in it, first one first."""
+
+    round: Round
+    states: dict[str, State]
+    failures: dict[str, Ended] = field(default_factory=dict)
+
+
+def carry_out(plan: Plan, only: Sequence[PlannedRun], runner: Runner, stop: StopSignals, size: int) -> Outcome:
+    """Train what is not finished yet, round after round. `only`: the runs of this session; others are left as they are.
+
+    A run that failed before is tried again; one that fails now is not, and the others go on. `size`: runs at a time.
+    """
+    states = read_states(plan)
+    names = {run.name for run in only}
+    states |= {name: replace(state, status="stopped") for name, state in states.items()
+               if state.status == "failed" and name in names}  # fmt: skip
+    failures: dict[str, Ended] = {}
+    line = Line(plan, states, size)
+    while True:
+        now = next_round(plan, states)
+        jobs = [job for job in now.jobs if job.run.name in names]
+        if not jobs or stop.stopped:
+            break
+        line.begin(now, jobs)
+        for job, answer in runner.run(jobs, lambda job: _order(plan, job)):
+            if isinstance(answer, Moment):
+                line.moments[job.run.name] = answer
+            elif isinstance(answer, Ended):
+                state = states[job.run.name] = _ended(job, answer, stop).as_result(plan.may_diverge)
+                line.moments.pop(job.run.name, None)
+                if state.status == "failed":
+                    failures[job.run.name] = answer
+                    line.say(f"{job.run.name} failed: {first_line(state.reason)}")
+            line.show()
+        line.close()
+    return Outcome(now, states, failures)
+
+
+def read_states(plan: Plan) -> dict[str, State]:
+    """The states of all runs by their directories, by name."""
+    return {run.name: states_of.read(run).as_result(plan.may_diverge) for run in plan.runs}
+
+
+def _ended(job: Job, answer: Ended, stop: StopSignals) -> State:
+    """The state of a run that has just ended; a failure in this session, unless it did what it was asked for."""
+    state = states_of.read(job.run)
+    is_paused = job.pause_at is not None and has_reached(state, job.pause_at)
+    if answer.code == ExitCode.OK or is_paused or (stop.stopped and not answer.reason):
+        return state
+    reason = answer.reason or f"it was stopped by another process at step {state.step}"
+    return replace(state, status="failed", reason=reason, code=answer.code)
+
+
+def _order(plan: Plan, job: Job) -> Order:
+    return Order(job.run.config, job.pause_at, _index(plan, job.run))
+
+
+def _index(plan: Plan, run: PlannedRun) -> Path | None:
+    """The tables of the images of another run with the same data; None if there is none."""
+    if run.config.data.source != "imagefolder" or _tables(run):
+        return None
+    same = (other for other in plan.runs if other is not run and _data(other) == _data(run))
+    return next((other.directory.index for other in same if len(_tables(other)) >= NUM_TABLES), None)
+
+
+def _tables(run: PlannedRun) -> list[Path]:
+    return list(run.directory.index.glob("[!.]*"))
+
+
+def _data(run: PlannedRun) -> object:
+    return run.config.data, run.seed if run.config.data.subset is not None else None

@@ -1,0 +1,201 @@
+"""Published runs of ResNet-50 on ImageNet-1k by batch (published.json), and the numbers for batches in between.
+
+An origin is one group of runs by the same authors with the same code. Numbers are interpolated only between two
+neighbouring runs of one origin, linearly in the batch: MLPerf's rule for the epochs to the target
+(mlperf_logging/rcp_checker). Nothing is extrapolated.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import OptimizerRecipe
+
+NUM_SAMPLES = 1_281_167  # training images of ImageNet-1k
+MODEL = "resnet50"
+
+Number = Literal["peak_lr", "weight_decay", "momentum", "warmup_epochs", "duration_epochs", "epochs_to_target"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The hyperparameters of the published runs with one batch. Lengths are in the unit of the source."""
+
+    batch: int
+    peak_lr: float
+    weight_decay: float
+    momentum: float
+    warmup: Duration
+    duration: Duration
+    batch_norm_span: int | None  # None: not in the source
+    epochs_to_target: float | None  # mean of the runs without the best and the worst
+    top1: float | None  # at the end
+
+    @property
+    def warmup_epochs(self) -> float:
+        """The warm-up in epochs."""
+        return self._epochs(self.warmup)
+
+    @property
+    def duration_epochs(self) -> float:
+        """The whole run in epochs."""
+        return self._epochs(self.duration)
+
+    def _epochs(self, length: Duration) -> float:
+        return float(length.samples(batch_size=self.batch, num_samples=NUM_SAMPLES) / NUM_SAMPLES)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Runs of the same authors. `optimizer` and `schedule` have the keys that are the same for all of them."""
+
+    name: str
+    source: str
+    optimizer: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    label_smoothing: float
+    runs: tuple[Run, ...]  # by ascending batch
+
+    def fits(self, optimizer: OptimizerRecipe) -> bool:
+        """Whether these are runs of that optimizer; of LARS, with its way to apply the LR."""
+        lr_in_momentum = True if optimizer.lr_in_momentum is None else optimizer.lr_in_momentum
+        return optimizer.name == self.optimizer["name"] and self.optimizer.get("lr_in_momentum") in (
+            None,
+            lr_in_momentum,
+        )
+
+    def covers(self, batch: int) -> bool:
+        """Whether `batch` is within the range of the runs."""
+        return self.runs[0].batch <= batch <= self.runs[-1].batch
+
+    def __str__(self) -> str:
+        first, last = self.runs[0].batch, self.runs[-1].batch
+        batches = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        lr_in_momentum = self.optimizer.get("lr_in_momentum")
+        how = "" if lr_in_momentum is None else f", lr_in_momentum {str(lr_in_momentum).lower()}"
+        return f"{batches} ({self.name}: {self.optimizer['name']}{how})"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `origin` says about `batch`: `runs` are the published run, or the two neighbours of the batch."""
+
+    origin: Origin
+    batch: int
+    runs: tuple[Run, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether a run with this batch was published."""
+        return len(self.runs) == 1
+
+    def number(self, name: Number) -> float | None:
+        """The published number, or the interpolated one, to six digits. None if the source does not have it.
+
+        >>> published(OptimizerRecipe(name="lars"), 16384).number("peak_lr")    # 17 at 8,192; 21.2 at 32,768
+        18.4
+        """
+        found = [getattr(run, name) for run in self.runs]
+        if None in found:
+            return None
+        if self.exact:
+            return float(found[0])
+        below, above = self.runs
+        part = (self.batch - below.batch) / (above.batch - below.batch)
+        return float(f"{found[0] + (found[1] - found[0]) * part:.6g}")
+
+    @property
+    def batch_norm_span(self) -> int | None:
+        """The span of the nearest run, if it divides the batch."""
+        nearest = min(self.runs, key=lambda run: abs(run.batch - self.batch))
+        span = nearest.batch_norm_span
+        return span if span is not None and self.batch % span == 0 else None
+
+
+def published(optimizer: OptimizerRecipe, batch: int) -> Published:
+    """The published runs of this optimizer with `batch`, or those around it; of several origins, the table's first.
+
+    Raises RecipeError outside of every range.
+    """
+    matching = [origin for origin in origins() if origin.fits(optimizer)]
+    for origin in matching:
+        if origin.covers(batch):
+            exact = [run for run in origin.runs if run.batch == batch]
+            around = (pair for pair in itertools.pairwise(origin.runs) if pair[0].batch < batch < pair[1].batch)
+            return Published(origin, batch, tuple(exact) or next(around))
+    raise _unpublished(optimizer, batch, matching)
+
+
+def _unpublished(optimizer: OptimizerRecipe, batch: int, matching: list[Origin]) -> RecipeError:
+    mine = "; ".join(map(str, matching)) or f"none of {optimizer.name}"
+    largest = max(run.batch for origin in origins() for run in origin.runs if run.epochs_to_target is not None)
+    others = [str(origin) for origin in origins() if origin not in matching and origin.covers(batch)]
+    ahead = f"without a source, batch.size={batch} schedule.scaling=linear schedule.peak_lr=LR with an LR of your own"
+    return RecipeError(
+        "batch.size",
+        f"found {batch:,}, for which nobody has published a run with this optimizer (published: {mine};"
+        f" 75.9 % top-1 with any optimizer up to {largest:,})",
+        "; ".join([*(f"the optimizer of {other}" for other in others), ahead]),
+        ("optimizer.name", "optimizer.lr_in_momentum", "schedule.scaling"),
+    )
+
+
+@functools.cache
+def origins() -> tuple[Origin, ...]:
+    """All origins of the table."""
+    table = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+    return tuple(
+        Origin(
+            name=origin["name"],
+            source=origin["source"],
+            optimizer=origin["optimizer"],
+            schedule=origin["schedule"],
+            label_smoothing=origin["label_smoothing"],
+            runs=tuple(_run(**run) for run in origin["runs"]),
+        )
+        for origin in table["origins"]
+    )
+
+
+def _run(
+    *,
+    batch: int,
+    warmup: str,
+    duration: str | None = None,
+    after_warmup: str | None = None,
+    batch_norm_span: int | None = None,
+    epochs_to_target: list[int] | None = None,
+    top1: float | None = None,
+    **numbers: float,
+) -> Run:
+    length = Duration.parse(duration or after_warmup or "")
+    if after_warmup is not None:  # in steps, as in MLPerf's rows
+        size = {"batch_size": batch, "num_samples": NUM_SAMPLES}
+        length = Duration(length.count + Duration.parse(warmup).steps(**size), length.unit)
+    return Run(
+        batch=batch,
+        warmup=Duration.parse(warmup),
+        duration=length,
+        batch_norm_span=batch_norm_span,
+        epochs_to_target=None if epochs_to_target is None else _olympic_mean(epochs_to_target),
+        top1=top1,
+        **numbers,
+    )
+
+
+def _olympic_mean(values: list[int]) -> float:
+    """The mean without the smallest and the largest value.
+
+    >>> _olympic_mean([42, 44, 43, 41, 41, 41, 42, 42, 43, 41])
+    41.875
+    """
+    kept = sorted(values)[1:-1]
+    return sum(kept) / len(kept)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher.errors import ConfigError
+from launcher.study.checks import check
+from tests.unit.launcher.study.conftest import MakePlan
+
+GRID = "grid: {batch.size: [8, 16], optimizer.nesterov: [false, true]}\n"
+BAD = {
+    "a metric that does not exist": (
+        "metrics: [top1, los]",
+        r'5: metrics\[1\]: found "los". Allowed: top1, top5, loss, .*Did you mean loss',
+    ),
+    "a metric of the training split that is not evaluated": (
+        "metrics: [gap]",
+        r'5: metrics\[0\]: found "gap", and the runs are not evaluated on the training split.*evaluate.train',
+    ),
+    "a metric to compare": ("compare: {metric: accuracy, baseline: {batch.size: 8}}", '5: compare.metric: found "acc'),
+    "a baseline that does not vary": (
+        "compare: {baseline: {model.name: resnet20}}",
+        "5: compare.baseline.model.name: found .*, which the study does not vary. Allowed: batch.size, optimizer",
+    ),
+    "a baseline that no run has": (
+        "compare:\n  baseline: {batch.size: 9}",
+        "6: compare.baseline.batch.size: found 9, which no run has. Allowed: 8, 16",
+    ),
+    "x that does not vary": ("figures: [{kind: bar, x: seed, y: top1}]", r'5: figures\[0\].x: found "seed"'),
+    "by that does not vary": ("figures: [{kind: curve, y: train.loss, by: size}]", r'5: figures\[0\].by: found "size"'),
+    "a curve of a metric": ("figures: [{kind: curve, y: top1}]", r"5: figures\[0\].y: .*Allowed: train.FIELD"),
+    "a line of a metric that does not exist": ("figures: [{kind: line, x: batch.size, y: top}]", r"5: figures\[0\].y"),
+    "combinations at one place": (
+        "figures: [{kind: line, x: batch.size, y: top1, by: batch.size}]",
+        r"5: figures\[0\].by: two combinations have the same x and the same line: size 8, nesterov false; size 8, nest",
+    ),
+    "a tuning by a metric that does not exist": ("tune: {keys: [batch.size], by: topp1}", '5: tune.by: found "topp1"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_name_that_does_not_fit_is_refused(make_plan: MakePlan, case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(ConfigError, match=f"study.yaml:{message}"):
+        check(make_plan(GRID + text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "overrides: {evaluate.train: true}\nmetrics: [gap, train_loss, train.gradient_norm, seconds]",
+        "metrics: [top1, 'my_module:measure', zeros]",
+        "figures: [{kind: line, x: batch.size, y: top1, by: optimizer.nesterov}]",
+        "figures: [{kind: line, x: batch.size, y: top1, by: [], where: {optimizer.nesterov: true}}]",
+        "figures: [{kind: layers, y: gradient_norm, step: 1}, {kind: curve, y: eval.top1}]",
+        "tune: {keys: [batch.size]}\nfigures: [{kind: line, x: optimizer.nesterov, y: top1, by: []}]",
+        "compare: {baseline: {batch.size: 8, optimizer.nesterov: true}}",
+    ],
+)
+def test_names_that_fit_are_accepted(make_plan: MakePlan, text: str) -> None:
+    check(make_plan(GRID + text))
