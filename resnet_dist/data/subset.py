@@ -73,8 +73,8 @@ def proportional_counts(sizes: NDArray[np.int64], num: int) -> NDArray[np.int64]
     proportion by 1 or more (its release), nor after it would fall behind by 1 or more (its deadline). Earliest deadline
     first keeps all deadlines, because an order that does exists (Tijdeman 1980, The chairman assignment problem).
 
-    >>> proportional_counts(np.array([60, 30, 10]), 7).tolist()
-    [4, 2, 1]
+    >>> proportional_counts(np.array([60, 30, 10]), 20).tolist()
+    [12, 6, 2]
     """
     total, numbers = int(sizes.sum()), sizes.tolist()
     counts = [0] * len(numbers)

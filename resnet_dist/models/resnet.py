@@ -25,6 +25,13 @@ class Block(nn.Module):
     between two of these pairs. `downsample` is the shortcut; None is the identity.
     """
 
+    conv1: nn.Module
+    bn1: nn.Module
+    conv2: nn.Module
+    bn2: nn.Module
+    conv3: nn.Module  # of a bottleneck
+    bn3: nn.Module
+
     def __init__(
         self, convolutions: list[nn.Conv2d], norms: list[nn.Module], downsample: nn.Module | None, *, residual: bool
     ) -> None:
@@ -50,24 +57,19 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor) -> Tensor:
         """The block without its shortcut and without the last ReLU."""
-        for number in range(1, self.num_layers + 1):
-            convolution, norm = self.layer(number)
-            x = norm(convolution(x if number == 1 else self.relu(x)))
-        return x
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.conv2(self.relu(x)))
+        return self.bn3(self.conv3(self.relu(x))) if self.num_layers == 3 else x
 
     def forward(self, x: Tensor) -> Tensor:
         """x  floating [batch, in_channels, h, w] -> [batch, out_channels, h / stride, w / stride]."""
-        return self.relu(self._sum(x, x))  # type: ignore[no-any-return]
-
-    def _sum(self, x: Tensor, activated: Tensor) -> Tensor:
-        """The branch of `activated` plus the shortcut, which is x itself or a function of `activated`."""
         if not self.residual:
-            return self.branch(activated)
-        shortcut = x if self.downsample is None else self.downsample(activated)
-        y = self.branch(activated)
+            return self.relu(self.branch(x))  # type: ignore[no-any-return]
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.branch(x)
         if self.stochastic_depth is not None:
-            y = self.stochastic_depth(y)
-        return y + shortcut
+            x = self.stochastic_depth(x)
+        return self.relu(x + shortcut)  # type: ignore[no-any-return]
 
 
 class PreActivationBlock(Block):
@@ -89,19 +91,25 @@ class PreActivationBlock(Block):
     ) -> None:
         """See `Block`. `first`: the input has just been normalised and activated."""
         super().__init__(convolutions, norms, downsample, residual=residual)
+        self.first = first
         if first:
-            self.bn1 = None
+            self.bn1 = nn.Identity()
 
     def branch(self, x: Tensor) -> Tensor:
         """The block without its shortcut, from its first convolution on."""
-        for number in range(1, self.num_layers + 1):
-            convolution, norm = self.layer(number)
-            x = convolution(x if number == 1 else self.relu(norm(x)))
-        return x
+        x = self.conv1(x)
+        x = self.conv2(self.relu(self.bn2(x)))
+        return self.conv3(self.relu(self.bn3(x))) if self.num_layers == 3 else x
 
     def forward(self, x: Tensor) -> Tensor:
         """x  floating [batch, in_channels, h, w] -> [batch, out_channels, h / stride, w / stride]."""
-        return self._sum(x, x if self.bn1 is None else self.relu(self.bn1(x)))
+        activated = x if self.first else self.relu(self.bn1(x))
+        y = self.branch(activated)
+        if not self.residual:
+            return y
+        if self.stochastic_depth is not None:
+            y = self.stochastic_depth(y)
+        return y + (x if self.downsample is None else self.downsample(activated))
 
 
 class PaddedShortcut(nn.Module):

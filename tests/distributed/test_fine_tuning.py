@@ -85,7 +85,7 @@ def test_from_a_folder_and_a_run_of_ours_to_a_result(
     assert cli.main([*command, "duration=3 epochs", "model.weights=null"]) == 0
     assert "starts with" not in capsys.readouterr().out
     check()
-    for key, value in (("model.freeze", "[conv1]"), ("data.subset", "40")):
+    for key, value in (("model.freeze", "[conv1]"), ("data.subset", "83")):
         assert cli.main([*command, "duration=4 epochs", f"{key}={value}"]) == 78
         assert f"{key}: the run has" in capsys.readouterr().err
 

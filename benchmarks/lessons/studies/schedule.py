@@ -13,23 +13,23 @@ from benchmarks.lessons.wording import in_points, listed, number, percent, sorte
 from launcher.study.statistics import Summary
 
 DECAYS = ("constant", "step", "cosine", "polynomial")
-WARMUPS = ("0 steps", "20 steps")
+WARM = ", warm-up"
+LOW = f"{WARM}, LR 0.1"  # the preview has a high LR; these runs a moderate one
 
 
-def where(decay: str, warmup: str) -> Where:
-    """The runs with this decay and warm-up."""
-    return {"label": decay, "schedule.warmup": warmup}
+def where(decay: str, what: str = "") -> Where:
+    """The runs with this decay: without warm-up, with it (`WARM`), or with it at LR 0.1 (`LOW`)."""
+    return {"label": decay + what}
 
 
 def decayed(measured: Measured) -> dict[str, Summary]:
     """Each decay minus constant, with warm-up."""
-    base = where("constant", WARMUPS[1])
-    return {decay: measured.difference("top1", where(decay, WARMUPS[1]), base) for decay in DECAYS[1:]}
+    return {decay: measured.difference("top1", where(decay, WARM), where("constant", WARM)) for decay in DECAYS[1:]}
 
 
 def warmed(measured: Measured) -> dict[str, Summary]:
     """With warm-up minus without, for each decay."""
-    return {decay: measured.difference("top1", where(decay, WARMUPS[1]), where(decay, WARMUPS[0])) for decay in DECAYS}
+    return {decay: measured.difference("top1", where(decay, WARM), where(decay)) for decay in DECAYS}
 
 
 def answer(measured: Measured) -> str:
@@ -42,28 +42,33 @@ def table(measured: Measured) -> list[list[str]]:
     """Top-1 and training loss of all schedules."""
     rows = [["decay", "top-1 without warm-up", "top-1 with warm-up", "training loss with warm-up"]]
     for decay in DECAYS:
-        top1 = [percent(measured.summary("top1", where(decay, warmup))) for warmup in WARMUPS]
-        rows.append([decay, *top1, number(measured.summary("training_loss", where(decay, WARMUPS[1])))])
+        top1 = [percent(measured.summary("top1", where(decay, what))) for what in ("", WARM)]
+        rows.append([decay, *top1, number(measured.summary("training_loss", where(decay, WARM)))])
+    for decay in DECAYS:
+        if measured.runs(where(decay, LOW)):
+            loss = number(measured.summary("training_loss", where(decay, LOW)))
+            rows.append([f"{decay}, LR 0.1", "-", percent(measured.summary("top1", where(decay, LOW))), loss])
     return rows
 
 
 def findings(measured: Measured) -> list[str]:
     """What decay and warm-up are worth."""
     by_decay, by_warmup = sorted_by_verdict(decayed(measured)), sorted_by_verdict(warmed(measured))
+    texts = [f"{name} {in_points(one)}" for name, one in decayed(measured).items()]
     found = [
-        f"{name.capitalize()} minus constant, with warm-up: {in_points(one)}."
-        for name, one in decayed(measured).items()
-    ]
-    found.append(
+        f"In top-1 with warm-up, minus constant: {'; '.join(texts)}.",
         f"So better than a constant LR: {listed(by_decay['larger'])}; worse: {listed(by_decay['smaller'])}; "
-        f"inconclusive: {listed(by_decay['inconclusive'])}."
-    )
+        f"inconclusive: {listed(by_decay['inconclusive'])}.",
+    ]
     texts = [f"{name} {in_points(one)}" for name, one in warmed(measured).items()]
     found.append(f"Warm-up minus none: {'; '.join(texts)}.")
     found.append(
-        f"So warm-up helps with {listed(by_warmup['larger'], 'no schedule')}, costs accuracy with "
-        f"{listed(by_warmup['smaller'], 'none')}, and is inconclusive with {listed(by_warmup['inconclusive'], 'none')}."
+        f"So warm-up helps with: {listed(by_warmup['larger'])}; costs accuracy with: {listed(by_warmup['smaller'])}; "
+        f"inconclusive with: {listed(by_warmup['inconclusive'])}."
     )
+    if measured.runs(where("cosine", LOW)):
+        low = measured.difference("top1", where("cosine", LOW), where("constant", LOW))
+        found.append(f"At LR 0.1, with warm-up, cosine minus constant is {in_points(low)}.")
     return found
 
 
@@ -72,13 +77,11 @@ def draw(measured: Measured) -> Draw:
 
     def panels(axes: Sequence[Any]) -> None:
         left, right = axes
-        lines = [(decay, where(decay, WARMUPS[1])) for decay in DECAYS]
-        drawing.curves(left, measured, lines, "learning_rate")
+        drawing.curves(left, measured, [(decay, where(decay, WARM)) for decay in DECAYS], "learning_rate")
         left.set(ylabel="LR", title="Learning rate, with warm-up")
         left.legend()
-        points = [(f"{decay}{', warm-up' if warmup == WARMUPS[1] else ''}", where(decay, warmup))
-                  for decay in DECAYS for warmup in WARMUPS]  # fmt: skip
-        drawing.rows(right, measured, "top1", points)
+        points = [(decay + what, where(decay, what)) for decay in DECAYS for what in ("", WARM, LOW)]
+        drawing.rows(right, measured, "top1", [point for point in points if measured.runs(point[1])])
         right.set(xlabel="top-1, %", title="Validation accuracy")
 
     return panels

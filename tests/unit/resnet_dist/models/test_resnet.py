@@ -193,7 +193,7 @@ def test_a_plain_network_is_a_chain(changes: dict[str, Any]) -> None:
         for number in range(1, block.num_layers + 1):
             convolution, norm = block.layer(number)
             if changes.get("pre_activation"):
-                chain += [convolution] if norm is None else [norm, nn.ReLU(), convolution]
+                chain += [convolution] if isinstance(norm, nn.Identity) else [norm, nn.ReLU(), convolution]
             else:
                 chain += [convolution, norm, nn.ReLU()]
     if changes.get("pre_activation"):
