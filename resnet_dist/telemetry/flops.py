@@ -37,21 +37,22 @@ def flops_per_image(model: nn.Module, resolution: int) -> int:
     weightless = copy.deepcopy(model).to("meta").eval()
     dtype = next(weightless.parameters()).dtype
     images = torch.empty(1, 3, resolution, resolution, dtype=dtype, device="meta")
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+    own = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=own)
     with counter:
         weightless(images).sum().backward()
     return int(counter.get_total_flops())
 
 
 def _convolution_backward(
-    gradient: torch.Size, images: torch.Size, weight: torch.Size, *others: Any, out_shape: object = None
+    gradient: list[int], images: list[int], weight: list[int], *others: Any, out_shape: object = None
 ) -> int:
     """FLOPs of the gradients of a convolution, from the shapes: each takes as many as the forward pass.
 
     torch (2.14) counts the gradient of the weight as many times as the convolution has groups.
     """
     transposed, output_mask = others[4], others[7]
-    return conv_flop_count(images, weight, gradient, transposed) * sum(output_mask[:2])
+    return int(conv_flop_count(images, weight, gradient, transposed) * sum(output_mask[:2]))
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None:

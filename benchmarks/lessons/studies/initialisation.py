@@ -27,6 +27,12 @@ def ratio(measured: Measured, point: Where) -> float:
     return stds[-1] / stds[0]
 
 
+def backward(measured: Measured, point: Where) -> str:
+    """Standard deviation of the gradient at the first layer's outputs / at the last convolution's: geometric mean."""
+    stds = measured.layers("output_gradient_std", point)[:-1]
+    return power(stds[0] / stds[-1]) if stds[-1] > 0 else "none in the blocks"
+
+
 def answer(measured: Measured) -> str:
     """The answer in one sentence."""
     texts = []
@@ -42,10 +48,18 @@ def _top1(measured: Measured, point: Where) -> str:
 
 def table(measured: Measured) -> list[list[str]]:
     """Top-1, training loss, and the ratio of activations, for each initialisation."""
-    rows = [["network", "top-1", "training loss", "activations, last / first layer"]]
+    rows = [["network", "top-1", "training loss", "activations, last / first layer", "gradients, first / last layer"]]
     for point in (*(where(name, norm) for norm in NORMS for name in NAMES), *({"label": name} for name in GAMMAS)):
         loss = number(measured.summary("training_loss", point)) if measured.by_seed("top1", point) else "-"
-        rows.append([str(point["label"]), _top1(measured, point), loss, power(ratio(measured, point))])
+        rows.append(
+            [
+                str(point["label"]),
+                _top1(measured, point),
+                loss,
+                power(ratio(measured, point)),
+                backward(measured, point),
+            ]
+        )
     return rows
 
 
@@ -55,11 +69,16 @@ def findings(measured: Measured) -> list[str]:
     for norm in NORMS:
         sizes = [f"{power(ratio(measured, where(name, norm)))} ({name})" for name in NAMES]
         found.append(
-            f"{norm.capitalize()}, the last convolution's outputs are {', '.join(sizes)} times the first one's."
+            f"{norm.capitalize()}, the last convolution's outputs are {', '.join(sizes)} times as large as the first's."
         )
-        for name in NAMES[1:]:
-            difference = measured.difference("top1", where(name, norm), where("He", norm), diverged=CHANCE)
-            found.append(f"{norm.capitalize()}, {name} minus He is {in_points(difference)} in top-1.")
+        pairs = {
+            name: measured.difference("top1", where(name, norm), where("He", norm), diverged=CHANCE)
+            for name in NAMES[1:]
+        }
+        texts = [f"{name} {in_points(difference)}" for name, difference in pairs.items()]
+        found.append(
+            f"{norm.capitalize()}, minus He, in top-1: {'; '.join(texts)}. A guess has a top-1 of {CHANCE:.0%}."
+        )
     one, zero = ({"label": name} for name in GAMMAS)
     difference = measured.difference("top1", zero, one)
     verdict = by_verdict(
@@ -69,7 +88,6 @@ def findings(measured: Measured) -> list[str]:
         inconclusive="no effect that these runs could show",
     )
     found.append(f"Zero gamma in a residual network of 20 layers: {in_points(difference)} in top-1: {verdict}.")
-    found.append(f"A guess has a top-1 of {CHANCE:.0%}.")
     return found
 
 
@@ -81,9 +99,9 @@ def draw(measured: Measured) -> Draw:
         lines = [(f"{name}, {norm}", where(name, norm)) for norm in NORMS for name in NAMES]
         drawing.layers(left, measured, lines, "activation_std")
         left.set(ylabel="standard deviation of the outputs", title="Plain, 8 layers, step 1")
+        left.legend(loc="lower left")
         drawing.curves(right, measured, lines)
         right.set(ylabel="training loss", title="Training loss")
-        right.legend()
 
     return panels
 

@@ -48,17 +48,21 @@ def table(measured: Measured) -> list[list[str]]:
 def findings(measured: Measured) -> list[str]:
     """What each regularizer does to gap, accuracy and weights."""
     gap, top1 = effects(measured, "gap"), effects(measured, "top1")
-    base = percent(measured.summary("gap", where(BASE)))
+    base = percent(measured.summary("gap", where(BASE))).replace("%", "points")
     found = [f"Without a regularizer, the gap between training and validation accuracy is {base}."]
     found += [
         f"{_first(label)}: gap {in_points(gap[label])}, validation accuracy {in_points(top1[label])}."
         for label in KINDS
     ]
     kinds = sorted_by_verdict(top1)
-    found.append(
+    text = (
         f"So validation accuracy rises with {listed(kinds['larger'])}, falls with {listed(kinds['smaller'])}, and is "
-        f"inconclusive with {listed(kinds['inconclusive'])}: a smaller gap alone is no better network."
+        f"inconclusive with {listed(kinds['inconclusive'])}."
     )
+    in_vain = [label for label in sorted_by_verdict(gap)["smaller"] if label not in kinds["larger"]]
+    if in_vain:
+        text += f" A smaller gap is not by itself a better network: {listed(in_vain)}."
+    found.append(text)
     small, norm = (
         {label: measured.summary(metric, where(label)).mean for label in (BASE, *KINDS)}
         for metric in ("small_weights", "weight_norm")

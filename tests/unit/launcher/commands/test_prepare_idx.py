@@ -96,7 +96,7 @@ LABELS = np.arange(10, dtype=np.uint8)
         (TRAIN_IMAGES, None, "has no file train-images-idx3-ubyte or train-images-idx3-ubyte.gz"),
         (TRAIN_IMAGES, b"not gzip", "is damaged: .*; expected a gzip file"),
         (TRAIN_IMAGES, gzip.compress(idx(pixels(30)))[:-1000], "is damaged: .*; expected a gzip file"),
-        (TRAIN_LABELS, gzip.compress(b""), "begins with nothing; expected 00000801"),
+        (TRAIN_LABELS, gzip.compress(b"", mtime=0), "begins with nothing; expected 00000801"),
         (TEST_IMAGES, idx(pixels(10), magic=0x0801), "begins with 00000801; expected 00000803"),
         (TEST_IMAGES, idx(pixels(10))[:10], "is truncated: it has 10 bytes; expected a header of 16"),
         (TEST_IMAGES, idx(pixels(10))[:-1], "is truncated: it has 7,855 .* expected 7,856, a header and 10 x 28 x 28"),
