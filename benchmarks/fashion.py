@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import statistics
@@ -46,10 +47,11 @@ def _cpu_s() -> float:
 
 
 def content(runs: Sequence[Mapping[str, Any]], baselines: Mapping[str, float]) -> dict[str, Any]:
-    """The record: runs, their mean and sample standard deviation, and the baselines."""
+    """The record: runs, mean and sample standard deviation, the baselines, and the load of the last 15 minutes."""
     accuracies = [run["top1"] for run in runs]
     top1 = {"mean": statistics.mean(accuracies), "std": statistics.stdev(accuracies)}
-    return {"config": CONFIG, "top1": top1, "runs": list(runs), "baselines": dict(baselines)}
+    load = round(os.getloadavg()[2], 1)
+    return {"config": CONFIG, "top1": top1, "runs": list(runs), "baselines": dict(baselines), "load": load}
 
 
 def top1(found: Mapping[str, Any]) -> str:
@@ -67,8 +69,9 @@ def with_figures(text: str, found: Mapping[str, Any]) -> str:
     nearest, logistic = (100 * found["baselines"][name] for name in ("k_nearest_neighbours", "logistic_regression"))
     expect = (
         f"{top1(found)} top-1 (10,000 test images; mean and standard deviation of seeds 0, 1 and 2). A run took"
-        f" {minutes:.1f} minutes, {cpu_minutes:.1f} minutes of CPU time on two cores (medians). For comparison:"
-        f" k-nearest neighbours {nearest:.1f} %, logistic regression {logistic:.1f} %."
+        f" {cpu_minutes:.1f} minutes of CPU time, and {minutes:.1f} minutes on two cores with a load average of"
+        f" {found['load']:.0f} (medians). For comparison: k-nearest neighbours {nearest:.1f} %, logistic regression"
+        f" {logistic:.1f} %."
     )
     lines = textwrap.wrap(expect, 110)
     block = "\n".join([f"# Expect  {lines[0]}", *(f"#         {line}" for line in lines[1:])])

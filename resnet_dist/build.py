@@ -139,7 +139,7 @@ def build(
         batch_size=recipe.batch.size,
         num_samples=len(train),
         total_steps=timetable.total_steps,
-        optimizer=recipe.optimizer,
+        run=recipe,
     )
     skipped = options.skipped
     if not skipped and checkpoint is not None:  # lost with the run directory: from the mirror's checkpoint

@@ -22,6 +22,7 @@ from launcher.run.directory import RunDirectory
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
 from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.published import published
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import EmaRecipe
@@ -173,9 +174,11 @@ def lines(config: RunConfig) -> Iterator[str]:
     yield from _events(config, size, total_steps)
     yield from preemption_notice(config.preemption.notice_s, RunDirectory(Path(config.storage), config.name))
     yield "  learning rate"
-    schedule = build_schedule(config.schedule, **size, total_steps=total_steps, optimizer=config.optimizer)
+    schedule = build_schedule(config.schedule, **size, total_steps=total_steps, run=config)
     for corner in schedule.corners():
         yield f"    step {corner.step:>8,}  {corner.learning_rate:>12.6g}  {corner.name}"
+    if config.schedule.scaling == "table":
+        yield f"    peak LR {published(config, batch.size)}"
     yield "  docs/tried.md shows where each part of this run was tested"
 
 

@@ -12,10 +12,8 @@ from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.formatting import table
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.published import MODEL, NUM_SAMPLES, Number, Published, published
+from resnet_dist.recipe.published import Number, Published, published
 from resnet_dist.recipe.requirements import LARGEST_COUNT
-
-_NUM_CLASSES = 1000
 
 
 def lines(path: str | os.PathLike[str], overrides: Sequence[str], batch: int) -> Iterator[str]:
@@ -29,9 +27,8 @@ def lines(path: str | os.PathLike[str], overrides: Sequence[str], batch: int) ->
         raise UsageError(f"--batch {batch}: Allowed: a whole number from 1 to {LARGEST_COUNT}")
     config = configs.load(path, overrides)
     place = f"command line: --batch {batch}"
-    _check_network(config, place)
     try:
-        found = published(config.optimizer, batch)
+        found = published(config, batch, replaces_optimizer=True)
     except RecipeError as error:
         raise ConfigError([Problem(place, "", error.problem, error.allowed)]) from None
     recipe = [f"{key}={_flow(value)}" for key, value in recipe_overrides(found, config).items()]
@@ -60,19 +57,6 @@ def recipe_overrides(found: Published, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _check_network(config: RunConfig, place: str) -> None:
-    num_samples = config.data.num_samples
-    wrong = [
-        (config.model.name != MODEL, f"model.name {config.model.name}"),
-        (config.model.num_classes != _NUM_CLASSES, f"model.num_classes {config.model.num_classes}"),
-        (num_samples not in (None, NUM_SAMPLES), f"data.num_samples {num_samples}"),
-    ]
-    others = [what for is_wrong, what in wrong if is_wrong]
-    if others:
-        allowed = f"{MODEL} on ImageNet-1k ({_NUM_CLASSES:,} classes, {NUM_SAMPLES:,} images): the published runs"
-        raise ConfigError([Problem(place, "", f"found {', '.join(others)}", allowed)])
-
-
 def _lengths(found: Published) -> tuple[str, str]:
     """Warm-up and duration: as the source gives them, or interpolated, in epochs."""
     if found.exact:
@@ -83,9 +67,7 @@ def _lengths(found: Published) -> tuple[str, str]:
 
 def _table(found: Published, config: RunConfig) -> Iterator[str]:
     origin = found.origin
-    batches = " and ".join(f"{run.batch:,}" for run in found.runs)
-    how = f"published by {origin.name}" if found.exact else f"interpolated between runs of {origin.name} with {batches}"
-    yield f"{config.name} with a batch of {found.batch:,}: {how}"
+    yield f"{config.name} with a batch of {found.batch:,}: {found}"
     changes = recipe_overrides(found, config)
     schedule = changes["schedule"]
     fixed = {key: value for key, value in schedule.items() if key not in ("peak_lr", "warmup")}

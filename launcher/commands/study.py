@@ -43,7 +43,10 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Train, and report; returns the exit code: 0, that of the first run that failed, or 75 or 130 after a signal."""
+    """Train, and report; returns the exit code: 0, that of the first run that failed, or 75 or 130 after a signal.
+
+    On SLURM, a run that failed counts until it has ended otherwise.
+    """
     file = files.load(given.file, full=given.full)
     planned = plan(file, given.overrides, "auto" if given.place == "slurm" else "local")
     checks.check(planned)
@@ -78,10 +81,12 @@ def _slurm(planned: Plan, given: argparse.Namespace) -> int:
         raise UsageError("--place slurm: SLURM decides when tasks run. Allowed: without --only and --jobs")
     states = read_states(planned)
     now = next_round(planned, states)
-    study_slurm.submit(planned, now, given)
-    if not given.dry_run:
-        _report(planned, Outcome(now, states), given)
-    return ExitCode.OK
+    failed = [one for one in planned.runs if states[one.name].status == "failed"]
+    study_slurm.submit(planned, [*failed, *(job.run for job in now.jobs)], given)
+    if given.dry_run:
+        return ExitCode.OK
+    _report(planned, Outcome(now, states), given)
+    return next((code for one in failed if (code := states[one.name].code)), int(ExitCode.OK))
 
 
 @contextlib.contextmanager

@@ -22,23 +22,22 @@ from launcher.places import slurm as slurm_jobs
 from launcher.places.spec import spec_of
 from launcher.run import submissions
 from launcher.study.plan import Plan, PlannedRun, fixed
-from launcher.study.rounds import Round
 from resnet_dist.recipe.schema import plain
 
 _SAME = ("least_workers", "most_workers", "nodes", "gpus_per_worker", "cpus_per_worker", "walltime_s")
 
 
-def submit(plan: Plan, now: Round, given: argparse.Namespace) -> int:
-    """Submit the runs of this round that are neither finished nor submitted; returns how many.
+def submit(plan: Plan, runs: Sequence[PlannedRun], given: argparse.Namespace) -> int:
+    """Submit those of `runs` that no job waits for or trains; returns how many.
 
-    Task i of the array trains run i of those, as `launcher submit slurm` would. Raises ConfigError for a study that
+    Task i of the array trains run i of them, as `launcher submit slurm` would. Raises ConfigError for a study that
     cannot be an array, PlaceError and ClusterUnavailable as `launcher submit slurm` does.
     """
     file = plan.file
     if file.study.halving is not None:
         found, allowed = "given, and a job array cannot pause its runs", "--place local or ray; or no halving"
         raise ConfigError([Problem(file.place("halving"), "halving", found, allowed)])
-    runs = [job.run for job in now.jobs if not _is_submitted(job.run)]
+    runs = [run for run in runs if not _is_submitted(run)]
     if not runs:
         return 0
     site = load_profile(given.profile, "slurm")

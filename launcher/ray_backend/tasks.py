@@ -43,11 +43,6 @@ class Tasks(Generic[A, R]):
         ready, _ = ray.wait(list(self._running), timeout=timeout_s)
         return [(self._running.pop(reference), self._result(reference)) for reference in ready]
 
-    @property
-    def num_running(self) -> int:
-        """The number of calls that have not ended."""
-        return len(self._running)
-
     def close(self) -> None:
         """Disconnect, and end a cluster that was started here."""
         if self._connected_here:

@@ -81,12 +81,12 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if not _is_among(key, known):
-            found = f"the run has {old!r}; this version has no such key: it was added or removed by another version"
+            found = f"the run has {shown(old)}; this version has no such key: it was added or removed by another version"
             allowed = "the version that wrote the run, or another name"
-            line = f"  ignored: {key} = {old!r} in the recorded run, which this version does not have"
+            line = f"  ignored: {key} = {shown(old)} in the recorded run, which this version does not have"
         elif old != new:
-            found, allowed = f"the run has {old!r}, the config {new!r}", "the run's value, or another name"
-            line = f"  changed: {key} was {old!r}, is {new!r}"
+            found, allowed = f"the run has {shown(old)}, the config {shown(new)}", "the run's value, or another name"
+            line = f"  changed: {key} was {shown(old)}, is {shown(new)}"
         else:
             continue
         if _is_among(key, FIXED) and not _is_among(key, FREE):
@@ -96,6 +96,15 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
     if refused:
         raise ConfigError(refused)
     return noted
+
+
+def shown(value: object) -> str:
+    """A value of a key in a message.
+
+    >>> shown(None), shown(0.5)
+    ('null', '0.5')
+    """
+    return "null" if value is None else repr(value)
 
 
 def target_of(config: RunConfig) -> dict[str, float]:

@@ -60,7 +60,6 @@ def _figure(plan: Plan, key: str, figure: Figure) -> Iterator[Problem]:
         for one in part:
             if one not in varying:
                 yield _not_varying(plan, f"{key}.{name}", one, varying)
-    yield from _values(plan, f"{key}.where", figure.where)
     if figure.by is not None and figure.kind in ("line", "bar"):
         yield from _pooled(plan, key, figure, by)
 
@@ -71,15 +70,11 @@ def _pooled(plan: Plan, key: str, figure: Figure, by: Sequence[str]) -> Iterator
     seen: dict[tuple[str, ...], str] = {}
     shows_tuned = any(name in tuned for name in (figure.x, *by))
     for point in plan.points:
-        if any(point.value(name) != value for name, value in figure.where.items()):
-            continue
         place = tuple(shown(point.value(name)) for name in (figure.x, *by) if name is not None)
         text = point.text() if shows_tuned else point.text(leaving_out=tuned)
         if seen.setdefault(place, text) != text:
             found = f"two combinations have the same x and the same line: {seen[place]}; {text}"
-            yield Problem(
-                plan.file.place(f"{key}.by"), f"{key}.by", found, "all keys that vary, or where with one value"
-            )
+            yield Problem(plan.file.place(f"{key}.by"), f"{key}.by", found, "all keys that vary")
             return
 
 

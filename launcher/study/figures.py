@@ -158,7 +158,7 @@ def _label(axes: Axes, figure: Figure, results: Results, lines: Sequence[Series]
         assert figure.x is not None
         x = "" if figure.x == LABEL else short(figure.x, results.plan.axes)
     y = "training loss" if figure.y == "train.loss" else name.replace("_", " ")
-    axes.set(xlabel=x, ylabel=f"{y} (%)" if name in PERCENT else y, title=figure.title)
+    axes.set(xlabel=x, ylabel=f"{y} (%)" if name in PERCENT else y)
     if figure.kind != "bar":
         _log(axes, "y", [value for line in lines for value in line.mean], LOG_Y)
     if name in PERCENT and name != "gap":  # an interval may be wider than the scale

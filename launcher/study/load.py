@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str], *, full: bool = False) -> StudyFile:
         allowed = f"study: {VERSION}, the version of a study file that this launcher reads"
         raise ConfigError([Problem(document.place("study"), "study", f"found {describe(version)}", allowed)])
     preview, complete = _without_full(document), _with_full(document)
-    problems: dict[str, Problem] = {}
+    problems = {str(problem): problem for problem in _empty(document)}
     studies = []
     for one in (preview, complete):  # a mistake in `full` is found without --full, too
         builder = Builder(one, Study)
@@ -91,6 +91,13 @@ def _storage(study: Study, document: Document, folder: Path, base: Path) -> Path
         found = f"missing, and {base} has none"
         raise ConfigError([Problem(document.place("storage"), "storage", found, "a folder")])
     return Path(paths.absolute(written, base.parent))
+
+
+def _empty(document: Document) -> Iterator[Problem]:
+    """Keys without a value, such as `grid:` with nothing under it. (In `full`, null takes a section out.)"""
+    for key, value in document.data.items():
+        if value is None:
+            yield Problem(document.place(key), key, f"found {describe(None)}", "a value, or a file without this key")
 
 
 def _without_full(document: Document) -> Document:
@@ -175,8 +182,6 @@ def _problems(study: Study, document: Document) -> Iterator[Problem]:
         if (figure.kind in ("line", "bar")) != (figure.x is not None):
             found, allowed = ("missing", "a key that varies") if figure.x is None else ("given", "x for line and bar")
             yield problem(f"figures[{number}].x", f"{found} for a figure of kind {figure.kind}", allowed)
-        if figure.step is not None and figure.kind != "layers":
-            yield problem(f"figures[{number}].step", f"given for a figure of kind {figure.kind}", "step for layers")
 
 
 def _draw_problems(draw: Draw, problem: Any) -> Iterator[Problem]:

@@ -54,7 +54,7 @@ def page(results: Results, drawn: Sequence[tuple[Figure, str]], facts: Mapping[s
         parts.append('<p class="small">Differences are paired by seed. Inconclusive: the interval includes 0, or there '
                      "is only one seed.</p>")  # fmt: skip
     for figure, svg in drawn:
-        caption = ". ".join(part for part in (figure.title, figures.note(figure, results)) if part)
+        caption = figures.note(figure, results)
         parts.append(f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", _runs(results), "<h2>How it was made</h2>", _how(facts)]
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_CSS}</style>'

@@ -17,7 +17,6 @@ from launcher.config.schema import Place, RunConfig
 from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem
 from launcher.run.directory import RunDirectory
-from launcher.study.draws import drawn
 from launcher.study.load import StudyFile
 from resnet_dist.recipe.schema import plain
 
@@ -140,18 +139,21 @@ def plan(file: StudyFile, overrides: Sequence[str] = (), place: Place = "local")
         raise ConfigError(problems)
     runs: list[PlannedRun] = []
     found: dict[str, Problem] = {}
-    places_of: dict[str, str] = {}
+    named: dict[str, tuple[Point, str]] = {}
     seeds = sorted({*file.study.seeds, *(file.study.tune.seeds if file.study.tune else ())})
-    for point, places in _points(file):
+    for point, places, number in _points(file):
         where = next(iter(places.values()), file.document.whole)
         for seed in seeds:
             name = _name(point, seed, file.study.draw.keys if file.study.draw else {})  # the trial names its values
-            if name in places_of:
+            if name in named:
+                other, place_of_other = named[name]
+                key = _key_of_name(file, point, other, number)
+                text = f"two runs would have the name {name}, this one and that of {place_of_other}"
                 allowed = "values or labels that differ in letters, digits or dots"
-                problem = Problem(where, "", f"two runs would have the name {name}", allowed)
+                problem = Problem(file.place(key), key, text, allowed)
                 found[str(problem)] = problem
                 continue
-            places_of[name] = where
+            named[name] = point, where
             if len(runs) == MAX_RUNS:
                 raise ConfigError([Problem(file.document.whole, "", f"more than {MAX_RUNS:,} runs", "a smaller study")])
             if len(name) > MAX_NAME:
@@ -184,8 +186,19 @@ def fixed(file: StudyFile, overrides: Sequence[str]) -> tuple[dict[str, Any], di
     return {**of_file, **of_command}, {**places, **{key: given.place(key) for key in of_command}}
 
 
-def _points(file: StudyFile) -> Iterator[tuple[Point, dict[str, str]]]:
-    """All combinations, with the place of each of their overrides."""
+def _key_of_name(file: StudyFile, point: Point, other: Point, number: int) -> str:
+    """The key to change in the study file, so that the two combinations have different names."""
+    grid = file.study.grid or {}
+    differing = next((key for key in point.axes if shown(point.axes[key]) != shown(other.axes.get(key))), None)
+    if differing in grid:
+        return f"grid.{differing}"
+    if file.study.sets is not None and LABEL in file.study.sets[number]:
+        return f"sets[{number}].{LABEL}"
+    return f"sets[{number}]" if file.study.sets is not None else "grid"
+
+
+def _points(file: StudyFile) -> Iterator[tuple[Point, dict[str, str], int]]:
+    """All combinations, with the place of each of their overrides and the number of their set."""
     study = file.study
     grid = study.grid or {}
     sets = list(enumerate(study.sets)) if study.sets is not None else [(0, None)]
@@ -200,6 +213,8 @@ def _points(file: StudyFile) -> Iterator[tuple[Point, dict[str, str]]]:
             overrides |= keys
             places |= {key: file.place(f"sets[{number}].{key}") for key in keys}
         if trial is not None and study.draw is not None:
+            from launcher.study.draws import drawn  # needs numpy, which most verbs of the launcher do without
+
             values = drawn(study.draw, trial)
             axes |= {TRIAL: trial, **values}
             overrides |= values
@@ -209,6 +224,7 @@ def _points(file: StudyFile) -> Iterator[tuple[Point, dict[str, str]]]:
             yield (
                 Point({**axes, **of_grid}, {**overrides, **of_grid}),
                 {**places, **{key: file.place(f"grid.{key}") for key in of_grid}},
+                number,
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
 from launcher.exit_codes import ExitCode
@@ -14,19 +14,10 @@ from launcher.study.pool import MakeOrder
 from launcher.study.rounds import Job
 from launcher.study.training import Answer, Ended, Moment, Order, RunStop, carry_out
 
+if TYPE_CHECKING:
+    from launcher.ray_backend.tasks import Tasks
+
 POLL_S = 0.5
-
-
-class Tasks(Protocol):
-    """`launcher.ray_backend.tasks.Tasks`, for orders."""
-
-    def start(self, argument: Order) -> None:
-        """Begin."""
-        ...
-
-    def ended(self, timeout_s: float) -> list[tuple[Order, Ended | Exception]]:
-        """Wait."""
-        ...
 
 
 def in_a_task(order: Order) -> Ended:
@@ -44,7 +35,7 @@ def _stopping(config: RunConfig) -> Path:
 class RayPool:
     """All runs of a round as tasks."""
 
-    def __init__(self, tasks: Tasks, stop: StopSignals) -> None:
+    def __init__(self, tasks: Tasks[Order, Ended], stop: StopSignals) -> None:
         self._tasks, self._stop = tasks, stop
 
     def run(self, jobs: Sequence[Job], make_order: MakeOrder) -> Iterator[tuple[Job, Answer | None]]:

@@ -14,16 +14,15 @@ from launcher.study.page import page
 from launcher.study.results import Results
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 
-CSV, JSON, PAGE, TEXT = "results.csv", "results.json", "report.html", "table.txt"
+CSV, JSON, PAGE = "results.csv", "results.json", "report.html"
 FIGURES = "figures"
 
 
 def write(results: Results, command: Sequence[str]) -> list[str]:
-    """Write table, CSV, JSON, figures and page; returns lines that say where. Raises StorageError."""
+    """Write CSV, JSON, figures and page; returns lines that say where. Raises StorageError."""
     folder = results.plan.file.folder
     facts = _facts(command)
-    made = [(TEXT, "\n".join(tables.lines(results)) + "\n"), (CSV, tables.to_csv(results))]
-    made.append((JSON, tables.to_json(results, facts)))
+    made = [(CSV, tables.to_csv(results)), (JSON, tables.to_json(results, facts))]
     drawn = []
     images: list[tuple[str, bytes]] = []
     if figures.is_available():
@@ -36,7 +35,7 @@ def write(results: Results, command: Sequence[str]) -> list[str]:
     made.append((PAGE, page(results, drawn, facts)))
     for name, content in [*((name, text.encode()) for name, text in made), *images]:
         _write(folder / name, content)
-    lines = [f"report   {folder / PAGE}", f"data     {folder / CSV}, {JSON}, {TEXT}"]
+    lines = [f"report   {folder / PAGE}", f"data     {folder / CSV}, {JSON}"]
     if images:
         lines.append(f"figures  {folder / FIGURES}")
     if results.plan.file.study.figures and not figures.is_available():

@@ -60,16 +60,13 @@ class Figure:
     line     the metric y against the key x, mean and interval over seeds, a line for each combination of `by`
     bar      the same as bars
     curve    the record field y (train.loss, eval.top1) against the step, mean and range over seeds
-    layers   the field y of the "layers" record of `step` against the layer
+    layers   the field y of the first "layers" record against the layer
     """
 
     kind: Literal["line", "bar", "curve", "layers"]
     y: str
     x: str | None = None
     by: tuple[str, ...] | str | None = None  # keys; default: all others that vary
-    where: dict[str, Any] = field(default_factory=dict)  # only runs with these values
-    step: int | None = None  # layers: of the record; default: the first
-    title: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +89,4 @@ class Study:
     metrics: tuple[str, ...] = ("top1", "loss")
     compare: Compare | None = None
     figures: tuple[Figure, ...] = ()
+    full: dict[str, Any] | None = None  # keys that replace others with --full, which `load` has done already

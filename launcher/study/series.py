@@ -55,7 +55,6 @@ def _runs(figure: Figure, results: Results) -> list[RunResult]:
         one
         for one in results.runs
         if (one.run.seed in tune.seeds if tune is not None and of_tuning else one.counts)
-        and all(one.run.point.value(key) == value for key, value in figure.where.items())
     ]
 
 
@@ -104,13 +103,12 @@ def _curve(figure: Figure, runs: Sequence[RunResult]) -> Iterator[tuple[Any, flo
 
 
 def _layers(figure: Figure, runs: Sequence[RunResult]) -> Iterator[tuple[Any, float, float, float]]:
-    """A field of each layer, numbered from 1 in the order of the network, in the record of one step."""
+    """A field of each layer, numbered from 1 in the order of the network, in the first record."""
     found = []
     for one in runs:
-        records = [record for record in one.state.records if record["kind"] == "layers"]
-        chosen = [record for record in records if figure.step in (None, record["step"])]
-        if chosen:
-            values = [layer.get(figure.y) for layer in chosen[0]["layers"].values()]
+        first = next((record for record in one.state.records if record["kind"] == "layers"), None)
+        if first is not None:
+            values = [layer.get(figure.y) for layer in first["layers"].values()]
             numbers = [float(value) for value in values if is_number(value)]
             found.append(dict(enumerate(numbers, start=1)))
     yield from _band(found)

@@ -91,13 +91,9 @@ def _index(plan: Plan, run: PlannedRun) -> Path | None:
     """The tables of the images of another run with the same data; None if there is none."""
     if run.config.data.source != "imagefolder" or _tables(run):
         return None
-    same = (other for other in plan.runs if other is not run and _data(other) == _data(run))
+    same = (other for other in plan.runs if other is not run and other.config.data == run.config.data)
     return next((other.directory.index for other in same if len(_tables(other)) >= NUM_TABLES), None)
 
 
 def _tables(run: PlannedRun) -> list[Path]:
     return list(run.directory.index.glob("[!.]*"))
-
-
-def _data(run: PlannedRun) -> object:
-    return run.config.data, run.seed if run.config.data.subset is not None else None

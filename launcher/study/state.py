@@ -135,7 +135,8 @@ def refuse_changes(runs: Sequence[PlannedRun]) -> None:
         then = flatten(plain(settled(before)))
         for key in sorted({*now, *then}):
             if then.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _FREE):
-                text = f"the run {run.name} has {then.get(key)!r}, the study {now.get(key)!r}"
+                old, new = recorded.shown(then.get(key)), recorded.shown(now.get(key))
+                text = f"the run {run.name} has {old}, the study {new}"
                 allowed = f"the run's value; another name for the study; or without the folder {directory.path}"
                 problems.setdefault(key, Problem("", key, text, allowed))
     if problems:

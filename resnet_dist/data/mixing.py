@@ -62,7 +62,9 @@ class PairMixing:
 
         Returns the mixed images and labels, floating [n, classes], both of the images' dtype.
         """
-        weights = drawn[:, 0, None, None, None].masked_fill(inside(drawn[:, 1:5], *images.shape[2:]), 1.0)
+        weights = drawn[:, 0, None, None, None]
+        if self.cutmix > 0:  # without boxes a weight for each image is enough
+            weights = weights.masked_fill(inside(drawn[:, 1:5], *images.shape[2:]), 1.0)
         targets = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(images.dtype)
         return _mixed(images, weights), _mixed(targets, drawn[:, 5:])
 

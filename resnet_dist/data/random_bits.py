@@ -32,10 +32,10 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 5  # the operations of a policy, or the numbers of a user's function
     ERASING = 6
     MIXING = 7  # at the first position of a pair
-    STUDY = 100  # values that a study draws
     SUBSET = 8  # the images of a class that data.subset takes
     DROPOUT = 9
     STOCHASTIC_DEPTH = 10
+    STUDY = 100  # values that a study draws
 
 
 def element(states: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -62,7 +62,7 @@ class Mask(nn.Module):
             raise RuntimeError(f"{problem}: a micro-batch must be computed before the next one is requested")
         if self.column is not None:
             factors = factors[:, self.column].view(-1, *[1] * (x.dim() - 1))
-        return x * factors.to(x.dtype)
+        return (x * factors).to(x.dtype)  # 1 / (1 - rate) is not rounded to the 8 bits of bfloat16
 
 
 class SampleMasks:

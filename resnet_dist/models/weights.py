@@ -127,7 +127,9 @@ def _unpickled(file: Path) -> object:
             problem = f"{file}: not a file of tensors only ({_first_line(error)})"
             allowed = f"{_ALLOWED}; save such a file again with torch.save(model.state_dict(), ...)"
             raise RecipeError(_KEY, problem, allowed) from error
-        problem = f"is damaged, or not a file of torch.save ({_first_line(error)}); copy it again ({_KEY})"
+        # torch takes any other file for a pickle, and advises to load it without weights_only
+        said = f" ({_first_line(error)})" if begins_well else ""
+        problem = f"is damaged, or not a file of torch.save{said}; copy it again ({_KEY})"
         raise DataError(str(file), problem) from error
 
 

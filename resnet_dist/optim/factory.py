@@ -18,6 +18,7 @@ from resnet_dist.recipe.schema import OptimizerRecipe, Recipe
 Kernels = Literal["foreach", "fused", "loop"]
 
 DEFAULT_BETAS = (0.9, 0.999)  # Kingma & Ba 2015; You et al. 2020
+_GROUPS_AS_GIVEN = "an optimizer with the groups that its function is given"
 
 
 def sgd_kernels(recipe: Recipe, device: torch.device) -> Kernels:
@@ -60,22 +61,54 @@ def build_from_groups(
     function gets the groups and returns a torch optimizer over exactly these parameters. `l1` is
     `regularization.l1`, for any optimizer.
 
-    Raises RecipeError for a user's function that cannot be loaded or returns something else.
+    Raises RecipeError for a user's function that cannot be loaded or returns something else, and for `lr_factors` or
+    `l1` if its optimizer has groups of its own.
     """
     builders = {"sgd": _sgd, "lars": _lars, "lamb": _lamb, "adamw": _adamw}
     if recipe.name in builders:
         optimizer = builders[recipe.name](recipe, groups, kernels)
     else:
         optimizer = _from_function(recipe, groups)
+    if recipe.lr_factors and any("lr_factor" not in group for group in optimizer.param_groups):
+        problem = f"the optimizer of {recipe.name!r} has groups without the key lr_factor"
+        raise RecipeError("optimizer.lr_factors", problem, _GROUPS_AS_GIVEN)
     if l1:
         if any("decay" not in group for group in optimizer.param_groups):
             problem = f"found {l1:g}, but the optimizer of {recipe.name!r} has groups without the key decay"
-            raise RecipeError("regularization.l1", problem, "an optimizer with the groups that its function is given")
+            raise RecipeError("regularization.l1", problem, _GROUPS_AS_GIVEN)
         add_l1(optimizer, l1)
     return optimizer
 
 
 def _sgd(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> torch.optim.Optimizer:
+    """torch's SGD with momentum.
+
+        g <- g + weight_decay * w                   not with decoupled_weight_decay
+        v <- momentum * v + g                       v is g in the first step
+        w <- w - lr * v                             with nesterov: w - lr * (g + momentum * v)
+
+    With `decoupled_weight_decay`, w is multiplied by 1 - lr * weight_decay before that, and the decay is not part of
+    the momentum (SGDW: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 1).
+
+    Source: Sutskever et al. 2013 (On the importance of initialization and momentum in deep learning), with the LR
+    outside of v as in Goyal et al. 2017 (arXiv 1706.02677), equation 9.
+
+    Differences in other implementations:
+    apex's FusedSGD    none, except that wd_after_momentum can add the decay to v.
+    timm               uses torch's SGD, with nesterov for its name sgd.
+    TF2 (Keras)        has the LR inside the momentum, v <- momentum * v - lr * g: after a change of the LR its steps
+                       differ. Its weight_decay is decoupled.
+
+    >>> weight = torch.tensor([1.0], requires_grad=True)
+    >>> recipe = OptimizerRecipe(momentum=0.5, weight_decay=0.1)
+    >>> sgd = _sgd(recipe, [{"params": [weight], "decay": True}], "loop")
+    >>> sgd.param_groups[0]["lr"] = 0.1
+    >>> for _ in range(2):
+    ...     weight.grad = torch.tensor([0.9])
+    ...     sgd.step()  # g is 1.0, v is 1.0; then g is 0.99, v is 1.49
+    >>> weight
+    tensor([0.7510], requires_grad=True)
+    """
     optimizer = torch.optim.SGD(
         groups,
         lr=0.0,
@@ -115,9 +148,29 @@ def _lamb(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> Lam
 
 
 def _adamw(recipe: OptimizerRecipe, groups: list[Group], kernels: Kernels) -> torch.optim.Optimizer:
-    """torch's AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101): w <- w - lr * (weight_decay * w + Adam's update).
+    """torch's AdamW. On a GPU its count of steps is there, too, so that a step can be captured.
 
-    On a GPU its count of steps is there, too, so that a step can be captured.
+    In step t:
+
+        w <- w - lr * weight_decay * w
+        m <- beta1 * m + (1 - beta1) * g          v <- beta2 * v + (1 - beta2) * g^2
+        w <- w - lr * m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    Source: Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2; their schedule multiplier is lr, so that the
+    decay follows the LR. Adam: Kingma & Ba 2015, arXiv 1412.6980, algorithm 1. Epsilon is 1e-8, as in both.
+
+    Differences in other implementations:
+    apex's FusedAdam    the same formula (its default adam_w_mode).
+    timm                its name adamw is torch's AdamW.
+    TF2 (Keras)         epsilon is 1e-7 and is added to sqrt(v) before the bias of v is corrected.
+
+    >>> weight = torch.tensor([1.0], requires_grad=True)
+    >>> weight.grad = torch.tensor([5.0])
+    >>> adamw = _adamw(OptimizerRecipe(name="adamw", weight_decay=0.5), [{"params": [weight], "decay": True}], "loop")
+    >>> adamw.param_groups[0]["lr"] = 0.1
+    >>> adamw.step()  # 1 - 0.1 * 0.5, minus 0.1: Adam's first update is the sign of g
+    >>> weight
+    tensor([0.8500], requires_grad=True)
     """
     return torch.optim.AdamW(
         groups,

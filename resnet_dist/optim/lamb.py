@@ -108,7 +108,8 @@ class Lamb(LayerwiseOptimizer):
 
     def _counts(self, weights: list[Tensor]) -> list[Tensor]:
         for weight in weights:
-            self.state[weight].setdefault("step", torch.zeros((), device=weight.device))
+            if "step" not in self.state[weight]:
+                self.state[weight]["step"] = torch.zeros((), device=weight.device)
         return [self.state[weight]["step"] for weight in weights]
 
 

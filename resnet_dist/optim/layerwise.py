@@ -123,7 +123,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
         one_by_one = layers is _WHOLE and weights[0].device.type == "cpu"
         parts = [[weight] for weight in weights] if one_by_one else [weights]
         ratios = [self._step_layers(group, part, layers) for part in parts]
-        self._ratios[weights[0]] = torch.cat([of_part for of_part in ratios if of_part is not None])
+        self._ratios[group["params"][0]] = torch.cat([of_part for of_part in ratios if of_part is not None])
 
     def _step_layers(self, group: Group, weights: list[Tensor], layers: Layers) -> Tensor | None:
         """Update some parameters of a group; return their trust ratios, float64 [parameters], None without decay."""

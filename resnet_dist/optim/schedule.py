@@ -10,7 +10,7 @@ from typing import NamedTuple
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import load_function
 from resnet_dist.recipe.scaling import peak_learning_rate
-from resnet_dist.recipe.schema import OptimizerRecipe, ScheduleRecipe
+from resnet_dist.recipe.schema import Recipe, ScheduleRecipe
 
 # Progress in [0, 1] after warm-up -> factor in [0, 1], where 0 is the end LR and 1 the peak LR.
 Decay = Callable[[float], float]
@@ -85,11 +85,11 @@ def build_schedule(
     batch_size: int,
     num_samples: int,
     total_steps: int,
-    optimizer: OptimizerRecipe | None = None,
+    run: Recipe | None = None,
 ) -> Schedule:
     """The schedule of a run of `total_steps`; `batch_size` is the global batch, `num_samples` the data set's size.
 
-    `scaling: table` needs the `optimizer`.
+    `scaling: table` needs the `run`, whose setting selects the published runs.
 
     Defaults: power 2 (MLPerf's LARS reference), gamma 0.1 (Goyal et al. 2017, section 5.1), a trapezoid's decay over
     the last fifth (Hägele et al. 2024, arXiv 2405.18392). Raises RecipeError for a user's function that cannot be
@@ -100,7 +100,7 @@ def build_schedule(
     milestones = recipe.milestones if stairs else ()
     gamma = 0.1 if recipe.gamma is None else recipe.gamma
     return Schedule(
-        peak_lr=peak_learning_rate(recipe, batch_size, optimizer),
+        peak_lr=peak_learning_rate(recipe, batch_size, run),
         total_steps=total_steps,
         warmup_steps=recipe.warmup.steps(**size),
         warmup_start_lr=recipe.warmup_start_lr,

@@ -17,10 +17,14 @@ from typing import Any, Literal
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.schema import OptimizerRecipe
+from resnet_dist.recipe.schema import OptimizerRecipe, Recipe, plain
 
 NUM_SAMPLES = 1_281_167  # training images of ImageNet-1k
 MODEL = "resnet50"
+NUM_CLASSES = 1000
+
+# What a key of the optimizer that is None, or that an origin does not have, stands for.
+_DEFAULTS = {"lr_in_momentum": True, "trust_coefficient": 0.001, "nesterov": False}
 
 Number = Literal["peak_lr", "weight_decay", "momentum", "warmup_epochs", "duration_epochs", "epochs_to_target"]
 
@@ -66,11 +70,18 @@ class Origin:
 
     def fits(self, optimizer: OptimizerRecipe) -> bool:
         """Whether these are runs of that optimizer; of LARS, with its way to apply the LR."""
-        lr_in_momentum = True if optimizer.lr_in_momentum is None else optimizer.lr_in_momentum
-        return optimizer.name == self.optimizer["name"] and self.optimizer.get("lr_in_momentum") in (
-            None,
-            lr_in_momentum,
-        )
+        differences = self.differences(optimizer)
+        return "name" not in differences and "lr_in_momentum" not in differences
+
+    def differences(self, optimizer: OptimizerRecipe) -> dict[str, Any]:
+        """The keys that `optimizer` has with another value than these runs, with their value.
+
+        Momentum and weight decay are not among them: they differ from run to run.
+        """
+        wanted = {"nesterov": _DEFAULTS["nesterov"], **self.optimizer}
+        found = {key: getattr(optimizer, key) for key in wanted}
+        found = {key: _DEFAULTS.get(key) if value is None else value for key, value in found.items()}
+        return {key: value for key, value in wanted.items() if found[key] != value}
 
     def covers(self, batch: int) -> bool:
         """Whether `batch` is within the range of the runs."""
@@ -100,7 +111,8 @@ class Published:
     def number(self, name: Number) -> float | None:
         """The published number, or the interpolated one, to six digits. None if the source does not have it.
 
-        >>> published(OptimizerRecipe(name="lars"), 16384).number("peak_lr")    # 17 at 8,192; 21.2 at 32,768
+        >>> google = origins()[0]
+        >>> Published(google, 16384, google.runs[1:3]).number("peak_lr")    # 17 at 8,192; 21.2 at 32,768
         18.4
         """
         found = [getattr(run, name) for run in self.runs]
@@ -119,19 +131,56 @@ class Published:
         span = nearest.batch_norm_span
         return span if span is not None and self.batch % span == 0 else None
 
+    def __str__(self) -> str:
+        """Whether it is published or interpolated, and by whom."""
+        if self.exact:
+            return f"published by {self.origin.name}"
+        batches = " and ".join(f"{run.batch:,}" for run in self.runs)
+        return f"interpolated between runs of {self.origin.name} with {batches}"
 
-def published(optimizer: OptimizerRecipe, batch: int) -> Published:
-    """The published runs of this optimizer with `batch`, or those around it; of several origins, the table's first.
 
-    Raises RecipeError outside of every range.
+def published(recipe: Recipe, batch: int, *, replaces_optimizer: bool = False) -> Published:
+    """The runs of this setting with `batch`, or those around it; of several origins, the table's first.
+
+    A setting is the network, the images and the optimizer. With `replaces_optimizer`, of the optimizer only the name
+    and `lr_in_momentum` count: the caller takes the other keys from the origin. Raises RecipeError for another setting,
+    and outside of every range.
     """
-    matching = [origin for origin in origins() if origin.fits(optimizer)]
-    for origin in matching:
-        if origin.covers(batch):
-            exact = [run for run in origin.runs if run.batch == batch]
-            around = (pair for pair in itertools.pairwise(origin.runs) if pair[0].batch < batch < pair[1].batch)
-            return Published(origin, batch, tuple(exact) or next(around))
-    raise _unpublished(optimizer, batch, matching)
+    _check_network(recipe)
+    matching = [origin for origin in origins() if origin.fits(recipe.optimizer)]
+    covering = [origin for origin in matching if origin.covers(batch)]
+    if not covering:
+        raise _unpublished(recipe.optimizer, batch, matching)
+    same = [origin for origin in covering if replaces_optimizer or not origin.differences(recipe.optimizer)]
+    if not same:
+        raise _other_optimizer(recipe.optimizer, covering[0])
+    origin = same[0]
+    exact = [run for run in origin.runs if run.batch == batch]
+    around = (pair for pair in itertools.pairwise(origin.runs) if pair[0].batch < batch < pair[1].batch)
+    return Published(origin, batch, tuple(exact) or next(around))
+
+
+def _check_network(recipe: Recipe) -> None:
+    model, data = recipe.model, recipe.data
+    wrong = [
+        (model.name != MODEL, f"model.name {model.name}"),
+        (model.num_classes != NUM_CLASSES, f"model.num_classes {model.num_classes}"),
+        (data.num_samples not in (None, NUM_SAMPLES), f"data.num_samples {data.num_samples}"),
+        (data.subset is not None, f"data.subset {data.subset}"),
+    ]
+    others = [what for is_wrong, what in wrong if is_wrong]
+    if others:
+        allowed = f"{MODEL} on ImageNet-1k ({NUM_CLASSES:,} classes, {NUM_SAMPLES:,} images): the published runs"
+        keys = ("model.name", "model.num_classes", "data.num_samples", "data.subset")
+        raise RecipeError("schedule.scaling", f"found {', '.join(others)}", allowed, keys)
+
+
+def _other_optimizer(optimizer: OptimizerRecipe, origin: Origin) -> RecipeError:
+    wanted = origin.differences(optimizer)
+    found = ", ".join(f"optimizer.{key} {json.dumps(plain(getattr(optimizer, key)))}" for key in wanted)
+    allowed = ", ".join(f"optimizer.{key} {json.dumps(value)}" for key, value in wanted.items())
+    keys = tuple(f"optimizer.{key}" for key in wanted)
+    return RecipeError("schedule.scaling", f"found {found}", f"{allowed}, as in the runs of {origin.name}", keys)
 
 
 def _unpublished(optimizer: OptimizerRecipe, batch: int, matching: list[Origin]) -> RecipeError:

@@ -25,8 +25,8 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
 
     Requirements: the gradient of a step is the sum over its samples / B for any number of micro-batches; the step uses
     the given learning rate, times the `lr_factor` of a group; losses and counts are sums; a wrong number of
-    micro-batches raises ValueError; the optimizer state is saved and loaded by parameter name, also by another engine;
-    `module` is the model itself. Raises AssertionError.
+    micro-batches raises ValueError; a micro-batch is computed before the next one is requested; the optimizer state is
+    saved and loaded by parameter name, also by another engine; `module` is the model itself. Raises AssertionError.
     """
     expected = _reference(dtype)
     for num_micro_batches in (1, 2, 3):
@@ -35,6 +35,7 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
             _check_step(engine, step, num_micro_batches, model, losses, dtype)
     _check_factors(make, dtype)
     _check_refusals(make, dtype)
+    _check_order(make, dtype)
     _check_state(make, expected, dtype)
 
 
@@ -126,6 +127,33 @@ def _check_refusals(make: MakeEngine, dtype: torch.dtype) -> None:
         except ValueError:
             continue
         raise AssertionError(f"num_micro_batches 2: a step with {given} must raise ValueError")
+
+
+class _Scale(nn.Module):
+    """Multiplies by a number that changes with each micro-batch, as the masks of dropout do."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.factor = torch.ones((), dtype=dtype)  # no buffer: an engine may broadcast buffers
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def _check_order(make: MakeEngine, dtype: torch.dtype) -> None:
+    num, scale, model = 3, _Scale(dtype), _model(dtype)
+    expected = torch.zeros((), dtype=torch.float64)
+    for number, batch in enumerate(_micro_batches(0, num, dtype)):
+        expected += cross_entropy_sum(model(batch.images) * number, batch.labels).detach()
+
+    def requested() -> Iterator[MicroBatch]:
+        for number, batch in enumerate(_micro_batches(0, num, dtype)):
+            scale.factor.fill_(number)
+            yield batch
+
+    sums = _engine(make, nn.Sequential(model, scale), num).step(requested(), 0.1)
+    what = "the loss of micro-batches, each of which must be computed before the next is requested"
+    _assert_close(sums.loss, expected, dtype, what)
 
 
 def _check_state(make: MakeEngine, expected: list[tuple[nn.Module, Tensor]], dtype: torch.dtype) -> None:

@@ -284,7 +284,7 @@ def test_the_learning_rate_is_that_of_the_source(name: str, overrides: list[str]
     config = configs.load(path, overrides)
     size = {"batch_size": config.batch.size, "num_samples": config.data.num_samples or 0}
     assert config.duration.steps(**size) == total
-    schedule = build_schedule(config.schedule, **size, total_steps=total, optimizer=config.optimizer)
+    schedule = build_schedule(config.schedule, **size, total_steps=total, run=config)
     for number in range(20):
         step = (total - 1) * number // 19
         assert schedule(step) == pytest.approx(curve(step), rel=1e-12), step

@@ -16,7 +16,7 @@ LRS = (0.01, 0.1, 1.0, 10.0)
 SIDES = ("with", "without")
 SPANS = (2, 4, 16, 128)
 PRE = {"label": "before the activation and the convolution"}
-TRAINED = 0.6  # top-1 of a run that counts as trained: these networks reach 75 to 80 %
+TRAINED = 0.6  # top-1 of a run that counts as trained
 
 
 def where(lr: float, side: str) -> Where:

@@ -51,6 +51,12 @@ def _built_in(*keys: str) -> Iterator[_Use]:
         yield key, lambda r: not is_reference(r.model.name), "model.name", "of a built-in network"
 
 
+def _without_weights(*keys: str) -> Iterator[_Use]:
+    """Trained weights replace the initial values that these keys choose; a new head is N(0, 0.01) with any of them."""
+    for key in keys:
+        yield key, lambda r: r.model.weights is None, "model.weights", "null"
+
+
 USES: Uses = (
     ("model.arguments", lambda r: is_reference(r.model.name), "model.name", REFERENCE_FORM),
     *_built_in("model.residual", "model.width", "model.block", "model.shortcut", "model.normalisation"),
@@ -58,6 +64,8 @@ USES: Uses = (
     *_built_in("model.initialisation.std", "regularization.dropout", "regularization.stochastic_depth"),
     ("model.shortcut", lambda r: r.model.residual, "model.residual", "true"),
     ("regularization.stochastic_depth", lambda r: r.model.residual, "model.residual", "true"),
+    *_without_weights("model.initialisation.name", "model.initialisation.mode", "model.initialisation.std"),
+    *_without_weights("model.zero_gamma"),
     ("model.zero_gamma", lambda r: r.model.residual, "model.residual", "true"),
     ("model.zero_gamma", lambda r: r.model.normalisation == "batch", "model.normalisation", "batch"),
     # with pre-activation a branch ends with a convolution

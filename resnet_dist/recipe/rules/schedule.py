@@ -72,7 +72,7 @@ def _warmup(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
 
 def _learning_rates(recipe: Recipe) -> Iterator[RecipeError]:
     try:
-        peak = peak_learning_rate(recipe.schedule, recipe.batch.size, recipe.optimizer)
+        peak = peak_learning_rate(recipe.schedule, recipe.batch.size, recipe)
     except RecipeError as error:
         yield error
         return

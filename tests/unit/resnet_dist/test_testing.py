@@ -65,6 +65,13 @@ class Lenient(DdpEngine):
         return super().step(batches, learning_rate)
 
 
+class Collecting(DdpEngine):
+    """Requests all micro-batches before it computes the first one."""
+
+    def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
+        return super().step(list(micro_batches), learning_rate)
+
+
 @pytest.mark.parametrize(
     ("engine", "promise"),
     [
@@ -73,6 +80,7 @@ class Lenient(DdpEngine):
         (OwnRate, "step 2 with num_micro_batches 1: 0.weight after the update"),
         (Forgetful, "step 3 with num_micro_batches 1"),
         (Lenient, "num_micro_batches 2: a step with 1 must raise ValueError"),
+        (Collecting, "each of which must be computed before the next is requested"),
     ],
 )
 def test_a_broken_engine_is_told_which_promise_it_breaks(engine: type[DdpEngine], promise: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from launcher import cli
 from launcher.commands import study_slurm
 from launcher.commands.study_slurm import array, submit
 from launcher.config import load as configs
@@ -76,7 +77,7 @@ def test_runs_that_need_other_resources_are_refused(tmp_path: Path) -> None:
 def test_a_job_array_cannot_halve(tmp_path: Path) -> None:
     found = make_plan(tmp_path, "grid: {batch.size: [8, 16]}\nhalving: {at: [0.5]}")
     with pytest.raises(ConfigError, match="halving: given, and a job array cannot pause its runs"):
-        submit(found, next_round(found, read_states(found)), given())
+        submit(found, found.runs, given())
 
 
 def test_each_run_is_submitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +89,7 @@ def test_each_run_is_submitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found.runs[0].directory.mark_finished({"step": 8})
     found.runs[0].directory.begin_attempt()
     found.runs[0].directory.mark_finished({"step": 8})
-    now = next_round(found, read_states(found))
+    now = [job.run for job in next_round(found, read_states(found)).jobs]
     assert submit(found, now, given()) == 1
     assert "--array=0-0" in scripts[0]
     newest = submissions.newest(found.runs[1].directory)
@@ -98,11 +99,40 @@ def test_each_run_is_submitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert submit(found, now, given()) == 0
 
 
+def test_a_failed_run_is_submitted_again_and_its_code_is_that_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted: list[list[str]] = []
+    monkeypatch.setattr(slurm_jobs, "check", lambda script: None)
+    monkeypatch.setattr(slurm_jobs, "submit", lambda script, name, output: "4711")
+    monkeypatch.setattr(study_slurm, "array", lambda plan, runs, *others: submitted.append([one.name for one in runs]))
+    found = make_plan(tmp_path, "")
+    for number, run in enumerate(run.directory for run in found.runs):
+        run.create()
+        run.begin_attempt()
+        if number == 0:
+            run.end_attempt(1, 65, "", 8)
+            run.mark_fatal(65, "DataError: it broke")
+        else:
+            run.mark_finished({"step": 8, "top1": 0.5})
+    command = ["study", str(found.file.path), "--place", "slurm", "--profile", "slurm"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert cli.main(command) == 65
+    assert submitted == [["seed-0"]] * 2
+    assert "failed: seed-0: exit code 65: DataError: it broke" in capsys.readouterr().out
+    monkeypatch.setattr(study_slurm, "_is_submitted", lambda run: True)  # the array has not ended
+    assert cli.main(command) == 65
+    assert len(submitted) == 2
+    found.runs[0].directory.fatal_file.unlink()
+    found.runs[0].directory.mark_finished({"step": 8, "top1": 0.5})
+    assert cli.main(command) == 0
+
+
 def test_a_dry_run_prints_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(slurm_jobs, "check", lambda script: None)
     found = make_plan(tmp_path, "")
-    assert submit(found, next_round(found, read_states(found)), given(dry_run=True)) == 0
+    assert submit(found, found.runs, given(dry_run=True)) == 0
     assert capsys.readouterr().out.startswith("#!/usr/bin/env bash")
     assert not (tmp_path / "runs").exists()

@@ -19,7 +19,7 @@ from tests.unit.launcher.study.runs import finished, states
 TEXT = (
     "hypothesis: a < b & c\ngrid: {schedule.peak_lr: [0.001, 0.1], optimizer.nesterov: [false, true]}\nseeds: [0, 1]\n"
     "compare: {baseline: {optimizer.nesterov: false}}\n"
-    "figures:\n  - {kind: line, x: schedule.peak_lr, y: top1, title: <Top-1>}\n"
+    "figures:\n  - {kind: line, x: schedule.peak_lr, y: top1}\n"
     "  - {kind: bar, x: optimizer.nesterov, y: loss}\n"
 )
 
@@ -36,7 +36,7 @@ def results(make_plan: MakePlan) -> Results:
     "figure",
     [
         Figure(kind="line", x="schedule.peak_lr", y="top1"),
-        Figure(kind="line", x="optimizer.nesterov", y="loss", title="a title"),
+        Figure(kind="line", x="optimizer.nesterov", y="loss"),
         Figure(kind="bar", x="optimizer.nesterov", y="top1"),
         Figure(kind="curve", y="train.loss"),
     ],
@@ -60,7 +60,6 @@ def test_the_page_needs_no_other_file(results: Results) -> None:
     report.write(results, ["launcher", "study", "x.yaml"])
     text = (results.plan.file.folder / "report.html").read_text()
     assert "a &lt; b &amp; c" in text
-    assert "&lt;Top-1&gt;" in text
     assert "inconclusive" in text
     assert "failed with exit code 76: it broke" in text
     assert text.count("<svg") == 2
@@ -76,7 +75,7 @@ def test_without_matplotlib_tables_and_page_are_written(results: Results, monkey
     lines = report.write(results, ["launcher"])
     assert lines[-1] == figures.MISSING
     assert sorted(path.name for path in results.plan.file.folder.iterdir()) == [
-        "report.html", "results.csv", "results.json", "table.txt",
+        "report.html", "results.csv", "results.json",
     ]  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from launcher.study.load import load
 from tests.unit.launcher.study.conftest import Write
 
 BAD = {
-    "an unknown key": ("gird: {}", "4: gird: unknown key. Allowed: study, name, base, .*Did you mean grid"),
+    "an unknown key": ("gird: {}", "4: gird: unknown key. Allowed: study, name, base, .*, full. Did you mean grid"),
     "an empty grid": ("grid: {}", "4: grid: an empty grid. Allowed: keys with lists of values"),
+    "a grid with nothing in it": ("grid:\n", r"4: grid: found nothing \(null\). Allowed: a value, or a file without"),
+    "a full version with nothing in it": ("full:\n", r"4: full: found nothing \(null\)"),
     "a key without values": ("grid:\n  seed.x: []", "5: grid.seed.x: an empty list. Allowed: at least one value"),
     "a value in place of a list": ("grid: {batch.size: 32}", "4: grid.batch.size: found 32"),
     "no sets": ("sets: []", "4: sets: an empty list"),

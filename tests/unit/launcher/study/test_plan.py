@@ -29,7 +29,12 @@ BAD = {
     "the place": ("overrides: {place: ray}", "4: overrides.place: .* --place on the command line"),
     "two runs of one name": (
         "sets:\n  - {label: a b, batch.size: 8}\n  - {label: a_b, batch.size: 16}",
-        "6: two runs would have the name a_b_seed-0. Allowed: values or labels that differ",
+        r"6: sets\[1\].label: two runs would have the name a_b_seed-0, this one and that of .*study.yaml:5. "
+        "Allowed: values or labels that differ",
+    ),
+    "two runs of one name by a grid": (
+        "grid:\n  optimizer.nesterov: [false]\n  model.name: [resnet20, resnet20]",
+        "4: grid: two runs would have the name nesterov-false_name-resnet20_seed-0, this one and that of .*yaml:5",
     ),
     "a long name": (f"sets:\n  - {{label: {'a' * 100}, batch.size: 8}}", "5: the name of a run has 107 characters"),
     "a seed out of range": ("seeds: [-1]", "4: seed: found -1"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from launcher.errors import WorkerLost
@@ -41,7 +43,7 @@ def plan(make_plan: MakePlan) -> Plan:
 
 
 def test_all_jobs_become_tasks_and_a_lost_worker_is_a_failed_run(plan: Plan) -> None:
-    pool = RayPool(FakeTasks(), StopSignals())
+    pool = RayPool(cast(Any, FakeTasks()), StopSignals())
     answers = list(pool.run([Job(run) for run in plan.runs], lambda job: Order(job.run.config)))
     assert [(job.run.seed, answer) for job, answer in answers if isinstance(answer, Moment)] == [
         (seed, Moment(0, None, None)) for seed in (0, 1, 2)
@@ -57,7 +59,7 @@ def test_a_signal_becomes_a_stop_request_of_each_running_run(plan: Plan) -> None
         run.begin_attempt()
     ended.end_attempt(1, 0, "", 8)
     plan.file.folder.mkdir(parents=True, exist_ok=True)
-    list(RayPool(FakeTasks(), FakeStop()).run([Job(run) for run in plan.runs], lambda job: Order(job.run.config)))
+    list(RayPool(cast(Any, FakeTasks()), FakeStop()).run([Job(run) for run in plan.runs], lambda job: Order(job.run.config)))
     assert running.logs(1).stop_request.exists()
     assert not ended.logs(1).stop_request.exists()
     assert not waiting.path.exists()

@@ -115,6 +115,16 @@ def test_pixels_and_labels_are_torchvisions(mixup: float, cutmix: float) -> None
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_mixup_alone_needs_no_mask_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = batch()
+    numbers = torch.from_numpy(drawn(0.5, 0.0, POSITIONS[:8]))
+    with_boxes, without = (PairMixing(0.5, cutmix, NUM_CLASSES, seed=4) for cutmix in (1.0, 0.0))
+    expected = with_boxes.apply(images, labels, numbers)
+    monkeypatch.setattr("resnet_dist.data.mixing.inside", None)
+    found = without.apply(images, labels, numbers)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_targets_are_distributions_over_the_classes() -> None:
     images, labels = batch()
     mixing = PairMixing(0.4, 1.0, NUM_CLASSES, seed=4)

@@ -97,6 +97,16 @@ def test_dropout_scales_the_inputs_that_it_keeps() -> None:
     assert torch.allclose(gradient, kept.double() / 0.7, rtol=1e-15)
 
 
+def test_bfloat16_is_scaled_by_a_factor_of_float32() -> None:
+    draws = Draws(STREAM, [0.1], torch.float32, CPU)
+    draws.draw(torch.arange(200))
+    x = torch.full((200, 1), 0.9, dtype=torch.bfloat16)
+    y = Mask(draws)(x)
+    assert y.dtype is torch.bfloat16
+    # 0.8984 / 0.9 is 0.99826, of which the nearest bfloat16 is 1; with 1 / 0.9 rounded to 1.109375 it is 0.9961
+    assert set(y.flatten().tolist()) == {0.0, 1.0}
+
+
 def test_stochastic_depth_is_torchvisions_with_these_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's mode `row`, whose noise comes from `Tensor.bernoulli_`."""
     draws = Draws(STREAM, [0.1, 0.4], torch.float64, CPU)

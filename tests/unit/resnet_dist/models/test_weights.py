@@ -213,6 +213,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, trained: dict[str, Tensor], f
     with pytest.raises(DataError, match=r"is damaged, or not a .*model\.weights") as caught:
         load_weights(_model(), str(tmp_path / file), 10)
     assert caught.value.path == str(tmp_path / file)
+    assert "weights_only" not in str(caught.value)  # torch advises to load such a file without it
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

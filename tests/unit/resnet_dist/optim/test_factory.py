@@ -36,6 +36,8 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "import torch\n"
         "def rmsprop(groups, momentum, weight_decay, alpha):\n"
         "    return torch.optim.RMSprop(groups, momentum=momentum, weight_decay=weight_decay, alpha=alpha)\n"
+        "def in_one_group(groups, momentum, weight_decay):\n"
+        "    return torch.optim.SGD([p for group in groups for p in group['params']], lr=0.1)\n"
         "def half(groups, momentum, weight_decay):\n"
         "    return torch.optim.SGD(groups[:1], lr=0.1)\n"
         "def nothing(groups, momentum, weight_decay):\n"
@@ -159,6 +161,18 @@ def test_a_users_function_that_will_not_do_is_refused(
     with pytest.raises(RecipeError, match=problem) as caught:
         build_optimizer(OptimizerRecipe(name=f"{user_module}:{function}"), model)
     assert caught.value.key == "optimizer.name"
+
+
+def test_a_users_optimizer_with_groups_of_its_own_has_no_factors_of_the_learning_rate(
+    model: nn.Module, user_module: str
+) -> None:
+    name, factors = f"{user_module}:in_one_group", {"3": 10.0}
+    build_optimizer(OptimizerRecipe(name=name), model)
+    with pytest.raises(RecipeError, match="has groups without the key lr_factor") as caught:
+        build_optimizer(OptimizerRecipe(name=name, lr_factors=factors), model)
+    assert caught.value.key == "optimizer.lr_factors"
+    of_groups = OptimizerRecipe(name=f"{user_module}:rmsprop", arguments={"alpha": 0.7}, lr_factors=factors)
+    assert _settings(build_optimizer(of_groups, model), "lr_factor") == [(1.0,), (10.0,), (1.0,), (10.0,)]
 
 
 def test_an_unknown_name_is_refused(model: nn.Module) -> None:

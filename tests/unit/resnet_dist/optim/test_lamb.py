@@ -45,6 +45,16 @@ def test_the_ratio_is_1_where_a_norm_is_0(norms: tuple[float, float]) -> None:
     assert trust_ratios(*(torch.tensor([norm]) for norm in norms)).tolist() == [1.0]
 
 
+def test_the_counts_of_steps_are_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.ones(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    optimizer = Lamb([weight], 0.1)
+    optimizer.step()
+    monkeypatch.setattr(torch, "zeros", None)
+    optimizer.step()
+    assert optimizer.state[weight]["step"].item() == 2.0
+
+
 def test_a_late_parameter_has_its_own_count() -> None:
     early, late = (torch.ones(2, requires_grad=True) for _ in range(2))
     optimizer = Lamb([early, late], 0.1)

@@ -79,6 +79,19 @@ def test_ratios_are_in_the_order_of_the_groups_also_if_groups_are_stepped_one_by
     assert ratios(True) == ratios(False)
 
 
+@pytest.mark.parametrize("kind", [Lars, Lamb])
+def test_a_gradient_that_is_missing_leaves_no_ratio_of_an_earlier_step(kind: type[LayerwiseOptimizer]) -> None:
+    first, second = (torch.full((2,), float(k), requires_grad=True) for k in (1, 2))
+    first.grad, second.grad = torch.ones(2), torch.ones(2)
+    optimizer = kind([first, second], lr=0.0)
+    optimizer.step()
+    both = optimizer.last_trust_ratios()
+    assert len(both) == 2
+    first.grad = None
+    optimizer.step()
+    assert len(optimizer.last_trust_ratios()) == 1
+
+
 def test_optimizers_without_trust_ratios_have_none() -> None:
     assert last_trust_ratios(torch.optim.SGD([torch.ones(1)], lr=0.1)) is None
     ratios = last_trust_ratios(Lars([torch.ones(1, requires_grad=True)]))

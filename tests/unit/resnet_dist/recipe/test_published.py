@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -13,14 +14,26 @@ import pytest
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.published import NUM_SAMPLES, Number, Origin, origins, published
-from resnet_dist.recipe.schema import OptimizerRecipe
+from resnet_dist.recipe import published as table
+from resnet_dist.recipe.published import NUM_SAMPLES, Number, Origin, Published, origins
+from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 
 GOOGLE = OptimizerRecipe(name="lars", lr_in_momentum=True)
 NVIDIA = OptimizerRecipe(name="lars", lr_in_momentum=False)
-SGD = OptimizerRecipe(name="sgd")
+SGD = OptimizerRecipe(name="sgd", nesterov=True)
 
 ORIGINS = {origin.name: origin for origin in origins()}
+RECIPE = Recipe(
+    data=DataRecipe(root=""),
+    batch=BatchRecipe(size=8192),
+    duration=Duration.parse("90 epochs"),
+    schedule=ScheduleRecipe(scaling="table"),
+    model=ModelRecipe(name="resnet50"),
+)
+
+
+def published(optimizer: OptimizerRecipe, batch: int) -> Published:
+    return table.published(dataclasses.replace(RECIPE, optimizer=optimizer), batch)
 
 
 # MLPerf's rows, written down independently: origin, batch, peak LR, warm-up epochs, weight decay, momentum, steps of
@@ -123,6 +136,44 @@ def test_an_optimizer_without_published_runs_is_named(name: str) -> None:
     assert f"none of {name}" in refused(OptimizerRecipe(name=name), 8192).problem
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "found", "allowed"),
+    [
+        (OptimizerRecipe(name="sgd"), 1024, "optimizer.nesterov false", "optimizer.nesterov true"),
+        (OptimizerRecipe(name="sgd", momentum=0.0), 1024, "optimizer.nesterov false", "optimizer.nesterov true"),
+        (OptimizerRecipe(name="lars", nesterov=True), 8192, "optimizer.nesterov true", "optimizer.nesterov false"),
+        (OptimizerRecipe(name="lars", trust_coefficient=0.02), 16384, "trust_coefficient 0.02", "coefficient 0.001"),
+    ],
+)
+def test_runs_of_another_form_of_the_optimizer_give_no_number(
+    optimizer: OptimizerRecipe, batch: int, found: str, allowed: str
+) -> None:
+    error = refused(optimizer, batch)
+    assert found in error.problem
+    assert allowed in error.allowed
+    replaced = table.published(dataclasses.replace(RECIPE, optimizer=optimizer), batch, replaces_optimizer=True)
+    assert replaced.runs[0].batch <= batch
+
+
+def test_a_default_that_is_written_out_is_the_same_optimizer() -> None:
+    written = OptimizerRecipe(name="lars", trust_coefficient=0.001, lr_in_momentum=True)
+    assert published(written, 8192) == published(OptimizerRecipe(name="lars"), 8192)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "found"),
+    [
+        (dataclasses.replace(RECIPE, model=ModelRecipe(name="resnet20")), "model.name resnet20"),
+        (dataclasses.replace(RECIPE, model=ModelRecipe(name="resnet50", num_classes=10)), "model.num_classes 10"),
+        (dataclasses.replace(RECIPE, data=DataRecipe(root="", num_samples=1437)), "data.num_samples 1437"),
+        (dataclasses.replace(RECIPE, data=DataRecipe(root="", subset=0.5)), "data.subset 0.5"),
+    ],
+)
+def test_other_networks_and_images_have_no_number(recipe: Recipe, found: str) -> None:
+    with pytest.raises(RecipeError, match=f"found {found}. Allowed: resnet50 on ImageNet-1k"):
+        table.published(dataclasses.replace(recipe, optimizer=SGD), 1024)
+
+
 def test_the_default_of_lars_is_the_reference() -> None:
     assert published(OptimizerRecipe(name="lars"), 8192).origin is ORIGINS["Google"]
 
@@ -146,6 +197,6 @@ def test_the_table_needs_no_torch() -> None:
 
 def test_the_table_is_plain_json_with_a_source_for_each_origin() -> None:
     file = Path(__file__).parents[4] / "resnet_dist" / "recipe" / "published.json"
-    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    assert table["num_samples"] == NUM_SAMPLES
-    assert [origin["name"] for origin in table["origins"]] == list(ORIGINS)
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    assert content["num_samples"] == NUM_SAMPLES
+    assert [origin["name"] for origin in content["origins"]] == list(ORIGINS)

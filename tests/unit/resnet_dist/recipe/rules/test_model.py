@@ -30,6 +30,7 @@ MINE = "my_package.my_module:build"
 PLAIN = {"residual": False}
 WITHOUT_NORM = {"normalisation": "none"}
 PRE = {"activation_order": "pre"}
+TRAINED = {"weights": "trained.pt"}
 
 
 def recipe_of(model: dict[str, Any], **sections: dict[str, Any]) -> Recipe:
@@ -59,6 +60,7 @@ def test_every_network_may_be_plain_without_normalisation_and_pre_activated(name
         ({"zero_gamma": True}, {"regularization": {"dropout": 0.5, "stochastic_depth": 0.999}}),
         (PLAIN, {"regularization": {"dropout": 0.5}}),
         (WITHOUT_NORM, {"batch": {"num_micro_batches": 64}}),
+        (TRAINED, {}),
     ],
 )
 def test_a_recipe_that_makes_sense_has_no_problems(model: dict[str, Any], sections: dict[str, Any]) -> None:
@@ -77,6 +79,10 @@ def test_a_recipe_that_makes_sense_has_no_problems(model: dict[str, Any], sectio
         ({**PLAIN, "zero_gamma": True}, {}, "model.zero_gamma", "only with model.residual true"),
         ({**WITHOUT_NORM, "zero_gamma": True}, {}, "model.zero_gamma", "only with model.normalisation batch"),
         ({**PRE, "zero_gamma": True}, {}, "model.zero_gamma", "only with model.activation_order original"),
+        ({**TRAINED, "zero_gamma": True}, {}, "model.zero_gamma", "only with model.weights null"),
+        ({**TRAINED, "name": MINE, "zero_gamma": True}, {}, "model.zero_gamma", "only with model.weights null"),
+        ({**TRAINED, "initialisation": {"name": "he_uniform"}}, {}, "model.initialisation.name", "model.weights null"),
+        ({**TRAINED, "initialisation": {"mode": "fan_in"}}, {}, "model.initialisation.mode", "model.weights null"),
         (WITHOUT_NORM, {"batch_norm": {"span": 32}}, "batch_norm.span", "only with model.normalisation batch"),
         (WITHOUT_NORM, {"batch_norm": {"momentum": 0.2}}, "batch_norm.momentum", "only with model.normalisation batch"),
         (WITHOUT_NORM, {"batch_norm": {"epsilon": 0.2}}, "batch_norm.epsilon", "only with model.normalisation batch"),
