@@ -59,12 +59,13 @@ def rewrite(lesson: Lesson) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", choices=[[], *LESSONS], help="studies to run (default: all)")
+    parser.add_argument("studies", nargs="*", default=list(LESSONS), help="their names (default: all)")
     parser.add_argument("--run", action="store_true", help="carry out the studies before")
     parser.add_argument("--full", action="store_true", help="their full versions, an hour or more each")
     given = parser.parse_args()
-    chosen = given.studies or list(LESSONS)
-    for name in chosen:
+    if unknown := sorted(set(given.studies) - set(LESSONS)):
+        parser.error(f"there is no study {', '.join(unknown)}; allowed: {', '.join(LESSONS)}")
+    for name in given.studies:
         if given.run:
             carry_out(LESSONS[name], full=given.full)
         rewrite(LESSONS[name])

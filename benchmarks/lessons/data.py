@@ -159,6 +159,19 @@ def _rounded(value: float | None) -> Any:
 
 
 def _wall_seconds(folder: Path, runs: Sequence[Mapping[str, Any]]) -> float:
+    """The time in which at least one run was running: without the pauses between two sessions."""
     attempts = [one for run in runs for one in RunDirectory.at(folder / "runs" / run["name"]).attempts()]
-    ends = [as_seconds(one.ended) for one in attempts if one.ended is not None]
-    return max(ends) - min(as_seconds(one.started) for one in attempts)
+    return union([(as_seconds(one.started), as_seconds(one.ended)) for one in attempts if one.ended is not None])
+
+
+def union(intervals: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of intervals.
+
+    >>> union([(0.0, 2.0), (1.0, 3.0), (10.0, 11.0)])
+    4.0
+    """
+    total, until = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

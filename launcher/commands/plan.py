@@ -241,6 +241,8 @@ def _events(config: RunConfig, size: dict[str, int], total_steps: int) -> Iterat
     if top1 is not None or loss is not None:
         target = f"top-1 {top1:.2%}" if top1 is not None else f"loss {loss:g}"
         yield f"  target        {target}: the first evaluation that reaches it ends the run"
+        if not Every(config.evaluate.every.samples(**size), config.batch.size).times_within(total_steps - 1):
+            yield "                WARNING: the only evaluation is after the last step: the run cannot end earlier"
 
 
 def preemption_notice(notice_s: float | None, run: RunDirectory) -> Iterator[str]:

@@ -309,9 +309,7 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
 
 
-def _parsed(
-    overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]
-) -> Iterator[tuple[str, Any, str]]:
+def _parsed(overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     """Key, value and place of each override, under the present names of keys."""
     for key, value, place in _given(overrides, places):
         section, dot, name = key.rpartition(".")
@@ -322,9 +320,7 @@ def _parsed(
             yield f"{prefix}{new_name}", new_value, place
 
 
-def _given(
-    overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]
-) -> Iterator[tuple[str, Any, str]]:
+def _given(overrides: Sequence[str] | Mapping[str, Any], places: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             yield key, value, places.get(key) or _override_place("argument", key, repr(value))

@@ -96,8 +96,7 @@ def _learning_rate_jump(before: Recipe, after: Recipe, step: int, num_samples: i
         return []
     size = {"batch_size": after.batch.size, "num_samples": num_samples or 1}  # 1: not used, there are no epochs
     old, new = (
-        build_schedule(one.schedule, **size, total_steps=one.duration.steps(**size), run=one)
-        for one in (before, after)
+        build_schedule(one.schedule, **size, total_steps=one.duration.steps(**size), run=one) for one in (before, after)
     )
     if math.isclose(old(step), new(step), rel_tol=1e-9):
         return []

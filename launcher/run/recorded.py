@@ -81,7 +81,9 @@ def changes(place: str, recipe: Mapping[str, Any], config: RunConfig) -> list[st
     for key in sorted({*before, *after}):
         old, new = before.get(key), after.get(key)
         if not _is_among(key, known):
-            found = f"the run has {shown(old)}; this version has no such key: it was added or removed by another version"
+            found = (
+                f"the run has {shown(old)}; this version has no such key: it was added or removed by another version"
+            )
             allowed = "the version that wrote the run, or another name"
             line = f"  ignored: {key} = {shown(old)} in the recorded run, which this version does not have"
         elif old != new:

@@ -52,9 +52,7 @@ def _runs(figure: Figure, results: Results) -> list[RunResult]:
     named = {figure.x, *_keys(figure)}
     of_tuning = tune is not None and any(key in named for key in tune.keys)
     return [
-        one
-        for one in results.runs
-        if (one.run.seed in tune.seeds if tune is not None and of_tuning else one.counts)
+        one for one in results.runs if (one.run.seed in tune.seeds if tune is not None and of_tuning else one.counts)
     ]
 
 

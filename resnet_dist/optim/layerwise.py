@@ -97,7 +97,7 @@ class LayerwiseOptimizer(torch.optim.Optimizer):
     def last_trust_ratios(self) -> Tensor:
         """The trust ratios of the last step, float64 [parameters with weight decay], in the order of the groups.
 
-        On the device, the same on every worker. Empty before the first step.
+        Without those that have no gradient. On the device, the same on every worker. Empty before the first step.
         """
         return torch.cat(list(self._ratios.values())) if self._ratios else torch.empty(0, dtype=torch.float64)
 

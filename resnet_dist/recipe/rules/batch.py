@@ -57,8 +57,8 @@ def _batch(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
     if micro_batch is not None and micro_batch % unit:
         yield RecipeError(
             "batch.size",
-            f"found {size} with num_micro_batches {parts}: mixup and CutMix mix pairs, and a micro-batch of {micro_batch}"
-            " samples is odd",
+            f"found {size} with num_micro_batches {parts}: mixup and CutMix mix pairs, and a micro-batch of"
+            f" {micro_batch} samples is odd",
             "an even batch.size / num_micro_batches",
             (*PARTS[1:], *MIXING),
         )

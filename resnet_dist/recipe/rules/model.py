@@ -52,7 +52,10 @@ def _built_in(*keys: str) -> Iterator[_Use]:
 
 
 def _without_weights(*keys: str) -> Iterator[_Use]:
-    """Trained weights replace the initial values that these keys choose; a new head is N(0, 0.01) with any of them."""
+    """Trained weights replace the initial values that these keys choose; a new head is N(0, 0.01) with any of them.
+
+    `zero_gamma` has no effect with weights, too, but is accepted: earlier versions recorded runs with both.
+    """
     for key in keys:
         yield key, lambda r: r.model.weights is None, "model.weights", "null"
 
@@ -65,7 +68,6 @@ USES: Uses = (
     ("model.shortcut", lambda r: r.model.residual, "model.residual", "true"),
     ("regularization.stochastic_depth", lambda r: r.model.residual, "model.residual", "true"),
     *_without_weights("model.initialisation.name", "model.initialisation.mode", "model.initialisation.std"),
-    *_without_weights("model.zero_gamma"),
     ("model.zero_gamma", lambda r: r.model.residual, "model.residual", "true"),
     ("model.zero_gamma", lambda r: r.model.normalisation == "batch", "model.normalisation", "batch"),
     # with pre-activation a branch ends with a convolution

@@ -62,7 +62,7 @@ def test_a_run_ends_at_its_target_and_is_finished(start: Start) -> None:
     code, run, printed = start()
     assert code == ExitCode.OK
     assert "resumes at step 3" in printed
-    assert "  changed: stop_at.loss was 100.0, is None" in printed
+    assert "  changed: stop_at.loss was 100.0, is null" in printed
     summary = run.summary()
     assert summary is not None
     assert (summary["step"], "stop_at" in summary, "target_reached" in summary) == (6, False, False)

@@ -81,3 +81,7 @@ def test_layers_are_kept_of_the_first_and_the_last_record() -> None:
 def test_data_are_the_same_after_writing_and_reading(tmp_path: Path) -> None:
     data.write(MEASURED, tmp_path / "s.json")
     assert data.read(tmp_path / "s.json") == MEASURED
+
+
+def test_pauses_between_sessions_do_not_count_as_time() -> None:
+    assert data.union([(10.0, 11.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 4.0

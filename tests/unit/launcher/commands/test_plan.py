@@ -80,6 +80,22 @@ def test_a_target_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  target        loss 0.5: the first evaluation" in plan(capsys, "stop_at.loss=0.5")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_said"),
+    [
+        (["evaluate.every=100 %"], True),
+        (["duration=1 epoch", "schedule.warmup=0 steps"], True),
+        (["duration=158 steps", "schedule.warmup=0 steps"], False),  # an epoch ends in step 157
+        ([], False),
+    ],
+)
+def test_a_target_that_can_end_no_run_early_is_said(
+    capsys: pytest.CaptureFixture[str], overrides: list[str], is_said: bool
+) -> None:
+    text = plan(capsys, "stop_at.loss=0.5", *overrides)
+    assert ("WARNING: the only evaluation is after the last step" in text) is is_said
+
+
 def test_the_corners_of_a_trapezoid(capsys: pytest.CaptureFixture[str]) -> None:
     trapezoid = "schedule={peak_lr: 2, warmup: 10 %, decay: trapezoid, end_lr: 0.5}"
     rates = plan(capsys, "duration=100 steps", trapezoid).partition("learning rate\n")[2].splitlines()

@@ -127,7 +127,10 @@ def test_scaling_by_the_table_trains_with_the_same_lr(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("override", "found"),
-    [("optimizer={name: sgd, momentum: 0}", "optimizer.nesterov false"), ("model.name=resnet18", "model.name resnet18")],
+    [
+        ("optimizer={name: sgd, momentum: 0}", "optimizer.nesterov false"),
+        ("model.name=resnet18", "model.name resnet18"),
+    ],
 )
 def test_scaling_by_the_table_is_refused_for_another_setting(
     capsys: pytest.CaptureFixture[str], override: str, found: str

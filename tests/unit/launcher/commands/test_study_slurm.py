@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from launcher.errors import ConfigError
 from launcher.places import slurm as slurm_jobs
 from launcher.run import submissions
 from launcher.study import load
-from launcher.study.plan import Plan, plan
+from launcher.study.plan import Plan, PlannedRun, plan
 from launcher.study.rounds import next_round
 from launcher.study.session import read_states
 
@@ -105,7 +106,12 @@ def test_a_failed_run_is_submitted_again_and_its_code_is_that_of_the_command(
     submitted: list[list[str]] = []
     monkeypatch.setattr(slurm_jobs, "check", lambda script: None)
     monkeypatch.setattr(slurm_jobs, "submit", lambda script, name, output: "4711")
-    monkeypatch.setattr(study_slurm, "array", lambda plan, runs, *others: submitted.append([one.name for one in runs]))
+
+    def array(plan: Plan, runs: Sequence[PlannedRun], *others: object) -> str:
+        submitted.append([run.name for run in runs])
+        return ""
+
+    monkeypatch.setattr(study_slurm, "array", array)
     found = make_plan(tmp_path, "")
     for number, run in enumerate(run.directory for run in found.runs):
         run.create()

@@ -218,7 +218,7 @@ def test_elsewhere_it_is_noted(old_run: RunDirectory, say: Say, key: str) -> Non
 
 def test_the_arguments_of_a_users_function_are_no_keys_of_ours(old_run: RunDirectory, say: Say) -> None:
     say(lambda recipe: recipe["model"].update(arguments={"width": 4}))
-    with pytest.raises(ConfigError, match=r"model\.arguments\.width: the run has 4, the config None"):
+    with pytest.raises(ConfigError, match=r"model\.arguments\.width: the run has 4, the config null"):
         choose(load(old_run), old_run, "auto")
     assert choose(load(old_run, "model.arguments={width: 4}"), old_run, "auto").step == 4
 

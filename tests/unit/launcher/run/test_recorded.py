@@ -62,6 +62,7 @@ def test_the_same_config_finds_it_finished(
     [
         ("seed=1", "seed: the run has 0, the config 1"),
         ("batch.size=64", "batch.size: the run has 128, the config 64"),
+        ("data.subset=0.5", "data.subset: the run has null, the config 0.5"),
         ("batch_norm.span=64", "batch_norm.span: the run has 'global', the config 64"),
         ("data.crop_area=[0.5, 1]", r"data.crop_area: the run has \[0.08, 1.0\], the config \[0.5, 1.0\]"),
     ],

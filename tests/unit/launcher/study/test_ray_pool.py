@@ -59,7 +59,11 @@ def test_a_signal_becomes_a_stop_request_of_each_running_run(plan: Plan) -> None
         run.begin_attempt()
     ended.end_attempt(1, 0, "", 8)
     plan.file.folder.mkdir(parents=True, exist_ok=True)
-    list(RayPool(cast(Any, FakeTasks()), FakeStop()).run([Job(run) for run in plan.runs], lambda job: Order(job.run.config)))
+    list(
+        RayPool(cast(Any, FakeTasks()), FakeStop()).run(
+            [Job(run) for run in plan.runs], lambda job: Order(job.run.config)
+        )
+    )
     assert running.logs(1).stop_request.exists()
     assert not ended.logs(1).stop_request.exists()
     assert not waiting.path.exists()

@@ -101,7 +101,7 @@ def test_the_size_of_a_png_is_read_without_pillow(
 def test_a_png_whose_header_is_damaged_is_found(byte: int, make_photo: Photo, size_of: SizeOf) -> None:
     content = bytearray(encoded(make_photo(45, 71, 1), "PNG"))
     content[byte] ^= 0x55
-    with pytest.raises(DataError, match="cannot be read as an image|is not an image"):
+    with pytest.raises(DataError, match=r"cannot be read as an image|is not an image"):
         size_of(bytes(content))
 
 

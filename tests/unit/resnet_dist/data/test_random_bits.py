@@ -55,6 +55,7 @@ def test_purposes_never_change() -> None:
         "STOCHASTIC_DEPTH": 10,
         "STUDY": 100,
     }
+    assert list(Purpose) == sorted(Purpose)
 
 
 def test_numbers_are_a_function_of_the_position_alone() -> None:

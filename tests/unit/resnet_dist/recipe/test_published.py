@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe import published as table
+from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.published import NUM_SAMPLES, Number, Origin, Published, origins
 from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, ModelRecipe, OptimizerRecipe, Recipe, ScheduleRecipe
 
