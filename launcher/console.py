@@ -107,9 +107,13 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _twice(summary: Mapping[str, Any]) -> Duration:
+def _longer(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
+    """The command that doubles the duration; none if the run ended because it reached its target."""
+    if summary.get("target_reached"):
+        return []
     duration = Duration.parse(summary["duration"])
-    return Duration(2 * duration.count, duration.unit)
+    twice = Duration(2 * duration.count, duration.unit)
+    return [f"  train longer python -m launcher.train {run.config} duration='{twice}'"]
 
 
 def profile_lines(run: RunDirectory) -> list[str]:
@@ -161,6 +165,6 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
         f"  logs         {run.all_logs}",
         *profile_lines(run),
-        f"  train longer python -m launcher.train {run.config} duration='{_twice(summary)}'",
+        *_longer(run, summary),
         f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",
     ]

@@ -167,6 +167,7 @@ def lines(config: RunConfig) -> Iterator[str]:
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
     yield from _batch(config, layout)
+    yield f"  training      {', '.join(_training(config))}"
     yield from _engine(config, layout)
     if config.ema.decay is not None:
         steps = _averaged_steps(config.ema)
@@ -180,6 +181,25 @@ def lines(config: RunConfig) -> Iterator[str]:
     if config.schedule.scaling == "table":
         yield f"    peak LR {published(config, batch.size)}"
     yield "  docs/tried.md shows where each part of this run was tested"
+
+
+def _training(config: RunConfig) -> Iterator[str]:
+    """The optimizer, and what is added to it: the regularizers, augmentation and loss that are not the default."""
+    yield config.optimizer.name + (" with Nesterov momentum" if config.optimizer.nesterov else "")
+    if config.optimizer.weight_decay:
+        yield f"weight decay {config.optimizer.weight_decay:g}"
+    for part in dataclasses.fields(config.regularization):
+        if value := getattr(config.regularization, part.name):
+            yield f"{part.name.replace('_', ' ')} {value:g}"
+    if config.data.color_jitter:
+        yield f"color jitter {config.data.color_jitter:g}"
+    if config.data.augmentation.name != "none":
+        yield config.data.augmentation.name
+    balanced = " with balanced class weights" if config.loss.class_weights == "balanced" else ""
+    if balanced or config.loss.name != "cross_entropy":
+        yield f"loss {config.loss.name}{balanced}"
+    if config.model.freeze:
+        yield f"frozen: {', '.join(config.model.freeze)}"
 
 
 def _averaged_steps(ema: EmaRecipe) -> float:
@@ -220,14 +240,14 @@ def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
     exchange = "statistics exchanged between workers" if crossing else "each on one worker: nothing is exchanged"
     yield f"  batch norm    {count(layout.size // length, 'span')} of {count(length, 'image')}, {exchange}"
     if config.batch_norm.span == "auto":
-        yield from _automatic_span(span, layout.micro_batch_size)
+        yield from _automatic_span(span, layout.micro_batch_size, config.workers.most)
 
 
-def _automatic_span(span: int | Literal["global"], micro_batch_size: int) -> Iterator[str]:
-    if span == "global":
+def _automatic_span(span: int | Literal["global"], micro_batch_size: int, workers: int) -> Iterator[str]:
+    if span == "global" and workers > 1:
         yield f"                WARNING: span global: no divisor of {micro_batch_size:,} lies between {LEAST_SPAN} and"
         yield f"                {LARGEST_SPAN}; statistics over the whole batch are the slowest choice on a cluster"
-    else:
+    elif span != "global":
         yield f"                span {span}, chosen by auto: the divisor of {micro_batch_size:,} nearest {WANTED_SPAN}"
 
 
@@ -236,7 +256,8 @@ def _events(config: RunConfig, size: dict[str, int], total_steps: int) -> Iterat
         event = Every(every.samples(**size), config.batch.size)
         times = event.times_within(total_steps)
         first = -(-event.period // config.batch.size)
-        yield f"  {label:<13} every {every}: {count(times, 'time')}, first after step {first:,}, and at the end"
+        within = f"{count(times, 'time')}, first after step {first:,}, and at the end"
+        yield f"  {label:<13} every {every}: {within if times else 'only at the end'}"
     top1, loss = config.stop_at.top1, config.stop_at.loss
     if top1 is not None or loss is not None:
         target = f"top-1 {top1:.2%}" if top1 is not None else f"loss {loss:g}"

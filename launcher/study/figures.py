@@ -46,10 +46,20 @@ def file_name(number: int, figure: Figure) -> str:
     """The name of a figure's files, without a suffix.
 
     >>> file_name(0, Figure(kind="line", x="model.name", y="top1"))
-    '1-line-top1-by-name'
+    '1-line-top1-by-model'
     """
-    against = f"-by-{figure.x.rpartition('.')[2]}" if figure.x else ""
+    against = f"-by-{short(figure.x, ())}" if figure.x else ""
     return re.sub(r"[^A-Za-z0-9-]+", "_", f"{number + 1}-{figure.kind}-{figure.y}{against}")
+
+
+def title(figure: Figure) -> str:
+    """What a figure shows, as a heading.
+
+    >>> title(Figure(kind="line", x="model.name", y="top1")), title(Figure(kind="curve", y="train.loss"))
+    ('top1 against model', 'train.loss against step')
+    """
+    x = {"curve": "step", "layers": "layer"}.get(figure.kind) or short(figure.x or "", ())
+    return f"{figure.y} against {x}"
 
 
 def draw(figure: Figure, results: Results) -> dict[str, bytes] | None:

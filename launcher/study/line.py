@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from launcher.study.state import ENDED, State
 from launcher.study.training import Moment
 
 LINE_EVERY_S = 30.0  # without a terminal
+FEW = 4  # running runs whose progress is shown one by one
 
 
 class Line:
@@ -40,6 +42,8 @@ class Line:
     def show(self) -> None:
         """Print the line if it has changed."""
         text, now = self.text(), time.monotonic()
+        if self._terminal:  # a line that wraps cannot be cleared
+            text = text[: shutil.get_terminal_size().columns - 1]
         if text != self._shown and (self._terminal or now - self._shown_at >= LINE_EVERY_S):
             self._clear()
             print(text, end="" if self._terminal else "\n", flush=True)
@@ -52,14 +56,24 @@ class Line:
         self._shown = ""
 
     def text(self) -> str:
-        """Done, running and failed runs, and the time left."""
-        statuses = [self._states[run.name].status for run in self._plan.runs]
+        """Done, running, failed and stopped runs, how far the running ones are, and the time left."""
+        statuses = [self._states[run.name].status for run in self._plan.runs if run.name not in self.moments]
         done = sum(status in ("finished", "diverged") for status in statuses)
         left = time_left_s(self._plan, self._jobs, self._states, self.moments, self._size)
         clock = "time left unknown" if left is None else f"{in_time(left)} left"
-        parts = [f"{done} of {self._plan.num_runs} runs done", f"{len(self.moments)} running"]
-        parts += [f"{statuses.count('failed')} failed", clock if self._is_last else f"{clock} in this round"]
+        parts = [f"{done} of {self._plan.num_runs} runs done", f"{len(self.moments)} running{self._progress()}"]
+        parts.append(f"{statuses.count('failed')} failed")
+        if stopped := statuses.count("stopped"):
+            parts.append(f"{stopped} stopped")
+        parts += [clock if self._is_last else f"{clock} in this round"]
         return f"{self._plan.file.study.name}: {', '.join(parts)}"
+
+    def _progress(self) -> str:
+        """The part of their steps that the running runs have done: ` (60%, 40%)`."""
+        done = [100 * one.step // one.total_steps for one in self.moments.values() if one.total_steps]
+        if len(done) > FEW:
+            return f" ({min(done)}% to {max(done)}%)"
+        return f" ({', '.join(f'{percent}%' for percent in done)})" if done else ""
 
     def _clear(self) -> None:
         if self._terminal and self._shown:

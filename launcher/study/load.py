@@ -53,6 +53,10 @@ def load(path: str | os.PathLike[str], *, full: bool = False) -> StudyFile:
         raise ConfigError([Problem(document.place("study"), "study", f"found {describe(version)}", allowed)])
     preview, complete = _without_full(document), _with_full(document)
     problems = {str(problem): problem for problem in _empty(document)}
+    if full and FULL not in document.data:
+        found = f"the file has no `{FULL}` section, which --full trains"
+        problem = Problem(document.whole, "", found, f"without --full, or a file with a section `{FULL}`")
+        problems[str(problem)] = problem
     studies = []
     for one in (preview, complete):  # a mistake in `full` is found without --full, too
         builder = Builder(one, Study)
@@ -154,7 +158,7 @@ def _problems(study: Study, document: Document) -> Iterator[Problem]:
         label = keys.get("label", "")
         if not isinstance(label, str):
             yield problem(f"sets[{number}].label", f"found {describe(label)}", "text")
-    for key, seeds in (("seeds", study.seeds), ("tune.seeds", study.tune.seeds if study.tune else study.seeds)):
+    for key, seeds in (("seeds", study.seeds), *([("tune.seeds", study.tune.seeds)] if study.tune else [])):
         if not seeds:
             yield problem(key, "an empty list", "at least one seed")
         elif len(set(seeds)) < len(seeds):

@@ -25,7 +25,7 @@ figure { margin: 1.5rem 0 }
 figure svg { max-width: 100%; height: auto }
 figcaption, .small { color: #666; font-size: .9rem }
 .larger, .smaller { font-weight: bold }
-.inconclusive { color: #888; font-style: italic }
+.inconclusive, .no-data { color: #888; font-style: italic }
 .failed { color: #b00020 }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto }
 """
@@ -38,8 +38,8 @@ def page(results: Results, drawn: Sequence[tuple[Figure, str]], facts: Mapping[s
     finished = sum(one.state.status == "finished" for one in results.runs)
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<p class="small">{finished} of {len(results.runs)} runs finished, {results.seconds:,.0f} s of training'
-        f" in total</p>",
+        f'<p class="small">{finished} of {len(results.runs)} runs finished; they took {results.seconds:,.0f} s as the'
+        " sum over runs, also if several ran at a time</p>",
     ]
     if study.hypothesis:
         parts.append(f"<p>Hypothesis, written down before:</p><blockquote>{_text(study.hypothesis)}</blockquote>")
@@ -55,6 +55,7 @@ def page(results: Results, drawn: Sequence[tuple[Figure, str]], facts: Mapping[s
                      "is only one seed.</p>")  # fmt: skip
     for figure, svg in drawn:
         caption = figures.note(figure, results)
+        parts.append(f"<h2>{_text(figures.title(figure))}</h2>")
         parts.append(f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", _runs(results), "<h2>How it was made</h2>", _how(facts)]
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_CSS}</style>'
@@ -74,7 +75,7 @@ def _table(rows: Sequence[Sequence[str]], *, verdicts: bool = False) -> str:
     for row in others:
         cells = [f"<td>{_text(cell)}</td>" for cell in row]
         if verdicts:
-            cells[-1] = f'<td class="{_text(row[-1])}">{_text(row[-1])}</td>'
+            cells[-1] = f'<td class="{row[-1].replace(" ", "-")}">{_text(row[-1])}</td>'
         lines += ["<tr>", *cells, "</tr>"]
     return "".join([*lines, "</table></div>"])
 

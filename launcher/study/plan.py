@@ -24,14 +24,15 @@ MAX_NAME = 100  # characters of the name of a run, as in `launcher.config.rules`
 MAX_RUNS = 10_000
 LABEL, TRIAL = "label", "trial"  # what distinguishes sets and draws, beside the keys of the grid
 
-# Keys that a study sets itself.
+# Keys that a study sets itself, and what sets them.
 _OWN = {
-    "name": "the study: each run gets its own name",
+    "name": "the key name of the study; each run gets its own name from its values",
     "storage": "the key storage of the study",
     "seed": "the key seeds of the study",
     "place": "--place on the command line",
-    "schema": "the base config",
+    "schema": "the key schema of the base config",
 }
+_IS_OWN = "the runs of a study do not take this key"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Point:
         return self.axes.get(key, self.overrides.get(key))
 
     def text(self, leaving_out: Sequence[str] = ()) -> str:
-        """The combination for a person: `residual true, name resnet8`."""
+        """The combination for a person: `residual true, model resnet8`."""
         parts = [
             shown(value) if key == LABEL else f"{short(key, self.axes)} {shown(value)}"
             for key, value in self.axes.items()
@@ -104,14 +105,20 @@ class Plan:
 
 
 def short(key: str, among: Mapping[str, Any] | Sequence[str]) -> str:
-    """The last part of a dotted key, with the section before it if another key ends alike.
+    """The last part of a dotted key, or the section of a name; with the part before it if another key ends alike.
 
     >>> short("schedule.peak_lr", ["schedule.peak_lr"]), short("model.name", ["model.name", "optimizer.name"])
-    ('peak_lr', 'model.name')
+    ('peak_lr', 'model')
+    >>> short("optimizer.momentum", ["optimizer.momentum", "averaging.momentum"])
+    'optimizer.momentum'
     """
-    last = key.rpartition(".")[2]
-    alike = [other for other in among if other.rpartition(".")[2] == last]
+    last = _last(key)
+    alike = [other for other in among if _last(other) == last]
     return last if len(alike) <= 1 else ".".join(key.split(".")[-2:])
+
+
+def _last(key: str) -> str:
+    return key.removesuffix(".name").rpartition(".")[2]
 
 
 def shown(value: object) -> str:
@@ -251,10 +258,10 @@ def _contradictions(file: StudyFile, given: Document) -> Iterator[Problem]:
     for keys in (*varied, overrides):
         for key, where in keys.items():
             if key in _OWN:
-                yield Problem(file.place(where), where, "this key is not for a study's runs", _OWN[key])
+                yield Problem(file.place(where), where, _IS_OWN, _OWN[key])
     for key in flatten(given.data):
         if key in _OWN:
-            yield Problem(given.place(key), key, "this key is not for a study's runs", _OWN[key])
+            yield Problem(given.place(key), key, _IS_OWN, _OWN[key])
     pairs = [(one, other) for one, other in itertools.combinations(varied, 2)]
     pairs += [(overrides, varied[0]), (overrides, varied[2])]  # a set may change what `overrides` gives to the others
     for one, other in pairs:

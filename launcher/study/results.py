@@ -55,8 +55,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Larger or smaller than the baseline, or inconclusive."""
-        return "inconclusive" if self.difference is None else self.difference.verdict
+        """Larger or smaller than the baseline, or inconclusive; `no data` without a common seed."""
+        return "no data" if self.difference is None else self.difference.verdict
 
 
 @dataclass(frozen=True)

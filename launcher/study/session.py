@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from launcher.exit_codes import ExitCode
-from launcher.formatting import first_line
+from launcher.formatting import count, first_line
 from launcher.signals import StopSignals
 from launcher.study import state as states_of
 from launcher.study.line import Line
 from launcher.study.plan import Plan, PlannedRun
 from launcher.study.rounds import Job, Round, has_reached, next_round
-from launcher.study.state import State
+from launcher.study.state import ENDED, State
 from launcher.study.training import Answer, Ended, Moment, Order
 
 NUM_TABLES = 2  # of the training and the val split
@@ -48,11 +48,15 @@ def carry_out(plan: Plan, only: Sequence[PlannedRun], runner: Runner, stop: Stop
                if state.status == "failed" and name in names}  # fmt: skip
     failures: dict[str, Ended] = {}
     line = Line(plan, states, size)
+    is_first = True
     while True:
         now = next_round(plan, states)
         jobs = [job for job in now.jobs if job.run.name in names]
+        if is_first and not jobs:
+            line.say(_nothing_to_train(plan, only, states))
         if not jobs or stop.stopped:
             break
+        is_first = False
         line.begin(now, jobs)
         for job, answer in runner.run(jobs, lambda job: _order(plan, job)):
             if isinstance(answer, Moment):
@@ -71,6 +75,15 @@ def carry_out(plan: Plan, only: Sequence[PlannedRun], runner: Runner, stop: Stop
 def read_states(plan: Plan) -> dict[str, State]:
     """The states of all runs by their directories, by name."""
     return {run.name: states_of.read(run).as_result(plan.may_diverge) for run in plan.runs}
+
+
+def _nothing_to_train(plan: Plan, only: Sequence[PlannedRun], states: Mapping[str, State]) -> str:
+    done = sum(states[run.name].status in ENDED for run in only)
+    of = min(len(only), plan.num_runs)
+    study = plan.file.study
+    chooses = "" if study.tune is study.halving else "halving" if study.tune is None else "the tuning"
+    others = "" if done >= of else f", and {chooses} does not let the others go on now"
+    return f"{min(done, of)} of {count(of, 'run')} finished already{others}: nothing to train"
 
 
 def _ended(job: Job, answer: Ended, stop: StopSignals) -> State:

@@ -137,7 +137,7 @@ def refuse_changes(runs: Sequence[PlannedRun]) -> None:
             if then.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _FREE):
                 old, new = recorded.shown(then.get(key)), recorded.shown(now.get(key))
                 text = f"the run {run.name} has {old}, the study {new}"
-                allowed = f"the run's value; another name for the study; or without the folder {directory.path}"
+                allowed = f"the run's value; another name for the study; or delete the folder {directory.path}"
                 problems.setdefault(key, Problem("", key, text, allowed))
     if problems:
         raise ConfigError(list(problems.values()))

@@ -186,13 +186,15 @@ def _other_optimizer(optimizer: OptimizerRecipe, origin: Origin) -> RecipeError:
 def _unpublished(optimizer: OptimizerRecipe, batch: int, matching: list[Origin]) -> RecipeError:
     mine = "; ".join(map(str, matching)) or f"none of {optimizer.name}"
     largest = max(run.batch for origin in origins() for run in origin.runs if run.epochs_to_target is not None)
-    others = [str(origin) for origin in origins() if origin not in matching and origin.covers(batch)]
-    ahead = f"without a source, batch.size={batch} schedule.scaling=linear schedule.peak_lr=LR with an LR of your own"
+    others = [origin for origin in origins() if origin not in matching and origin.covers(batch)]
+    ahead = f"batch.size={batch} batch_norm.span=auto schedule.scaling=linear schedule.peak_lr=LR"
     return RecipeError(
         "batch.size",
-        f"found {batch:,}, for which nobody has published a run with this optimizer (published: {mine};"
-        f" 75.9 % top-1 with any optimizer up to {largest:,})",
-        "; ".join([*(f"the optimizer of {other}" for other in others), ahead]),
+        f"found {batch:,}, for which nobody has published a run with this optimizer. Published with it: {mine}. Runs to"
+        f" 75.9 % top-1 are published up to a batch of {largest:,}",
+        "; ".join(
+            [*(f"another optimizer, with runs at {other}" for other in others), f"a learning rate of your own: {ahead}"]
+        ),
         ("optimizer.name", "optimizer.lr_in_momentum", "schedule.scaling"),
     )
 

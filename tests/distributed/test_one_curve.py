@@ -127,8 +127,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "frozen": {"model": {"freeze": ("conv1", "bn1", "layer1", "layer3.0.bn1")}, "data": {"subset": 200}},
     "evaluation": {"evaluate": {"train": True, "precise_batch_norm": 2, "metrics": (f"{__name__}:margin",)}},
     "nesterov": {"optimizer": {"nesterov": True, "lr_factors": {"layer2": 0.5}}},  # its layers are recorded, too
-    "lamb": {"optimizer": {"name": "lamb", "nesterov": False}, "schedule": {"peak_lr": 0.005}},
-    "adamw": {"optimizer": {"name": "adamw", "nesterov": False, "epsilon": 1e-6}, "schedule": {"peak_lr": 0.001}},
+    # The epsilons are large because both divide by the gradient's size: where it is only rounding, as for a bias before
+    # batch norm, they would make steps of that rounding. ZeRO computes in float32.
+    "lamb": {"optimizer": {"name": "lamb", "nesterov": False, "epsilon": 0.01}, "schedule": {"peak_lr": 0.003}},
+    "adamw": {"optimizer": {"name": "adamw", "nesterov": False, "epsilon": 0.01}, "schedule": {"peak_lr": 0.001}},
     "penalties": {
         "optimizer": {"weight_decay": 0.1, "decoupled_weight_decay": True},
         "regularization": {"l1": 1e-3},
@@ -468,8 +470,8 @@ def test_a_run_that_is_killed_goes_on_with_fewer_workers_in_the_middle_of_an_epo
 
 
 def test_different_recipes_have_different_curves(curves: dict[str, list[dict[str, float]]]) -> None:
-    """Otherwise the test above could not fail."""
-    baselines = {case.baseline for case in CASES if case.precision == "float64"}
+    """Otherwise the test above could not fail. Evaluations do not change what is trained."""
+    baselines = {case.baseline for case in CASES if case.precision == "float64" and case.variant != "evaluation"}
     assert len(baselines) >= 3
     for one, other in itertools.combinations(sorted(baselines, key=lambda case: case.name), 2):
         assert differences(curves[one.name], curves[other.name], "float64")[1] > 1e-4, (one, other)

@@ -84,7 +84,7 @@ def test_the_expected_accuracy_is_that_at_the_end_where_no_epochs_are_published(
 def test_a_batch_beyond_all_tables_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, "--batch", "100000")
     assert text.startswith("error: command line: --batch 100000: found 100,000, for which nobody has published a run")
-    assert "75.9 % top-1 with any optimizer up to 67,840" in text
+    assert "Runs to 75.9 % top-1 are published up to a batch of 67,840" in text
     assert "schedule.peak_lr=LR" in text
 
 

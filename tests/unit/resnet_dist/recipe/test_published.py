@@ -125,7 +125,7 @@ def refused(optimizer: OptimizerRecipe, batch: int) -> RecipeError:
 def test_a_batch_that_nobody_published_names_the_ranges_and_what_goes_ahead() -> None:
     error = refused(GOOGLE, 67000)
     assert "4,096 to 65,536 (Google" in error.problem
-    assert "75.9 % top-1 with any optimizer up to 67,840" in error.problem
+    assert "Runs to 75.9 % top-1 are published up to a batch of 67,840" in error.problem
     assert "1,632 to 67,840 (NVIDIA: lars, lr_in_momentum false)" in error.allowed
     assert "schedule.peak_lr=LR" in error.allowed
     assert "NVIDIA" not in refused(GOOGLE, 67841).allowed
