@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ POINTS = 40  # of a curve: each is the mean over a window of steps
 CPU_SECONDS = "cpu_seconds"  # a file in the folder of a study
 JOBS = 2  # runs at a time
 DIGITS = 5  # significant digits of a number
+LEAST = 3  # values that an interval needs: that of two is about 13 deviations wide on each side
 
 Where = Mapping[str, Any]  # values of the keys that the study varies; keys that are left out may have any value
 
@@ -57,18 +58,29 @@ class Measured:
         return sum(run["status"] == "diverged" for run in self.runs(where))
 
     def summary(self, metric: str, where: Where, *, diverged: float | None = None) -> Summary:
-        """Mean and interval over the seeds. Raises ValueError if no run has the metric."""
-        found = summarise(list(self.by_seed(metric, where, diverged=diverged).values()))
+        """Mean and interval over the seeds; no interval of fewer than `LEAST`.
+
+        Raises ValueError if no run has the metric.
+        """
+        found = _without_wide_interval(summarise(list(self.by_seed(metric, where, diverged=diverged).values())))
         if found is None:
             raise ValueError(f"{self.content['study']}: no run with {dict(where)} has {metric}")
         return found
 
     def difference(self, metric: str, where: Where, baseline: Where, *, diverged: float | None = None) -> Summary:
-        """`where` minus `baseline`, paired by seed. Raises ValueError without a common seed."""
-        found = paired(*(self.by_seed(metric, one, diverged=diverged) for one in (where, baseline)))
+        """`where` minus `baseline`, paired by seed; no interval, and no verdict, of fewer than `LEAST` seeds.
+
+        Raises ValueError without a common seed.
+        """
+        values, others = (self.by_seed(metric, one, diverged=diverged) for one in (where, baseline))
+        found = _without_wide_interval(paired(values, others))
         if found is None:
             raise ValueError(f"{self.content['study']}: {dict(where)} and {dict(baseline)} have no common seed")
         return found
+
+    def between(self, metric: str, other: str, where: Where) -> Summary | None:
+        """`metric` minus `other` of the same runs, as `difference`; None if no run has both."""
+        return _without_wide_interval(paired(self.by_seed(metric, where), self.by_seed(other, where)))
 
     def curve(self, name: str, where: Where) -> tuple[list[float], list[float]]:
         """Steps and the mean over the seeds of a field of the train records, at the steps that all runs have."""
@@ -81,10 +93,21 @@ class Measured:
 
         Empty if no run has the record. Runs in which a number is not finite are left out.
         """
-        found = [run["layers"][str(step)][name] for run in self.runs(where) if str(step) in run["layers"]]
-        finite = [values for values in found if None not in values]
+        finite = self._finite_layers(name, where, step)
         with np.errstate(divide="ignore"):
             return np.exp(np.mean(np.log(finite), axis=0)).tolist() if finite else []
+
+    def num_with_layers(self, name: str, where: Where, step: int = 1) -> int:
+        """The number of runs whose numbers `layers` averages."""
+        return len(self._finite_layers(name, where, step))
+
+    def _finite_layers(self, name: str, where: Where, step: int) -> list[list[float]]:
+        found = [run["layers"][str(step)][name] for run in self.runs(where) if str(step) in run["layers"]]
+        return [values for values in found if None not in values]
+
+
+def _without_wide_interval(summary: Summary | None) -> Summary | None:
+    return replace(summary, half=None) if summary is not None and summary.n < LEAST else summary
 
 
 def read(file: Path) -> Measured:

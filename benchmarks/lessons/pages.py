@@ -82,7 +82,8 @@ def _how(measured: Measured) -> str:
         f"{kind}: {len(content['runs'])} runs. They used {content['cpu_seconds']:,} s of CPU time: "
         f"{duration(measured.seconds)} on {JOBS} free CPUs. {took} ({content['time'][:10]}). Numbers are means over "
         f"{seeds} seeds ± half of the 95 % interval; differences are paired by seed, with their 95 % interval in "
-        "parentheses. An interval that includes 0 is inconclusive."
+        "parentheses. An interval that includes 0 is inconclusive. The intervals are "
+        f"[t-intervals](README.md#how-to-read-the-numbers): with {seeds} seeds they may go below 0 % and above 100 %."
     )
 
 

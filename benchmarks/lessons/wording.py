@@ -18,13 +18,26 @@ def percent(summary: Summary) -> str:
     '85.0 ± 2.2 %'
     """
     half = "" if summary.half is None else f" ± {100 * summary.half:.1f}"
-    return f"{100 * summary.mean:.1f}{half} %"
+    return f"{100 * summary.mean:.1f}{half} %{_few(summary)}"
+
+
+def share(fraction: float) -> str:
+    """A fraction in whole percent.
+
+    >>> share(0.6)
+    '60 %'
+    """
+    return f"{100 * fraction:.0f} %"
 
 
 def number(summary: Summary, digits: int = 2) -> str:
     """A number, with half of its 95 % interval."""
     half = "" if summary.half is None else f" ± {summary.half:.{digits}f}"
-    return f"{summary.mean:.{digits}f}{half}"
+    return f"{summary.mean:.{digits}f}{half}{_few(summary)}"
+
+
+def _few(summary: Summary) -> str:
+    return f" (n = {summary.n}: no interval)" if summary.half is None else ""
 
 
 def in_points(difference: Summary) -> str:
@@ -46,7 +59,7 @@ def in_units(difference: Summary, digits: int = 2) -> str:
 
 def _difference(difference: Summary, factor: float, digits: int, unit: str) -> str:
     if difference.half is None:
-        return f"{signed(factor * difference.mean, digits)}{unit} (one seed: inconclusive)"
+        return f"{signed(factor * difference.mean, digits)}{unit} (n = {difference.n}: no interval, inconclusive)"
     ends = [factor * (difference.mean + sign * difference.half) for sign in (-1, 1)]
     while digits < MOST_DIGITS and any(end != 0 and round(end, digits) == 0 for end in ends):
         digits += 1  # on which side of 0 an end is decides the verdict
@@ -85,6 +98,26 @@ def sorted_by_verdict(differences: Mapping[str, Summary]) -> dict[Verdict, list[
     for name, difference in differences.items():
         found[difference.verdict].append(name)
     return found
+
+
+def sentence(subject: str, kinds: Mapping[Verdict, Sequence[str]], **predicates: str) -> str:
+    """A sentence about the names of each verdict that has any; `{}` in its predicate stands for them.
+
+    >>> kinds = {"larger": ["A"], "smaller": [], "inconclusive": ["B", "C"]}
+    >>> sentence("It", kinds, larger="helps with {}", smaller="harms with {}", inconclusive="is unclear with {}")
+    'It helps with A, and is unclear with B and C.'
+    """
+    parts = [predicates[verdict].format(listed(names)) for verdict, names in kinds.items() if names]
+    return f"{subject} {joined(parts)}."
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Parts of a sentence that may have commas of their own.
+
+    >>> joined(["sees", "hears"])
+    'sees, and hears'
+    """
+    return ", and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,8 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,6 +57,7 @@ def run(given: argparse.Namespace) -> int:
     if given.place == "slurm":
         return _slurm(planned, given)
     size = _jobs(planned, given)
+    _check_images(planned, only, given)
     if given.dry_run:
         print("\n".join(_dry_run(planned, only, size)))
         return ExitCode.OK
@@ -63,7 +66,7 @@ def run(given: argparse.Namespace) -> int:
             outcome = carry_out(planned, only, runner, stop, size)
         _report(planned, outcome, given)
         if stop.stopped:
-            print("stopped; the same command goes on")
+            print(f"stopped; the same command goes on: {_same_command(given)}")
             return stop.exit_code
         return next((ended.code for ended in outcome.failures.values()), int(ExitCode.OK))
 
@@ -71,14 +74,42 @@ def run(given: argparse.Namespace) -> int:
 def _report(planned: Plan, outcome: Outcome, given: argparse.Namespace) -> None:
     found = results.collect(planned, outcome.round, outcome.states)
     print("\n".join(["", *results.lines(found), ""]))
-    command = ["launcher", "study", given.file, *(["--full"] if given.full else []), *given.overrides]
-    for line in report.write(found, command):
+    for line in report.write(found, _command(given)):
         print(f"  {line}")
+
+
+def _command(given: argparse.Namespace) -> list[str]:
+    """The command, without the options that decide where and when runs train."""
+    return ["launcher", "study", given.file, *(["--full"] if given.full else []), *given.overrides]
+
+
+def _same_command(given: argparse.Namespace) -> str:
+    """The command line, without defaults; for --place local and ray."""
+    place = ["--place", given.place] if given.place != "local" else []
+    options = [f"--{key}={value}" for key in ("jobs", "only") if (value := getattr(given, key)) is not None]
+    return shlex.join([*_command(given), *place, *options])
+
+
+def _check_images(planned: Plan, only: Sequence[PlannedRun], given: argparse.Namespace) -> None:
+    """Raise DataError if the images of runs to train are missing; a warning if nothing starts on this machine."""
+    if checks.missing_images(only) is None:
+        return
+    states = read_states(planned)
+    to_train = {job.run.name for job in next_round(planned, states).jobs}
+    missing = checks.missing_images(
+        [one for one in only if one.name in to_train or states[one.name].status == "failed"]
+    )
+    is_elsewhere = given.place == "slurm" or (given.place == "ray" and bool(os.environ.get("RAY_ADDRESS")))
+    if missing is not None and not is_elsewhere and not given.dry_run:
+        raise missing
+    if missing is not None:
+        print(f"warning: {'on this machine: ' if is_elsewhere else ''}{missing}", file=sys.stderr, flush=True)
 
 
 def _slurm(planned: Plan, given: argparse.Namespace) -> int:
     if given.only is not None or given.jobs is not None:
         raise UsageError("--place slurm: SLURM decides when tasks run. Allowed: without --only and --jobs")
+    _check_images(planned, planned.runs, given)
     states = read_states(planned)
     now = next_round(planned, states)
     failed = [one for one in planned.runs if states[one.name].status == "failed"]
@@ -123,7 +154,8 @@ def _dry_run(planned: Plan, only: Sequence[PlannedRun], size: int) -> Iterator[s
     clock = "unknown until the first run is done" if left is None else in_time(left)
     if left is not None and not now.is_last:
         clock += " for this round"
-    yield f"{count(planned.num_runs, 'run')} at most, {size} at a time; time left: {clock}"
+    at_most = " at most" if study.tune is not None or study.halving is not None else ""
+    yield f"{count(planned.num_runs, 'run')}{at_most}, {size} at a time; time left: {clock}"
     yield f"results in {planned.file.folder}"
 
 

@@ -1,17 +1,22 @@
-"""Names in a study file that must fit its runs: metrics, the baseline, and the keys of figures."""
+"""What must fit the runs of a study: the names of metrics, of the baseline and of keys of figures; and their images."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, Problem
-from launcher.study.plan import Plan, shown
+from launcher.formatting import count, listed
+from launcher.study.plan import Plan, PlannedRun, shown
 from launcher.study.schema import Figure
 from launcher.study.state import OF_EVALUATION, OF_RUN, OF_TRAINING_SPLIT, TRAIN
+from resnet_dist.errors import DataError
 from resnet_dist.recipe.references import FORM, is_reference
 from resnet_dist.recipe.requirements import nearest_name
 
+PREPARED = ("digits", "fashion-mnist", "cifar10")  # data sets of `launcher prepare`
 _FORM_OF_CURVES = "train.FIELD or eval.FIELD of the records, for example train.loss, eval.top1"
 
 
@@ -31,6 +36,20 @@ def check(plan: Plan) -> None:
         problems += _figure(plan, f"figures[{number}]", figure)
     if problems:
         raise ConfigError(problems)
+
+
+def missing_images(runs: Sequence[PlannedRun]) -> DataError | None:
+    """The error of runs whose folder of training images is not on this machine; None if all are."""
+    of_folders = [run.config.data for run in runs if run.config.data.source == "imagefolder"]
+    roots = [data.root for data in of_folders if not (Path(data.root) / "train").is_dir()]
+    if not roots:
+        return None
+    different = list(dict.fromkeys(roots))
+    text = f"no such folder, and {count(len(roots), 'run')} would train on its images"
+    commands = [f"launcher prepare {Path(root).name} {shlex.quote(root)}" for root in different
+                if Path(root).name in PREPARED]  # fmt: skip
+    advice = f"; to write them: {'; '.join(commands)}" if commands else ""
+    return DataError(listed([str(Path(root) / "train") for root in different]), f"{text}{advice}")
 
 
 def _metric(plan: Plan, key: str, name: str, *, of_user: bool = True) -> Iterator[Problem]:

@@ -52,13 +52,13 @@ def file_name(number: int, figure: Figure) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "_", f"{number + 1}-{figure.kind}-{figure.y}{against}")
 
 
-def title(figure: Figure) -> str:
-    """What a figure shows, as a heading.
+def title(figure: Figure, axes: Sequence[str]) -> str:
+    """What a figure shows, as a heading. `axes`: the keys that the study varies.
 
-    >>> title(Figure(kind="line", x="model.name", y="top1")), title(Figure(kind="curve", y="train.loss"))
+    >>> title(Figure(kind="line", x="model.name", y="top1"), []), title(Figure(kind="curve", y="train.loss"), [])
     ('top1 against model', 'train.loss against step')
     """
-    x = {"curve": "step", "layers": "layer"}.get(figure.kind) or short(figure.x or "", ())
+    x = {"curve": "step", "layers": "layer"}.get(figure.kind) or short(figure.x or "", axes)
     return f"{figure.y} against {x}"
 
 

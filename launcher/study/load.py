@@ -54,8 +54,8 @@ def load(path: str | os.PathLike[str], *, full: bool = False) -> StudyFile:
     preview, complete = _without_full(document), _with_full(document)
     problems = {str(problem): problem for problem in _empty(document)}
     if full and FULL not in document.data:
-        found = f"the file has no `{FULL}` section, which --full trains"
-        problem = Problem(document.whole, "", found, f"without --full, or a file with a section `{FULL}`")
+        missing = f"the file has no `{FULL}` section, which --full trains"
+        problem = Problem(document.whole, "", missing, f"without --full, or a file with a section `{FULL}`")
         problems[str(problem)] = problem
     studies = []
     for one in (preview, complete):  # a mistake in `full` is found without --full, too

@@ -55,7 +55,7 @@ def page(results: Results, drawn: Sequence[tuple[Figure, str]], facts: Mapping[s
                      "is only one seed.</p>")  # fmt: skip
     for figure, svg in drawn:
         caption = figures.note(figure, results)
-        parts.append(f"<h2>{_text(figures.title(figure))}</h2>")
+        parts.append(f"<h2>{_text(figures.title(figure, results.plan.axes))}</h2>")
         parts.append(f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>")
     parts += ["<h2>Runs</h2>", _runs(results), "<h2>How it was made</h2>", _how(facts)]
     head = f'<meta charset="utf-8"><title>{_text(title)}</title><style>{_CSS}</style>'

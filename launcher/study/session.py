@@ -80,9 +80,8 @@ def read_states(plan: Plan) -> dict[str, State]:
 def _nothing_to_train(plan: Plan, only: Sequence[PlannedRun], states: Mapping[str, State]) -> str:
     done = sum(states[run.name].status in ENDED for run in only)
     of = min(len(only), plan.num_runs)
-    study = plan.file.study
-    chooses = "" if study.tune is study.halving else "halving" if study.tune is None else "the tuning"
-    others = "" if done >= of else f", and {chooses} does not let the others go on now"
+    chooser = "halving" if plan.file.study.tune is None else "the tuning"  # without either, `done` is all
+    others = "" if done >= of else f", and {chooser} does not let the others go on now"
     return f"{min(done, of)} of {count(of, 'run')} finished already{others}: nothing to train"
 
 

@@ -9,13 +9,14 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import CHANCE, Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import by_verdict, in_points, in_units, listed, percent
-from launcher.study.statistics import Summary, paired
+from benchmarks.lessons.wording import by_verdict, in_points, in_units, listed, percent, share
+from launcher.study.statistics import Summary
 
 LRS = (0.01, 0.1, 1.0, 10.0)
 SIDES = ("with", "without")
 SPANS = (2, 4, 16, 128)
 PRE = {"label": "before the activation and the convolution"}
+WIDER = 10.0  # the hypothesis: the range of learning rates with batch norm / the range without
 TRAINED = 0.6  # top-1 of a run that counts as trained
 
 
@@ -66,7 +67,7 @@ def _modes(measured: Measured, point: Where) -> str:
 
 def between_modes(measured: Measured, point: Where) -> Summary | None:
     """Loss on the same val images in evaluation mode minus that in training mode; None without batch norm."""
-    return paired(measured.by_seed("evaluation_mode_loss", point), measured.by_seed("training_mode_loss", point))
+    return measured.between("evaluation_mode_loss", "training_mode_loss", point)
 
 
 def findings(measured: Measured) -> list[str]:
@@ -75,11 +76,11 @@ def findings(measured: Measured) -> list[str]:
     for side in SIDES:
         tried = [lr for lr in LRS if measured.runs(where(lr, side))]
         good = trained(measured, side)
-        factor = f": a range of a factor of {good[-1] / good[0]:.0f}" if len(good) > 1 else ""
         found.append(
             f"{side.capitalize()} batch norm, of the LRs {listed([f'{lr:g}' for lr in tried])} these reach a top-1 of "
-            f"{TRAINED:.0%} with every seed (a guess has {CHANCE:.0%}): {listed([f'{lr:g}' for lr in good])}{factor}."
+            f"{share(TRAINED)} with every seed (a guess has {share(CHANCE)}): {listed([f'{lr:g}' for lr in good])}."
         )
+    found.append(range_verdict(*(trained(measured, side) for side in SIDES)))
     spans = {span: measured.difference("top1", of_span(span), of_span(128)) for span in SPANS[:-1]}
     texts = [f"{in_points(difference)} at span {span}" for span, difference in spans.items()]
     found.append(f"Top-1 with small spans minus span 128: {', '.join(texts)}.")
@@ -91,6 +92,25 @@ def findings(measured: Measured) -> list[str]:
     )
     found.append(f"Norm and activation before each convolution instead of after it: {in_points(order)}: {verdict}.")
     return found
+
+
+def range_verdict(with_norm: Sequence[float], without: Sequence[float]) -> str:
+    """What the learning rates that train, in increasing order, say about the hypothesis that batch norm widens them.
+
+    >>> range_verdict([0.1, 1.0], [])
+    'The hypothesis about the range cannot be checked: no LR of the grid trains without batch norm.'
+    """
+    missing = [side for side, lrs in zip(SIDES, (with_norm, without), strict=True) if not lrs]
+    if missing:
+        sides = listed(missing).replace(" and ", " or ")
+        return f"The hypothesis about the range cannot be checked: no LR of the grid trains {sides} batch norm."
+    wide, narrow = (lrs[-1] / lrs[0] for lrs in (with_norm, without))
+    holds = "holds" if wide / narrow > WIDER * (1 - 1e-9) else "does not hold"
+    return (
+        f"So the range spans a factor of {wide:.0f} with batch norm and of {narrow:.0f} without: the hypothesis "
+        f'"at least {WIDER:.0f} times wider" {holds} on this grid. Its neighbours differ by a factor of '
+        f"{LRS[1] / LRS[0]:.0f}, so a finer grid may give another answer."
+    )
 
 
 def draw(measured: Measured) -> Draw:

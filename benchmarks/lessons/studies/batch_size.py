@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import by_verdict, in_points, listed, number, percent
+from benchmarks.lessons.metrics import TARGET
+from benchmarks.lessons.wording import by_verdict, in_points, joined, listed, number, percent
+from launcher.study.statistics import Verdict
 
 BATCHES = (64, 256, 1024)
 OPTIMIZERS = ("Nesterov", "LARS")
@@ -32,14 +34,18 @@ def answer(measured: Measured) -> str:
     for batch in BATCHES:
         difference = measured.difference("top1", where("LARS", batch), where("Nesterov", batch))
         texts.append(f"{in_points(difference)} at {batch:,}")
-    return f"LARS minus Nesterov, in top-1: {', '.join(texts)}"
+    edges = [batch for batch in BATCHES if edge_at(measured, batch)]
+    text = f"LARS minus Nesterov, in top-1: {', '.join(texts)}"
+    if edges:
+        where_ = "at every batch" if len(edges) == len(BATCHES) else f"at {listed([f'{batch:,}' for batch in edges])}"
+        text += f"; but {where_} a best LR is at the edge of the grid, so this does not decide which one is better"
+    return text
 
 
 def table(measured: Measured) -> list[list[str]]:
     """Top-1, steps and the best LR."""
-    rows = [
-        ["batch", "steps", *(f"{what}, {name}" for name in OPTIMIZERS for what in ("top-1", "peak LR", "to target"))]
-    ]
+    columns = ("top-1", "best peak LR", f"steps to loss {TARGET:g}")
+    rows = [["batch", "steps", *(f"{what}, {name}" for name in OPTIMIZERS for what in columns)]]
     for batch in BATCHES:
         cells = []
         for name in OPTIMIZERS:
@@ -47,7 +53,7 @@ def table(measured: Measured) -> list[list[str]]:
             reached = measured.by_seed("steps_to_target", point)
             target = "-" if not reached else number(measured.summary("steps_to_target", point), 0)
             if 0 < len(reached) < len(measured.runs(point)):
-                target += f" ({len(reached)} of {len(measured.runs(point))} runs)"
+                target += f", {len(reached)} of {len(measured.runs(point))} runs"
             cells += [percent(measured.summary("top1", point)), f"{lr(measured, name, batch):g}", target]
         rows.append([f"{batch:,}", str(measured.runs(where("Nesterov", batch))[0]["steps"]), *cells])
     return rows
@@ -58,23 +64,46 @@ def findings(measured: Measured) -> list[str]:
     found = []
     for batch in BATCHES:
         difference = measured.difference("top1", where("LARS", batch), where("Nesterov", batch))
-        verdict = by_verdict(
-            difference.verdict,
-            larger="LARS is better",
-            smaller="Nesterov is better",
-            inconclusive="these runs do not tell them apart",
-        )
-        found.append(f"Batch {batch:,}: LARS minus Nesterov is {in_points(difference)}: {verdict}.")
+        verdict = conclusion(difference.verdict, edge_at(measured, batch))
+        found.append(f"Batch {batch:,}: LARS minus Nesterov is {in_points(difference)}{verdict}.")
     for name in OPTIMIZERS:
         difference = measured.difference("top1", where(name, BATCHES[-1]), where(name, BATCHES[0]))
+        edges = edge(measured, {f"at {batch:,}": (name, batch) for batch in (BATCHES[0], BATCHES[-1])})
+        but = f"; but {edges}, so this does not decide its size" if edges else ""
         found.append(
-            f"{name}: batch {BATCHES[-1]:,} minus {BATCHES[0]} is {in_points(difference)} for the same images."
+            f"{name}: batch {BATCHES[-1]:,} minus {BATCHES[0]} is {in_points(difference)} for the same images{but}."
         )
-    edges = [f"{name} at {batch:,}" for name in OPTIMIZERS for batch in BATCHES if on_edge(measured, name, batch)]
-    found.append(
-        f"The best LR is the smallest or the largest that was tried, so a better one may exist: {listed(edges)}."
-    )
     return found
+
+
+def conclusion(verdict: Verdict, edges: str) -> str:
+    """What follows from LARS minus Nesterov; `edges`: which of the best LRs are at the edge of the grid.
+
+    >>> conclusion("smaller", "the best LR of LARS is at the edge of the grid")
+    ', but the best LR of LARS is at the edge of the grid, so this does not decide it'
+    >>> conclusion("smaller", "")
+    ': Nesterov is better'
+    """
+    if edges and verdict != "inconclusive":
+        return f", but {edges}, so this does not decide it"
+    text = by_verdict(
+        verdict,
+        larger="LARS is better",
+        smaller="Nesterov is better",
+        inconclusive="these runs do not tell them apart",
+    )
+    return f": {joined([text, *([edges] if edges else [])])}"
+
+
+def edge(measured: Measured, points: Mapping[str, tuple[str, int]]) -> str:
+    """Says for which of `points`, optimizers and batches by name, the best LR is at the edge; empty if for none."""
+    names = [name for name, point in points.items() if on_edge(measured, *point)]
+    return f"the best LR {' and '.join(names)} is at the edge of the grid" if names else ""
+
+
+def edge_at(measured: Measured, batch: int) -> str:
+    """`edge` for the optimizers at a batch."""
+    return edge(measured, {f"of {name}": (name, batch) for name in OPTIMIZERS})
 
 
 def on_edge(measured: Measured, optimizer: str, batch: int) -> bool:
@@ -99,7 +128,9 @@ def draw(measured: Measured) -> Draw:
             drawing.dots(left, measured, "top1", points, number=style, label=name)
             drawing.dots(right, measured, "steps_to_target", points, number=style, label=name, factor=1.0)
         left.set(xscale="log", xlabel="batch", ylabel="top-1, %", title="The same images in fewer steps")
-        right.set(xscale="log", yscale="log", xlabel="batch", ylabel="steps", title="Steps to a training loss of 0.8")
+        right.set(
+            xscale="log", yscale="log", xlabel="batch", ylabel="steps", title=f"Steps to a training loss of {TARGET:g}"
+        )
         for one in axes:
             one.set_xticks(BATCHES, [f"{batch:,}" for batch in BATCHES])
             one.minorticks_off()

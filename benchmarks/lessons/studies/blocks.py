@@ -9,7 +9,7 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import in_points, listed, number, percent, sorted_by_verdict
+from benchmarks.lessons.wording import in_points, number, percent, sentence, sorted_by_verdict
 from launcher.study.statistics import Summary
 
 BASE = "basic with identity shortcuts"
@@ -59,11 +59,19 @@ def findings(measured: Measured) -> list[str]:
     ]
     differences = {label: measured.difference("top1", where(label), where(BASE)) for label in KINDS}
     found += [f"{label.capitalize()} minus {BASE}: {in_points(one)}." for label, one in differences.items()]
-    sorted_ = sorted_by_verdict(differences)
-    found.append(
-        f"So better than {BASE}: {listed(sorted_['larger'])}; worse: {listed(sorted_['smaller'])}; "
-        f"inconclusive: {listed(sorted_['inconclusive'])}."
-    )
+    kinds = sorted_by_verdict(differences)
+    if len(kinds["inconclusive"]) == len(KINDS):
+        found.append(f"So none of these kinds of blocks differs clearly in top-1 from {BASE}.")
+    else:
+        found.append(
+            sentence(
+                f"So, compared with {BASE}, top-1",
+                kinds,
+                larger="is higher for {}",
+                smaller="is lower for {}",
+                inconclusive="does not differ clearly for {}",
+            )
+        )
     return found
 
 

@@ -25,7 +25,7 @@ def answer(measured: Measured) -> str:
     top1 = measured.difference("top1", where(56, False), where(56, True))
     loss = measured.difference("training_loss", where(56, False), where(56, True))
     if top1.verdict == "smaller" and loss.verdict == "larger":
-        return f"not without shortcuts: a plain network of 56 layers is {in_points(top1)} from a residual one in top-1"
+        return f"not without shortcuts: at 56 layers, plain minus residual is {in_points(top1)} in top-1"
     return f"inconclusive: plain minus residual at 56 layers is {in_points(top1)} in top-1"
 
 
@@ -65,7 +65,7 @@ def findings(measured: Measured) -> list[str]:
         deeper.verdict,
         larger="depth helps even in this short run.",
         smaller="even with shortcuts the deeper network learns more slowly in a run this short.",
-        inconclusive="depth costs nothing that these runs could show, and gains nothing.",
+        inconclusive="these runs show neither a loss nor a gain.",
     )
     found.append(f"With shortcuts, 56 minus 20 layers is {in_points(deeper)} in top-1: {verdict}")
     return found

@@ -9,7 +9,7 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import CHANCE, Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import in_points, listed, percent, power
+from benchmarks.lessons.wording import in_points, joined, listed, percent, power, share
 
 NETWORKS = ("plain", "residual")
 NORMS = ("without norm", "with norm")
@@ -45,52 +45,70 @@ def growth(measured: Measured, network: str, norm: str) -> float:
 
 def answer(measured: Measured) -> str:
     """The answer in one sentence."""
-    texts = [
-        f"{power(growth(measured, network, norm))} times ({network} {norm})" for norm in NORMS for network in NETWORKS
-    ]
-    return f"the first layer's gradient at 56 layers is, of that at 20, {', '.join(texts)}"
+    texts = [f"{power(growth(measured, network, norm))} ({network} {norm})" for norm in NORMS for network in NETWORKS]
+    return f"from 20 to 56 layers, the first layer's gradient changes by a factor of {', '.join(texts)}"
 
 
 def table(measured: Measured) -> list[list[str]]:
-    """The first layer's gradient at step 1 and later, and runs that diverged within these steps."""
+    """The first layer's gradient at step 1 and later."""
     columns = [f"{depth} layers, step {step}" for depth in DEPTHS for step in (1, LATER)]
-    rows = [["first layer's gradient", *columns, "diverged by then"]]
+    rows = [["first layer's gradient", *columns]]
     for norm in NORMS:
         for network in NETWORKS:
-            norms = [first(measured, network, depth, norm, step) for depth in DEPTHS for step in (1, LATER)]
-            bad = sum(measured.num_diverged(where(network, depth, norm)) for depth in DEPTHS)
-            cells = ["-" if value is None else power(value) for value in norms]
-            rows.append([f"{network} {norm}", *cells, f"{bad} of {_num_runs(measured, network, norm)} runs"])
+            cells = [_cell(measured, network, depth, norm, step) for depth in DEPTHS for step in (1, LATER)]
+            rows.append([f"{network} {norm}", *cells])
     return rows
 
 
-def _num_runs(measured: Measured, network: str, norm: str) -> int:
-    return sum(len(measured.runs(where(network, depth, norm))) for depth in DEPTHS)
+def _cell(measured: Measured, network: str, depth: int, norm: str, step: int) -> str:
+    """The first layer's gradient, and the number of runs that have one if some have diverged before."""
+    point, value = where(network, depth, norm), first(measured, network, depth, norm, step)
+    if value is None:
+        return "all diverged"
+    left, all_ = measured.num_with_layers("gradient_norm", point, step), len(measured.runs(point))
+    return power(value) if left == all_ else f"{power(value)} ({left} of {all_} runs)"
+
+
+def notes(measured: Measured) -> list[str]:
+    """How to read the cells of the table."""
+    points = [(network, depth, norm) for norm in NORMS for network in NETWORKS for depth in DEPTHS]
+    text = "The table has geometric means over the seeds."
+    if any(measured.num_diverged(where(*point)) for point in points):
+        text += " A cell with a number of runs is the mean of these runs alone: the others had diverged by then."
+    if any(first(measured, *point, step) == 0 for point in points for step in (1, LATER)):
+        text += (
+            " A gradient of exactly 0 means that one of the updates before has set the ReLUs of a layer to 0 for every "
+            "image. Then no gradient passes back through it, and the network will not recover."
+        )
+    return [text]
 
 
 def findings(measured: Measured) -> list[str]:
     """Which networks have vanishing or exploding gradients, and what makes a run train."""
-    found = []
+    found = notes(measured)
     for norm in NORMS:
-        texts = [f"{network}, it {behaviour(growth(measured, network, norm))}" for network in NETWORKS]
-        found.append(f"From 20 to 56 layers {norm}: {'; '.join(texts)}.")
+        texts = [f"{behaviour(growth(measured, network, norm))} in a {network} network" for network in NETWORKS]
+        found.append(f"From 20 to 56 layers {norm}, the first layer's gradient {' and '.join(texts)}.")
     base = measured.summary("top1", rescue("nothing"), diverged=CHANCE)
     found.append(
         f"A residual network of 20 layers without batch norm, at LR 0.3: top-1 is {percent(base)}, where a guess has "
-        f"{CHANCE:.0%}; {measured.num_diverged(rescue('nothing'))} of {base.n} runs diverged."
+        f"{share(CHANCE)}; {measured.num_diverged(rescue('nothing'))} of {base.n} runs diverged."
     )
     counts = {name: _num_trained(measured, name) for name in RESCUES[1:]}
     always = [name for name, (trained, tried) in counts.items() if trained == tried]
-    sometimes = [f"{name} ({trained} of {tried})" for name, (trained, tried) in counts.items() if 0 < trained < tried]
     never = [name for name, (trained, _) in counts.items() if not trained]
-    groups = {"with every seed": always, "with some": sometimes, "with none": never}
-    texts = [f"{seeds} {listed(names)}" for seeds, names in groups.items() if names]
-    found.append(f"Which remedies reach a top-1 of {TRAINED:.0%}: {'; '.join(texts)}.")
+    sometimes = [(name, *count) for name, count in counts.items() if name not in always + never]
+    texts = [
+        *([f"by every seed with {listed(always)}"] if always else []),
+        *(f"by {trained} of {tried} seeds with {name}" for name, trained, tried in sometimes),
+        *([f"by no seed with {listed(never)}"] if never else []),
+    ]
+    found.append(f"A top-1 of {share(TRAINED)} is reached {joined(texts)}.")
     gains = [
         f"{name} {in_points(measured.difference('top1', rescue(name), rescue('nothing'), diverged=CHANCE))}"
         for name in RESCUES[1:]
     ]
-    found.append(f"In top-1, against nothing (a diverged run counts as a guess): {'; '.join(gains)}.")
+    found.append(f"Top-1 minus that without a remedy (a diverged run counts as a guess): {'; '.join(gains)}.")
     return found
 
 
@@ -104,10 +122,10 @@ def behaviour(factor: float) -> str:
     """What the first layer's gradient at 56 layers, relative to that at 20, means.
 
     >>> behaviour(0.002), behaviour(3.0), behaviour(350.0)
-    ('vanishes (0.002 times)', 'changes little (3 times)', 'explodes (350 times)')
+    ('vanishes (0.002 times as large)', 'changes little (3 times as large)', 'explodes (350 times as large)')
     """
     word = "vanishes" if factor < 1 / FACTOR else "explodes" if factor > FACTOR else "changes little"
-    return f"{word} ({power(factor)} times)"
+    return f"{word} ({power(factor)} times as large)"
 
 
 def draw(measured: Measured) -> Draw:

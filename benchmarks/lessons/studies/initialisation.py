@@ -9,7 +9,7 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import CHANCE, Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import by_verdict, in_points, number, percent, power
+from benchmarks.lessons.wording import by_verdict, in_points, number, percent, power, share
 
 NAMES = ("He", "Xavier", "N(0, 0.01)")
 NORMS = ("without norm", "with norm")
@@ -30,7 +30,7 @@ def ratio(measured: Measured, point: Where) -> float:
 def backward(measured: Measured, point: Where) -> str:
     """Standard deviation of the gradient at the first layer's outputs / at the last convolution's: geometric mean."""
     stds = measured.layers("output_gradient_std", point)[:-1]
-    return power(stds[0] / stds[-1]) if stds[-1] > 0 else "none in the blocks"
+    return power(stds[0] / stds[-1]) if stds[-1] > 0 else "the last is 0"
 
 
 def answer(measured: Measured) -> str:
@@ -76,15 +76,13 @@ def findings(measured: Measured) -> list[str]:
             for name in NAMES[1:]
         }
         texts = [f"{name} {in_points(difference)}" for name, difference in pairs.items()]
-        found.append(
-            f"{norm.capitalize()}, minus He, in top-1: {'; '.join(texts)}. A guess has a top-1 of {CHANCE:.0%}."
-        )
+        found.append(f"{norm.capitalize()}, top-1 minus that of He: {'; '.join(texts)}. A guess has {share(CHANCE)}.")
     one, zero = ({"label": name} for name in GAMMAS)
     difference = measured.difference("top1", zero, one)
     verdict = by_verdict(
         difference.verdict,
         larger="it helps",
-        smaller="it slows these 20 layers down",
+        smaller="it makes these 20 layers learn more slowly",
         inconclusive="no effect that these runs could show",
     )
     found.append(f"Zero gamma in a residual network of 20 layers: {in_points(difference)} in top-1: {verdict}.")

@@ -9,7 +9,7 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import in_points, listed, number, percent, sorted_by_verdict
+from benchmarks.lessons.wording import in_points, listed, number, percent, sentence, sorted_by_verdict
 from launcher.study.statistics import Summary
 
 BASE = "none"
@@ -28,20 +28,29 @@ def effects(measured: Measured, metric: str) -> dict[str, Summary]:
 
 def answer(measured: Measured) -> str:
     """The answer in one sentence."""
-    gap, top1 = (sorted_by_verdict(effects(measured, metric)) for metric in ("gap", "top1"))
-    return (
-        f"a smaller gap: {listed(gap['smaller'])}; a higher validation accuracy: {listed(top1['larger'])}; "
-        f"a lower one: {listed(top1['smaller'])}"
-    )
+    gap, top1 = (effects(measured, metric) for metric in ("gap", "top1"))
+    return f"{_changes('the gap', gap)}; {_changes('validation accuracy', top1)}"
+
+
+def _changes(subject: str, differences: dict[str, Summary]) -> str:
+    return sentence(
+        subject,
+        sorted_by_verdict(differences),
+        larger="rises with {}",
+        smaller="falls with {}",
+        inconclusive="does not change clearly with {}",
+    ).rstrip(".")
 
 
 def table(measured: Measured) -> list[list[str]]:
     """Accuracies, gap and weights."""
-    rows = [["regularizer", "training top-1", "validation top-1", "gap", "weights below 0.001", "norm of the weights"]]
+    columns = ["training top-1", "validation top-1", "gap, points", "weights below 0.001", "norm of the weights"]
+    rows = [["regularizer", *columns]]
     for label in (BASE, *KINDS):
         point = where(label)
-        shares = [percent(measured.summary(metric, point)) for metric in ("train_top1", "top1", "gap", "small_weights")]
-        rows.append([label, *shares, number(measured.summary("weight_norm", point), 1)])
+        top1 = [percent(measured.summary(metric, point)) for metric in ("train_top1", "top1")]
+        gap, small = (percent(measured.summary(metric, point)) for metric in ("gap", "small_weights"))
+        rows.append([label, *top1, gap.replace(" %", ""), small, number(measured.summary("weight_norm", point), 1)])
     return rows
 
 
@@ -54,24 +63,25 @@ def findings(measured: Measured) -> list[str]:
         f"{_first(label)}: gap {in_points(gap[label])}, validation accuracy {in_points(top1[label])}."
         for label in KINDS
     ]
-    kinds = sorted_by_verdict(top1)
-    text = (
-        f"So validation accuracy rises with {listed(kinds['larger'])}, falls with {listed(kinds['smaller'])}, and is "
-        f"inconclusive with {listed(kinds['inconclusive'])}."
-    )
-    in_vain = [label for label in sorted_by_verdict(gap)["smaller"] if label not in kinds["larger"]]
-    if in_vain:
-        text += f" A smaller gap is not by itself a better network: {listed(in_vain)}."
+    text = f"So {_changes('validation accuracy', top1)}."
+    kinds = sorted_by_verdict({label: one for label, one in gap.items() if top1[label].verdict != "larger"})
+    if kinds["smaller"]:
+        names, verb = _first(listed(kinds["smaller"])), "makes" if len(kinds["smaller"]) == 1 else "make"
+        text += f" {names} {verb} the gap smaller without a higher validation accuracy."
     found.append(text)
     small, norm = (
         {label: measured.summary(metric, where(label)).mean for label in (BASE, *KINDS)}
         for metric in ("small_weights", "weight_norm")
     )
     found.append(
-        f"Most small weights: {max(small, key=small.__getitem__)}. Smallest norm of all weights: "
-        f"{min(norm, key=norm.__getitem__)}."
+        f"The most weights below 0.001 are found with {_named(max(small, key=small.__getitem__))}, the smallest norm "
+        f"of all weights with {_named(min(norm, key=norm.__getitem__))}."
     )
     return found
+
+
+def _named(label: str) -> str:
+    return "no regularizer" if label == BASE else label
 
 
 def _first(text: str) -> str:

@@ -9,7 +9,7 @@ from benchmarks.lessons import drawing
 from benchmarks.lessons.data import Measured, Where
 from benchmarks.lessons.drawing import Draw
 from benchmarks.lessons.lesson import Lesson
-from benchmarks.lessons.wording import in_points, listed, number, percent, sorted_by_verdict
+from benchmarks.lessons.wording import in_points, number, percent, sentence, sorted_by_verdict
 from launcher.study.statistics import Summary
 
 DECAYS = ("constant", "step", "cosine", "polynomial")
@@ -30,6 +30,16 @@ def decayed(measured: Measured) -> dict[str, Summary]:
 def warmed(measured: Measured) -> dict[str, Summary]:
     """With warm-up minus without, for each decay."""
     return {decay: measured.difference("top1", where(decay, WARM), where(decay)) for decay in DECAYS}
+
+
+def in_words(decays: Sequence[str]) -> list[str]:
+    """Names for a list in a sentence, of decays in the order of `DECAYS`.
+
+    >>> in_words(["constant", "step", "cosine"])
+    ['a constant LR', 'step', 'cosine decay']
+    """
+    words = ["a constant LR" if decay == DECAYS[0] else decay for decay in decays]
+    return [*words[:-1], f"{words[-1]} decay"] if decays and decays[-1] != DECAYS[0] else words
 
 
 def answer(measured: Measured) -> str:
@@ -53,22 +63,35 @@ def table(measured: Measured) -> list[list[str]]:
 
 def findings(measured: Measured) -> list[str]:
     """What decay and warm-up are worth."""
-    by_decay, by_warmup = sorted_by_verdict(decayed(measured)), sorted_by_verdict(warmed(measured))
+    by_decay, by_warmup = (
+        {verdict: in_words(decays) for verdict, decays in sorted_by_verdict(differences).items()}
+        for differences in (decayed(measured), warmed(measured))
+    )
     texts = [f"{name} {in_points(one)}" for name, one in decayed(measured).items()]
     found = [
-        f"In top-1 with warm-up, minus constant: {'; '.join(texts)}.",
-        f"So better than a constant LR: {listed(by_decay['larger'])}; worse: {listed(by_decay['smaller'])}; "
-        f"inconclusive: {listed(by_decay['inconclusive'])}.",
+        f"Top-1 with warm-up, minus that of a constant LR: {'; '.join(texts)}.",
+        sentence(
+            "So, compared with a constant LR, top-1",
+            by_decay,
+            larger="is higher with {}",
+            smaller="is lower with {}",
+            inconclusive="does not differ clearly with {}",
+        ),
     ]
     texts = [f"{name} {in_points(one)}" for name, one in warmed(measured).items()]
-    found.append(f"Warm-up minus none: {'; '.join(texts)}.")
+    found.append(f"Top-1 with warm-up minus that without: {'; '.join(texts)}.")
     found.append(
-        f"So warm-up helps with: {listed(by_warmup['larger'])}; costs accuracy with: {listed(by_warmup['smaller'])}; "
-        f"inconclusive with: {listed(by_warmup['inconclusive'])}."
+        sentence(
+            "So warm-up",
+            by_warmup,
+            larger="helps with {}",
+            smaller="costs accuracy with {}",
+            inconclusive="is inconclusive with {}",
+        )
     )
     if measured.runs(where("cosine", LOW)):
         low = measured.difference("top1", where("cosine", LOW), where("constant", LOW))
-        found.append(f"At LR 0.1, with warm-up, cosine minus constant is {in_points(low)}.")
+        found.append(f"At LR 0.1, with warm-up, cosine minus constant is {in_points(low)} in top-1.")
     return found
 
 

@@ -53,6 +53,23 @@ def test_a_difference_is_paired_by_seed() -> None:
     assert (difference.n, difference.mean) == (2, pytest.approx(0.15))
 
 
+def test_fewer_than_three_values_have_no_interval_and_no_verdict() -> None:
+    def measured(n: int) -> Measured:
+        pairs = [run("a", seed, 0.8 + seed / 1000) for seed in range(n)] + [run("b", seed, 0.3) for seed in range(n)]
+        return Measured({"study": "s", "runs": pairs})
+
+    a, b = {"label": "a"}, {"label": "b"}
+    assert measured(3).summary("top1", a).half is not None
+    assert measured(3).difference("top1", a, b).verdict == "larger"
+    assert measured(2).summary("top1", a).half is None
+    assert measured(2).difference("top1", a, b).verdict == "inconclusive"
+
+
+def test_the_number_of_runs_with_finite_layers_is_known() -> None:
+    assert MEASURED.num_with_layers("gradient_norm", {"label": "a"}) == 2
+    assert MEASURED.num_with_layers("gradient_norm", {"label": "b"}) == 0
+
+
 def test_a_missing_metric_is_an_error() -> None:
     with pytest.raises(ValueError, match="no run"):
         MEASURED.summary("top1", {"label": "c"})

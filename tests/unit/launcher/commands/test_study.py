@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from launcher import cli
 from launcher.commands import study
 from launcher.signals import StopSignals
+from launcher.study.checks import PREPARED
 from launcher.study.rounds import Job
 from launcher.study.training import Answer, Ended, Moment, Order
 
@@ -62,6 +64,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(FakePool, "trained", [])
     (tmp_path / "base.yaml").write_text(BASE)
     (tmp_path / "study.yaml").write_text(STUDY)
+    (tmp_path / "images" / "train").mkdir(parents=True)
     return str(tmp_path / "study.yaml")
 
 
@@ -70,9 +73,11 @@ def test_all_runs_are_trained_once(file: str, capsys: pytest.CaptureFixture[str]
     assert FakePool.trained == [f"size-{size}_seed-{seed}" for size in (8, 16) for seed in (0, 1)]
     printed = capsys.readouterr().out
     assert "small: 4 of 4 runs done, 0 running, 0 failed, 0:00 left\n" in printed
+    assert "nothing to train" not in printed
     assert f"report   {tmp_path / 'runs' / 'small' / 'report.html'}\n" in printed
     assert cli.main(["study", file]) == 0
     assert len(FakePool.trained) == 4
+    assert capsys.readouterr().out.startswith("4 of 4 runs finished already: nothing to train\n")
 
 
 def test_the_others_finish_after_a_failure_and_the_code_is_that_of_the_first(
@@ -93,7 +98,7 @@ def test_a_dry_run_names_the_runs_and_how_long_they_take(file: str, capsys: pyte
     assert cli.main(["study", file, "--dry-run", "--jobs", "2"]) == 0
     printed = capsys.readouterr().out
     assert "0  size-8_seed-0   8 steps  waiting" in printed
-    assert "4 runs at most, 2 at a time; time left: unknown until the first run is done" in printed
+    assert "\n4 runs, 2 at a time; time left: unknown until the first run is done" in printed
     assert FakePool.trained == []
     cli.main(["study", file, "--only", "0"])
     capsys.readouterr()
@@ -119,6 +124,7 @@ def test_only_some_runs(file: str, only: str, trained: list[int]) -> None:
         (["--jobs", "0"], 64, "--jobs 0: Allowed: a whole number from 1"),
         (["--place", "ray", "--jobs", "2"], 64, "--jobs 2: Allowed: --place local"),
         (["--place", "slurm", "--only", "1"], 64, "--place slurm: SLURM decides"),
+        (["--full"], 78, "study.yaml:1: the file has no `full` section"),
         (["batch.size=3"], 78, "batch.size=3: batch.size: the study varies this key"),
         (["model.nam=3"], 78, "command line: model.nam=3: model.nam: unknown key"),
     ],
@@ -137,3 +143,50 @@ def test_a_changed_study_is_refused(file: str, capsys: pytest.CaptureFixture[str
     (tmp_path / "runs" / "small" / "runs" / "size-8_seed-0" / "config.yaml").write_text(config)
     assert cli.main(["study", file]) == 78
     assert "duration: the run size-8_seed-0 has '9 steps', the study '8 steps'" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_a_tuning_counts_the_runs_at_most(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(file).write_text(f"{STUDY}tune: {{keys: [batch.size]}}\n")
+    assert cli.main(["study", file, "--dry-run", "--jobs", "2"]) == 0
+    assert "\n3 runs at most, 2 at a time;" in capsys.readouterr().out
+
+
+def test_missing_images_are_refused_before_a_run_starts(
+    file: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "train").rmdir()
+    missing = f"{tmp_path}/images/train: no such folder, and 4 runs would train on its images"
+    assert cli.main(["study", file]) == 65
+    assert capsys.readouterr().err == f"error: {missing}\n"
+    assert FakePool.trained == []
+    assert cli.main(["study", file, "--dry-run"]) == 0
+    assert capsys.readouterr().err == f"warning: {missing}\n"
+
+
+def test_the_data_sets_of_prepare_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prepare", "another"]) == 64
+    choices = capsys.readouterr().err.partition("choose from ")[2].partition(")")[0]
+    assert {name.strip("'") for name in choices.split(", ")} == set(PREPARED)
+
+
+def test_missing_images_do_not_matter_to_a_study_that_is_finished(
+    file: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["study", file]) == 0
+    (tmp_path / "images" / "train").rmdir()
+    capsys.readouterr()
+    assert cli.main(["study", file]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stopped_study_repeats_its_command(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: FakePool, jobs: Sequence[Job], make_order: object) -> Iterator[tuple[Job, Answer | None]]:
+        signal.raise_signal(signal.SIGTERM)
+        yield jobs[0], None
+
+    monkeypatch.setattr(FakePool, "run", stop)
+    assert cli.main(["study", file, "schedule.peak_lr=0.1", "--jobs", "2", "--only", "0-1"]) == 75
+    command = f"launcher study {file} schedule.peak_lr=0.1 --jobs=2 --only=0-1"
+    assert f"stopped; the same command goes on: {command}\n" in capsys.readouterr().out

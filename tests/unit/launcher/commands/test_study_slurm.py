@@ -123,6 +123,8 @@ def test_a_failed_run_is_submitted_again_and_its_code_is_that_of_the_command(
             run.mark_finished({"step": 8, "top1": 0.5})
     command = ["study", str(found.file.path), "--place", "slurm", "--profile", "slurm"]
     assert cli.main([*command, "--dry-run"]) == 0
+    missing = f"{tmp_path}/images/train: no such folder, and 1 run would train on its images"
+    assert capsys.readouterr().err == f"warning: on this machine: {missing}\n"
     assert cli.main(command) == 65
     assert submitted == [["seed-0"]] * 2
     assert "failed: seed-0: exit code 65: DataError: it broke" in capsys.readouterr().out

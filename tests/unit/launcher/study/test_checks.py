@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.study.checks import check
+from launcher.study.checks import check, missing_images
 from tests.unit.launcher.study.conftest import MakePlan
 
 GRID = "grid: {batch.size: [8, 16], optimizer.nesterov: [false, true]}\n"
@@ -58,3 +60,21 @@ def test_a_name_that_does_not_fit_is_refused(make_plan: MakePlan, case: str) -> 
 )
 def test_names_that_fit_are_accepted(make_plan: MakePlan, text: str) -> None:
     check(make_plan(GRID + text))
+
+
+def test_images_that_are_missing_are_one_error_with_the_command_that_writes_them(
+    make_plan: MakePlan, tmp_path: Path
+) -> None:
+    plan = make_plan("grid: {data.root: [images, other, a b/digits]}\nseeds: [0, 1]")
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    assert missing_images(plan.runs[:2]) is None
+    text = str(missing_images(plan.runs))
+    assert text == (
+        f"{tmp_path}/other/train, {tmp_path}/a b/digits/train: no such folder, and 4 runs would train on its images; "
+        f"to write them: launcher prepare digits '{tmp_path}/a b/digits'"
+    )
+
+
+def test_images_that_are_not_in_a_folder_are_not_missing(make_plan: MakePlan) -> None:
+    assert missing_images(make_plan("").runs) is not None
+    assert missing_images(make_plan("overrides: {data.source: 'my_module:images'}").runs) is None

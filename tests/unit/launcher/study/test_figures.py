@@ -63,6 +63,9 @@ def test_the_page_needs_no_other_file(results: Results) -> None:
     assert "inconclusive" in text
     assert "failed with exit code 76: it broke" in text
     assert text.count("<svg") == 2
+    assert "<h2>top1 against peak_lr</h2>" in text
+    assert "<h2>loss against nesterov</h2>" in text
+    assert "7 of 8 runs finished; they took 70 s as the sum over runs" in text
     assert "launcher study x.yaml" in text
     assert not re.search(r"<(script|link|img)|(?:src|href)=\"(?!#)[^\"]*//", text)
     names = sorted(path.name for path in (results.plan.file.folder / "figures").iterdir())

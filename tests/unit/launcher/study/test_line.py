@@ -47,7 +47,50 @@ def test_the_line_counts_runs(make_plan: MakePlan, capsys: pytest.CaptureFixture
     line = Line(plan, now, size=1)
     line.begin(next_round(plan, now), next_round(plan, now).jobs)
     line.moments["size-16_seed-0"] = Moment(1, 8, None)
-    assert line.text() == "small: 1 of 6 runs done, 1 running, 1 failed, 6:40 left"
+    assert line.text() == "small: 1 of 6 runs done, 1 running (12%), 1 failed, 6:40 left"
     line.show()
     line.show()  # the same again
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_the_line_shows_how_far_the_running_runs_are_and_counts_those_that_stopped(make_plan: MakePlan) -> None:
+    plan = make_plan(TEXT)
+    now = states(plan, {"-8_": stopped(4)})
+    line = Line(plan, now, size=6)
+    line.begin(next_round(plan, now), next_round(plan, now).jobs)
+    line.moments |= {"size-8_seed-0": Moment(5, 8, None), "size-16_seed-0": Moment(0, None, None)}
+    assert line.text().startswith("small: 0 of 6 runs done, 2 running (62%), 0 failed, 2 stopped, ")
+    line.moments["size-16_seed-0"] = Moment(199, 200, None)
+    assert "2 running (62%, 99%), 0 failed" in line.text()
+    line.moments |= {f"size-16_seed-{seed}": Moment(seed, 8, None) for seed in range(3)}
+    line.moments["size-8_seed-1"] = Moment(4, 8, None)
+    assert "5 running (0% to 62%), 0 failed, 1 stopped" in line.text()
+
+
+def test_without_a_terminal_the_line_is_printed_now_and_then(
+    make_plan: MakePlan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(TEXT)
+    now, clock = states(plan, {}), [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    line = Line(plan, now, size=1)
+    line.begin(next_round(plan, now), next_round(plan, now).jobs)
+    for second in range(70):
+        clock[0] = 1000.0 + second
+        line.moments["size-8_seed-0"] = Moment(second, 100, None)
+        line.show()
+    found = capsys.readouterr().out.splitlines()
+    assert [text.partition("running ")[2].partition(")")[0] for text in found] == ["(0%", "(30%", "(60%"]
+
+
+def test_on_a_terminal_the_line_does_not_wrap(
+    make_plan: MakePlan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(TEXT)
+    now = states(plan, {})
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    line = Line(plan, now, size=1)
+    line.begin(next_round(plan, now), next_round(plan, now).jobs)
+    line.show()
+    assert capsys.readouterr().out == "small: 0 of 6 runs "

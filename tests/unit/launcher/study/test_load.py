@@ -47,6 +47,10 @@ BAD = {
     ),
     "a curve with x": ("figures:\n  - {kind: curve, y: train.loss, x: batch.size}", r"figures\[0\].x: given"),
     "another kind": ("figures:\n  - {kind: pie, y: top1}", r"5: figures\[0\].kind: found .* line, bar, curve, layers"),
+    "no seeds to tune with": (
+        "grid: {batch.size: [8]}\ntune: {keys: [batch.size], seeds: []}",
+        "5: tune.seeds: an empty list",
+    ),
     "a mistake in full": ("full:\n  grid: {}", "5: grid: an empty grid"),
     "another name in full": ("full: {name: other}", "4: full.name: this key cannot change"),
 }
@@ -58,6 +62,19 @@ def test_a_mistake_is_refused_with_file_line_key_and_what_is_allowed(write_study
     file = write_study(text)
     with pytest.raises(ConfigError, match=f"{file}:.*{message}"):
         load(file)
+
+
+@pytest.mark.parametrize("seeds", ["[]", "[1, 1]"])
+def test_seeds_without_a_tuning_are_one_mistake(write_study: Write, seeds: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(write_study(f"seeds: {seeds}"))
+    assert [problem.key for problem in raised.value.problems] == ["seeds"]
+
+
+def test_a_full_version_that_the_file_does_not_have_is_refused(write_study: Write) -> None:
+    file = write_study("seeds: [0]")
+    with pytest.raises(ConfigError, match=f"{file}:1: the file has no `full` section.* Allowed: without --full, or"):
+        load(file, full=True)
 
 
 def test_a_file_of_another_version_is_refused(write_study: Write) -> None:

@@ -24,7 +24,7 @@ BAD = {
         "grid: {schedule.peak_lr: [1.0]}\ndraw: {trials: 1, keys: {schedule.peak_lr: {uniform: [0.1, 1.0]}}}",
         "5: draw.keys.schedule.peak_lr: given twice",
     ),
-    "the seed in the grid": ("grid: {seed: [0, 1]}", "4: grid.seed: this key is not .* Allowed: the key seeds"),
+    "the seed in the grid": ("grid: {seed: [0, 1]}", "4: grid.seed: .* do not take this key. Allowed: the key seeds"),
     "the name in a set": ("sets:\n  - {name: a}", r"5: sets\[0\].name: .* each run gets its own name"),
     "the place": ("overrides: {place: ray}", "4: overrides.place: .* --place on the command line"),
     "two runs of one name": (
@@ -34,7 +34,7 @@ BAD = {
     ),
     "two runs of one name by a grid": (
         "grid:\n  optimizer.nesterov: [false]\n  model.name: [resnet20, resnet20]",
-        "4: grid: two runs would have the name nesterov-false_name-resnet20_seed-0, this one and that of .*yaml:5",
+        "4: grid: two runs would have the name nesterov-false_model-resnet20_seed-0, this one and that of .*yaml:5",
     ),
     "a long name": (f"sets:\n  - {{label: {'a' * 100}, batch.size: 8}}", "5: the name of a run has 107 characters"),
     "a seed out of range": ("seeds: [-1]", "4: seed: found -1"),
@@ -100,8 +100,14 @@ def test_a_study_without_a_grid_is_one_combination(make_plan: MakePlan) -> None:
 
 
 def test_keys_that_end_alike_keep_their_sections(make_plan: MakePlan) -> None:
+    found = make_plan("grid: {optimizer.momentum: [0.5], batch_norm.momentum: [0.2]}")
+    assert found.runs[0].name == "optimizer.momentum-0.5_batch_norm.momentum-0.2_seed-0"
+
+
+def test_a_name_is_called_by_its_section(make_plan: MakePlan) -> None:
     found = make_plan("grid: {model.name: [resnet20], optimizer.name: [sgd]}")
-    assert found.runs[0].name == "model.name-resnet20_optimizer.name-sgd_seed-0"
+    assert found.runs[0].name == "model-resnet20_optimizer-sgd_seed-0"
+    assert found.points[0].text() == "model resnet20, optimizer sgd"
 
 
 def test_drawn_values_depend_on_the_seed_the_key_and_the_trial_only(make_plan: MakePlan) -> None:

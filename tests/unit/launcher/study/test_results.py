@@ -7,7 +7,7 @@ import pytest
 
 from launcher.study import results
 from launcher.study.plan import Plan
-from launcher.study.results import Results, collect, lines, result_rows, to_csv, to_json
+from launcher.study.results import Results, collect, comparison_rows, lines, result_rows, to_csv, to_json
 from launcher.study.rounds import next_round
 from launcher.study.state import State
 from tests.unit.launcher.study.conftest import MakePlan
@@ -92,6 +92,13 @@ def test_a_baseline_may_be_a_set(make_plan: MakePlan) -> None:
     now = states(plan, {"none": finished(top1=0.5), "l2": finished(top1=0.6)})
     (one,) = collect(plan, next_round(plan, now), now).comparisons
     assert (one.point.text(), one.baseline.text(), one.verdict) == ("l2", "none", "inconclusive")
+
+
+def test_a_comparison_without_a_common_seed_has_no_data(make_plan: MakePlan) -> None:
+    plan = make_plan("grid: {batch.size: [8, 16]}\nseeds: [0, 1]\ncompare: {baseline: {batch.size: 8}}")
+    now = states(plan, {"-8_seed-0": finished(top1=0.5), "-16_seed-1": finished(top1=0.6)})
+    found = collect(plan, next_round(plan, now), now)
+    assert comparison_rows(found)[1][-2:] == ["0", "no data"]
 
 
 def test_metrics_of_a_function_get_columns_of_their_own(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def test_a_study_whose_runs_have_changed_is_refused(make_plan: MakePlan, change:
     text = "grid: {batch.size: [8, 16]}"
     begun(make_plan(text))
     key = change.partition("=")[0]
-    with pytest.raises(ConfigError, match=rf"^{key}: the run size-8_seed-0 has .*another name for the study"):
+    with pytest.raises(ConfigError, match=rf"^{key}: the run size-8_seed-0 has .*; or delete the folder .*seed-0$"):
         refuse_changes(make_plan(text, change).runs)
 
 
