@@ -21,17 +21,17 @@ from benchmarks.lessons.lesson import Lesson
 from benchmarks.lessons.studies import LESSONS
 from launcher.study import load as studies
 
-STUDIES = Path(__file__).parents[2] / "configs" / "studies"
+ROOT = Path(__file__).parents[2]
 
 
 def carry_out(lesson: Lesson, *, full: bool) -> None:
     """Train the runs of a study, and write its data. Raises CalledProcessError if the study fails."""
-    file = STUDIES / f"{lesson.study}.yaml"
-    folder = studies.load(file, full=full).folder
-    command = [sys.executable, "-m", "launcher", "study", str(file), "--jobs", str(JOBS), *(["--full"] if full else [])]
+    file = f"configs/studies/{lesson.study}.yaml"
+    folder = studies.load(ROOT / file, full=full).folder
+    command = [sys.executable, "-m", "launcher", "study", file, "--jobs", str(JOBS), *(["--full"] if full else [])]
     before, counter = _cpu_seconds(), folder / CPU_SECONDS
     try:
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     finally:  # a study may take several sessions
         used = float(counter.read_text(encoding="utf-8")) if counter.exists() else 0.0
         counter.write_text(f"{used + _cpu_seconds() - before:.1f}\n", encoding="utf-8")
