@@ -17,6 +17,7 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index, Stream
 from resnet_dist.data.augmentation import augmentation_of
+from resnet_dist.data.files import files_of
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.shared_index import check_sub_folders, shared_indices
 from resnet_dist.data.subset import trained_on
@@ -225,7 +226,7 @@ def _batches_from(
         stream = Stream(len(train), recipe.seed)
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
         yield from training_batches(
-            train, stream, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
+            train, files_of(train), stream, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
         )
 
     return batches_from
@@ -255,7 +256,7 @@ def evaluator(
 
     def batches(index: Index) -> Iterator[MicroBatch]:
         decoder = decoder_for(recipe.data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
-        found = evaluation_batches(index, worker.world_size, worker.rank, size, recipe.data, decoder)
+        found = evaluation_batches(index, files_of(index), worker.world_size, worker.rank, size, recipe.data, decoder)
         return map(to_device, liveness.beating(found))
 
     train, val = (Split(len(index), partial(batches, index)) for index in splits)

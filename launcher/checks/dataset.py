@@ -13,10 +13,12 @@ from launcher.checks.finding import Finding, failed, graded, passed, skipped
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.data import BatchRequest, Index, compare_classes
+from resnet_dist.data.files import files_of
 from resnet_dist.data.image_folder import an_image, class_names
-from resnet_dist.data.image_headers import image_size
+from resnet_dist.data.image_headers import image_header
+from resnet_dist.data.listing import SPLITS
 from resnet_dist.data.loader import decoder_for
-from resnet_dist.data.shared_index import SPLITS, check_indices, saved_index
+from resnet_dist.data.shared_index import check_indices, saved_index
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 
@@ -44,7 +46,7 @@ def _indexed(config: RunConfig, train: Index, val: Index) -> Iterator[Finding]:
     found = f"index of {len(train):,} train and {len(val):,} val images in {len(train.classes)} classes"
     yield passed("data", found)
     yield from _warned([*train.notes, *val.notes, *_fewer_classes(config, train.classes[: config.model.num_classes])])
-    yield _decoded(config.data, [index.path(0) for index in (train, val)])
+    yield _decoded(config.data, [index.take(np.array([0])) for index in (train, val)])
 
 
 def _folders(config: RunConfig) -> Iterator[Finding]:
@@ -53,7 +55,7 @@ def _folders(config: RunConfig) -> Iterator[Finding]:
     fewer = _fewer_classes(config, classes)
     yield passed("data", f"{root}: {len(classes)} classes; the run lists and indexes the images when it starts")
     yield from _warned(fewer)
-    yield _decoded(config.data, [an_image(root, split) for split in SPLITS])
+    yield _decoded(config.data, [_index_of_one(root, classes, an_image(root, split)) for split in SPLITS])
 
 
 def _fewer_classes(config: RunConfig, classes: Sequence[str]) -> list[str]:
@@ -65,12 +67,23 @@ def _warned(notes: Sequence[str]) -> Iterator[Finding]:
         yield graded("data", note, "no action is needed if this is intended", warn=True)
 
 
-def _decoded(data: DataRecipe, paths: list[str]) -> Finding:
-    """Decode one whole image of each split on the CPU, with the run's decoder."""
-    windows = np.array([(0, 0, *image_size(path)) for path in paths], dtype=np.int32)
-    request = BatchRequest(np.arange(len(paths)), np.arange(len(paths)), paths, windows, np.zeros(len(paths), np.bool_))
-    decoder = decoder_for(data, device=torch.device("cpu"), num_threads=1, max_batch_size=len(paths))
-    with closing(decoder.decode(iter([request]), data.resolution)) as decoded:
-        _, images = next(decoded)
-    shown = " and ".join(str(Path(path).relative_to(data.root)) for path in paths)
-    return passed("sample", f"{shown} decoded to {list(images.shape[2:])} pixels")
+def _index_of_one(root: str, classes: tuple[str, ...], path: str) -> Index:
+    header = image_header(path)
+    name = str(Path(path).relative_to(root))
+    label, height, width = np.zeros(1, np.int64), np.array([header.height]), np.array([header.width])
+    return Index(root, classes, (name,), label, height, width, kinds=np.array([header.kind], np.uint8))
+
+
+def _decoded(data: DataRecipe, samples: list[Index]) -> Finding:
+    """Decode one whole image of each split on the CPU, with the run's decoder. `samples` have one sample each."""
+    decoder = decoder_for(data, device=torch.device("cpu"), num_threads=1, max_batch_size=1)
+    for index in samples:
+        zero = np.zeros(1, np.int64)
+        window = np.array([(0, 0, index.heights[0], index.widths[0])], dtype=np.int32)
+        files = files_of(index)
+        request = BatchRequest.of(index, files, zero, zero, window, np.zeros(1, np.bool_), data.resolution)
+        with closing(decoder.decode(iter([request]))) as decoded:
+            for error in next(decoded).errors.values():
+                raise error
+    shown = " and ".join(index.paths[0] for index in samples)
+    return passed("sample", f"{shown} decoded to {[data.resolution] * 2} pixels")

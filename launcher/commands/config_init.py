@@ -19,7 +19,7 @@ from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import ModelRecipe, plain
 
 if TYPE_CHECKING:
-    from resnet_dist.data.image_folder import Listing
+    from resnet_dist.data.listing import Listing
 
 _SAMPLED = 500  # images whose sizes are read, of each split
 _SMALL = 64  # pixels: up to this size a network without an early reduction, as on CIFAR-10
@@ -118,13 +118,13 @@ def look_at(folder: Path) -> Images:
     import numpy as np  # it and the images' modules take time that other verbs should not pay
 
     from resnet_dist.data.image_folder import list_images
-    from resnet_dist.data.image_headers import image_size
+    from resnet_dist.data.image_headers import image_header
 
     train, val = list_images(str(folder), "train"), list_images(str(folder), "val")
     if len(train.classes) < 2:
         found = f"has one class, {train.classes[0]}; expected at least two class folders"
         raise DataError(str(folder / "train"), found)
-    sizes = np.array([image_size(str(folder / path)) for found in (train, val) for path in _some(found)])
+    sizes = np.array([image_header(str(folder / path))[:2] for found in (train, val) for path in _some(found)])
     numbers = np.bincount(train.labels, minlength=len(train.classes)).tolist()
     return Images(
         root=folder,

@@ -1,10 +1,12 @@
 """From a folder of images to micro-batches.
 
-sources, subset                  recipe -> index
-image_folder, image_headers      folders -> index
+sources, listing, image_folder   what the samples are: names, labels, places
+build_index, image_headers       listing -> index: sizes and kinds, from the headers of all images
+index, columns, shared_index     the index, its file, and how the workers of a run share it
+subset                           index -> a part of it
 order, crops, random_bits        position in the stream -> sample, window, flip, random numbers
-requests                         the interface of decoders
-decode_torchvision, decode_dali  files -> pixels
+files, requests                  the bytes of an encoded image; the interface of decoders
+decode_cpu, decode_dali          encoded images -> pixels
 augmentation, policies           pixels of training images -> other pixels
 erasing, mixing                  the same for normalised images and their labels, on the device
 loader                           micro-batches of one worker
@@ -12,11 +14,10 @@ loader                           micro-batches of one worker
 Only the modules of the last four lines need torch, so the names below can be imported without it.
 """
 
-from resnet_dist.data.image_folder import index_image_folder
 from resnet_dist.data.index import Index, check_labels, check_same_classes, compare_classes, is_current
 from resnet_dist.data.order import Stream
 from resnet_dist.data.requests import BatchRequest, Decoder
-from resnet_dist.data.sources import index_of
+from resnet_dist.data.sources import index_image_folder, index_of
 
 __all__ = [
     "BatchRequest",

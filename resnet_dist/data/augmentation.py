@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Generator
@@ -16,12 +17,11 @@ from torch import Tensor
 
 from resnet_dist.data import random_bits
 from resnet_dist.data.policies import ColorJitter, Policy, RandAugment, Steps, TrivialAugment, apply
-from resnet_dist.data.requests import BatchRequest
+from resnet_dist.data.requests import Decoded
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import function_for, is_reference
 from resnet_dist.recipe.schema import DataRecipe
 
-Decoded = tuple[BatchRequest, Tensor]  # a request and its images, see `Decoder.decode`
 # images uint8 [n, 3, height, width], positions int64 [n] -> the changed images
 _OfBatch = Callable[[Tensor, NDArray[np.int64]], Tensor]
 
@@ -76,29 +76,29 @@ class Augmentation:
             coming = ahead.submit(self._next, decoded, pool)
             while (found := coming.result()) is not None:
                 coming = ahead.submit(self._next, decoded, pool)
-                request, images, ready = found
+                changed, ready = found
                 if ready is not None:
                     torch.cuda.current_stream().wait_event(ready)
-                    images.record_stream(torch.cuda.current_stream())
-                yield request, images
+                    changed.images.record_stream(torch.cuda.current_stream())
+                yield changed
         finally:
             ahead.shutdown(wait=True, cancel_futures=True)
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _next(
         self, decoded: Generator[Decoded, None, None], pool: ThreadPoolExecutor
-    ) -> tuple[BatchRequest, Tensor, torch.cuda.Event | None] | None:
+    ) -> tuple[Decoded, torch.cuda.Event | None] | None:
         """The next request with changed images, and the event after which they can be used; None at the end."""
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             following = next(decoded, None)  # a decoder on the GPU takes the stream of this thread
             if following is None:
                 return None
-            request, images = following
-            self._change(images, request.positions, pool)
+            images, positions = following.images, following.request.positions
+            self._change(images, positions, pool)
             if self._of_batch is not None:
-                images = self._of_batch(images, request.positions)
+                images = self._of_batch(images, positions)
             ready = self._stream.record_event() if self._stream is not None and images.is_cuda else None
-            return request, images, ready
+            return dataclasses.replace(following, images=images), ready
 
     def _change(self, images: Tensor, positions: NDArray[np.int64], pool: ThreadPoolExecutor) -> None:
         """Apply the policies to `images` in place."""

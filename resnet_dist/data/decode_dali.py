@@ -1,8 +1,9 @@
 """Decoding with NVIDIA DALI, on a GPU or on the CPU. Only this file imports DALI, when a decoder is used.
 
-Files, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. On the CPU its
-decoded pixels and windows equal torchvision's bit for bit; resizing rounds differently (the test of this module has
-the differences).
+Bytes, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. Images that it
+would decode differently, or not at all, are decoded by Pillow and given to DALI as raw pixels. On the CPU its decoded
+windows equal those of the CPU decoder bit for bit; resizing rounds differently (the test of this module has the
+differences).
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from resnet_dist.data.decode_torchvision import decode_sample
-from resnet_dist.data.requests import BatchRequest
+from resnet_dist.data.decode_cpu import decode_window
+from resnet_dist.data.index import Kind
+from resnet_dist.data.requests import BatchRequest, Decoded
 from resnet_dist.errors import DataError, MissingPackage
 
 # Buffers for decoders on a GPU, from NVIDIA's ImageNet examples (docs/examples/use_cases in NVIDIA/DALI). They fit the
@@ -32,8 +33,11 @@ _GPU_DECODER = {
 }
 
 
-# paths, corners, sizes, flips
-_Arrays = tuple[list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+# encoded images, corners, sizes, flips, resolutions
+_Arrays = tuple[
+    list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], list[NDArray[np.float32]]
+]
+_Errors = dict[int, DataError]
 
 
 def is_installed() -> bool:
@@ -56,36 +60,48 @@ class DaliDecoder:
         self.num_threads, self.prefetch = num_threads, prefetch
         self.max_batch_size, self.device_id = max_batch_size, device_id
 
-    def decode(
-        self, requests: Iterator[BatchRequest], resolution: int
-    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
+    def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
         """See `Decoder.decode`; tensors are on the GPU if there is one, and remain valid."""
-        pending: deque[BatchRequest] = deque()  # requests that DALI has read, oldest first
+        pending: deque[tuple[BatchRequest, _Errors]] = deque()  # requests that DALI has read, oldest first
 
         def source() -> _Arrays:
             request = next(requests)  # StopIteration tells DALI that there are no more
-            pending.append(request)
-            return _arrays(request)
+            arrays, errors = _arrays(request)
+            pending.append((request, errors))
+            return arrays
 
         # Built here, not in the constructor: a pipeline cannot be used after a fork, and its threads end with it.
-        pipeline = self._pipeline(source, resolution)
+        pipeline = self._pipeline(source)
         try:
             while True:
-                (images,) = pipeline.run()
+                try:
+                    (images,) = pipeline.run()
+                except StopIteration:
+                    return
+                except RuntimeError:
+                    if not pending:
+                        raise
+                    yield self._without_broken(pending.popleft()[0])
+                    continue
                 # No copy: with DALI's default executor the tensor owns the memory.
-                yield pending.popleft(), from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            broken = _broken_sample(pending[0], resolution) if pending else None
-            if broken is None:
-                raise
-            # The frames of a traceback would keep the pipeline and its threads alive.
-            raise broken from error.with_traceback(None)
+                request, errors = pending.popleft()
+                yield Decoded(request, from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), errors)
         finally:
             del pipeline
 
-    def _pipeline(self, source: Callable[[], _Arrays], resolution: int) -> Any:
+    def _without_broken(self, request: BatchRequest) -> Decoded:
+        """Decode a request in which DALI has found a broken image. DALI does not always say which.
+
+        Raises DALI's error if Pillow can decode all images.
+        """
+        found = _broken(request)
+        arrays, errors = _arrays(request, found)
+        sources = iter([arrays])
+        pipeline = self._pipeline(lambda: next(sources))
+        (images,) = pipeline.run()
+        return Decoded(request, from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), errors)
+
+    def _pipeline(self, source: Callable[[], _Arrays]) -> Any:
         import nvidia.dali
 
         dali: Any = nvidia.dali  # its type stubs lack the names that are defined at import
@@ -98,15 +114,15 @@ class DaliDecoder:
             prefetch_queue_depth=max(1, self.prefetch),
         )
         with pipeline:
-            paths, corners, sizes, flips = fn.external_source(
+            encoded, corners, sizes, flips, resolutions = fn.external_source(
                 source=source,
-                num_outputs=4,
+                num_outputs=5,
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32],
-                ndim=[1, 1, 1, 0],
+                dtype=[types.UINT8, types.INT32, types.INT32, types.INT32, types.FLOAT],
+                ndim=[1, 1, 1, 0, 1],
             )
             images = fn.decoders.image_slice(
-                fn.io.file.read(paths),
+                encoded,
                 start=corners,
                 shape=sizes,
                 axis_names="HW",
@@ -115,28 +131,51 @@ class DaliDecoder:
                 adjust_orientation=False,
                 **(_GPU_DECODER if on_gpu else {}),
             )
-            images = fn.resize(images, size=[resolution, resolution], interp_type=types.INTERP_LINEAR, antialias=True)
+            images = fn.resize(images, size=resolutions, interp_type=types.INTERP_LINEAR, antialias=True)
             pipeline.set_outputs(fn.flip(images, horizontal=flips, vertical=0))
         pipeline.build()
         return pipeline
 
 
-def _arrays(request: BatchRequest) -> _Arrays:
-    """A request in DALI's form: paths as bytes, corners int32 [n, 2], sizes int32 [n, 2], flips int32 [n]."""
-    paths = [np.frombuffer(path.encode("utf-8", "surrogateescape"), dtype=np.uint8) for path in request.paths]
-    corners, sizes = np.ascontiguousarray(request.windows[:, :2]), np.ascontiguousarray(request.windows[:, 2:])
-    return paths, corners, sizes, request.flips.astype(np.int32)
+def _arrays(request: BatchRequest, broken: _Errors | None = None) -> tuple[_Arrays, _Errors]:
+    """A request in DALI's form, with black pixels for images that are `broken` or cannot be read, and their errors."""
+    encoded: list[NDArray[np.uint8]] = []
+    windows, errors = request.windows.copy(), dict(broken or {})
+    for number, kind in enumerate(request.kinds.tolist()):
+        content = _BLACK
+        if number in errors:
+            windows[number] = (0, 0, 1, 1)
+        else:
+            try:
+                if kind == Kind.ORDINARY and request.orientations[number] == 1:
+                    content = request.read(number)
+                else:
+                    pixels = decode_window(request, number)
+                    windows[number, :2] = 0
+                    content = _as_ppm(pixels)
+            except DataError as error:
+                errors[number] = error
+                windows[number] = (0, 0, 1, 1)
+        encoded.append(np.frombuffer(content, dtype=np.uint8))
+    corners, sizes = np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:])
+    resolutions = [np.full(2, request.resolution, np.float32)] * len(request)
+    return (encoded, corners, sizes, request.flips.astype(np.int32), resolutions), errors
 
 
-def _broken_sample(request: BatchRequest, resolution: int) -> DataError | None:
-    """The DataError of the first sample that cannot be decoded; None if all can.
+def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
+    """Raw pixels, uint8 [height, width, 3], as a file that DALI reads (Netpbm's P6)."""
+    return f"P6 {pixels.shape[1]} {pixels.shape[0]} 255\n".encode() + pixels.tobytes()
 
-    DALI's messages do not always name the file, so the request is decoded again with Pillow, sample by sample.
-    """
-    pixels = np.empty((resolution, resolution, 3), dtype=np.uint8)
+
+_BLACK = _as_ppm(np.zeros((1, 1, 3), dtype=np.uint8))
+
+
+def _broken(request: BatchRequest) -> _Errors:
+    """The errors of the images of a request that cannot be decoded."""
+    errors: _Errors = {}
     for number in range(len(request)):
         try:
-            decode_sample(request, number, pixels)
+            decode_window(request, number)
         except DataError as broken:
-            return broken
-    return None
+            errors[number] = broken
+    return errors

@@ -1,68 +1,28 @@
-"""An index of image folders in torchvision's ImageFolder layout: root/train/CLASS/**/*.jpg, root/val/CLASS/**/*.jpg.
-
-The header of every file is read, so that broken files are found before training.
-"""
+"""Image folders in torchvision's ImageFolder layout: root/train/CLASS/**/*.jpg, root/val/CLASS/**/*.jpg."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from resnet_dist.data.image_headers import image_size
 from resnet_dist.data.index import Index, check_same_classes
+from resnet_dist.data.listing import Listing, Split
 from resnet_dist.errors import DataError
-
-Split = Literal["train", "val"]
 
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, one folder per class"
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_THREADS = 16  # reading headers waits for the disk or the network, not for the CPU
 _NAMED = 5  # files that a message lists
 
 # What a listing leaves out, as a note names it.
 _HIDDEN = "hidden files or folders"
 _OUTSIDE = "files outside of the class folders"
 _UNKNOWN = "files without the suffix of an image"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of one split, from file names only; see `Index` for the attributes."""
-
-    classes: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    folder_times_ns: dict[str, int]
-    notes: tuple[str, ...]
-
-
-def index_image_folder(root: str, split: Split) -> Index:
-    """Index the images that `list_images` finds in root/split.
-
-    Raises DataError as `list_images` does, and for files that are empty, truncated or not images.
-    """
-    found = list_images(root, split)
-    sizes = np.array(_sizes([os.path.join(root, path) for path in found.paths]), dtype=np.int32)  # noqa: PTH118
-    return Index(
-        root=root,
-        classes=found.classes,
-        paths=found.paths,
-        labels=np.array(found.labels, dtype=np.int64),
-        heights=sizes[:, 0].copy(),
-        widths=sizes[:, 1].copy(),
-        folder_times_ns=found.folder_times_ns,
-        notes=found.notes,
-    )
 
 
 def list_images(root: str, split: Split) -> Listing:
@@ -137,13 +97,7 @@ def without_sub_folders(index: Index) -> Index | None:
     directly = np.array([path.count("/") == 2 for path in index.paths])
     if directly.all() or not directly.any():
         return None
-    return dataclasses.replace(
-        index,
-        paths=tuple(path for path, kept in zip(index.paths, directly, strict=True) if kept),
-        labels=index.labels[directly],
-        heights=index.heights[directly],
-        widths=index.widths[directly],
-    )
+    return index.take(np.flatnonzero(directly))
 
 
 def _class_folders(root: str, split: Split) -> tuple[str, ...]:
@@ -226,26 +180,6 @@ def _folder_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(str(folder), f"cannot be read: {error.strerror}") from error
-
-
-def _sizes(paths: list[str]) -> list[tuple[int, int]]:
-    """(height, width) of every file. Raises one DataError for all broken files."""
-
-    def size_or_error(path: str) -> tuple[int, int] | DataError:
-        try:
-            return image_size(path)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        results = list(pool.map(size_or_error, paths, chunksize=256))
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        others = "; ".join(str(error) for error in errors[1:_NAMED])
-        more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-        counted = f". The first of {len(errors)} broken files; the others are {others}{more}" if others else ""
-        raise DataError(errors[0].path, f"{errors[0].problem}{counted}")
-    return [result for result in results if not isinstance(result, DataError)]
 
 
 def _shown(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Height and width of an image file from its header, and a check that the file is complete.
+"""Size and kind of an image from its header, and a check that it is complete.
 
 Every file of a data set is read once before training. Parsing the header of a JPEG or PNG here takes one small read and
 is several times faster than opening the file with an image library. Other formats are rare: Pillow opens them.
@@ -6,14 +6,20 @@ is several times faster than opening the file with an image library. Other forma
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
 import zlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from resnet_dist.data.index import Kind
 from resnet_dist.errors import DataError
+
+Read = Callable[[int, int], bytes]  # (number of bytes, offset) -> bytes of an encoded image; fewer at its end
 
 _HEAD_BYTES = 4096  # contains the frame header of most files, unless a thumbnail or a colour profile precedes it
 _TAIL_BYTES = 64  # some programs write a few bytes after the end marker
@@ -28,10 +34,21 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">8xI4sIIB4xI")  # magic; length, type, width, height, bit depth, 4 more, checksum
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """(height, width) in pixels of the image stored at `path`, as decoded: JPEG EXIF orientation is not applied.
+class Header(NamedTuple):
+    """What the index records about an encoded image; see `Index`. Sizes are without EXIF orientation."""
 
-    Pixels are not decoded. Raises DataError if the file is missing, empty, truncated or not an image.
+    height: int
+    width: int
+    kind: Kind
+    orientation: int
+    num_bytes: int
+    tail: int
+
+
+def image_header(path: str) -> Header:
+    """The header of the image stored at `path`. Pixels are not decoded.
+
+    Raises DataError if the file is missing, empty, truncated or not an image.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
@@ -39,25 +56,38 @@ def image_size(path: str) -> tuple[int, int]:
         raise DataError(path, f"cannot be read: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
-        num_bytes = status.st_size
         if not stat.S_ISREG(status.st_mode):
             raise DataError(path, "is not a file: delete it")
-        if num_bytes == 0:
-            raise DataError(path, "is empty (0 bytes): copy it again or delete it")
-        head = os.pread(descriptor, _HEAD_BYTES, 0)
-        if head.startswith(_JPEG_MAGIC):
-            return _JpegFile(path, descriptor, num_bytes, head).size()
-        if head.startswith(_PNG_MAGIC):
-            tail = os.pread(descriptor, _TAIL_BYTES, max(0, num_bytes - _TAIL_BYTES))
-            if b"IEND" not in tail:  # the last chunk of every PNG
-                raise DataError(path, _truncated(num_bytes))
-            if (size := _png_size(head)) is not None:
-                return size
+        return header_of(path, status.st_size, lambda num, offset: os.pread(descriptor, num, offset))
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return _size_by_pillow(path)
+
+
+def header_of(name: str, num_bytes: int, read: Read) -> Header:
+    """The header of the encoded image `name` of `num_bytes` bytes.
+
+    Raises DataError as `image_header` does, and OSError from `read`.
+    """
+    if num_bytes == 0:
+        raise DataError(name, "is empty (0 bytes): copy it again or delete it")
+    head, tail = read(_HEAD_BYTES, 0), read(_TAIL_BYTES, max(0, num_bytes - _TAIL_BYTES))
+    size, kind = None, Kind.ORDINARY
+    if head.startswith(_JPEG_MAGIC):
+        size = _JpegFile(name, read, num_bytes, head).size()
+    elif head.startswith(_PNG_MAGIC):
+        if b"IEND" not in tail:  # the last chunk of every PNG
+            raise DataError(name, _truncated(num_bytes))
+        size = _png_size(head)
+    if size is None:
+        size, kind = _size_by_pillow(name, read(num_bytes, 0)), Kind.PILLOW
+    return Header(*size, kind, 1, num_bytes, tail_of(tail))
+
+
+def tail_of(content: bytes | memoryview) -> int:
+    """The crc32 of the last 64 bytes of an encoded image."""
+    return zlib.crc32(content[-_TAIL_BYTES:])
 
 
 def _truncated(num_bytes: int) -> str:
@@ -72,9 +102,9 @@ def _png_size(head: bytes) -> tuple[int, int] | None:
     return height, width
 
 
-def _size_by_pillow(path: str) -> tuple[int, int]:
+def _size_by_pillow(path: str, content: bytes) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             width, height, mode = image.width, image.height, image.mode
     except UnidentifiedImageError as error:
         raise DataError(path, "is not an image; delete it or restore the image") from error
@@ -89,8 +119,8 @@ def _size_by_pillow(path: str) -> tuple[int, int]:
 class _JpegFile:
     """A JPEG file as a sequence of segments, read through a window that starts at the file's beginning."""
 
-    def __init__(self, path: str, descriptor: int, num_bytes: int, head: bytes) -> None:
-        self._path, self._descriptor, self._num_bytes = path, descriptor, num_bytes
+    def __init__(self, path: str, read: Read, num_bytes: int, head: bytes) -> None:
+        self._path, self._read, self._num_bytes = path, read, num_bytes
         self._window, self._window_start = head, 0
 
     def size(self) -> tuple[int, int]:
@@ -123,14 +153,14 @@ class _JpegFile:
         if offset + num > self._num_bytes:
             raise DataError(self._path, _truncated(self._num_bytes))
         if offset + num > self._window_start + len(self._window):
-            self._window, self._window_start = os.pread(self._descriptor, _HEAD_BYTES, offset), offset
+            self._window, self._window_start = self._read(_HEAD_BYTES, offset), offset
         start = offset - self._window_start
         return self._window[start : start + num]
 
     def _has_end(self, after: int) -> bool:
         end_marker = bytes([0xFF, _END])
         tail_start = max(after, self._num_bytes - _TAIL_BYTES)
-        if end_marker in os.pread(self._descriptor, _TAIL_BYTES, tail_start):
+        if end_marker in self._read(_TAIL_BYTES, tail_start):
             return True
         # Some files are padded. In compressed data 0xFF is always followed by 0, so these bytes are an end marker.
-        return end_marker in os.pread(self._descriptor, self._num_bytes - after, after)
+        return end_marker in self._read(self._num_bytes - after, after)

@@ -1,4 +1,4 @@
-"""The index: a table with the path, label and size of every sample.
+"""The index: a table with the name, place, label and size of every sample.
 
 It is created and checked once, then saved, so that restarts do not read all headers again. It contains heights and
 widths because crops are computed before the images are opened.
@@ -6,35 +6,54 @@ widths because crops are computed before the images are opened.
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import hashlib
+import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist import input_files
+from resnet_dist.data import columns
+from resnet_dist.data.columns import Texts
 from resnet_dist.errors import DataError
 
-_FORMAT = 2  # of the saved file; format 1, of version 0.1, has no source and no notes
+_FORMAT = 3  # of the saved file; formats 1 and 2, of version 0.1, were other files
+
+
+class Kind(enum.IntEnum):
+    """How an image file is decoded: the same under every decoder."""
+
+    UNKNOWN = 0  # of an index from a user's function: found out when the image is read
+    ORDINARY = 1  # every decoder gives the same pixels
+    PILLOW = 2  # Pillow decodes it, since other decoders give other pixels or none
+    BROKEN = 3  # known to be broken: it is not read, and has weight 0
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
     """Samples in a fixed order; a sample's id is its row. Use `fingerprint` to compare two indices.
 
-    root             folder that the paths are relative to
+    root             folder or address that the paths are relative to
     classes          name of each label
-    paths            relative path of each sample, with forward slashes
+    paths            name of each sample: its relative path, with forward slashes, or its name in a shard
     labels           int64 [n]
     heights, widths  int32 [n], pixels of the stored image (without EXIF orientation)
     folder_times_ns  modification times of the listed folders in nanoseconds by relative path; see `is_current`
     notes            what was left out, for a person
     source           `data.source` of a saved index; empty if it is unknown
+    shards           relative paths of the files that hold the samples; empty if each sample is a file of its own
+    shard_numbers    int32 [n], the shard of each sample; empty without shards
+    offsets          int64 [n], its first byte there (parquet: its row); empty without shards
+    num_bytes        int64 [n], encoded size, 0 if unknown (parquet)
+    tails            uint32 [n], crc32 of the last 64 bytes of each image file; empty if unknown
+    kinds            uint8 [n], see `Kind`
+    orientations     uint8 [n], EXIF orientation from 1 (as stored) to 8
     """
 
     root: str
@@ -46,79 +65,117 @@ class Index:
     folder_times_ns: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: str = ""
+    shards: tuple[str, ...] = ()
+    shard_numbers: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    tails: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    orientations: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     def __post_init__(self) -> None:
-        lengths = {len(self.paths), len(self.labels), len(self.heights), len(self.widths)}
-        if len(lengths) != 1 or lengths == {0}:
+        num = len(self.paths)
+        lengths = {num, len(self.labels), len(self.heights), len(self.widths)}
+        if len(lengths) != 1 or num == 0:
             raise ValueError(f"paths, labels, heights and widths need one length above 0, not {sorted(lengths)}")
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise ValueError(f"labels must be in 0..{len(self.classes) - 1}, one for each of the classes")
-        for name, dtype in (("labels", np.int64), ("heights", np.int32), ("widths", np.int32)):
+        for name, dtype in _COLUMNS.items():
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        if len(self.kinds) == 0:
+            object.__setattr__(self, "kinds", np.full(num, Kind.UNKNOWN, np.uint8))
+        if len(self.orientations) == 0:
+            object.__setattr__(self, "orientations", np.ones(num, np.uint8))
+        optional = {name: len(getattr(self, name)) for name in ("shard_numbers", "offsets", "num_bytes", "tails")}
+        if wrong := {name: length for name, length in optional.items() if length not in (0, num)}:
+            raise ValueError(f"{wrong} for {num} samples: these columns have one value per sample, or none")
+        if self.shards and not optional["shard_numbers"] == optional["offsets"] == num:
+            raise ValueError("samples in shards need shard_numbers and offsets")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path(self, sample_id: int) -> str:
-        """The file of sample `sample_id`."""
-        return os.path.join(self.root, self.paths[sample_id])  # noqa: PTH118  Path objects are slow
+        """The file of sample `sample_id`; of a sample in a shard, the shard and the name, for a person."""
+        if not self.shards:
+            return os.path.join(self.root, self.paths[sample_id])  # noqa: PTH118  Path objects are slow
+        shard = self.shards[int(self.shard_numbers[sample_id])]
+        return f"{self.root}/{shard}: {self.paths[sample_id]}"
+
+    def take(self, rows: NDArray[np.int64]) -> Index:
+        """The samples `rows`, in that order."""
+        names = self.paths
+        taken: dict[str, Any] = {
+            name: column[rows] for name in _COLUMNS if len(column := getattr(self, name)) == len(self)
+        }
+        return dataclasses.replace(self, paths=tuple(names[row] for row in rows.tolist()), **taken)
 
     def fingerprint(self) -> str:
-        """sha256 of the paths, labels and sizes: equal for equal data, independent of the root."""
+        """sha256 of the paths, labels and sizes: equal for equal data, independent of the root and of shards."""
         digest = hashlib.sha256(len(self).to_bytes(8, "little"))
-        digest.update(_packed(self.paths))
+        digest.update(Texts.of(self.paths).content[:-1].data)  # the names with a zero byte between them
         for column, dtype in ((self.labels, "<i8"), (self.heights, "<i4"), (self.widths, "<i4")):
             digest.update(column.astype(dtype).tobytes())
         return digest.hexdigest()
 
+    def contents(self) -> str | None:
+        """sha256 of the sizes in bytes and of the last 64 bytes of all files; None if they are unknown.
+
+        It finds images that were exchanged, replaced or encoded anew. It misses a change that keeps a file's size and
+        its last 64 bytes.
+        """
+        if not len(self.tails):
+            return None
+        return hashlib.sha256(self.num_bytes.astype("<i8").tobytes() + self.tails.astype("<u4").tobytes()).hexdigest()
+
     def save(self, file: Path) -> None:
         """Write to `file` atomically; create its parents. Raises OSError."""
-        columns: dict[str, NDArray[np.generic]] = {
-            "format": np.array(_FORMAT),
-            "root": _text([self.root]),
-            "classes": _text(self.classes),
-            "paths": _text(self.paths),
-            "labels": self.labels,
-            "heights": self.heights,
-            "widths": self.widths,
-            "folders": _text(list(self.folder_times_ns)),
-            "times_ns": np.array(list(self.folder_times_ns.values()), dtype=np.int64),
-            "notes": _text(self.notes),
-            "source": _text([self.source]),
+        names = Texts.of(self.paths)
+        made: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _COLUMNS}
+        made |= {"paths": names.content, "path_ends": names.ends}
+        texts = {
+            "root": self.root,
+            "source": self.source,
+            "classes": self.classes,
+            "shards": self.shards,
+            "notes": self.notes,
+            "folders": list(self.folder_times_ns.items()),
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Several processes may save the same index at once: each writes a temporary file, the last rename wins.
-        temporary = file.with_name(f".{file.name}-{secrets.token_hex(8)}")
-        try:
-            with temporary.open("xb") as stream:
-                np.savez(stream, **columns)  # type: ignore[arg-type]
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        columns.write(file, made, {"format": str(_FORMAT), **{key: json.dumps(text) for key, text in texts.items()}})
 
     @classmethod
     def load(cls, file: Path) -> Index:
-        """Read a saved index. Raises DataError if the file is missing, damaged or of another format."""
+        """Memory-map a saved index. Raises DataError if the file is missing, damaged or of another format."""
         try:
-            with input_files.open_regular(file) as stream, np.load(stream, allow_pickle=False) as columns:
-                if int(columns["format"]) not in (1, _FORMAT):
-                    raise DataError(str(file), f"is an index of format {columns['format']}, not {_FORMAT}; delete it")
-                return cls(
-                    root=_lines(columns["root"])[0],
-                    classes=tuple(_lines(columns["classes"])),
-                    paths=tuple(_lines(columns["paths"])),
-                    labels=columns["labels"],
-                    heights=columns["heights"],
-                    widths=columns["widths"],
-                    folder_times_ns=dict(zip(_lines(columns["folders"]), columns["times_ns"].tolist(), strict=True)),
-                    notes=tuple(_lines(columns["notes"])) if "notes" in columns else (),
-                    source="".join(_lines(columns["source"])) if "source" in columns else "",
-                )
-        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+            found, metadata = columns.read(file)
+            if metadata.get("format") != str(_FORMAT):
+                raise DataError(str(file), f"is an index of format {metadata.get('format')}, not {_FORMAT}; delete it")
+            texts = {key: json.loads(metadata[key]) for key in ("root", "source", "classes", "shards", "notes")}
+            return cls(
+                root=texts["root"],
+                classes=tuple(texts["classes"]),
+                paths=Texts(found["paths"], found["path_ends"]),
+                folder_times_ns={str(name): int(time_ns) for name, time_ns in json.loads(metadata["folders"])},
+                notes=tuple(texts["notes"]),
+                source=texts["source"],
+                shards=tuple(texts["shards"]),
+                **{name: found[name] for name in _COLUMNS},
+            )
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(str(file), f"is not a saved index ({error}); delete it, and it is created again") from error
+
+
+_COLUMNS = {
+    "labels": np.int64,
+    "heights": np.int32,
+    "widths": np.int32,
+    "shard_numbers": np.int32,
+    "offsets": np.int64,
+    "num_bytes": np.int64,
+    "tails": np.uint32,
+    "kinds": np.uint8,
+    "orientations": np.uint8,
+}
 
 
 def is_current(index: Index) -> bool:
@@ -181,16 +238,3 @@ def check_same_classes(root: str, train: Sequence[str], val: Sequence[str], *, s
     what = "; ".join(differences) or "the same names in another order"
     allowed = "the classes of train, or some of them, in val" if subset else "the same classes in both"
     raise DataError(root, f"train has {len(train)} classes and val has {len(val)}: {what}. Allowed: {allowed}")
-
-
-def _packed(lines: Sequence[str]) -> bytes:
-    """Lines as bytes, also file names that are not valid UTF-8. No file name contains a zero byte."""
-    return "\0".join(lines).encode("utf-8", "surrogateescape")
-
-
-def _text(lines: Sequence[str]) -> NDArray[np.uint8]:
-    return np.frombuffer(_packed(lines), dtype=np.uint8)
-
-
-def _lines(text: NDArray[np.uint8]) -> list[str]:
-    return text.tobytes().decode("utf-8", "surrogateescape").split("\0") if text.size else []

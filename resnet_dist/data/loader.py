@@ -14,7 +14,8 @@ from torch import Tensor
 
 from resnet_dist.data import crops, decode_dali, random_bits
 from resnet_dist.data.augmentation import Augmentation
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
+from resnet_dist.data.decode_cpu import CpuDecoder
+from resnet_dist.data.files import Files
 from resnet_dist.data.index import Index
 from resnet_dist.data.order import Stream
 from resnet_dist.data.requests import BatchRequest, Decoder
@@ -42,6 +43,7 @@ class HostBatch:
 
 def training_batches(
     index: Index,
+    files: Files,
     stream: Stream,
     layout: BatchLayout,
     rank: int,
@@ -65,13 +67,13 @@ def training_batches(
                 heights, widths = index.heights[ids], index.widths[ids]
                 windows = crops.training_windows(heights, widths, positions, seed, recipe.crop_area, recipe.crop_aspect)
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
-                yield BatchRequest.of(index, positions, ids, windows, flips)
+                yield BatchRequest.of(index, files, positions, ids, windows, flips, recipe.resolution)
 
-    return _decoded(index, requests(), decoder, recipe.resolution, augmentation)
+    return _decoded(index, requests(), decoder, augmentation)
 
 
 def evaluation_batches(
-    index: Index, world_size: int, rank: int, batch_size: int, recipe: DataRecipe, decoder: Decoder
+    index: Index, files: Files, world_size: int, rank: int, batch_size: int, recipe: DataRecipe, decoder: Decoder
 ) -> Iterator[HostBatch]:
     """Worker `rank`'s contiguous part of a split, in order, in batches of at most `batch_size` samples.
 
@@ -83,26 +85,26 @@ def evaluation_batches(
         for start in range(own.start, own.stop, batch_size):
             ids = np.arange(start, min(start + batch_size, own.stop), dtype=np.int64)
             windows = crops.evaluation_windows(index.heights[ids], index.widths[ids], recipe.evaluation_crop)
-            yield BatchRequest.of(index, ids, ids, windows, np.zeros(len(ids), dtype=np.bool_))
+            flips = np.zeros(len(ids), dtype=np.bool_)
+            yield BatchRequest.of(index, files, ids, ids, windows, flips, recipe.resolution)
 
-    return _decoded(index, requests(), decoder, recipe.resolution)
+    return _decoded(index, requests(), decoder)
 
 
 def _decoded(
-    index: Index,
-    requests: Iterator[BatchRequest],
-    decoder: Decoder,
-    resolution: int,
-    augmentation: Augmentation | None = None,
+    index: Index, requests: Iterator[BatchRequest], decoder: Decoder, augmentation: Augmentation | None = None
 ) -> Iterator[HostBatch]:
     with ExitStack() as stack:
-        batches = stack.enter_context(closing(decoder.decode(requests, resolution)))
+        batches = stack.enter_context(closing(decoder.decode(requests)))
         if augmentation is not None:
             batches = stack.enter_context(closing(augmentation(batches)))
-        for request, images in batches:
+        for decoded in batches:
+            for error in decoded.errors.values():
+                raise error
+            request = decoded.request
             labels = torch.from_numpy(index.labels[request.sample_ids])
             checksum = random_bits.checksum(request.sample_ids, request.positions)
-            yield HostBatch(images, labels, torch.from_numpy(request.positions), checksum)
+            yield HostBatch(decoded.images, labels, torch.from_numpy(request.positions), checksum)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
@@ -137,7 +139,7 @@ def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, m
         _warn_without_dali()
         wants_dali = False
     if not wants_dali:
-        return TorchvisionDecoder(num_threads, recipe.prefetch)
+        return CpuDecoder(num_threads, recipe.prefetch)
     device_id = None
     if on_gpu:
         device_id = torch.cuda.current_device() if device.index is None else device.index

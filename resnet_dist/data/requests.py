@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.index import Index
+from resnet_dist.data.files import Files
+from resnet_dist.data.index import Index, Kind
+from resnet_dist.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,52 +21,82 @@ if TYPE_CHECKING:
 class BatchRequest:
     """The images of one micro-batch, at least one.
 
-    positions   int64 [n], in the stream (training) or in the split (evaluation); decoders ignore them
-    sample_ids  int64 [n], rows of the index
-    paths       [n], files of the images
-    windows     int32 [n, 4]: top, left, height, width in pixels of the stored image
-    flips       bool [n]: whether to flip left to right
+    positions     int64 [n], in the stream (training) or in the split (evaluation); decoders ignore them
+    sample_ids    int64 [n], rows of the index
+    windows       int32 [n, 4]: top, left, height, width in pixels of the image after its orientation
+    flips         bool [n]: whether to flip left to right
+    kinds         uint8 [n], see `resnet_dist.data.index.Kind`
+    orientations  uint8 [n]: the EXIF orientation to apply; 1: none
+    resolution    height and width of the decoded images
+    files         reads the encoded images
     """
 
     positions: NDArray[np.int64]
     sample_ids: NDArray[np.int64]
-    paths: list[str]
     windows: NDArray[np.int32]
     flips: NDArray[np.bool_]
+    kinds: NDArray[np.uint8]
+    orientations: NDArray[np.uint8]
+    resolution: int
+    files: Files
 
     def __post_init__(self) -> None:
         num = len(self.sample_ids)
-        shapes = (len(self.positions), len(self.paths), self.windows.shape, self.flips.shape)
-        if num == 0 or shapes != (num, num, (num, 4), (num,)):
-            raise ValueError(f"a request of {num} samples with positions, paths, windows, flips of {shapes}")
+        columns = (self.positions, self.windows, self.flips, self.kinds, self.orientations)
+        shapes = [column.shape for column in columns]
+        if num == 0 or shapes != [(num,), (num, 4), (num,), (num,), (num,)]:
+            raise ValueError(f"a request of {num} samples with positions, windows, flips, ... of {shapes}")
 
     @classmethod
     def of(
         cls,
         index: Index,
+        files: Files,
         positions: NDArray[np.int64],
         sample_ids: NDArray[np.int64],
         windows: NDArray[np.int32],
         flips: NDArray[np.bool_],
+        resolution: int,
     ) -> BatchRequest:
         """A request for rows `sample_ids` of `index`."""
-        paths = [index.path(sample_id) for sample_id in sample_ids.tolist()]
-        return cls(positions, sample_ids, paths, windows, flips)
+        kinds, orientations = index.kinds[sample_ids], index.orientations[sample_ids]
+        return cls(positions, sample_ids, windows, flips, kinds, orientations, resolution, files)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sample_ids)
+
+    def name(self, number: int) -> str:
+        """The name of sample `number` of the request, for a person."""
+        return self.files.name(int(self.sample_ids[number]))
+
+    def read(self, number: int) -> bytes:
+        """The encoded image of sample `number`. Raises DataError if it cannot be read or is known to be broken."""
+        sample_id = int(self.sample_ids[number])
+        if self.kinds[number] == Kind.BROKEN:
+            raise DataError(self.files.name(sample_id), "is known to be broken", sample_id)
+        return self.files.read(sample_id)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A request with its images.
+
+    images  uint8 [n, 3, resolution, resolution], RGB, in channels-last memory; zeros for samples with an error
+    errors  of the samples that cannot be read or decoded, by their number in the request
+    """
+
+    request: BatchRequest
+    images: Tensor
+    errors: Mapping[int, DataError] = field(default_factory=dict)
 
 
 class Decoder(Protocol):
     """Reads, decodes, crops, resizes and flips images, some requests ahead of its consumer."""
 
-    def decode(
-        self, requests: Iterator[BatchRequest], resolution: int
-    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
-        """Yield each request with its images: uint8 [n, 3, resolution, resolution], RGB, in channels-last memory.
+    def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
+        """Yield each request with its images, in order.
 
-        The pixels of a sample depend only on its file, window and flip: not on the other samples, the number of threads
-        or the number of requests ahead. Closing the generator early ends its threads. Raises DataError with the path
-        and the sample of an image that cannot be decoded.
+        The pixels of a sample depend only on its file, orientation, window, flip and resolution: not on the other
+        samples, the number of threads or the number of requests ahead. Closing the generator early ends its threads.
         """
         ...

@@ -7,13 +7,12 @@ import logging
 from pathlib import Path
 
 from resnet_dist.data import Index, check_labels, check_same_classes, compare_classes, index_of, is_current
-from resnet_dist.data.image_folder import Split, without_sub_folders
+from resnet_dist.data.image_folder import without_sub_folders
+from resnet_dist.data.listing import SPLITS, Split
 from resnet_dist.data.sources import check_num_samples
 from resnet_dist.errors import DataError
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import DataRecipe
-
-SPLITS: tuple[Split, ...] = ("train", "val")
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def saved_index(data: DataRecipe, split: Split, folder: Path) -> Index | None:
 
 def index_file(folder: Path, split: Split) -> Path:
     """The file of a split's index in the run's folder of indices."""
-    return folder / f"{split}.npz"
+    return folder / f"{split}.safetensors"
 
 
 def check_sub_folders(index: Index, fingerprint: str, began: str) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from resnet_dist.data.image_folder import Split, index_image_folder
+from collections.abc import Callable, Mapping
+
+from resnet_dist.data.build_index import build_index
+from resnet_dist.data.image_folder import list_images
 from resnet_dist.data.index import Index
+from resnet_dist.data.listing import Listing, Split
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import DataRecipe
+
+# data.source: what it lists in a split. Raises DataError for a root that it cannot read.
+LISTINGS: Mapping[str, Callable[[DataRecipe, Split], Listing]] = {
+    "imagefolder": lambda recipe, split: list_images(recipe.root, split),
+}
 
 
 def index_of(recipe: DataRecipe, split: Split) -> Index:
@@ -32,10 +41,15 @@ def check_num_samples(recipe: DataRecipe, train: Index) -> None:
 
 
 def _index_of_source(recipe: DataRecipe, split: Split) -> Index:
-    if recipe.source == "imagefolder":
-        return index_image_folder(recipe.root, split)
+    if recipe.source in LISTINGS:
+        return build_index(LISTINGS[recipe.source](recipe, split), recipe.root, recipe.source)
     index = call_function("data.source", recipe.source, root=recipe.root, split=split)
     if not isinstance(index, Index):
         found = f"{recipe.source} returned {type(index).__name__}, not an Index"
         raise RecipeError("data.source", found, "package.module:function that returns a resnet_dist.data.Index")
     return index
+
+
+def index_image_folder(root: str, split: Split) -> Index:
+    """Index the images that `list_images` finds in root/split. Raises DataError as it does, and for broken files."""
+    return build_index(list_images(root, split), root, "imagefolder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import logging
 
@@ -54,13 +53,7 @@ def subset_of(index: Index, num: int, seed: int) -> Index:
         if num_of_class
     ]
     chosen = np.sort(np.concatenate(rows))
-    return dataclasses.replace(
-        index,
-        paths=tuple(index.paths[row] for row in chosen.tolist()),
-        labels=index.labels[chosen],
-        heights=index.heights[chosen],
-        widths=index.widths[chosen],
-    )
+    return index.take(chosen)
 
 
 def proportional_counts(sizes: NDArray[np.int64], num: int) -> NDArray[np.int64]:

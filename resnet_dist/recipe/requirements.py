@@ -18,6 +18,7 @@ REFERENCE_FORM = "package.module:function"
 
 WEEK_S = 7 * 24 * 3600  # the longest timeout: three times as long is below the limit of system calls, 2**31 ms
 LARGEST_COUNT = 2**31 - 1  # of anything; the product of two fits into the 64 bits of a position in the stream
+LARGEST_IMAGE = 65_535  # pixels: of a JPEG's side; the square of a larger one would not fit into 32 bits
 
 
 Condition = tuple[Callable[[Any], bool], str]  # what must hold for a value, and what is allowed, in words

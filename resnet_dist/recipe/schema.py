@@ -73,17 +73,37 @@ class AugmentationRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataRecipe:
-    """The images. `source`: `imagefolder` (root/train/CLASS/*.jpg, root/val/CLASS/*.jpg) or `package.module:function`.
+class CacheRecipe:
+    """The local copy of what was read from an address such as `s3://bucket/folder`, on each node."""
 
-    The function is called as `function(root=..., split="train" | "val")` and returns a `resnet_dist.data.Index`.
+    folder: str | None = None  # default: a folder in the system's folder for temporary files
+    max_gib: float = 100.0  # GiB of all files in it; the files used longest ago are deleted first
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """The images. `root` is a folder, or an address that fsspec reads, such as `s3://bucket/folder`.
+
+    imagefolder: root/train/CLASS/*.jpg, root/val/CLASS/*.jpg. webdataset: tar files whose names begin with train or
+    val, with KEY.jpg and KEY.cls or KEY.json. parquet: files of Hugging Face datasets, with the bytes of an image and a
+    label in each row. packed: what `launcher prepare pack` writes. synthetic: random pixels, made on the device.
+    A function `package.module:function` is called as `function(root=..., split="train" | "val")` and returns a
+    `resnet_dist.data.Index`.
     """
 
-    root: str  # folder of the data set
-    source: str = "imagefolder"  # imagefolder or package.module:function
+    root: str = ""  # folder or address of the data set; needed unless `source` is synthetic
+    source: str = "imagefolder"  # imagefolder, webdataset, parquet, packed, synthetic or package.module:function
+    image_key: str | None = None  # parquet: column of the images; default image
+    label_key: str | None = None  # parquet: column of the labels; webdataset: key in KEY.json; default label
+    classes: str | None = None  # text file with a class per line: only these are used; a second word renames a class
     subset: int | float | None = None  # train on this number (from 1) or fraction (below 1) of images, stratified
-    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, torchvision on a CPU
+    cache: CacheRecipe = field(default_factory=CacheRecipe)
+    order: Literal["uniform", "shards"] = "uniform"  # uniform: any order is equally likely; shards: see shuffle_window
+    shuffle_window: int = 16_384  # order shards: shards in random order, then samples in random order within this many
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, the fastest for a file on a CPU
+    exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says
     resolution: int = 224  # height and width of the network's input in pixels
+    progressive: Mapping[str, int] = field(default_factory=dict)  # other resolutions from a time on: {0 %: 128, ...}
     crop_area: tuple[float, float] = (0.08, 1.0)  # random crop: fraction of the image's area, drawn uniformly
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height, drawn log-uniformly
     flip: bool = True  # random horizontal flip, p = 0.5
@@ -92,7 +112,9 @@ class DataRecipe:
     evaluation_crop: float = 0.875  # central crop: its side / the image's shorter side (224 / 256)
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
-    on_error: Literal["fail"] = "fail"  # fail: an image that cannot be decoded ends the run
+    on_error: Literal["fail", "replace"] = "fail"  # a broken image ends the run, or has weight 0
+    max_bad_images: int | float = 0.001  # on_error replace: number (from 1) or fraction (below 1) that is accepted
+    known_bad: str | None = None  # text file with the path of an image per line: they are not read, and have weight 0
     num_samples: int | None = None  # images in the training split, before `subset`; for `plan` where there is no data
     prefetch: int = 2  # micro-batches that are decoded ahead
 
@@ -281,6 +303,7 @@ class EvaluateRecipe:
 
     every: Duration = field(default_factory=lambda: Duration(Fraction(1), "epochs"))  # time between two evaluations
     batch_size: int = 64  # samples per forward pass on one worker; changes no result
+    resolution: int | None = None  # height and width of the network's input in evaluation; default: data.resolution
     train: bool = False  # also evaluate on the training split, with central crops: shows overfitting
     precise_batch_norm: int = 0  # steps whose batches give batch norm's statistics; 0: running statistics
     metrics: tuple[str, ...] = ()  # more metrics: package.module:function, called with (logits, labels), returns [n]

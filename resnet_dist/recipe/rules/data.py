@@ -6,14 +6,25 @@ import math
 from collections.abc import Iterator
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, Uses, Values, one_of, whole
+from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, LARGEST_IMAGE, Uses, Values, one_of, whole
 from resnet_dist.recipe.schema import Recipe
 
-SOURCE_NAMES = ("imagefolder",)
-_LARGEST_IMAGE = 65_535  # pixels: of a JPEG's side; the square of a larger one would not fit into 32 bits
+SOURCE_NAMES = ("imagefolder", "webdataset", "parquet", "packed", "synthetic")
 
 VALUES: Values = (
-    ("data.resolution", *whole(8, _LARGEST_IMAGE)),
+    ("data.resolution", *whole(8, LARGEST_IMAGE)),
+    ("data.cache.max_gib", *ABOVE_0),
+    ("data.shuffle_window", *whole(1)),
+    (
+        "data.progressive",
+        lambda steps: all(8 <= resolution <= LARGEST_IMAGE for resolution in steps.values()),
+        f"resolutions from 8 to {LARGEST_IMAGE}",
+    ),
+    (
+        "data.max_bad_images",
+        lambda part: 0 < part < 1 or (isinstance(part, int) and 0 <= part <= LARGEST_COUNT),
+        "a number of images (a whole number), or a fraction above 0 and below 1",
+    ),
     ("data.crop_area", lambda area: 0 < area[0] <= area[1] <= 1, "[low, high] with 0 < low <= high <= 1"),
     ("data.crop_aspect", lambda ratio: 0 < ratio[0] <= ratio[1] < math.inf, "[low, high] with 0 < low <= high"),
     ("data.evaluation_crop", lambda crop: 0 < crop <= 1, "above 0 and at most 1"),
@@ -28,7 +39,12 @@ VALUES: Values = (
     ),
 )
 
-USES: Uses = ()
+USES: Uses = (
+    ("data.shuffle_window", lambda r: r.data.order == "shards", "data.order", "shards"),
+    ("data.max_bad_images", lambda r: r.data.on_error == "replace", "data.on_error", "replace"),
+    ("data.image_key", lambda r: r.data.source == "parquet", "data.source", "parquet"),
+    ("data.label_key", lambda r: r.data.source in ("parquet", "webdataset"), "data.source", "parquet or webdataset"),
+)
 
 
 def problems(recipe: Recipe) -> Iterator[RecipeError]:

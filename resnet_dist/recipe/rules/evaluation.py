@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import is_reference
-from resnet_dist.recipe.requirements import DURATION_ABOVE_0, REFERENCE_FORM, Uses, Values, whole
+from resnet_dist.recipe.requirements import DURATION_ABOVE_0, LARGEST_IMAGE, REFERENCE_FORM, Uses, Values, whole
 from resnet_dist.recipe.schema import Recipe
 
 VALUES: Values = (
     ("evaluate.every", *DURATION_ABOVE_0),
     ("evaluate.batch_size", *whole(1)),
+    ("evaluate.resolution", *whole(8, LARGEST_IMAGE)),
     ("evaluate.precise_batch_norm", *whole(0)),
     ("stop_at.top1", lambda value: 0 < value <= 1, "above 0 and at most 1, for example 75.9 %"),
     ("stop_at.loss", lambda value: 0 <= value < math.inf, "a number from 0 up"),

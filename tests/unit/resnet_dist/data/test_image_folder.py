@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from resnet_dist.data.image_folder import Split, index_image_folder
+from resnet_dist.data.listing import Split
+from resnet_dist.data.sources import index_image_folder
 from resnet_dist.data.index import Index, is_current
 from resnet_dist.errors import DataError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_dist.data.image_folder import index_image_folder
+from resnet_dist.data.sources import index_image_folder
 from resnet_dist.data.index import Index, check_labels, check_same_classes, compare_classes, is_current
 from resnet_dist.errors import DataError
 

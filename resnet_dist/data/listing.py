@@ -1,0 +1,28 @@
+"""What a source lists before any image is read: the names, labels and places of the samples of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The samples of one split in the order of the index; see `Index` for the attributes."""
+
+    classes: tuple[str, ...]
+    paths: Sequence[str]
+    labels: Sequence[int] | NDArray[np.int64]
+    folder_times_ns: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
+    shard_numbers: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
