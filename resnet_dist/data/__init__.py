@@ -5,7 +5,7 @@ build_index, image_headers       listing -> index: sizes and kinds, from the hea
 index, columns, shared_index     the index, its file, and how the workers of a run share it
 subset                           index -> a part of it
 order, crops, random_bits        position in the stream -> sample, window, flip, random numbers
-files, requests                  the bytes of an encoded image; the interface of decoders
+storage, files, requests         where a data set is; the bytes of an encoded image; the interface of decoders
 decode_cpu, decode_dali          encoded images -> pixels
 augmentation, policies           pixels of training images -> other pixels
 erasing, mixing                  the same for normalised images and their labels, on the device
