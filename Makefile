@@ -60,8 +60,17 @@ $(BIN)/mutmut: $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[mutants]"
 	touch $@
 
-bench: install ## run the CPU benchmarks and write docs/benchmarks.md
+# webdataset, MosaicML streaming and SPDL need other versions of packages: an environment of their own on top of ours.
+PEERS := .peers
+$(PEERS)/.installed: $(INSTALLED)
+	$(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
+	$(PEERS)/bin/python -m pip install webdataset mosaicml-streaming spdl
+	touch $@
+
+bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benchmarks.md (SPDL needs the system's FFmpeg libraries)
 	-$(BIN)/python -m benchmarks.training_cpu
+	-$(BIN)/python -m benchmarks.input --python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.speed_keys
 	-$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python -m benchmarks.page

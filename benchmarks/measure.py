@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+_SPEEDS = ("speed", "cpu")  # measures of which more is better
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "numpy")
 
 Run = Callable[[int], object]  # runs this number of steps, or enqueues them on the device
@@ -97,8 +98,8 @@ class Row:
 
     what: str
     peer: str
-    measure: Literal["time", "speed", "bytes"]
-    ours: float  # seconds per step, images/s or bytes
+    measure: Literal["time", "speed", "cpu", "bytes"]
+    ours: float  # seconds per step, images/s, images per CPU second or bytes
     theirs: float
     ratio: Ratio
     goal: float | None = None
@@ -109,7 +110,7 @@ class Row:
         """Whether the median reaches the goal; None without a goal."""
         if self.goal is None:
             return None
-        return self.ratio.median >= self.goal if self.measure == "speed" else self.ratio.median <= self.goal
+        return self.ratio.median >= self.goal if self.measure in _SPEEDS else self.ratio.median <= self.goal
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -132,10 +133,11 @@ def speed_row(
     num_images: int,
     goal: float | None = None,
     note: str = "",
+    measure: Literal["speed", "cpu"] = "speed",
 ) -> Row:
-    """A row with images per second, for steps of `num_images` images."""
+    """A row with images per second, or per CPU second, for steps of `num_images` images."""
     speeds = num_images / statistics.median(ours), num_images / statistics.median(theirs)
-    return Row(what, peer, "speed", *speeds, ratio(theirs, ours), goal, note)
+    return Row(what, peer, measure, *speeds, ratio(theirs, ours), goal, note)
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
@@ -186,8 +188,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     measure = row["measure"]
-    value: Callable[[float], str] = {"time": _time, "speed": _speed, "bytes": _bytes}[measure]
-    goal = "reported" if row["goal"] is None else f"{'≥' if measure == 'speed' else '≤'} {row['goal']:g}"
+    value: Callable[[float], str] = {"time": _time, "speed": _speed, "cpu": _per_cpu, "bytes": _bytes}[measure]
+    goal = "reported" if row["goal"] is None else f"{'≥' if measure in _SPEEDS else '≤'} {row['goal']:g}"
     reached = {None: "", True: "yes", False: "no"}[row["reached"]]
     spread = Ratio(**row["ratio"])
     shown = f"{spread.median:.3f}" if spread.low == spread.high else str(spread)
@@ -200,6 +202,10 @@ def _time(seconds: float) -> str:
 
 def _speed(images_per_s: float) -> str:
     return f"{images_per_s:,.1f} images/s"
+
+
+def _per_cpu(images_per_s: float) -> str:
+    return f"{images_per_s:,.0f} images/CPU s"
 
 
 def _bytes(count: float) -> str:

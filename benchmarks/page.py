@@ -36,6 +36,10 @@ numbers that are not finite and for stop requests. torchvision's loop and timm's
 projects, with their networks and optimizers.
 """
 
+INPUT = """Photo-like JPEG files of about 500 × 375 pixels and 80 kB in the file cache, random crops of 224 pixels with
+torchvision's distribution, 2 threads, batches of 32 uint8 images. CPU seconds are those of all threads and processes.
+"Again" is a second process of the same pipeline: it shows the noise."""
+
 NO_GPU = """## On a GPU
 
 Not measured: no GPU was available. `benchmarks/gpu.sh` measures everything with only torch and torchvision, and writes
@@ -50,6 +54,7 @@ def page(results: Path = RESULTS) -> str:
     for name, section in (
         ("training_cpu", _training),
         ("optimizers", _optimizers),
+        ("input", _input),
         ("checkpoint_stall", _stall),
         ("checkpoint_formats", _formats),
         ("soak", _soak),
@@ -79,6 +84,16 @@ def _optimizers(found: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(found)
     yield f"Float32, {found['threads']} thread(s), {found['rounds']} rounds of {found['steps']} steps.\n"
     yield table_of(found["rows"]) + "\n"
+
+
+def _input(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Input on a CPU (`python -m benchmarks.input`)\n"
+    yield _machine(found)
+    yield INPUT + f" {found['rounds']} rounds of {found['turn']} images.\n"
+    yield table_of(found["rows"]) + "\n"
+    yield from (f"- {row['what']}: {row['note']}" for row in found["rows"] if row["note"])
+    yield from (f"- {name}: not measured, {reason}" for name, reason in found["absent"].items())
+    yield ""
 
 
 def _stall(found: Mapping[str, Any]) -> Iterator[str]:

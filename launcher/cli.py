@@ -11,14 +11,25 @@ from pathlib import Path
 
 from launcher import train
 from launcher.arguments import Parser, config_arguments
-from launcher.commands import cancel, compare, config_init, doctor, list_runs, logs, plan, render, status, study, submit
+from launcher.commands import (
+    cancel,
+    compare,
+    config_init,
+    doctor,
+    list_runs,
+    logs,
+    plan,
+    prepare_verbs,
+    render,
+    status,
+    study,
+    submit,
+)
 from launcher.commands import report as reports
 from launcher.config import load as configs
 from launcher.exit_codes import ExitCode
 from launcher.signals import StopSignals
 from launcher.train import report
-
-HOME = Path("~/resnet_data")
 
 
 def main(arguments: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
@@ -52,22 +63,8 @@ def _parser() -> Parser:
     verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="of images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
-    plan.add_parser(verbs)
-
-    verb = verbs.add_parser("prepare", help="write a data set as image folders")
-    verb.add_argument(
-        "dataset",
-        choices=("digits", "fashion-mnist", "cifar10"),
-        help="digits: scikit-learn's 1,797 handwritten digits; fashion-mnist: 70,000 images of Debian's package "
-        "dataset-fashion-mnist; cifar10: 60,000 images of its binary version",
-    )
-    verb.add_argument("folder", type=Path, nargs="?", help="target folder (default: ~/resnet_data/<dataset>)")
-    files = "folder of IDX files (fashion-mnist) or of .bin files (cifar10)"
-    verb.add_argument("--from", dest="source", metavar="DIR", type=Path, help=files)
-    verb.add_argument("--baselines", action="store_true", help="also print the accuracy of classical methods")
-    verb.set_defaults(run=_prepare)
-
-    for module in (study, doctor, render, submit, status, logs, cancel, list_runs, reports, compare):
+    modules = (plan, prepare_verbs, study, doctor, render, submit, status, logs, cancel, list_runs, reports, compare)
+    for module in modules:
         module.add_parser(verbs)
 
     verb = verbs.add_parser("config", help="write a config, show it with all defaults, or the schema of all keys")
@@ -84,16 +81,6 @@ def _demo(given: argparse.Namespace) -> int:
     from launcher.commands.demo import run_demo
 
     return run_demo(given.folder.expanduser().absolute(), given.overrides, given.stop)
-
-
-def _prepare(given: argparse.Namespace) -> int:
-    from launcher.commands.prepare import prepare
-
-    folder = (given.folder or HOME / given.dataset).expanduser().absolute()
-    source = None if given.source is None else given.source.expanduser().absolute()
-    for line in prepare(given.dataset, folder, source, baselines=given.baselines):
-        print(line, flush=True)
-    return 0
 
 
 def _show(given: argparse.Namespace) -> int:

@@ -15,10 +15,12 @@ from torch import nn
 from resnet_dist.checkpoint.broadcast import load_and_broadcast
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.saver import CheckpointOptions
-from resnet_dist.data import Index, Stream
+from resnet_dist.data import Index
 from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.files import files_of
+from resnet_dist.data.ledger import Ledger
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
+from resnet_dist.data.order import Order, order_of
 from resnet_dist.data.shared_index import check_sub_folders, shared_indices
 from resnet_dist.data.subset import trained_on
 from resnet_dist.engines.factory import autocast_dtype, build_engine
@@ -33,11 +35,12 @@ from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
 from resnet_dist.recipe.durations import Duration, Every, resolved
+from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry import memory
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes, classify
-from resnet_dist.telemetry.flops import flops_per_image, peak_flops
+from resnet_dist.telemetry.flops import mean_flops_per_image, peak_flops
 from resnet_dist.telemetry.layers import Layers, LayerStatistics, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
@@ -120,7 +123,6 @@ def build(
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
     statistics = RunningStatistics(model, worker.device)
-    exchange = StepExchange(statistics, worker.device, recipe.batch.size)
     loss_sum = loss_of(recipe, train.labels, worker.device)
     kernels = sgd_kernels(recipe, worker.device)
     optimizer = build_optimizer(recipe.optimizer, model, kernels, recipe.regularization.l1)
@@ -145,10 +147,13 @@ def build(
     skipped = options.skipped
     if not skipped and checkpoint is not None:  # lost with the run directory: from the mirror's checkpoint
         skipped = tuple((first, end) for first, end in checkpoint.state.get("skipped", []))
+    order = order_of(train, recipe.data, recipe.seed)
+    first_step, state = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.state.get("ledger"))
+    ledger = Ledger(order, recipe.batch.size, skipped, first_step, state)
     facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
-    batches_from = _batches_from(recipe, worker, train, layout, timetable.total_steps, skipped)
+    batches_from = _batches_from(recipe, worker, train, order, layout, timetable.total_steps, skipped)
     to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
     precise = partial(
         PreciseBatchNorm,
@@ -164,16 +169,17 @@ def build(
         batches_from=batches_from,
         to_device=to_device,
         evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise),
-        exchange=exchange,
-        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average),
+        exchange=StepExchange(statistics, worker.device, recipe.batch.size, ledger.num_sums),
+        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger),
         sink=sink,
         supervisor=supervisor,
         seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
         average=(lambda step: None) if average is None else average.update,
+        ledger=ledger,
         liveness=liveness,
         layers=layers,
         profiler=_profiler(options, worker),
-        classify=partial(_classify, recipe, worker),
+        classify=partial(_classify, recipe, worker, len(train)),
         translate_oom=partial(
             memory.translate_oom,
             recipe=recipe,
@@ -182,7 +188,6 @@ def build(
             largest_world_size=worker.largest_world_size,
         ),
     )
-    first_step = 0 if checkpoint is None else checkpoint.step
     target, evaluate_first = Target.of(recipe.stop_at), False
     if checkpoint is not None:
         metrics = checkpoint.state.get("metrics")
@@ -208,6 +213,7 @@ def _batches_from(
     recipe: Recipe,
     worker: Worker,
     train: Index,
+    order: Order,
     layout: BatchLayout,
     total_steps: int,
     skipped: tuple[tuple[int, int], ...],
@@ -223,10 +229,9 @@ def _batches_from(
             num_threads=worker.num_threads,
             max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
         )
-        stream = Stream(len(train), recipe.seed)
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
         yield from training_batches(
-            train, files_of(train), stream, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
+            train, files_of(train), order, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
         )
 
     return batches_from
@@ -251,12 +256,12 @@ def evaluator(
 ) -> Evaluator:
     """Evaluates `model`, with the average of its weights if there is one. `splits`: training and val."""
     to_device = ToDevice(recipe, worker.device)
-    size, dtype = recipe.evaluate.batch_size, autocast_dtype(recipe)
+    data, size, dtype = recipe.evaluation_data, recipe.evaluate.batch_size, autocast_dtype(recipe)
     autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
 
     def batches(index: Index) -> Iterator[MicroBatch]:
-        decoder = decoder_for(recipe.data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
-        found = evaluation_batches(index, files_of(index), worker.world_size, worker.rank, size, recipe.data, decoder)
+        decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
+        found = evaluation_batches(index, files_of(index), worker.world_size, worker.rank, size, data, decoder)
         return map(to_device, liveness.beating(found))
 
     train, val = (Split(len(index), partial(batches, index)) for index in splits)
@@ -318,12 +323,13 @@ def _profiler(options: RunOptions, worker: Worker) -> StepProfiler | None:
     return StepProfiler(*options.profile, options.profiles, worker.rank, worker.device)
 
 
-def _classify(recipe: Recipe, worker: Worker, windows: list[StepTimes]) -> StepBottleneck | None:
-    """The bottleneck of the run, on rank 0; None on other ranks."""
-    if worker.rank != 0:
+def _classify(recipe: Recipe, worker: Worker, num_samples: int, windows: list[StepTimes]) -> StepBottleneck | None:
+    """The bottleneck of the run, on rank 0; None on other ranks, and without steps."""
+    if worker.rank != 0 or not windows:
         return None
     model = build_model(_without_weights(recipe).model, recipe.seed)
-    flops = flops_per_image(model, recipe.data.resolution) * recipe.batch.size / worker.world_size
+    resolutions = Resolutions.of(recipe.data, batch_size=recipe.batch.size, num_samples=num_samples)
+    flops = mean_flops_per_image(model, resolutions, windows) * recipe.batch.size / worker.world_size
     return classify(windows, flops, peak_flops(worker.device, recipe.precision))
 
 

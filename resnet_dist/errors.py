@@ -7,7 +7,8 @@ TrainingError
 ├── CheckpointError        a checkpoint is damaged or of another run
 ├── DivergedError          the loss or the gradient is not finite
 ├── OutOfMemory            a micro-batch does not fit into memory
-└── StorageError           the run directory cannot be written
+├── StorageError           the run directory cannot be written
+└── LedgerError            an epoch had a sample twice, or never        never retried
 """
 
 from __future__ import annotations
@@ -99,3 +100,11 @@ class StorageError(TrainingError):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path, self.problem = path, problem
+
+
+class LedgerError(TrainingError):
+    """The workers have not consumed each sample of an epoch once: an error in this package."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the ledger of the samples does not balance: {problem}. Please report this")
+        self.problem = problem

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from torch import Tensor, nn
 
 from launcher.api import Run
@@ -13,7 +14,6 @@ from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.data.crops import evaluation_windows
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from resnet_dist.data.index import Index
 from resnet_dist.data.loader import normalise
 from resnet_dist.data.order import Stream

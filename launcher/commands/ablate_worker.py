@@ -86,8 +86,10 @@ def _train(trainer: Trainer, watch: _Stopwatch, *, replay: bool) -> None:
 
 
 def _for_speed(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe for a few steps; with progressive resizing, all at the largest resolution."""
     return replace(
         recipe,
+        data=replace(recipe.data, resolution=max(recipe.data.training_resolutions), progressive={}),
         duration=Duration(Fraction(steps), "steps"),
         schedule=ScheduleRecipe(peak_lr=_LEARNING_RATE, decay="constant"),
         evaluate=EvaluateRecipe(every=_NEVER, batch_size=recipe.evaluate.batch_size),

@@ -24,6 +24,7 @@ from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPA
 from resnet_dist.recipe.durations import Every
 from resnet_dist.recipe.published import published
 from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import EmaRecipe
 from resnet_dist.telemetry.metrics_file import read_metrics
@@ -167,6 +168,11 @@ def lines(config: RunConfig) -> Iterator[str]:
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
     yield from _batch(config, layout)
+    if config.data.progressive or config.evaluate.resolution is not None:
+        parts = Resolutions.of(config.data, **size)
+        changes = zip(parts.pixels, parts.first_steps, strict=True)
+        training = ", ".join(f"{pixels} from step {step:,}" for pixels, step in changes if step < total_steps)
+        yield f"  resolution    {training}; evaluation at {config.evaluation_data.resolution}"
     yield f"  training      {', '.join(_training(config))}"
     yield from _engine(config, layout)
     if config.ema.decay is not None:

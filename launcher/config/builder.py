@@ -80,6 +80,8 @@ class Builder:
             return self._parsed(kind, value, key)
         if dataclasses.is_dataclass(kind):
             return self._section(kind, value, key)
+        if typing.get_args(kind)[:1] == (Duration,) and isinstance(value, Mapping):
+            return self._by_time(typing.get_args(kind)[1], value, key)
         if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
             item, *others = typing.get_args(kind)
             if others == [Ellipsis]:
@@ -120,6 +122,13 @@ class Builder:
         except ValueError:
             pass
         return self._misfit(key, kind, value)
+
+    def _by_time(self, item: object, value: Mapping[object, object], key: str) -> object:
+        """A section whose names are durations."""
+        made = {self._parsed(Duration, time, key): self._value(item, each, key) for time, each in value.items()}
+        if self.fits and len(made) < len(value):
+            self._note(key, f"found one time twice in {', '.join(map(str, value))}", "each once")
+        return made
 
     def _path(self, text: str, key: str) -> str:
         assert self._folder is not None

@@ -148,6 +148,13 @@ RULES = (
         "free disk space, or repair the mount or the permissions; complete checkpoints are not affected",
     ),
     Rule(
+        errors.LedgerError,
+        ExitCode.INTERNAL,
+        Retry.NEVER,
+        "internal error (a bug) in resnet_dist: please report it; the events epoch_complete in metrics.jsonl say up to "
+        "which epoch the samples were right",
+    ),
+    Rule(
         errors.TrainingError, ExitCode.INTERNAL, Retry.NEVER, "internal error (a bug) in resnet_dist: please report it"
     ),
     Rule(Exception, ExitCode.USER_CODE, Retry.RESTART, "the traceback is in the worker's log"),

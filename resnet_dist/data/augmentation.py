@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor
 from resnet_dist.data import random_bits
 from resnet_dist.data.policies import ColorJitter, Policy, RandAugment, Steps, TrivialAugment, apply
 from resnet_dist.data.requests import Decoded
+from resnet_dist.data.threads import single_threads
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import function_for, is_reference
 from resnet_dist.recipe.schema import DataRecipe
@@ -39,7 +39,7 @@ def augmentation_of(recipe: DataRecipe, *, seed: int, device: torch.device, num_
     if name == "randaugment":
         # torchvision's defaults
         num_ops, magnitude = 2 if num_ops is None else num_ops, 9 if magnitude is None else magnitude
-        policies.append(RandAugment(num_ops, magnitude, recipe.resolution, seed))
+        policies.append(RandAugment(num_ops, magnitude, seed))
     elif name == "trivialaugment":
         policies.append(TrivialAugment(seed))
     elif is_reference(name):
@@ -70,7 +70,7 @@ class Augmentation:
         `decoded` runs in a thread of its own. Raises RecipeError if a user's function returns something else than it
         should.
         """
-        pool = _single_threads(self._num_threads)
+        pool = single_threads(self._num_threads, "augment")
         ahead = ThreadPoolExecutor(1, thread_name_prefix="augment-batch")
         try:
             coming = ahead.submit(self._next, decoded, pool)
@@ -104,7 +104,7 @@ class Augmentation:
         """Apply the policies to `images` in place."""
         if not self._policies:
             return
-        chosen = zip(*(policy.steps(positions) for policy in self._policies), strict=True)
+        chosen = zip(*(policy.steps(positions, images.shape[-1]) for policy in self._policies), strict=True)
         steps: list[Steps] = [list(itertools.chain(*own)) for own in chosen]
 
         def change(number: int) -> None:
@@ -112,25 +112,6 @@ class Augmentation:
 
         run = map if images.is_cuda else pool.map
         list(run(change, range(len(images))))  # raises what a thread has raised
-
-
-def _single_threads(num_threads: int) -> ThreadPoolExecutor:
-    """A pool in whose threads an operation of torch runs on one thread, not on a team of threads for each of them.
-
-    The sums of an image then have one order. torch.set_num_threads sets a number of the calling thread and others of
-    the process; the latter are restored.
-    """
-    before = torch.get_num_threads()
-    all_started = threading.Barrier(num_threads)
-
-    def start(_: int) -> None:
-        torch.set_num_threads(1)
-        all_started.wait()
-
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="augment")
-    list(pool.map(start, range(num_threads)))
-    torch.set_num_threads(before)
-    return pool
 
 
 def _users(name: str, function: Callable[..., object], seed: int) -> _OfBatch:

@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from concurrent.futures import ThreadPoolExecutor
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from resnet_dist.data.image_headers import Header, image_header
-from resnet_dist.data.index import Index
+from resnet_dist.data.columns import Texts
+from resnet_dist.data.files import files_of
+from resnet_dist.data.image_headers import Header, header_of
+from resnet_dist.data.index import Index, Kind
+from resnet_dist.data.index_parts import Parts
 from resnet_dist.data.listing import Listing
+from resnet_dist.data.parallel import in_chunks
+from resnet_dist.data.storage import storage_of
 from resnet_dist.errors import DataError
 
-_THREADS = 16  # reading headers waits for the disk or the network, not for the CPU
+# What is read about an image; see `Index`.
+ROW = np.dtype(
+    [
+        ("heights", np.int32),
+        ("widths", np.int32),
+        ("kinds", np.uint8),
+        ("orientations", np.uint8),
+        ("num_bytes", np.int64),
+        ("tails", np.uint32),
+        ("times_ns", np.int64),
+    ]
+)
+_BROKEN = (1, 1, Kind.BROKEN, 1, 0, 0, 0)
 _NAMED = 5  # files that a message lists
 
+Rows = NDArray[np.int64]
+Report = Callable[[int, int], object]  # called after every few hundred images: how many are done, of how many
+ReadRows = Callable[[Rows], tuple[NDArray[Any], dict[int, str]]]  # their table, and what is wrong with broken ones
 
-def build_index(listing: Listing, root: str, source: str) -> Index:
-    """The index of the samples of `listing`. Raises DataError for files that are empty, truncated or not images."""
-    headers = _headers([os.path.join(root, path) for path in listing.paths])  # noqa: PTH118
-    heights, widths, kinds, orientations, num_bytes, tails = (np.array(column) for column in zip(*headers, strict=True))
-    return Index(
+
+def build_index(
+    listing: Listing,
+    root: str,
+    source: str,
+    *,
+    report: Report = lambda done, total: None,
+    parts: Path | None = None,
+    known: Index | None = None,
+) -> Index:
+    """The index of the samples of `listing`. Broken images are in it, with `Kind.BROKEN`: `check_whole` refuses them.
+
+    `parts`: a folder in which is saved what has been read, so that a call after an interruption continues. `known`: an
+    index that has just been read; images with names that it has are not read again. Raises DataError from a storage.
+    """
+    num = len(listing.paths)
+    sizes = {"num_bytes": listing.num_bytes, "shard_numbers": listing.shard_numbers, "offsets": listing.offsets}
+    index = Index(
         root=root,
         classes=listing.classes,
-        paths=listing.paths,
+        paths=Texts.of(listing.paths),
         labels=np.asarray(listing.labels, dtype=np.int64),
-        heights=heights,
-        widths=widths,
+        heights=np.ones(num),
+        widths=np.ones(num),
         folder_times_ns=listing.folder_times_ns,
         notes=listing.notes,
         source=source,
-        num_bytes=num_bytes,
-        tails=tails,
-        kinds=kinds,
-        orientations=orientations,
+        shards=listing.shards,
+        image_key=listing.image_key,
+        **sizes,
     )
-
-
-def _headers(paths: list[str]) -> list[Header]:
-    """The header of every file. Raises one DataError for all broken files."""
-
-    def header_or_error(path: str) -> Header | DataError:
-        try:
-            return image_header(path)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="index") as pool:
-        results = list(pool.map(header_or_error, paths, chunksize=256))
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        others = "; ".join(str(error) for error in errors[1:_NAMED])
-        more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
-        counted = f". The first of {len(errors)} broken files; the others are {others}{more}" if others else ""
-        raise DataError(errors[0].path, f"{errors[0].problem}{counted}")
-    return [result for result in results if not isinstance(result, DataError)]
+    saved = Parts(parts, index)
+    table, problems = saved.load(ROW)
+    of_parts = len(table)
+    table = np.concatenate([table, np.zeros(num - of_parts, ROW)])
+    todo = np.arange(of_parts, num)
+    if known is not None:
+        todo = _copy_known(known, index, table, problems, todo)
+    for done, part in _read(index, todo, report):
+        ...
+    return index

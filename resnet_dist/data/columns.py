@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ENCODED_TOGETHER = 4096  # texts
 _METADATA = "__metadata__"  # reserved key of the header: a map of strings to strings
 
 
@@ -96,9 +97,16 @@ class Texts(Sequence[str]):
         """`texts` in this form; themselves if they have it already."""
         if isinstance(texts, Texts):
             return texts
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        ends = np.cumsum([len(text) + 1 for text in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"\0".join([*encoded, b""]), dtype=np.uint8), ends)
+        content = np.frombuffer(b"".join(_encoded(texts)), dtype=np.uint8)
+        return cls(content, np.flatnonzero(content == 0) + 1)
+
+    def take(self, rows: NDArray[np.int64]) -> Texts:
+        """The texts `rows`, in that order."""
+        ends = self.ends[rows]
+        starts = np.where(rows % len(self) == 0, 0, self.ends[rows - 1])
+        whole = memoryview(self.content)
+        parts = [whole[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return Texts(np.frombuffer(b"".join(parts), dtype=np.uint8), np.cumsum(ends - starts))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -121,3 +129,10 @@ class Texts(Sequence[str]):
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))
         return f"Texts([{shown}{', ...' if len(self) > 3 else ''}])"
+
+
+def _encoded(texts: Sequence[str]) -> Iterator[bytes]:
+    """`texts` with a zero byte after each, some thousand at a time, since bytes objects of single names are large."""
+    for start in range(0, len(texts), _ENCODED_TOGETHER):
+        some = "\0".join([*texts[start : start + _ENCODED_TOGETHER], ""])
+        yield some.encode("utf-8", "surrogateescape")

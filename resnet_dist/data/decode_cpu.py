@@ -1,11 +1,13 @@
-"""Decoding on the CPU in threads: Pillow decodes and torchvision resizes; both release the GIL.
+"""Decoding on the CPU in threads: nvImageCodec or Pillow decodes and torch resizes; all of them release the GIL.
 
-torchvision's own JPEG decoder is deprecated since 0.29. Pillow gives the same pixels and reads the other formats too.
+Ordinary JPEGs without an orientation are decoded by nvImageCodec where it is installed; all other images, and whatever
+it refuses, by Pillow. The pixels are the same.
 """
 
 from __future__ import annotations
 
 import io
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,27 +17,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torch import Tensor
 
+from resnet_dist.data.decode_regions import RegionDecoder
 from resnet_dist.data.requests import BatchRequest, Decoded
+from resnet_dist.data.threads import single_threads
 from resnet_dist.errors import DataError
+
+_LARGEST_PART = 8  # samples that a thread takes at once
+
+_resize = torch.ops.aten._upsample_bilinear2d_aa  # torch.nn.functional.interpolate(mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
 class CpuDecoder:
-    """A `Decoder` of `num_threads` threads that works `prefetch` requests ahead of its consumer."""
+    """A `Decoder` of `num_threads` threads that works `prefetch` requests ahead of its consumer.
+
+    `regions`: decode ordinary JPEGs with nvImageCodec, which must be installed.
+    """
 
     num_threads: int
     prefetch: int
+    regions: bool = False
 
     def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
         """See `Decoder.decode`; tensors are on the CPU."""
         ahead: deque[_Decoding] = deque()
-        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
+        windows = _Windows(self.regions)
+        pool = single_threads(self.num_threads, "decode")
         try:
             for request in requests:
-                ahead.append(_Decoding(request, pool))
+                ahead.append(_Decoding(request, windows, pool, self.num_threads))
                 if len(ahead) > self.prefetch:
                     yield ahead.popleft().result()
             while ahead:
@@ -45,48 +57,68 @@ class CpuDecoder:
 
 
 class _Decoding:
-    """A request that is being decoded: one task per sample, which fills its slice of the batch."""
+    """A request that is being decoded in parts, each of which fills its slice of the batch."""
 
-    def __init__(self, request: BatchRequest, pool: ThreadPoolExecutor) -> None:
-        self._request, resolution = request, request.resolution
-        # Rows of pixels are copied with numpy: torch would start a pool of threads in each of these threads.
-        self._batch = np.zeros((len(request), resolution, resolution, 3), dtype=np.uint8)
-        self._tasks: list[Future[None]] = [
-            pool.submit(decode_sample, request, number, self._batch[number]) for number in range(len(request))
+    def __init__(self, request: BatchRequest, windows: _Windows, pool: ThreadPoolExecutor, num_threads: int) -> None:
+        num, resolution = len(request), request.resolution
+        self._request = request
+        self._images = torch.empty((num, resolution, resolution, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        part = min(_LARGEST_PART, -(-num // num_threads))
+        self._parts: list[Future[dict[int, DataError]]] = [
+            pool.submit(_decode, request, range(first, min(first + part, num)), windows, self._images)
+            for first in range(0, num, part)
         ]
 
     def result(self) -> Decoded:
         """Wait for the batch."""
         errors: dict[int, DataError] = {}
-        for number, task in enumerate(self._tasks):
-            try:
-                task.result()
-            except DataError as error:
-                errors[number] = error
-        return Decoded(self._request, torch.from_numpy(self._batch).permute(0, 3, 1, 2), errors)
+        for part in self._parts:
+            errors |= part.result()
+        return Decoded(self._request, self._images, errors)
 
 
-def decode_sample(request: BatchRequest, number: int, pixels: NDArray[np.uint8]) -> None:
-    """Decode sample `number` of a request into `pixels`, uint8 [resolution, resolution, 3].
+def _decode(request: BatchRequest, numbers: range, windows: _Windows, images: Tensor) -> dict[int, DataError]:
+    """Decode samples `numbers` of a request into their rows of `images`; returns the errors by number."""
+    errors: dict[int, DataError] = {}
+    size = [request.resolution] * 2
+    for number in numbers:
+        row = images[number : number + 1]
+        try:
+            window = torch.from_numpy(windows.of(request, number))[None].permute(0, 3, 1, 2)
+        except DataError as error:
+            errors[number] = error
+            row.zero_()
+            continue
+        if request.flips[number]:  # flipped after resizing, which does not treat left and right alike
+            torch.ops.aten.flip.out(_resize.default(window, size, False), [3], out=row)
+        else:
+            _resize.out(window, size, False, out=row)
+    return errors
 
-    Raises DataError if the image cannot be read or decoded, or is smaller than its window.
+
+class _Windows(threading.local):
+    """Decodes windows. Each thread has an nvImageCodec decoder of its own, if `regions`."""
+
+    def __init__(self, regions: bool) -> None:
+        self._regions = RegionDecoder() if regions else None
+
+    def of(self, request: BatchRequest, number: int) -> NDArray[np.uint8]:
+        """As `pillow_window`; the pixels are valid up to the next call in this thread."""
+        content, ordinary = request.encoded(number)
+        if ordinary and self._regions is not None:
+            top, left, height, width = request.windows[number].tolist()
+            pixels = self._regions.decode(content, (top, left, height, width))
+            if pixels is not None:
+                return pixels
+        return pillow_window(request, number, content)
+
+
+def pillow_window(request: BatchRequest, number: int, content: bytes) -> NDArray[np.uint8]:
+    """The window of sample `number`, whose file is `content`, as RGB, uint8 [height, width, 3], not flipped.
+
+    Transparency is dropped. Raises DataError if the image cannot be decoded or is smaller than its window.
     """
-    resized = resize(
-        torch.from_numpy(decode_window(request, number)).permute(2, 0, 1),
-        list(pixels.shape[:2]),
-        interpolation=InterpolationMode.BILINEAR,
-        antialias=True,
-    )
-    rows = resized.permute(1, 2, 0).numpy()
-    pixels[:] = rows[:, ::-1] if request.flips[number] else rows
-
-
-def decode_window(request: BatchRequest, number: int) -> NDArray[np.uint8]:
-    """The window of sample `number` as RGB, uint8 [height, width, 3], not flipped. Transparency is dropped.
-
-    Raises DataError if the image cannot be read or decoded, or is smaller than its window.
-    """
-    content, sample_id = request.read(number), int(request.sample_ids[number])
+    sample_id = int(request.sample_ids[number])
     top, left, height, width = request.windows[number].tolist()
     transpose = _TRANSPOSES.get(int(request.orientations[number]))
     try:

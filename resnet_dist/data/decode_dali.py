@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack
 
-from resnet_dist.data.decode_cpu import decode_window
-from resnet_dist.data.index import Kind
+from resnet_dist.data.decode_cpu import pillow_window
 from resnet_dist.data.requests import BatchRequest, Decoded
 from resnet_dist.errors import DataError, MissingPackage
 
@@ -141,18 +140,16 @@ def _arrays(request: BatchRequest, broken: _Errors | None = None) -> tuple[_Arra
     """A request in DALI's form, with black pixels for images that are `broken` or cannot be read, and their errors."""
     encoded: list[NDArray[np.uint8]] = []
     windows, errors = request.windows.copy(), dict(broken or {})
-    for number, kind in enumerate(request.kinds.tolist()):
+    for number in range(len(request)):
         content = _BLACK
         if number in errors:
             windows[number] = (0, 0, 1, 1)
         else:
             try:
-                if kind == Kind.ORDINARY and request.orientations[number] == 1:
-                    content = request.read(number)
-                else:
-                    pixels = decode_window(request, number)
+                content, ordinary = request.encoded(number)
+                if not ordinary:
+                    content = _as_ppm(pillow_window(request, number, content))
                     windows[number, :2] = 0
-                    content = _as_ppm(pixels)
             except DataError as error:
                 errors[number] = error
                 windows[number] = (0, 0, 1, 1)
@@ -175,7 +172,7 @@ def _broken(request: BatchRequest) -> _Errors:
     errors: _Errors = {}
     for number in range(len(request)):
         try:
-            decode_window(request, number)
+            pillow_window(request, number, request.encoded(number)[0])
         except DataError as broken:
             errors[number] = broken
     return errors

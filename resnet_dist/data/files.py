@@ -45,8 +45,8 @@ class StoredFiles:
                 content = self._storage.read(shard, offset, num_bytes)
             else:
                 content = self._storage.read(index.paths[sample_id])
-        except OSError as error:
-            raise DataError(self.name(sample_id), f"cannot be read: {error.strerror}", sample_id) from error
+        except DataError as error:
+            raise DataError(self.name(sample_id), error.problem, sample_id) from error
         check_unchanged(index, sample_id, content)
         return content
 

@@ -51,9 +51,12 @@ class Index:
     shard_numbers    int32 [n], the shard of each sample; empty without shards
     offsets          int64 [n], its first byte there (parquet: its row); empty without shards
     num_bytes        int64 [n], encoded size, 0 if unknown (parquet)
-    tails            uint32 [n], crc32 of the last 64 bytes of each image file; empty if unknown
+    tails            uint32 [n], crc32 of the last 64 bytes of each image; empty if unknown
+    times_ns         int64 [n], when the inode of each image's file changed, in nanoseconds; empty for shards
     kinds            uint8 [n], see `Kind`
     orientations     uint8 [n], EXIF orientation from 1 (as stored) to 8
+    image_key        parquet: the column of the images; empty for other shards and for files
+    problems         what is wrong with broken images, by row; their height and width are 1
     """
 
     root: str
@@ -70,8 +73,11 @@ class Index:
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     num_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     tails: NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, np.uint32))
+    times_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     kinds: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     orientations: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    image_key: str = ""
+    problems: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         num = len(self.paths)
@@ -86,7 +92,7 @@ class Index:
             object.__setattr__(self, "kinds", np.full(num, Kind.UNKNOWN, np.uint8))
         if len(self.orientations) == 0:
             object.__setattr__(self, "orientations", np.ones(num, np.uint8))
-        optional = {name: len(getattr(self, name)) for name in ("shard_numbers", "offsets", "num_bytes", "tails")}
+        optional = {name: len(getattr(self, name)) for name in _OPTIONAL}
         if wrong := {name: length for name, length in optional.items() if length not in (0, num)}:
             raise ValueError(f"{wrong} for {num} samples: these columns have one value per sample, or none")
         if self.shards and not optional["shard_numbers"] == optional["offsets"] == num:
@@ -104,11 +110,13 @@ class Index:
 
     def take(self, rows: NDArray[np.int64]) -> Index:
         """The samples `rows`, in that order."""
-        names = self.paths
         taken: dict[str, Any] = {
             name: column[rows] for name in _COLUMNS if len(column := getattr(self, name)) == len(self)
         }
-        return dataclasses.replace(self, paths=tuple(names[row] for row in rows.tolist()), **taken)
+        if self.problems:
+            numbers = np.flatnonzero(np.isin(rows, list(self.problems)))
+            taken["problems"] = {number: self.problems[int(rows[number])] for number in numbers.tolist()}
+        return dataclasses.replace(self, paths=Texts.of(self.paths).take(rows), **taken)
 
     def fingerprint(self) -> str:
         """sha256 of the paths, labels and sizes: equal for equal data, independent of the root and of shards."""
@@ -139,7 +147,9 @@ class Index:
             "classes": self.classes,
             "shards": self.shards,
             "notes": self.notes,
+            "image_key": self.image_key,
             "folders": list(self.folder_times_ns.items()),
+            "problems": list(self.problems.items()),
         }
         columns.write(file, made, {"format": str(_FORMAT), **{key: json.dumps(text) for key, text in texts.items()}})
 
@@ -150,7 +160,8 @@ class Index:
             found, metadata = columns.read(file)
             if metadata.get("format") != str(_FORMAT):
                 raise DataError(str(file), f"is an index of format {metadata.get('format')}, not {_FORMAT}; delete it")
-            texts = {key: json.loads(metadata[key]) for key in ("root", "source", "classes", "shards", "notes")}
+            names = ("root", "source", "classes", "shards", "notes", "image_key")
+            texts = {name: json.loads(metadata[name]) for name in names}
             return cls(
                 root=texts["root"],
                 classes=tuple(texts["classes"]),
@@ -159,12 +170,15 @@ class Index:
                 notes=tuple(texts["notes"]),
                 source=texts["source"],
                 shards=tuple(texts["shards"]),
+                image_key=texts["image_key"],
+                problems={int(row): str(text) for row, text in json.loads(metadata["problems"])},
                 **{name: found[name] for name in _COLUMNS},
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(str(file), f"is not a saved index ({error}); delete it, and it is created again") from error
 
 
+_OPTIONAL = ("shard_numbers", "offsets", "num_bytes", "tails", "times_ns")  # empty, or with a value per sample
 _COLUMNS = {
     "labels": np.int64,
     "heights": np.int32,
@@ -173,6 +187,7 @@ _COLUMNS = {
     "offsets": np.int64,
     "num_bytes": np.int64,
     "tails": np.uint32,
+    "times_ns": np.int64,
     "kinds": np.uint8,
     "orientations": np.uint8,
 }

@@ -6,20 +6,24 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 
-from resnet_dist.data import crops, decode_dali, random_bits
+from resnet_dist.data import crops, decode_dali, decode_regions, random_bits
 from resnet_dist.data.augmentation import Augmentation
 from resnet_dist.data.decode_cpu import CpuDecoder
 from resnet_dist.data.files import Files
 from resnet_dist.data.index import Index
-from resnet_dist.data.order import Stream
+from resnet_dist.data.ledger import Tallies, tallies_of
+from resnet_dist.data.order import Order
 from resnet_dist.data.requests import BatchRequest, Decoder
+from resnet_dist.data.synthetic import SyntheticDecoder
 from resnet_dist.recipe.batch_layout import BatchLayout, split
+from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import DataRecipe
 
 _log = logging.getLogger(__name__)
@@ -33,18 +37,20 @@ class HostBatch:
     labels     int64 [n], on the CPU
     positions  int64 [n], on the CPU: in the stream (training) or in the split (evaluation)
     checksum   of the samples and their positions; additive over workers and micro-batches
+    tallies    of the samples, for the ledger
     """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
     checksum: int
+    tallies: Tallies = field(default_factory=dict)
 
 
 def training_batches(
     index: Index,
     files: Files,
-    stream: Stream,
+    stream: Order,
     layout: BatchLayout,
     rank: int,
     recipe: DataRecipe,
@@ -55,9 +61,11 @@ def training_batches(
 ) -> Iterator[HostBatch]:
     """The micro-batches of worker `rank` for `steps` of the stream, `layout.num_micro_batches` per step.
 
-    Step k takes positions [kB, (k+1)B) of the stream, so a run can be resumed or resized at any step at no cost. Images
-    are decoded ahead of the consumer. Raises DataError for an image that cannot be decoded.
+    Step k takes positions [kB, (k+1)B) of the stream, so a run can be resumed or resized at any step at no cost. The
+    resolution is a function of k, too. Images are decoded ahead of the consumer. Raises DataError for an image that
+    cannot be decoded.
     """
+    resolutions = Resolutions.of(recipe, batch_size=layout.size, num_samples=len(index))
 
     def requests() -> Iterator[BatchRequest]:
         for step in steps:
@@ -67,7 +75,7 @@ def training_batches(
                 heights, widths = index.heights[ids], index.widths[ids]
                 windows = crops.training_windows(heights, widths, positions, seed, recipe.crop_area, recipe.crop_aspect)
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
-                yield BatchRequest.of(index, files, positions, ids, windows, flips, recipe.resolution)
+                yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step))
 
     return _decoded(index, requests(), decoder, augmentation)
 
@@ -104,7 +112,8 @@ def _decoded(
             request = decoded.request
             labels = torch.from_numpy(index.labels[request.sample_ids])
             checksum = random_bits.checksum(request.sample_ids, request.positions)
-            yield HostBatch(decoded.images, labels, torch.from_numpy(request.positions), checksum)
+            tallies = tallies_of(request.sample_ids, request.positions, len(index))
+            yield HostBatch(decoded.images, labels, torch.from_numpy(request.positions), checksum, tallies)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:
@@ -128,27 +137,46 @@ def _channels(
 
 
 def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, max_batch_size: int) -> Decoder:
-    """The decoder that `recipe.decoder` names; `auto` is DALI on a GPU and torchvision on a CPU.
+    """The decoder that `recipe.decoder` names; `auto` is DALI on a GPU, and nvImageCodec with Pillow on a CPU.
 
-    On a CPU torchvision is faster: its resize takes a third of DALI's time. If DALI is not installed, `auto` on a GPU
-    falls back to torchvision with a warning, and `dali` raises MissingPackage.
+    On a CPU the latter is faster: torch's resize takes a small part of the time of DALI's. What `auto` names and is not
+    installed is left out, on a GPU with a warning; `dali` raises MissingPackage.
     """
+    if recipe.source == "synthetic":
+        return SyntheticDecoder(device)
     on_gpu = device.type == "cuda"
-    wants_dali = recipe.decoder == "dali" or (recipe.decoder == "auto" and on_gpu)
-    if recipe.decoder == "auto" and on_gpu and not decode_dali.is_installed():
+    if _uses_dali(recipe, on_gpu):
+        device_id = None
+        if on_gpu:
+            device_id = torch.cuda.current_device() if device.index is None else device.index
+        return decode_dali.DaliDecoder(num_threads, recipe.prefetch, max_batch_size, device_id)
+    if recipe.decoder == "auto" and on_gpu:
         _warn_without_dali()
-        wants_dali = False
-    if not wants_dali:
-        return CpuDecoder(num_threads, recipe.prefetch)
-    device_id = None
-    if on_gpu:
-        device_id = torch.cuda.current_device() if device.index is None else device.index
-    return decode_dali.DaliDecoder(num_threads, recipe.prefetch, max_batch_size, device_id)
+    return CpuDecoder(num_threads, recipe.prefetch, recipe.decoder == "auto" and decode_regions.version() is not None)
+
+
+def describe_decoders(recipe: DataRecipe, *, on_gpu: bool) -> str:
+    """What decodes which images on this machine."""
+    if recipe.source == "synthetic":
+        return "random images, made on the device"
+    pillow = f"Pillow {PIL.__version__}"
+    if _uses_dali(recipe, on_gpu):
+        return f"NVIDIA DALI on the {'GPU' if on_gpu else 'CPU'} (ordinary images), {pillow} (others)"
+    if recipe.decoder == "torchvision":
+        return f"{pillow} on the CPU"
+    version = decode_regions.version()
+    if version is None:
+        return f"{pillow} on the CPU, since nvImageCodec is not installed"
+    return f"nvImageCodec {version} on the CPU (ordinary JPEGs), {pillow} (others)"
+
+
+def _uses_dali(recipe: DataRecipe, on_gpu: bool) -> bool:
+    return recipe.decoder == "dali" or (recipe.decoder == "auto" and on_gpu and decode_dali.is_installed())
 
 
 @functools.cache
 def _warn_without_dali() -> None:
     _log.warning(
-        "data.decoder: auto: NVIDIA DALI is not installed, so torchvision decodes the images on the CPU. "
+        "data.decoder: auto: NVIDIA DALI is not installed, so the images are decoded on the CPU. "
         "Install DALI with: pip install 'resnet-launcher[dali]'"
     )

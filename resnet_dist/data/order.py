@@ -1,23 +1,57 @@
 """The order of the samples in the endless stream of epochs.
 
 Epoch e is positions [eN, (e+1)N), a permutation of the N samples that depends on (seed, e). Each position is computed
-by itself: permutations are never stored or sent, and any step is reached in O(1).
+by itself: a permutation of samples is never stored or sent, and any step is reached in O(1), or in O(number of shards)
+once for each epoch.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.data.index import Index
 from resnet_dist.data.random_bits import Purpose, element, states
+from resnet_dist.recipe.schema import DataRecipe
 
 # Each round mixes one coordinate with a hash of the other. 4 rounds are enough for large grids (Luby and Rackoff 1988);
 # small grids need more until all N! permutations are equally likely. In a chi-square test over 400,000 epochs of 7
 # samples, 12 and 16 rounds fail, 20 and more pass.
 _ROUNDS = 24
+_BLOCK = 1_000  # consecutive rows of an index without shards that `order: shards` keeps together
+_EPOCHS = 4  # whose order of shards is kept: of the steps that are read ahead
+
+
+class Order(Protocol):
+    """Which sample is at which position of the stream."""
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples, N: of an epoch."""
+        ...
+
+    def sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the index, int64 [n], at `positions` int64 [n] (0 is the first sample of the run).
+
+        The positions may be in any order and in several epochs. May be called from several threads.
+        """
+        ...
+
+
+def order_of(index: Index, data: DataRecipe, seed: int) -> Order:
+    """The order that `data.order` names, of the samples of `index`.
+
+    Without shards, `order: shards` takes blocks of 1,000 consecutive rows of the index in their place.
+    """
+    if data.order == "uniform":
+        return Stream(len(index), seed)
+    shards = index.shard_numbers if index.shards else np.arange(len(index)) // _BLOCK
+    return ShardStream(shards, seed, data.shuffle_window)
 
 
 @dataclass(frozen=True)
@@ -37,31 +71,85 @@ class Stream:
             raise ValueError(f"a stream needs at least 1 sample, not {self.num_samples}")
 
     def sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the index, int64 [n], at `positions` int64 [n] (0 is the first sample of the run).
-
-        The positions may be in any order and in several epochs.
-
-        A Feistel network permutes a grid of height × width cells, slightly more than N. A result outside [0, N) is
-        permuted again until it is inside, which keeps the map a permutation (cycle walking: Black and Rogaway, Ciphers
-        with Arbitrary Finite Domains, CT-RSA 2002).
-        """
+        """See `Order.sample_ids`."""
         epochs, offsets = np.divmod(positions, self.num_samples)
-        keys = states(self.seed, epochs, Purpose.ORDER)
-        ids = self._permute(offsets.astype(np.uint64), keys)
-        while (outside := np.flatnonzero(ids >= self.num_samples)).size:
-            ids[outside] = self._permute(ids[outside], keys[outside])
-        return ids.astype(np.int64)
+        return _permuted(offsets, states(self.seed, epochs, Purpose.ORDER), self.num_samples)
 
-    def _permute(self, numbers: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Apply the network once: a permutation of [0, height × width) for each key."""
-        rows = math.isqrt(self.num_samples - 1) + 1  # ceil(sqrt(N))
-        rows += rows % 2  # if both sides were odd, every epoch would be an even permutation
-        height, width = np.uint64(rows), np.uint64(-(-self.num_samples // rows))
-        row, column = np.divmod(numbers, width)
-        for round_number in range(_ROUNDS):
-            counter = np.uint64(round_number) << np.uint64(32)  # rows and columns are below 2^32
-            if round_number % 2 == 0:
-                row = (row + element(keys, counter + column) % height) % height
-            else:
-                column = (column + element(keys, counter + row) % width) % width
-        return row * width + column
+
+class ShardStream:
+    """Endless epochs that read few shards at a time.
+
+    In each epoch the shards come in a random order, and their samples are shuffled within windows of `window` places of
+    that sequence. A window of W places reads the shards that overlap with it: about W / (samples per shard) + 1.
+
+    >>> stream = ShardStream(np.array([0, 0, 0, 1, 1, 1]), seed=0, window=3)
+    >>> [sorted(stream.sample_ids(np.arange(start, start + 3)).tolist()) for start in (0, 3, 6, 9)]
+    [[3, 4, 5], [0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    """
+
+    def __init__(self, shards: NDArray[np.integer], seed: int, window: int) -> None:
+        """`shards`: the shard of each row of the index, [N], in any order."""
+        self.num_samples = len(shards)
+        if self.num_samples < 1:
+            raise ValueError("a stream needs at least 1 sample, not 0")
+        self._seed, self._window = seed, min(window, self.num_samples)
+        self._rows = np.argsort(shards, kind="stable")  # shard after shard
+        self._sizes = np.unique(shards, return_counts=True)[1]
+        self._starts = np.cumsum(self._sizes) - self._sizes  # of the shards, in _rows
+        self._shards = functools.lru_cache(maxsize=_EPOCHS)(self._shuffled)
+
+    def sample_ids(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `Order.sample_ids`."""
+        epochs, offsets = np.divmod(positions, self.num_samples)
+        places, ids = self._shuffled_within_windows(epochs, offsets), np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            own = epochs == epoch
+            shards, starts = self._shards(epoch)
+            turns = np.searchsorted(starts, places[own], side="right") - 1
+            ids[own] = self._rows[self._starts[shards[turns]] + places[own] - starts[turns]]
+        return ids
+
+    def _shuffled(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards of an epoch in its order, and at which place of the epoch each of them begins."""
+        state = states(self._seed, np.array([epoch]), Purpose.ORDER_SHARDS)
+        shards = np.argsort(element(state, np.arange(len(self._sizes), dtype=np.uint64)), kind="stable")
+        sizes = self._sizes[shards]
+        return shards, np.cumsum(sizes) - sizes
+
+    def _shuffled_within_windows(self, epochs: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        windows, inside = np.divmod(offsets, self._window)
+        keys = element(states(self._seed, epochs, Purpose.ORDER_WINDOW), windows.astype(np.uint64))
+        num_whole, length_of_last = divmod(self.num_samples, self._window)
+        for own, length in ((windows < num_whole, self._window), (windows == num_whole, length_of_last)):
+            inside[own] = _permuted(inside[own], keys[own], length)
+        return windows * self._window + inside
+
+
+def _permuted(numbers: NDArray[np.int64], keys: NDArray[np.uint64], length: int) -> NDArray[np.int64]:
+    """`numbers` int64 [n] after a permutation of [0, length) for each key, uint64 [n].
+
+    A Feistel network permutes a grid of height × width cells, slightly more than `length`. A result outside is permuted
+    again until it is inside, which keeps the map a permutation (cycle walking: Black and Rogaway, Ciphers with
+    Arbitrary Finite Domains, CT-RSA 2002).
+    """
+    found = _network(numbers.astype(np.uint64), keys, length)
+    while (outside := np.flatnonzero(found >= length)).size:
+        found[outside] = _network(found[outside], keys[outside], length)
+    return found.astype(np.int64)
+
+
+def _network(numbers: NDArray[np.uint64], keys: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+    """Apply the network once: a permutation of [0, height × width) for each key."""
+    if not numbers.size:
+        return numbers
+    rows = math.isqrt(length - 1) + 1  # ceil(sqrt(length))
+    rows += rows % 2  # if both sides were odd, every epoch would be an even permutation
+    height, width = np.uint64(rows), np.uint64(-(-length // rows))
+    row, column = np.divmod(numbers, width)
+    for round_number in range(_ROUNDS):
+        counter = np.uint64(round_number) << np.uint64(32)  # rows and columns are below 2^32
+        if round_number % 2 == 0:
+            row = (row + element(keys, counter + column) % height) % height
+        else:
+            column = (column + element(keys, counter + row) % width) % width
+    return row * width + column

@@ -6,6 +6,7 @@ of (seed, position in the stream), so the pixels depend neither on workers and t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ Steps = list[tuple[Operation, float]]
 class Policy(Protocol):
     """Chooses operations for each image."""
 
-    def steps(self, positions: NDArray[np.int64]) -> list[Steps]:
-        """The operations on the image at each position, int64 [n], of the stream."""
+    def steps(self, positions: NDArray[np.int64], resolution: int) -> list[Steps]:
+        """The operations on the images at positions int64 [n] of the stream, `resolution` pixels high and wide."""
         ...
 
 
@@ -53,8 +54,8 @@ class ColorJitter:
     largest: float
     seed: int
 
-    def steps(self, positions: NDArray[np.int64]) -> list[Steps]:
-        """See `Policy.steps`."""
+    def steps(self, positions: NDArray[np.int64], resolution: int) -> list[Steps]:
+        """See `Policy.steps`. The resolution has no effect."""
         draws = uniform(self.seed, positions, Purpose.COLOR_JITTER, 6)
         low, high = max(0.0, 1.0 - self.largest), 1.0 + self.largest
         factors = (low + (high - low) * draws[:, :3]).tolist()
@@ -135,18 +136,23 @@ class RandAugment:
     """`num_ops` operations for each image, uniform and independent, all at level `magnitude` of 0 to 30.
 
     Cubuk et al. 2019, RandAugment, arXiv 1909.13719, with the operations and strengths of torchvision's RandAugment.
+    Translations are in proportion to the resolution.
     """
 
-    def __init__(self, num_ops: int, magnitude: int, resolution: int, seed: int) -> None:
-        self._num_ops, self._seed = num_ops, seed
-        table = _strengths(shear=0.3, translate=150.0 / 331.0 * resolution, rotate=30.0, color=0.9, posterize=4)
-        self._strengths = table[:, magnitude]
+    def __init__(self, num_ops: int, magnitude: int, seed: int) -> None:
+        self._num_ops, self._magnitude, self._seed = num_ops, magnitude, seed
 
-    def steps(self, positions: NDArray[np.int64]) -> list[Steps]:
+    def steps(self, positions: NDArray[np.int64], resolution: int) -> list[Steps]:
         """See `Policy.steps`."""
         draws = uniform(self._seed, positions, Purpose.AUGMENTATION, 2 * self._num_ops)
         operations = _choice(draws[:, ::2], len(OPERATIONS))
-        return _chosen(operations, self._strengths[operations], draws[:, 1::2])
+        strengths = _of_randaugment(resolution)[:, self._magnitude]
+        return _chosen(operations, strengths[operations], draws[:, 1::2])
+
+
+@functools.cache
+def _of_randaugment(resolution: int) -> NDArray[np.float64]:
+    return _strengths(shear=0.3, translate=150.0 / 331.0 * resolution, rotate=30.0, color=0.9, posterize=4)
 
 
 class TrivialAugment:
@@ -160,8 +166,8 @@ class TrivialAugment:
         self._seed = seed
         self._strengths = _strengths(shear=0.99, translate=32.0, rotate=135.0, color=0.99, posterize=6)
 
-    def steps(self, positions: NDArray[np.int64]) -> list[Steps]:
-        """See `Policy.steps`."""
+    def steps(self, positions: NDArray[np.int64], resolution: int) -> list[Steps]:
+        """See `Policy.steps`. The resolution has no effect: translations are of at most 32 pixels."""
         draws = uniform(self._seed, positions, Purpose.AUGMENTATION, 3)
         operations, levels = _choice(draws[:, :1], len(OPERATIONS)), _choice(draws[:, 1:2], NUM_LEVELS)
         return _chosen(operations, self._strengths[operations, levels], draws[:, 2:])

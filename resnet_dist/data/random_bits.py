@@ -35,6 +35,9 @@ class Purpose(enum.IntEnum):
     SUBSET = 8  # the images of a class that data.subset takes
     DROPOUT = 9
     STOCHASTIC_DEPTH = 10
+    ORDER_SHARDS = 11  # the shards of an epoch
+    ORDER_WINDOW = 12  # the samples within a window of the sequence of shards
+    SYNTHETIC = 13  # labels of data.source: synthetic
     STUDY = 100  # values that a study draws
 
 
@@ -83,5 +86,10 @@ def checksum(sample_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> int
     >>> whole == checksum(np.array([3, 7, 5]), np.array([0, 1, 2]))
     False
     """
+    return int(pair_hashes(sample_ids, positions).sum())
+
+
+def pair_hashes(sample_ids: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hashes below 2^32, uint64 [n], of the pairs of a sample and its position."""
     words = element(element(np.zeros(1, np.uint64), positions.astype(np.uint64)), sample_ids.astype(np.uint64))
-    return int((words >> np.uint64(32)).sum())
+    return words >> np.uint64(32)

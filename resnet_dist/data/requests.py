@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.files import Files
+from resnet_dist.data.image_headers import header_of
 from resnet_dist.data.index import Index, Kind
 from resnet_dist.errors import DataError
 
@@ -69,12 +70,27 @@ class BatchRequest:
         """The name of sample `number` of the request, for a person."""
         return self.files.name(int(self.sample_ids[number]))
 
-    def read(self, number: int) -> bytes:
-        """The encoded image of sample `number`. Raises DataError if it cannot be read or is known to be broken."""
-        sample_id = int(self.sample_ids[number])
-        if self.kinds[number] == Kind.BROKEN:
+    def encoded(self, number: int) -> tuple[bytes, bool]:
+        """The encoded image of sample `number`, and whether every decoder gives its window the same pixels.
+
+        If not, `resnet_dist.data.decode_cpu.pillow_window` decodes it under every decoder. Raises DataError if it
+        cannot be read or is known to be broken.
+        """
+        sample_id, kind = int(self.sample_ids[number]), int(self.kinds[number])
+        if kind == Kind.BROKEN:
             raise DataError(self.files.name(sample_id), "is known to be broken", sample_id)
-        return self.files.read(sample_id)
+        content = self.files.read(sample_id)
+        if kind == Kind.UNKNOWN:
+            kind = _kind(content)
+        return content, kind == Kind.ORDINARY and self.orientations[number] == 1
+
+
+def _kind(content: bytes) -> Kind:
+    """The kind of an encoded image of which the index does not know it."""
+    try:
+        return header_of("", len(content), lambda num, offset: content[offset : offset + num]).kind
+    except DataError:
+        return Kind.PILLOW  # which says what is wrong, if the pixels are
 
 
 @dataclass(frozen=True, eq=False)

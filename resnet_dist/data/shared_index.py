@@ -10,6 +10,7 @@ from resnet_dist.data import Index, check_labels, check_same_classes, compare_cl
 from resnet_dist.data.image_folder import without_sub_folders
 from resnet_dist.data.listing import SPLITS, Split
 from resnet_dist.data.sources import check_num_samples
+from resnet_dist.data.synthetic import synthetic_indices
 from resnet_dist.errors import DataError
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import DataRecipe
@@ -26,6 +27,9 @@ def shared_indices(
     if a `resumed` run began without images that the index has now, because version 0.1 ignored sub-folders. A
     TrainingError on rank 0 is raised on every worker. A collective.
     """
+
+    if data.source == "synthetic":
+        return synthetic_indices(data, num_classes)
 
     def create_both() -> None:
         for split in SPLITS:

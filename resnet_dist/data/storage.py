@@ -1,20 +1,39 @@
-"""Where a data set is: files below a folder."""
+"""Where a data set is: files below a folder, or below an address such as s3://bucket/folder."""
 
 from __future__ import annotations
 
+import errno
+import functools
 import io
+import logging
 import os
+import re
 import stat
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
+
+from resnet_dist.errors import DataError
+from resnet_dist.recipe.schema import DataRecipe
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _OPEN_FILES = 64  # descriptors that a process keeps
+# Errors of network file systems and disks that may pass: a server that restarts, a path that fails over.
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EAGAIN})
+_PAUSES_S = (0.1, 1.0, 5.0)  # before reading again
 
 
 class Entry(NamedTuple):
-    """A file: its path relative to the root, with forward slashes, its size in bytes, and its modification time."""
+    """A file: its path relative to the root, with forward slashes, its size in bytes, and its modification time.
+
+    Below an address, `time_ns` is a number made from the object's version, such as its ETag: it changes when the object
+    is written again.
+    """
 
     path: str
     num_bytes: int
@@ -22,54 +41,105 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """Reads the files below a root. Methods may be called from several threads; they raise DataError with the path."""
+    """Reads the files below a root. Methods may be called from several threads.
+
+    They raise DataError, with the path, for what is missing or cannot be read; for an address also PlaceUnavailable.
+    """
 
     root: str
 
-    def entries(self) -> list[Entry]:
-        """All files that are directly in the root, sorted by path. Hidden files are left out."""
+    def entries(self, folder: str = "", *, deep: bool = False) -> list[Entry]:
+        """All files in a folder of the root, sorted by path. `deep`: also those in the folders in it.
+
+        Left out are files and folders whose name begins with a dot, and what is neither a file nor a link to one.
+        """
         ...
 
-    def read(self, path: str, offset: int = 0, num_bytes: int | None = None) -> bytes:
-        """`num_bytes` of a file from `offset` on, fewer at its end; None: up to its end."""
+    def read(self, path: str, offset: int = 0, num_bytes: int | None = None, *, version: str = "") -> bytes:
+        """`num_bytes` of a file from `offset` on, fewer at its end; None: up to its end.
+
+        `version` is any text that differs between the contents that the path may have had: with it, bytes that come
+        from an address are kept in the local cache.
+        """
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file for reading and seeking, for libraries that want one."""
+        """A file for reading and seeking, for libraries that want one. Its methods may also raise OSError."""
         ...
 
 
+def is_address(root: str) -> bool:
+    """Whether a root is an address such as s3://bucket/folder, and not a folder.
+
+    >>> is_address("s3://bucket/folder"), is_address("/data/imagenet")
+    (True, False)
+    """
+    return re.match(r"\w[\w.+-]*://", root) is not None
+
+
+def storage_of(root: str, data: DataRecipe | None = None) -> Storage:
+    """What reads the files below `root`, a folder or an address. `data` describes the local cache of an address.
+
+    Raises MissingPackage or RecipeError for an address that cannot be used.
+    """
+    return LocalStorage(str(Path(root)))
+
+
 class LocalStorage:
-    """A folder on a file system. Files that are read in parts stay open."""
+    """A folder on a file system. Files that are read in parts stay open. Nothing is written."""
 
     def __init__(self, root: str) -> None:
         self.root = root
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
 
-    def entries(self) -> list[Entry]:
-        """See `Storage.entries`."""
-        found = []
-        with os.scandir(self.root) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_file():
-                    status = entry.stat()
-                    found.append(Entry(entry.name, status.st_size, status.st_mtime_ns))
+    def entries(self, folder: str = "", *, deep: bool = False) -> list[Entry]:
+        """See `Storage.entries`. Links to folders are followed; a folder is listed once."""
+        found: list[Entry] = []
+        waiting, seen = [folder], set()
+        while waiting:
+            current = waiting.pop()
+            identity, files, folders = self._retried(current, functools.partial(self._listed, current))
+            if identity not in seen:
+                seen.add(identity)
+                found += files
+                waiting += folders if deep else []
         return sorted(found)
 
-    def read(self, path: str, offset: int = 0, num_bytes: int | None = None) -> bytes:
+    def read(self, path: str, offset: int = 0, num_bytes: int | None = None, *, version: str = "") -> bytes:
         """See `Storage.read`."""
-        if num_bytes is None:
-            with _File(self._absolute(path)) as file:
-                return _rest(file.descriptor, offset)
-        return os.pread(self._opened(path).descriptor, num_bytes, offset)
+        return self._retried(path, lambda: self._read(path, offset, num_bytes))
 
     def open(self, path: str) -> BinaryIO:
         """See `Storage.open`."""
-        return io.BufferedReader(io.FileIO(self._absolute(path)))
+        return self._retried(path, lambda: io.BufferedReader(io.FileIO(_open_file(self._absolute(path)))))
 
     def _absolute(self, path: str) -> str:
         return os.path.join(self.root, path)  # noqa: PTH118  Path objects are slow
+
+    def _listed(self, folder: str) -> tuple[tuple[int, int], list[Entry], list[str]]:
+        """What identifies a folder, its files and its folders."""
+        files, folders, absolute = [], [], self._absolute(folder)
+        status = Path(absolute).stat()
+        with os.scandir(absolute) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(path)
+                elif entry.is_file():
+                    found = entry.stat()
+                    files.append(Entry(path, found.st_size, found.st_mtime_ns))
+        return (status.st_dev, status.st_ino), files, folders
+
+    def _read(self, path: str, offset: int, num_bytes: int | None) -> bytes:
+        if num_bytes is not None:
+            file = self._opened(path)  # this name keeps it open while it is read
+            return b"".join(_parts(file.descriptor, offset, num_bytes))
+        with _File(self._absolute(path)) as file:
+            size = os.fstat(file.descriptor).st_size
+            return b"".join(_parts(file.descriptor, offset, size - offset + 1))  # one more: it may have grown
 
     def _opened(self, path: str) -> _File:
         """The open file. It is closed when nothing uses it any more, long after others were opened."""
@@ -80,14 +150,28 @@ class LocalStorage:
             self._files[path] = file
             return file
 
+    def _retried(self, path: str, action: Callable[[], _T]) -> _T:
+        """The result of `action`, tried again after errors that may pass. Raises DataError with the path."""
+        pauses_s = list(_PAUSES_S)
+        while True:
+            try:
+                return action()
+            except OSError as error:
+                problem, may_pass = error.strerror or str(error), error.errno in _PASSING
+                if not may_pass or not pauses_s:
+                    tried = f" ({len(_PAUSES_S) + 1} times)" if may_pass else ""
+                    raise DataError(self._absolute(path), f"cannot be read{tried}: {problem}") from error
+                with self._lock:
+                    self._files.pop(path, None)  # a stale descriptor stays stale
+                _log.warning("%s: %s; it is read again in %g s", self._absolute(path), problem, pauses_s[0])
+                time.sleep(pauses_s.pop(0))
+
 
 class _File:
     """A descriptor that is closed when the last thread that reads it has ended."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
-        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            raise OSError(0, "it is not a file", path)
+        self.descriptor = _open_file(path)
 
     def __enter__(self) -> _File:
         return self
@@ -105,16 +189,17 @@ class _File:
             os.close(descriptor)
 
 
-def _rest(descriptor: int, offset: int) -> bytes:
-    """All bytes from `offset` on, with one read if the file does not grow meanwhile."""
-    size = max(1, os.fstat(descriptor).st_size - offset + 1)
-    parts = []
-    while part := os.pread(descriptor, size, offset):
-        parts.append(part)
-        offset += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def _open_file(path: str) -> int:
+    """A descriptor of a file. Raises OSError, also if it is something else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is not a file", path)
+    return descriptor
 
 
-def storage_of(root: str) -> Storage:
-    """What reads the files below `root`."""
-    return LocalStorage(str(Path(root)))
+def _parts(descriptor: int, offset: int, num_bytes: int) -> Iterator[bytes]:
+    """The bytes of a range, fewer at the end of the file, in as few parts as the system allows."""
+    while num_bytes > 0 and (part := os.pread(descriptor, num_bytes, offset)):
+        yield part
+        offset, num_bytes = offset + len(part), num_bytes - len(part)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.errors import RecipeError
@@ -82,16 +84,21 @@ class Spans:
 
     `recording` is True during a forward pass of the model in training, whose statistics belong to the step. It is False
     when activation checkpointing repeats parts of the forward pass during the backward pass.
+
+    `counts` is None if every span has all of its `span_size` samples. After `leave_out` it is float64 [slices]: the
+    samples of each slice's span that are left, on all workers.
     """
 
     def __init__(self, layout: BatchLayout, rank: int, span: int | Literal["global", "worker"]) -> None:
         self.recording = False
         self.waited_s = 0.0  # seconds spent in collectives, which wait for other workers
         self.group: dist.ProcessGroup | None = None
+        self.counts: Tensor | None = None
+        self._layout, self._rank = layout, rank
         self.num_samples = len(layout.worker_micro_batch(0, rank))
         self.span_size = self.num_samples
         self.smallest = layout.smallest_part  # samples of the smallest span on any worker
-        self.slices: tuple[SpanSlice, ...] = (SpanSlice(0, 0, self.num_samples, owned=True),)
+        self.slices = self._whole = (SpanSlice(0, 0, self.num_samples, owned=True),)
         self._layers: list[str] = []
         self._widest = 0  # channels of the widest layer
         if span == "worker":
@@ -105,11 +112,43 @@ class Spans:
     def join(self, members: SpanGroup, group: dist.ProcessGroup | None, layout: BatchLayout, rank: int) -> None:
         """Exchange spans with the workers `members`, which include this one, through `group`."""
         self.group = group
-        self.slices = span_slices(layout.worker_micro_batch(0, rank), self.span_size, members.positions.start)
+        self.slices = self._whole = span_slices(
+            layout.worker_micro_batch(0, rank), self.span_size, members.positions.start
+        )
         self._ranks = members.ranks
+        self._origin = members.positions.start
         self._table = _Table(members, layout, self.span_size)
         self._own = self._table.own(rank)
         self._checked = True  # whether messages name their layer
+
+    def leave_out(self, good: NDArray[np.bool_] | None, device: torch.device) -> None:
+        """Let the next forward passes have only the samples `good`, bool [samples of the micro-batch on all workers].
+
+        None: all samples. All workers of a group must call it with the same samples.
+        """
+        if good is None and self.counts is None:
+            return
+        own = self._layout.worker_micro_batch(0, self._rank)
+        good = np.ones(self._layout.micro_batch_size, np.bool_) if good is None else good
+        before = np.concatenate(([0], np.cumsum(good[own.start : own.stop]))).tolist()  # samples left before a sample
+        self.num_samples = before[-1]
+        self.slices = tuple(replace(part, start=before[part.start], stop=before[part.stop]) for part in self._whole)
+        if self.group is None:
+            counts = [part.size for part in self.slices]
+        else:
+            starts = [self._origin + part.row * self.span_size for part in self._whole]
+            counts = [int(good[start : start + self.span_size].sum()) for start in starts]
+            self._own = self._table.own(self._rank, good)
+        self.counts = None if good.all() else torch.tensor(counts, dtype=torch.float64).to(device)
+
+    def num_values(self, num_positions: int) -> Tensor | int:
+        """The values per channel in a slice's whole span: a number, or after `leave_out` float64 [slices, 1, 1].
+
+        `num_positions` is the number of values per sample and channel. A span without samples counts as one value.
+        """
+        if self.counts is None:
+            return self.span_size * num_positions
+        return (self.counts * num_positions).clamp_min(1)[:, None, None]
 
     def add_layer(self, name: str, num_channels: int) -> int:
         """Register the layer `name`; returns its number, which is the same on every worker."""
@@ -195,29 +234,35 @@ class _Table:
     """
 
     def __init__(self, members: SpanGroup, layout: BatchLayout, span: int) -> None:
-        self._first_rank, self._span = members.ranks.start, span
-        by_rank = [
-            span_slices(layout.worker_micro_batch(0, rank), span, members.positions.start) for rank in members.ranks
-        ]
+        self._first_rank = members.ranks.start
+        parts_of = [layout.worker_micro_batch(0, rank) for rank in members.ranks]
         self._shared = [
-            {i: span_slice for i, span_slice in enumerate(own) if span_slice.size < span} for own in by_rank
+            {i: part for i, part in enumerate(span_slices(own, span, members.positions.start)) if part.size < span}
+            for own in parts_of
         ]
         self.num_slots = max(map(len, self._shared))
-        self._rows: list[SpanSlice | None] = []
-        for own in self._shared:
-            self._rows += [*own.values(), *[None] * (self.num_slots - len(own))]
+        self._rows: list[tuple[int, range] | None] = []  # number of the span, positions in the micro-batch
+        for own, shared in zip(parts_of, self._shared, strict=True):
+            self._rows += [(part.row, own[part.start : part.stop]) for part in shared.values()]
+            self._rows += [None] * (self.num_slots - len(shared))
 
-    def own(self, rank: int) -> dict[int, tuple[slice, Tensor]]:
+    def own(self, rank: int, good: NDArray[np.bool_] | None = None) -> dict[int, tuple[slice, Tensor]]:
         """For each slice of `rank` in a span on several workers, by number: the rows of that span and their weights.
 
         The rows are adjacent. The weights, float64 [rows, 1], are fractions of the span's samples; 0 for unused rows.
+        `good`, bool [samples of the micro-batch], are the samples that count; None: all.
         """
+
+        def size(positions: range) -> int:
+            return len(positions) if good is None else int(good[positions.start : positions.stop].sum())
+
         entries = {}
         for number, span_slice in self._shared[rank - self._first_rank].items():
-            parts = [i for i, part in enumerate(self._rows) if part is not None and part.row == span_slice.row]
+            parts = [i for i, row in enumerate(self._rows) if row is not None and row[0] == span_slice.row]
             rows = slice(parts[0], parts[-1] + 1)
-            sizes = [[0 if part is None else part.size] for part in self._rows[rows]]
-            entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64) / self._span)
+            sizes = [[0 if row is None else size(row[1])] for row in self._rows[rows]]
+            total = max(1, sum(number for (number,) in sizes))
+            entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64) / total)
         return entries
 
 

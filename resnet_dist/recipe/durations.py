@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
@@ -98,6 +99,11 @@ def _resolved(value: Any, duration: Duration) -> Any:
         return value.of(duration)
     if isinstance(value, tuple):
         return tuple(_resolved(item, duration) for item in value)
+    if isinstance(value, Mapping):  # data.progressive, or a section of the user's
+        found = {_resolved(key, duration): item for key, item in value.items()}
+        if len(found) < len(value):
+            raise RecipeError("data.progressive", f"found one time twice in {', '.join(map(str, value))}", "each once")
+        return found
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     parts = {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}

@@ -89,6 +89,9 @@ class DataRecipe:
     label in each row. packed: what `launcher prepare pack` writes. synthetic: random pixels, made on the device.
     A function `package.module:function` is called as `function(root=..., split="train" | "val")` and returns a
     `resnet_dist.data.Index`.
+
+    `progressive: {0 %: 128, 50 %: 192, 80 %: 224}` changes the resolution of the training images during the run.
+    `resolution` is that before the first time, and that of evaluation.
     """
 
     root: str = ""  # folder or address of the data set; needed unless `source` is synthetic
@@ -103,7 +106,7 @@ class DataRecipe:
     decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, the fastest for a file on a CPU
     exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says
     resolution: int = 224  # height and width of the network's input in pixels
-    progressive: Mapping[str, int] = field(default_factory=dict)  # other resolutions from a time on: {0 %: 128, ...}
+    progressive: Mapping[Duration, int] = field(default_factory=dict)  # training: other resolutions, from a time on
     crop_area: tuple[float, float] = (0.08, 1.0)  # random crop: fraction of the image's area, drawn uniformly
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height, drawn log-uniformly
     flip: bool = True  # random horizontal flip, p = 0.5
@@ -117,6 +120,12 @@ class DataRecipe:
     known_bad: str | None = None  # text file with the path of an image per line: they are not read, and have weight 0
     num_samples: int | None = None  # images in the training split, before `subset`; for `plan` where there is no data
     prefetch: int = 2  # micro-batches that are decoded ahead
+
+    @property
+    def training_resolutions(self) -> tuple[int, ...]:
+        """The resolutions that the training images have at some time."""
+        starts_with_it = all(time.count > 0 for time in self.progressive)
+        return (*((self.resolution,) if starts_with_it else ()), *self.progressive.values())
 
     def num_trained(self, num_samples: int | None = None) -> int | None:
         """The number of images that the run trains on, of the `num_samples` of the split; None if it is not known.
@@ -339,6 +348,12 @@ class Recipe:
     precision: Precision = "float32"  # bfloat16, float16: autocast with float32 weights; tf32: GPU; float64: everything
     deterministic: bool = False  # GPU: the same bits in every run, at lower speed; on a CPU they always are
 
+    @property
+    def evaluation_data(self) -> DataRecipe:
+        """The images of an evaluation: those of `data`, at the resolution of `evaluate`."""
+        resolution = self.evaluate.resolution
+        return self.data if resolution is None else dataclasses.replace(self.data, resolution=resolution)
+
 
 # Values of keys that a recorded recipe (in a checkpoint or config.yaml of an earlier version) lacks, by dotted key. A
 # key without a line here has its present default. A new key whose default changes earlier behaviour needs a line. A
@@ -358,7 +373,7 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {part.name: plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value

@@ -28,6 +28,7 @@ class StepTimes:
     local_step_times_s: tuple[float, ...]  # by rank; 0.0, or empty, if unknown
     input_s: float  # waits for decoded images
     copies_s: float  # moving images to the device and normalising them, by the host's clock
+    last_step: int = 0  # of the window; step 1 is the first
 
 
 @dataclass(frozen=True)

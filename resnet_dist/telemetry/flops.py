@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from resnet_dist.recipe.resolutions import Resolutions
+from resnet_dist.telemetry.bottleneck import StepTimes
 
 # Dense peak of the tensor cores in FLOP/s, from NVIDIA's data sheets. The first name that the device's name contains is
 # used.
@@ -42,6 +47,13 @@ def flops_per_image(model: nn.Module, resolution: int) -> int:
     with counter:
         weightless(images).sum().backward()
     return int(counter.get_total_flops())
+
+
+def mean_flops_per_image(model: nn.Module, resolutions: Resolutions, windows: Sequence[StepTimes]) -> float:
+    """The mean of `flops_per_image` over the steps of `windows`, of which there is at least one."""
+    parts = [range(window.last_step - window.num_steps, window.last_step) for window in windows]
+    steps = Counter(resolutions.at(step) for part in parts for step in part)
+    return sum(flops_per_image(model, pixels) * num for pixels, num in steps.items()) / steps.total()
 
 
 def _convolution_backward(

@@ -58,8 +58,8 @@ def step_bytes(recipe: Recipe) -> tuple[int, int]:
     """The bytes that a worker needs in a step independent of its number of samples, and the bytes per sample.
 
     The former are weights, gradients, optimizer state and the average of the weights. The latter are the tensors that
-    autograd saves for the backward pass, counted on a copy of the model on the meta device, times a factor for other
-    memory. A user's optimizer may have more state than is counted.
+    autograd saves for the backward pass at the largest resolution of training, counted on a copy of the model on the
+    meta device, times a factor for other memory. A user's optimizer may have more state than is counted.
     """
     # The file of `model.weights` need not exist.
     model = build_model(dataclasses.replace(recipe.model, weights=None), recipe.seed)
@@ -68,7 +68,7 @@ def step_bytes(recipe: Recipe) -> tuple[int, int]:
     copies = 2 + recipe.optimizer.num_states
     copies += recipe.ema.decay is not None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
-    saved = _saved_bytes(model, recipe.data.resolution, half or width)
+    saved = _saved_bytes(model, max(recipe.data.training_resolutions), half or width)
     return num_elements * width.itemsize * copies, int(saved * _HEADROOM)
 
 

@@ -66,4 +66,4 @@ class StepTimer:
         def mean(seconds: defaultdict[int, float]) -> float:
             return sum(seconds.pop(number, 0.0) for number in steps) / len(steps)
 
-        return StepTimes(len(steps), mean(self._step_s), by_rank, mean(self._input_s), mean(self._copies_s))
+        return StepTimes(len(steps), mean(self._step_s), by_rank, mean(self._input_s), mean(self._copies_s), step)

@@ -6,7 +6,7 @@ If the model has batch norm, a second all-reduce follows for its variances, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,7 @@ class StepTotals:
     gradient_norm: float  # L2 norm of the global batch's mean gradient, before clipping
     checksum: int  # of the samples and their positions; independent of which worker had them
     stop_requested: bool  # by the supervisor of any worker
+    tallies: tuple[float, ...] = ()  # the sums of the ledger's numbers
     local_step_times_s: tuple[float, ...] = ()  # by rank, without waits for other workers; 0.0 if unknown
     skipped: bool = False  # whether the loss scaler skipped the update
     scaling: Mapping[str, float] = field(default_factory=dict)  # see StepSums
@@ -54,8 +55,8 @@ class StepTotals:
 class PendingTotals:
     """Totals on their way to the host. Reading them waits for their own step only, not for later work."""
 
-    def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums) -> None:
-        self._step, self._batch_size = step, batch_size
+    def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums, num_tallies: int) -> None:
+        self._step, self._batch_size, self._num_tallies = step, batch_size, num_tallies
         self._skipped, self._scaling = sums.skipped, sums.scaling
         self._num_header = len(header)
         if sums.trust_ratios is not None and not sums.skipped:
@@ -73,15 +74,16 @@ class PendingTotals:
         """The totals as Python numbers."""
         if self._ready is not None:
             self._ready.synchronize()
-        header = self._header.tolist()
+        header, times = self._header.tolist(), _HEADER + self._num_tallies
         return StepTotals(
             step=self._step,
             loss=header[_LOSS] / self._batch_size,
             top1=header[_CORRECT] / self._batch_size,
             gradient_norm=math.sqrt(header[_GRADIENT]) if header[_GRADIENT] >= 0 else math.nan,
             checksum=int(header[_CHECKSUM]),
+            tallies=tuple(header[_HEADER:times]),
             stop_requested=header[_STOP] > 0,
-            local_step_times_s=tuple(header[_HEADER : self._num_header]),
+            local_step_times_s=tuple(header[times : self._num_header]),
             skipped=self._skipped,
             scaling=self._scaling,
             trust_ratios=tuple(header[self._num_header :]),
@@ -91,14 +93,17 @@ class PendingTotals:
 class StepExchange:
     """Sums a float64 vector over all workers after each step, and updates the running statistics of batch norm.
 
-    The vector holds the totals' header, one element per worker for its local step time, and the batch-norm sums.
+    The vector holds the totals' header, the `num_tallies` numbers of the ledger, one element per worker for its local
+    step time, and the batch-norm sums.
     """
 
-    def __init__(self, statistics: RunningStatistics, device: torch.device, batch_size: int) -> None:
+    def __init__(
+        self, statistics: RunningStatistics, device: torch.device, batch_size: int, num_tallies: int = 0
+    ) -> None:
         self._statistics = statistics
-        self._batch_size = batch_size
+        self._batch_size, self._num_tallies = batch_size, num_tallies
         self._rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._num_header = _HEADER + world_size
+        self._num_header = _HEADER + num_tallies + world_size
         self._vector = torch.zeros(self._num_header + 2 * statistics.num_channels, dtype=torch.float64, device=device)
         self._sums = self._vector[self._num_header :].view(2, statistics.num_channels)
 
@@ -109,22 +114,27 @@ class StepExchange:
         stop_requested: bool = False,
         local_step_time_s: float = 0.0,
         checksum: int = 0,
+        tallies: Sequence[int] = (),
     ) -> PendingTotals:
         """Reduce the sums of step number `step` over all workers. A collective.
 
         `checksum` is that of this worker's samples, below 2^32 each: the sum is exact up to a million samples a step.
+        `tallies` are numbers below 2^32, whose sums over up to 2^21 workers are exact.
         """
         self._vector[_LOSS], self._vector[_CORRECT] = sums.loss, sums.num_correct
         self._vector[_GRADIENT] = sums.gradient_squared
         # fill_ instead of assignment: it makes no tensor on the host
         self._vector[_CHECKSUM].fill_(checksum)
-        self._vector[_HEADER + self._rank].fill_(local_step_time_s)
+        for number, value in enumerate(tallies, start=_HEADER):
+            if value:
+                self._vector[number].fill_(value)
+        self._vector[_HEADER + self._num_tallies + self._rank].fill_(local_step_time_s)
         if stop_requested:
             self._vector[_STOP] = 1.0
         self._sums.copy_(self._statistics.sums())
         all_reduce = dist.all_reduce if dist.is_initialized() else lambda tensor: None
         all_reduce(self._vector)
         self._statistics.update(self._sums, all_reduce)
-        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size, sums)
+        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size, sums, self._num_tallies)
         self._vector.zero_()
         return pending

@@ -16,6 +16,7 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.folders import new_writer
 from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.saver import MIRROR_TIMEOUT_S, CheckpointOptions, Saver
+from resnet_dist.data.ledger import Ledger
 from resnet_dist.engines.protocol import Engine, HoldsPart
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import Recipe, plain
@@ -37,9 +38,11 @@ class RunCheckpoints:
         rank: int,
         sink: Sink,
         average: WeightAverage | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """`facts` is JSON that is written to every checkpoint; it has the key `batch_size`. A collective."""
         self._engine, self._facts, self._sink, self._average = engine, dict(facts), sink, average
+        self._ledger = ledger
         parts = _part_files(engine)
         self._saver: Saver | None = None
         if rank == 0 or parts is not None:
@@ -60,6 +63,8 @@ class RunCheckpoints:
         if self._saver is None:
             return
         state = {**self._facts, "samples": step * self._facts["batch_size"], "scaler": dict(scaler)}
+        if self._ledger is not None:
+            state["ledger"] = self._ledger.state()
         if metrics:
             state["metrics"] = without_non_finite({name: float(value) for name, value in metrics.items()})
         content = CheckpointContent(

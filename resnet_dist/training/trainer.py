@@ -12,6 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
+from resnet_dist.data.ledger import Ledger, Tallies, added
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.scaler import LEAST_SCALE
@@ -28,6 +29,8 @@ from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepT
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
+
+_NO_TALLIES: Tallies = {}
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ class TrainerParts:
     supervisor: Supervisor
     seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
+    ledger: Ledger | None = None  # None: the samples are not checked
     liveness: Liveness = field(default_factory=Liveness)
     layers: Layers = field(default_factory=NoLayers)
     profiler: StepProfiler | None = None
@@ -119,7 +123,7 @@ class Trainer:
         self._timer = StepTimer()
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
-        self._checksum = 0
+        self._checksum, self._tallies = 0, _NO_TALLIES
 
     def fit(self) -> Outcome:
         """Train; returns on every worker after the same step.
@@ -179,7 +183,8 @@ class Trainer:
                     parts.layers.begin(step)
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
                     asked, local_s = parts.supervisor.stop_requested(), parts.liveness.local_step_time_s()
-                    finished = parts.exchange.finish(step, sums, asked, local_s, self._checksum)
+                    tallies = [] if parts.ledger is None else parts.ledger.sums(step, self._tallies)
+                    finished = parts.exchange.finish(step, sums, asked, local_s, self._checksum, tallies)
                     of_layers = parts.layers.end(step, sums)
                     if not sums.skipped:  # after the exchange, which updates the running statistics
                         parts.average(step)
@@ -223,9 +228,10 @@ class Trainer:
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine requests it."""
-        self._checksum = 0
+        self._checksum, self._tallies = 0, _NO_TALLIES
         for batch in itertools.islice(self._timer.waiting(batches), self.num_micro_batches):
             self._checksum += batch.checksum
+            self._tallies = added(self._tallies, batch.tallies)
             yield self._timer.copying(self.parts.to_device, batch)
 
     def _record(self, totals: StepTotals) -> bool:
@@ -239,6 +245,9 @@ class Trainer:
         self._timer.add_local(totals.step, totals.local_step_times_s)
         for straggler in self._stragglers.add(totals.local_step_times_s):
             self._event(totals.step, "straggler", asdict(straggler))
+        if self.parts.ledger is not None:
+            for epoch in self.parts.ledger.add(totals.step, totals.tallies):
+                self._event(totals.step, "epoch_complete", epoch)
         if totals.step % self.timetable.log_every == 0 or totals.step == self.timetable.total_steps:
             self._log(totals)
         return totals.stop_requested

@@ -17,8 +17,8 @@ VALUES: Values = (
     ("data.shuffle_window", *whole(1)),
     (
         "data.progressive",
-        lambda steps: all(8 <= resolution <= LARGEST_IMAGE for resolution in steps.values()),
-        f"resolutions from 8 to {LARGEST_IMAGE}",
+        lambda parts: all(8 <= resolution <= LARGEST_IMAGE for resolution in parts.values()),
+        f"times, each with a resolution from 8 to {LARGEST_IMAGE}",
     ),
     (
         "data.max_bad_images",
@@ -39,7 +39,10 @@ VALUES: Values = (
     ),
 )
 
+_OF_FILES = ("root", "classes", "cache.folder", "cache.max_gib", "decoder", "exif", "on_error", "known_bad", "prefetch")
+
 USES: Uses = (
+    *((f"data.{key}", lambda r: r.data.source != "synthetic", "data.source", "that has files") for key in _OF_FILES),
     ("data.shuffle_window", lambda r: r.data.order == "shards", "data.order", "shards"),
     ("data.max_bad_images", lambda r: r.data.on_error == "replace", "data.on_error", "replace"),
     ("data.image_key", lambda r: r.data.source == "parquet", "data.source", "parquet"),
@@ -51,6 +54,12 @@ def problems(recipe: Recipe) -> Iterator[RecipeError]:
     """Errors in the source of the images."""
     yield from one_of("data.source", recipe.data.source, SOURCE_NAMES)
     num_samples, subset = recipe.data.num_samples, recipe.data.subset
+    if recipe.data.source == "synthetic":
+        if num_samples is None:
+            found = "is not given, and data.source: synthetic has no images to count"
+            yield RecipeError("data.num_samples", found, "the number of training images", ("data.source",))
+    elif not recipe.data.root:
+        yield RecipeError("data.root", "is not given", "the folder or address of the data set", ("data.source",))
     if num_samples is not None and isinstance(subset, int) and subset > num_samples:
         found = f"found {subset}, and the training split has {num_samples} images (data.num_samples)"
         yield RecipeError("data.subset", found, f"at most {num_samples}, or leave it out", ("data.num_samples",))

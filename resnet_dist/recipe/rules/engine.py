@@ -11,6 +11,7 @@ from resnet_dist.recipe.rules.batch import PARTS
 from resnet_dist.recipe.schema import Recipe
 
 ENGINE_NAMES = ("ddp", "zero")
+_MOST_COMPILED = 4  # resolutions: torch compiles a model at most 8 times, and a worker's batches may have two sizes
 
 VALUES: Values = (
     ("engine.bucket_mb", lambda size: 0 < size <= LARGEST_COUNT, f"MiB, above 0 and up to {LARGEST_COUNT}"),
@@ -60,6 +61,14 @@ def _speed(recipe: Recipe) -> Iterator[RecipeError]:
             " accumulate them"
         )
         yield RecipeError("speed.cuda_graph", found, "num_micro_batches 1, or cuda_graph false", PARTS)
+    if speed.cuda_graph and recipe.data.progressive:
+        found = "found true with data.progressive: a graph has images of one size"
+        yield RecipeError("speed.cuda_graph", found, "false, or leave out data.progressive", ("data.progressive",))
+    num_resolutions = len(set(recipe.data.training_resolutions))
+    if speed.compile and num_resolutions > _MOST_COMPILED:
+        found = f"found true with {num_resolutions} resolutions (data.progressive), of which each is compiled"
+        allowed = f"false, or at most {_MOST_COMPILED} resolutions"
+        yield RecipeError("speed.compile", found, allowed, ("data.progressive",))
     if speed.compile and recipe.engine.name == "ddp" and 0 < bucket_mb < 1:
         found = (
             f"found true with engine.bucket_mb {bucket_mb:g}: torch compiles a model under DDP only with buckets of"

@@ -1,4 +1,4 @@
-"""Rules for `duration` and `schedule`."""
+"""Rules for `duration`, `schedule` and the times of `data.progressive`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def problems(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
     yield from _learning_rates(recipe)
     yield from _milestones(recipe, num_samples)
     yield from _decay(recipe, num_samples)
+    yield from _progressive(recipe, num_samples)
 
 
 def shorter_than(recipe: Recipe, steps: int, num_samples: int | None) -> list[RecipeError]:
@@ -122,6 +123,23 @@ def _decay(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
         found = f"found {length}, which with a warm-up of {schedule.warmup} is longer than the run"
         others = ("schedule.warmup", "duration", "batch.size")
         yield RecipeError("schedule.decay_length", found, f"at most {recipe.duration} with the warm-up", others)
+
+
+def _progressive(recipe: Recipe, num_samples: int | None) -> Iterator[RecipeError]:
+    key, parts, size = "data.progressive", recipe.data.progressive, recipe.batch.size
+    for earlier, later in itertools.pairwise(parts):
+        if _longer(later, earlier, size, num_samples) is False:
+            yield RecipeError(key, f"found {later} after {earlier}", "times, ascending", ("batch.size",))
+    for time in parts:
+        if _longer(recipe.duration, time, size, num_samples) is False:
+            allowed = f"before the end at {recipe.duration}"
+            yield RecipeError(key, f"found {time}, not within the run", allowed, ("duration", "batch.size"))
+    before = recipe.data.resolution if len(recipe.data.training_resolutions) > len(parts) else None
+    for time, pixels in parts.items():
+        if pixels == before:
+            found = f"found {pixels} from {time} on, which is the resolution before it"
+            yield RecipeError(key, found, "another resolution, or leave the time out", ("data.resolution",))
+        before = pixels
 
 
 def _longer(first: Duration, second: Duration, batch_size: int, num_samples: int | None) -> bool | None:

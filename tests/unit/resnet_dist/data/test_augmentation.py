@@ -58,7 +58,7 @@ def test_without_keys_there_is_no_augmentation() -> None:
 
 def test_jitter_comes_first_and_then_the_policy() -> None:
     found = augmented(BOTH)
-    jitter, policy = ColorJitter(0.4, SEED), RandAugment(3, 12, SIZE, SEED)
+    jitter, policy = ColorJitter(0.4, SEED), RandAugment(3, 12, SEED)
     for (request, images), own in zip(decoded(), found, strict=True):
         steps = zip(jitter.steps(request.positions), policy.steps(request.positions), strict=True)
         expected = [apply(apply(image.contiguous(), a), b) for image, (a, b) in zip(images, steps, strict=True)]

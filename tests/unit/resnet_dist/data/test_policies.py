@@ -78,7 +78,7 @@ def test_trivialaugment_has_torchvisions_pixels() -> None:
 
 def test_color_jitter_has_torchvisions_pixels() -> None:
     theirs = v2.ColorJitter(0.4, 0.4, 0.4)
-    for seed, steps in enumerate(ColorJitter(0.4, seed=3).steps(POSITIONS[:20])):
+    for seed, steps in enumerate(ColorJitter(0.4, seed=3).steps(POSITIONS[:20], SIZE)):
         names = [operation.__name__.removeprefix("adjust_") for operation, _ in steps]
         factors = {f"{name}_factor": factor for name, (_, factor) in zip(names, steps, strict=True)}
         order = [("brightness", "contrast", "saturation").index(name) for name in names]
@@ -86,16 +86,27 @@ def test_color_jitter_has_torchvisions_pixels() -> None:
         assert torch.equal(apply(image(seed), steps), expected)
 
 
-@pytest.mark.parametrize("policy", [RandAugment(2, 9, SIZE, seed=1), TrivialAugment(seed=1)])
+@pytest.mark.parametrize("policy", [RandAugment(2, 9, seed=1), TrivialAugment(seed=1)])
 def test_each_operation_is_equally_likely_at_each_place(policy: RandAugment | TrivialAugment) -> None:
-    chosen = policy.steps(POSITIONS)
+    chosen = policy.steps(POSITIONS, SIZE)
     for place in range(len(chosen[0])):
         numbers = [list(OPERATIONS).index(NAME_OF[steps[place][0]]) for steps in chosen]
         assert_uniform(np.bincount(numbers, minlength=len(OPERATIONS)))
 
 
+def test_randaugments_translations_are_in_proportion_to_the_resolution() -> None:
+    policy = RandAugment(2, 9, seed=1)
+    pairs = zip(policy.steps(POSITIONS[:100], 100), policy.steps(POSITIONS[:100], 200), strict=True)
+    at_both = [both for steps in pairs for both in zip(*steps, strict=True)]
+    assert all(small[0] is large[0] for small, large in at_both)
+    factors = {NAME_OF[small[0]]: large[1] / small[1] for small, large in at_both if small[1]}
+    assert factors.pop("TranslateX") == pytest.approx(2)
+    assert factors.pop("TranslateY") == pytest.approx(2)
+    assert set(factors.values()) == {1.0}
+
+
 def test_the_operations_of_an_image_are_independent() -> None:
-    chosen = RandAugment(2, 9, SIZE, seed=1).steps(POSITIONS)
+    chosen = RandAugment(2, 9, seed=1).steps(POSITIONS, SIZE)
     names = list(OPERATIONS)
     pairs = [names.index(NAME_OF[a[0]]) * len(names) + names.index(NAME_OF[b[0]]) for a, b in chosen]
     assert_uniform(np.bincount(pairs, minlength=len(names) ** 2))
@@ -103,7 +114,7 @@ def test_the_operations_of_an_image_are_independent() -> None:
 
 def test_trivialaugment_takes_each_strength_and_sign_equally_often() -> None:
     rotations = [
-        strength for [(operation, strength)] in TrivialAugment(2).steps(POSITIONS) if NAME_OF[operation] == "Rotate"
+        strength for [(operation, strength)] in TrivialAugment(2).steps(POSITIONS, SIZE) if NAME_OF[operation] == "Rotate"
     ]
     levels = np.rint(np.abs(rotations) / 135.0 * (NUM_LEVELS - 1)).astype(int)
     assert_uniform(np.bincount(levels, minlength=NUM_LEVELS))
@@ -111,12 +122,12 @@ def test_trivialaugment_takes_each_strength_and_sign_equally_often() -> None:
 
 
 def test_only_signed_operations_have_negative_strengths() -> None:
-    negative = {NAME_OF[op] for steps in RandAugment(2, 9, SIZE, seed=1).steps(POSITIONS) for op, x in steps if x < 0}
+    negative = {NAME_OF[op] for steps in RandAugment(2, 9, seed=1).steps(POSITIONS, SIZE) for op, x in steps if x < 0}
     assert negative == SIGNED
 
 
 def test_color_jitter_draws_uniform_factors_and_orders() -> None:
-    chosen = ColorJitter(0.4, seed=5).steps(POSITIONS)
+    chosen = ColorJitter(0.4, seed=5).steps(POSITIONS, SIZE)
     orders, factors = [], {}
     for steps in chosen:
         names = [operation.__name__ for operation, _ in steps]
@@ -132,20 +143,20 @@ def test_color_jitter_draws_uniform_factors_and_orders() -> None:
 
 
 def test_factors_of_color_jitter_are_not_negative() -> None:
-    factors = [factor for steps in ColorJitter(3.0, seed=5).steps(POSITIONS[:1000]) for _, factor in steps]
+    factors = [factor for steps in ColorJitter(3.0, seed=5).steps(POSITIONS[:1000], SIZE) for _, factor in steps]
     assert 0.0 <= min(factors) < 0.1
     assert 3.9 < max(factors) < 4.0
 
 
 @pytest.mark.parametrize(
     "policy",
-    [ColorJitter(0.4, seed=7), RandAugment(3, 5, SIZE, seed=7), TrivialAugment(seed=7)],
+    [ColorJitter(0.4, seed=7), RandAugment(3, 5, seed=7), TrivialAugment(seed=7)],
     ids=lambda p: type(p).__name__,
 )
 def test_choices_are_functions_of_the_position(policy: ColorJitter | RandAugment | TrivialAugment) -> None:
     shuffled = np.random.default_rng(0).permutation(POSITIONS[:200])
-    chosen = policy.steps(POSITIONS[:200])
-    assert policy.steps(shuffled) == [chosen[position] for position in shuffled]
+    chosen = policy.steps(POSITIONS[:200], SIZE)
+    assert policy.steps(shuffled, SIZE) == [chosen[position] for position in shuffled]
 
 
 def assert_uniform(counts: NDArray[np.int64]) -> None:

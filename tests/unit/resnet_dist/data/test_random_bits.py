@@ -53,6 +53,9 @@ def test_purposes_never_change() -> None:
         "SUBSET": 8,
         "DROPOUT": 9,
         "STOCHASTIC_DEPTH": 10,
+        "ORDER_SHARDS": 11,
+        "ORDER_WINDOW": 12,
+        "SYNTHETIC": 13,
         "STUDY": 100,
     }
     assert list(Purpose) == sorted(Purpose)

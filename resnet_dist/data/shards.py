@@ -1,0 +1,149 @@
+"""Files that hold many samples: which of them belong to which split, and the classes of samples without class names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnet_dist.data.listing import Split
+from resnet_dist.data.storage import Entry, Storage
+from resnet_dist.errors import DataError
+
+# The words in names of shards that say which split they belong to; `test` is val where there is no other val.
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_CLASS_FILES = ("classes.txt", "classnames.txt")
+_CLASS_FILE_BYTES = 16 * 2**20  # a larger one is another file
+_NAMED = 5  # files that a message lists
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a split, sorted by path; `times_ns` are those of the shards."""
+
+    paths: tuple[str, ...]
+    times_ns: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def find_shards(storage: Storage, split: Split, suffix: str) -> Shards:
+    """The files of `split` that end with `suffix`, at any depth: their name, or else a folder, says the split.
+
+    That is a word of letters: `train` or `training`; `val`, `valid` or `validation`; without those, `test`. Notes name
+    missing numbers in a sequence of shards, and count files without such a word.
+
+    Raises DataError if there are none.
+    """
+    entries = [entry for entry in storage.entries(deep=True) if entry.path.lower().endswith(suffix)]
+    found: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        found[_split_of(entry.path)].append(entry)
+    own = found[split] or (found["test"] if split == "val" else [])
+    if not own:
+        names = _some([entry.path for entry in entries] or [entry.path for entry in storage.entries()])
+        expected = f"expected names such as train-000000{suffix} and val-000000{suffix}"
+        raise DataError(storage.root, f"has no file *{suffix} of the split {split}; {expected}; found {names}")
+    notes = [f"{storage.root}: {note}" for note in _gaps([entry.path for entry in own])]
+    if (others := found[""]) and split == "train":
+        reason = "whose names say neither train nor val"
+        example = _some([others[0].path])
+        notes.append(f"{storage.root}: left out {len(others):,} files *{suffix} {reason}, for example {example}")
+    return Shards(tuple(entry.path for entry in own), {entry.path: entry.time_ns for entry in own}, tuple(notes))
+
+
+def class_names(storage: Storage) -> tuple[str, ...] | None:
+    """The classes that classes.txt or classnames.txt in the root names, one a line; None if there is no such file.
+
+    Raises DataError for a file without names, or that is not text.
+    """
+    names = {entry.path: entry.num_bytes for entry in storage.entries()}
+    file = next((name for name in _CLASS_FILES if name in names), None)
+    if file is None:
+        return None
+    path = f"{storage.root}/{file}"
+    if names[file] > _CLASS_FILE_BYTES:
+        raise DataError(path, f"has {names[file]:,} bytes; expected the name of a class in each line")
+    try:
+        lines = storage.read(file).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(path, f"is not a text in UTF-8 ({error}); expected the name of a class in each line") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines or not all(line.strip() for line in lines):
+        raise DataError(path, "has empty lines, or none; expected the name of a class in each line")
+    return tuple(line.strip() for line in lines)
+
+
+def classes_of(labels: NDArray[np.int64], names: Sequence[str] | None) -> tuple[str, ...]:
+    """The class of each label: `names`, or else the numbers from 0 to the largest label."""
+    return tuple(map(str, range(int(labels.max()) + 1))) if names is None else tuple(names)
+
+
+def first_outside(labels: NDArray[np.int64], names: Sequence[str] | None) -> int | None:
+    """The row of the first label that is negative, or has no name if there are names; None without one."""
+    limit = np.iinfo(np.int32).max if names is None else len(names)
+    outside = np.flatnonzero((labels < 0) | (labels >= limit))
+    return int(outside[0]) if outside.size else None
+
+
+def outside(label: int, names: Sequence[str] | None) -> str:
+    """What is wrong with a label that `first_outside` has found."""
+    allowed = "labels from 0 up" if names is None else f"0 to {len(names) - 1}, as there are {len(names):,} class names"
+    return f"has the label {label}; allowed are {allowed}"
+
+
+def without_images(where: str, labels: NDArray[np.int64], classes: Sequence[str]) -> Iterator[str]:
+    """A note that counts the classes without images, if there are any."""
+    missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist()
+    if missing:
+        names = _some([classes[label] for label in missing])
+        yield f"{where}: {len(missing):,} of {len(classes):,} classes have no images: {names}"
+
+
+def distinct(names: list[list[str]], shards: Sequence[str]) -> list[str]:
+    """All names, shard after shard; with the shard's path in front of each if two shards have the same name."""
+    joined = [name for of_shard in names for name in of_shard]
+    if len(set(joined)) == len(joined):
+        return joined
+    stems = [str(PurePosixPath(shard).with_suffix("")) for shard in shards]
+    return [f"{stem}/{name}" for stem, of_shard in zip(stems, names, strict=True) for name in of_shard]
+
+
+def _split_of(path: str) -> str:
+    """train, val, test, or an empty text."""
+    for part in reversed(path.lower().split("/")):
+        for word in re.split(r"[^a-z]+", part):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return ""
+
+
+def _gaps(paths: Sequence[str]) -> Iterator[str]:
+    """A note for each sequence of shards with missing numbers: train-0007.tar, or train-00007-of-00294.parquet.
+
+    Numbers start with 0 or 1. Of names without a total, the numbers after the last one cannot be known, and nothing is
+    said about numbers of which most are missing: they are something else, such as dates.
+    """
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for path in paths:
+        if match := re.fullmatch(r"(.*?)(\d{1,9})(?:-of-(\d{1,6})(?:-[0-9a-f]+)?)?(?:\.[a-z]+)+", path.lower()):
+            found[match[1], int(match[3] or 0)].add(int(match[2]))
+    for (prefix, total), numbers in found.items():
+        last = max(numbers)
+        start = 1 if 0 not in numbers and last >= total else 0
+        end = max(total + start, last + 1)
+        num_missing = end - start - len(numbers)
+        if num_missing and (total or num_missing < len(numbers)):
+            first = [number for number in range(start, end) if number not in numbers][:_NAMED]
+            shown = f"{', '.join(f'{prefix}{number}' for number in first)}{' ...' if num_missing > _NAMED else ''}"
+            yield f"{num_missing:,} shards are missing in a sequence of numbers: {shown}; copy them if they exist"
+
+
+def _some(names: Iterable[str]) -> str:
+    shown = [name if name.isprintable() else ascii(name) for name in names]
+    return f"{', '.join(shown[:_NAMED])}{' ...' if len(shown) > _NAMED else ''}" if shown else "nothing"
