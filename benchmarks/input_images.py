@@ -6,10 +6,12 @@ Real photos matter: the time that decoding takes depends on how well an image ca
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
@@ -33,7 +35,7 @@ def photo_folder(folder: Path, num_images: int, val_images: int = 20) -> Path:
 def photo(number: int) -> bytes:
     """JPEG number `number`: a part of a photo, scaled, turned over and with changed colours and noise."""
     random = np.random.default_rng(number)
-    photos = load_sample_images().images
+    photos = _photos()
     source = Image.fromarray(photos[number % len(photos)])
     scale = random.uniform(0.6, 1.0)
     width, height = round(source.width * scale), round(source.height * scale)
@@ -48,3 +50,8 @@ def photo(number: int) -> bytes:
     content = io.BytesIO()
     Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(content, "JPEG", quality=_QUALITY)
     return content.getvalue()
+
+
+@functools.cache
+def _photos() -> list[NDArray[np.uint8]]:
+    return list(load_sample_images().images)

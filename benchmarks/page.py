@@ -36,7 +36,7 @@ numbers that are not finite and for stop requests. torchvision's loop and timm's
 projects, with their networks and optimizers.
 """
 
-INPUT = """Photo-like JPEG files of about 500 × 375 pixels and 80 kB in the file cache, random crops of 224 pixels with
+INPUT = """Photo-like JPEG files of about 500 by 375 pixels and 80 kB in the file cache, random crops of 224 pixels with
 torchvision's distribution, 2 threads, batches of 32 uint8 images. CPU seconds are those of all threads and processes.
 "Again" is a second process of the same pipeline: it shows the noise."""
 

@@ -123,6 +123,13 @@ RULES = (
     ),
     Rule(errors.DataError, ExitCode.DATA, Retry.NEVER, "repair or remove the file that the message names"),
     Rule(
+        errors.PlaceUnavailable,
+        ExitCode.UNAVAILABLE,
+        Retry.NEVER,
+        "wait until the object store answers, or repair the credentials of the workers, then run the same command again: "
+        "it resumes",
+    ),
+    Rule(
         errors.CheckpointError,
         ExitCode.DATA,
         Retry.NEVER,

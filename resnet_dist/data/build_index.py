@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +15,17 @@ from resnet_dist.data.columns import Texts
 from resnet_dist.data.files import files_of
 from resnet_dist.data.image_headers import Header, header_of
 from resnet_dist.data.index import Index, Kind
-from resnet_dist.data.index_parts import Parts
+from resnet_dist.data.index_parts import ROW, Parts, Table
 from resnet_dist.data.listing import Listing
 from resnet_dist.data.parallel import in_chunks
 from resnet_dist.data.storage import storage_of
 from resnet_dist.errors import DataError
 
-# What is read about an image; see `Index`.
-ROW = np.dtype(
-    [
-        ("heights", np.int32),
-        ("widths", np.int32),
-        ("kinds", np.uint8),
-        ("orientations", np.uint8),
-        ("num_bytes", np.int64),
-        ("tails", np.uint32),
-        ("times_ns", np.int64),
-    ]
-)
-_BROKEN = (1, 1, Kind.BROKEN, 1, 0, 0, 0)
-_NAMED = 5  # files that a message lists
-
 Rows = NDArray[np.int64]
 Report = Callable[[int, int], object]  # called after every few hundred images: how many are done, of how many
-ReadRows = Callable[[Rows], tuple[NDArray[Any], dict[int, str]]]  # their table, and what is wrong with broken ones
+
+_BROKEN = (1, 1, Kind.BROKEN, 1, 0, 0, 0)  # a row of the table
+_NAMED = 5  # files that a message lists
 
 
 def build_index(
@@ -53,32 +39,170 @@ def build_index(
 ) -> Index:
     """The index of the samples of `listing`. Broken images are in it, with `Kind.BROKEN`: `check_whole` refuses them.
 
-    `parts`: a folder in which is saved what has been read, so that a call after an interruption continues. `known`: an
-    index that has just been read; images with names that it has are not read again. Raises DataError from a storage.
+    `parts`: a folder that keeps what has been read, so that a call after an interruption continues. `known`: an index
+    that has just been read; images with names that it has are not read again. Raises what the storage raises if it
+    does not answer.
     """
     num = len(listing.paths)
-    sizes = {"num_bytes": listing.num_bytes, "shard_numbers": listing.shard_numbers, "offsets": listing.offsets}
     index = Index(
         root=root,
         classes=listing.classes,
         paths=Texts.of(listing.paths),
         labels=np.asarray(listing.labels, dtype=np.int64),
-        heights=np.ones(num),
-        widths=np.ones(num),
+        heights=np.ones(num, np.int32),
+        widths=np.ones(num, np.int32),
         folder_times_ns=listing.folder_times_ns,
         notes=listing.notes,
         source=source,
         shards=listing.shards,
+        shard_numbers=listing.shard_numbers,
+        offsets=listing.offsets,
+        num_bytes=listing.num_bytes,
         image_key=listing.image_key,
-        **sizes,
     )
-    saved = Parts(parts, index)
-    table, problems = saved.load(ROW)
-    of_parts = len(table)
-    table = np.concatenate([table, np.zeros(num - of_parts, ROW)])
-    todo = np.arange(of_parts, num)
+    table, problems, saved = np.zeros(num, ROW), dict[int, str](), Parts(parts, index)
+    done = saved.load(table, problems)
+    rows = np.concatenate([_outdated(index, table, np.arange(done)), np.arange(done, num)])
     if known is not None:
-        todo = _copy_known(known, index, table, problems, todo)
-    for done, part in _read(index, todo, report):
-        ...
-    return index
+        rows = _without_known(index, known, table, problems, rows)
+    for end in _read(index, rows, table, problems):
+        report(num - len(rows) + end, num)
+        if end:  # rows before it are complete: `rows` are ascending
+            saved.save(table, problems, int(rows[end - 1]) + 1)
+    saved.delete()
+    return _filled(index, table, problems)
+
+
+def refreshed(index: Index, report: Report = lambda done, total: None) -> Index:
+    """`index` itself if no file has changed since; else an index with what is in the changed files now.
+
+    Read are the files with another size or time than recorded, which one `stat` per file finds, and the broken ones,
+    since somebody may have repaired them. Shards have no such times; `resnet_dist.data.shared_index` compares theirs.
+    """
+    table = np.zeros(len(index), ROW)
+    for name in ROW.names or ():
+        if len(column := getattr(index, name)):
+            table[name] = column
+    broken = np.flatnonzero(index.kinds == Kind.BROKEN)
+    rows = np.union1d(broken, _outdated(index, table, np.arange(len(index)), report))
+    if not len(rows):
+        return index
+    before, problems = table.copy(), {row: text for row, text in index.problems.items() if row not in set(rows.tolist())}
+    for _ in _read(index, rows, table, problems):
+        pass
+    same = np.array_equal(before, table) and problems == dict(index.problems)
+    return index if same else _filled(index, table, problems)
+
+
+def check_whole(index: Index, known_bad: frozenset[str] = frozenset()) -> None:
+    """Raise one DataError for all broken images of an index, except for those with names in `known_bad`."""
+    rows = [row for row in sorted(index.problems) if not known_bad or index.paths[row] not in known_bad]
+    if not rows:
+        return
+    first, others = rows[0], [f"{index.path(row)}: {index.problems[row]}" for row in rows[1:_NAMED]]
+    more = f"; and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    counted = f". The first of {len(rows)} broken files; the others are {'; '.join(others)}{more}" if others else ""
+    raise DataError(index.path(first), f"{index.problems[first]}{counted}")
+
+
+def _filled(index: Index, table: Table, problems: Mapping[int, str]) -> Index:
+    """`index` with the columns of `table`."""
+    found = {name: np.ascontiguousarray(table[name]) for name in ROW.names or ()}
+    if not _is_local(index):
+        found["times_ns"] = found["times_ns"][:0]
+    return dataclasses.replace(index, **found, problems=dict(sorted(problems.items())))
+
+
+def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str]) -> Iterator[int]:
+    """Read `rows`, and put what is found into `table` and `problems`; yield how many of them are done."""
+    read_header = _file_reader(index) if _is_local(index) else _stored_reader(index)
+
+    def read(first: int, end: int) -> tuple[Table, dict[int, str]]:
+        some, found, broken = rows[first:end], [], {}
+        for row, name in zip(some.tolist(), Texts.of(index.paths).take(some), strict=True):
+            try:
+                header, time_ns = read_header(row, name)
+                found.append((*header, time_ns))
+            except DataError as error:
+                broken[row] = error.problem
+                found.append(_BROKEN)
+            except OSError as error:
+                broken[row] = f"cannot be read: {error.strerror or error}"
+                found.append(_BROKEN)
+        return np.array(found, ROW), broken
+
+    for first, end, (part, broken) in in_chunks(len(rows), read):
+        table[rows[first:end]] = part
+        problems |= broken
+        yield end
+
+
+def _is_local(index: Index) -> bool:
+    """Whether each image is a file of its own on a file system."""
+    return not index.shards and "://" not in index.root
+
+
+def _file_reader(index: Index) -> Callable[[int, str], tuple[Header, int]]:
+    def read_header(row: int, name: str) -> tuple[Header, int]:
+        path = f"{index.root}/{name}"
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(path, "is not a file: delete it")
+            header = header_of(path, status.st_size, lambda num, offset: os.pread(descriptor, num, offset))
+            return header, status.st_ctime_ns
+        finally:
+            os.close(descriptor)
+
+    return read_header
+
+
+def _stored_reader(index: Index) -> Callable[[int, str], tuple[Header, int]]:
+    files, storage = files_of(index), storage_of(index.root)
+
+    def read_header(row: int, name: str) -> tuple[Header, int]:
+        size = int(index.num_bytes[row]) if len(index.num_bytes) else 0
+        if size == 0:  # unknown before the image is read
+            content = files.read(row)
+            return header_of(name, len(content), lambda num, offset: content[offset : offset + num]), 0
+        file, start = (index.shards[int(index.shard_numbers[row])], int(index.offsets[row])) if index.shards else (name, 0)
+        return header_of(name, size, lambda num, at: storage.read(file, start + at, max(0, min(num, size - at)))), 0
+
+    return read_header
+
+
+def _outdated(index: Index, table: Table, rows: Rows, report: Report = lambda done, total: None) -> Rows:
+    """Those of `rows` whose files have another size or time than in `table`, or are gone."""
+    if not _is_local(index) or not table["times_ns"].any():
+        return rows[:0]
+    names = Texts.of(index.paths)
+
+    def outdated(first: int, end: int) -> list[int]:
+        some, prefix, found = rows[first:end], f"{index.root}/", []
+        recorded = zip(some.tolist(), names.take(some), table["num_bytes"][some].tolist(), table["times_ns"][some].tolist())
+        for row, name, size, time_ns in recorded:
+            try:
+                status = os.stat(prefix + name)
+                if (status.st_size, status.st_ctime_ns) != (size, time_ns):
+                    found.append(row)
+            except OSError:
+                found.append(row)
+        return found
+
+    changed: list[int] = []
+    for _, end, found in in_chunks(len(rows), outdated):
+        changed += found
+        report(end, len(rows))
+    return np.array(changed, dtype=np.int64)
+
+
+def _without_known(index: Index, known: Index, table: Table, problems: dict[int, str], rows: Rows) -> Rows:
+    """Those of `rows` whose names are not in `known`; what it has of the others goes into `table`."""
+    numbers = {name: number for number, name in enumerate(known.paths)}
+    found = np.array([numbers.get(name, -1) for name in Texts.of(index.paths).take(rows)], dtype=np.int64)
+    have = found >= 0
+    for name in ROW.names or ():
+        table[name][rows[have]] = getattr(known, name)[found[have]]
+    problems |= {row: known.problems[old] for row, old in zip(rows.tolist(), found.tolist()) if old in known.problems}
+    return rows[~have]

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
+# torchvision.datasets.folder.IMG_EXTENSIONS
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
 
 @dataclass(frozen=True, eq=False)
 class Listing:

@@ -19,6 +19,7 @@ from resnet_dist.errors import DataError
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _CLASS_FILES = ("classes.txt", "classnames.txt")
 _CLASS_FILE_BYTES = 16 * 2**20  # a larger one is another file
+_MAX_CLASSES = 1_000_000  # without names: a larger label is something else, such as an identifier
 _NAMED = 5  # files that a message lists
 
 
@@ -79,25 +80,28 @@ def class_names(storage: Storage) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in lines)
 
 
-def classes_of(labels: NDArray[np.int64], names: Sequence[str] | None) -> tuple[str, ...]:
+def classes_of(labels: Sequence[int], names: Sequence[str] | None) -> tuple[str, ...]:
     """The class of each label: `names`, or else the numbers from 0 to the largest label."""
-    return tuple(map(str, range(int(labels.max()) + 1))) if names is None else tuple(names)
+    return tuple(map(str, range(max(labels) + 1))) if names is None else tuple(names)
 
 
-def first_outside(labels: NDArray[np.int64], names: Sequence[str] | None) -> int | None:
+def first_outside(labels: Sequence[int], names: Sequence[str] | None) -> int | None:
     """The row of the first label that is negative, or has no name if there are names; None without one."""
-    limit = np.iinfo(np.int32).max if names is None else len(names)
-    outside = np.flatnonzero((labels < 0) | (labels >= limit))
-    return int(outside[0]) if outside.size else None
+    limit = _MAX_CLASSES if names is None else len(names)
+    return next((row for row, label in enumerate(labels) if not 0 <= label < limit), None)
 
 
 def outside(label: int, names: Sequence[str] | None) -> str:
     """What is wrong with a label that `first_outside` has found."""
-    allowed = "labels from 0 up" if names is None else f"0 to {len(names) - 1}, as there are {len(names):,} class names"
+    allowed = (
+        f"0 to {_MAX_CLASSES - 1:,}"
+        if names is None
+        else f"0 to {len(names) - 1}, as there are {len(names):,} class names"
+    )
     return f"has the label {label}; allowed are {allowed}"
 
 
-def without_images(where: str, labels: NDArray[np.int64], classes: Sequence[str]) -> Iterator[str]:
+def without_images(where: str, labels: Sequence[int], classes: Sequence[str]) -> Iterator[str]:
     """A note that counts the classes without images, if there are any."""
     missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist()
     if missing:
@@ -105,13 +109,12 @@ def without_images(where: str, labels: NDArray[np.int64], classes: Sequence[str]
         yield f"{where}: {len(missing):,} of {len(classes):,} classes have no images: {names}"
 
 
-def distinct(names: list[list[str]], shards: Sequence[str]) -> list[str]:
-    """All names, shard after shard; with the shard's path in front of each if two shards have the same name."""
-    joined = [name for of_shard in names for name in of_shard]
-    if len(set(joined)) == len(joined):
-        return joined
+def distinct(names: Sequence[str], shard_numbers: NDArray[np.int32], shards: Sequence[str]) -> Sequence[str]:
+    """The names of all samples; with the path of its shard in front of each, if two samples have the same name."""
+    if len(set(names)) == len(names):
+        return names
     stems = [str(PurePosixPath(shard).with_suffix("")) for shard in shards]
-    return [f"{stem}/{name}" for stem, of_shard in zip(stems, names, strict=True) for name in of_shard]
+    return [f"{stems[number]}/{name}" for number, name in zip(shard_numbers.tolist(), names, strict=True)]
 
 
 def _split_of(path: str) -> str:

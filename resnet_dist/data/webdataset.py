@@ -11,13 +11,12 @@ import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from resnet_dist.data import shards as shard_files
-from resnet_dist.data.image_folder import SUFFIXES
-from resnet_dist.data.listing import Listing, Split
+from resnet_dist.data.listing import SUFFIXES, Listing, Split
 from resnet_dist.data.storage import Storage, storage_of
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
@@ -30,13 +29,15 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 _BLOCK = 512  # bytes: tar's unit
 
 
-class _Sample(NamedTuple):
-    """An image in a shard: its name, its first byte, its size in bytes, and its label."""
+class _Image(NamedTuple):
+    """An image in a shard: its name, its first byte, and its size in bytes."""
 
     name: str
     offset: int
     num_bytes: int
-    label: int
+
+
+_Samples = dict[str, tuple[_Image, int]]  # images and labels by key
 
 
 def list_tars(recipe: DataRecipe, split: Split) -> Listing:
@@ -49,32 +50,30 @@ def list_tars(recipe: DataRecipe, split: Split) -> Listing:
     found = shard_files.find_shards(storage, split, ".tar")
     names = shard_files.class_names(storage)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tar") as pool:
-        samples = list(pool.map(lambda shard: _samples(storage, shard, recipe.label_key), found.paths))
-    counts = [len(of_shard) for of_shard in samples]
-    joined = [sample for of_shard in samples for sample in of_shard]
-    labels = np.array([sample.label for sample in joined], np.int64)
-    shard_numbers = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        of_shards = list(pool.map(lambda shard: _samples(storage, shard, recipe.label_key), found.paths))
+    images, labels = zip(*(sample for samples in of_shards for sample in samples.values()), strict=True)
+    shard_numbers = np.repeat(np.arange(len(of_shards), dtype=np.int32), [len(samples) for samples in of_shards])
     if (row := shard_files.first_outside(labels, names)) is not None:
-        place = f"{recipe.root}/{found.paths[shard_numbers[row]]}: {joined[row].name}"
-        raise DataError(place, shard_files.outside(int(labels[row]), names))
+        place = f"{recipe.root}/{found.paths[shard_numbers[row]]}: {images[row].name}"
+        raise DataError(place, shard_files.outside(labels[row], names))
     classes = shard_files.classes_of(labels, names)
     return Listing(
         classes=classes,
-        paths=shard_files.distinct([[sample.name for sample in of_shard] for of_shard in samples], found.paths),
+        paths=shard_files.distinct([image.name for image in images], shard_numbers, found.paths),
         labels=labels,
         folder_times_ns=found.times_ns,
         notes=(*found.notes, *shard_files.without_images(f"{recipe.root}: {split}", labels, classes)),
         shards=found.paths,
         shard_numbers=shard_numbers,
-        offsets=np.array([sample.offset for sample in joined], np.int64),
-        num_bytes=np.array([sample.num_bytes for sample in joined], np.int64),
+        offsets=np.array([image.offset for image in images], np.int64),
+        num_bytes=np.array([image.num_bytes for image in images], np.int64),
     )
 
 
-def _samples(storage: Storage, shard: str, label_key: str | None) -> list[_Sample]:
+def _samples(storage: Storage, shard: str, label_key: str | None) -> _Samples:
     """The samples of one shard."""
     place = f"{storage.root}/{shard}"
-    images: dict[str, tarfile.TarInfo] = {}
+    images: dict[str, _Image] = {}
     labels: dict[str, tuple[str, int]] = {}  # by key: the extension that it was read from, and the label
     wanted, other = ("json", "cls") if label_key is not None else ("cls", "json")
     num_tars = 0
@@ -86,18 +85,20 @@ def _samples(storage: Storage, shard: str, label_key: str | None) -> list[_Sampl
             key, extension = match[1], match[2].lower()
             if f".{extension}" in SUFFIXES:
                 if key in images:
-                    raise DataError(f"{place}: {member.name}", f"is a second image of the key {key}; delete one of them")
-                images[key] = member
+                    raise DataError(
+                        f"{place}: {member.name}", f"is a second image of the key {key}; delete one of them"
+                    )
+                images[key] = _Image(member.name.removeprefix("./"), member.offset_data, member.size)
             elif extension == wanted or (extension == other and labels.get(key, (other,))[0] == other):
                 if labels.get(key, ("",))[0] == extension:
                     raise DataError(f"{place}: {member.name}", "is a second label of this key; delete one of them")
                 labels[key] = (extension, _label(place, file, member, extension, label_key or _LABEL))
             num_tars += extension == "tar"
     _check(place, images, labels, num_tars)
-    return [_Sample(image.name, image.offset_data, image.size, labels[key][1]) for key, image in images.items()]
+    return {key: (image, labels[key][1]) for key, image in images.items()}
 
 
-def _check(place: str, images: dict[str, tarfile.TarInfo], labels: dict[str, Any], num_tars: int) -> None:
+def _check(place: str, images: dict[str, _Image], labels: dict[str, tuple[str, int]], num_tars: int) -> None:
     if num_tars and not images:
         problem = f"holds {num_tars:,} tar files and no images; ImageNet's own tar files are unpacked by"
         raise DataError(place, f"{problem} `launcher prepare imagenet`")
@@ -122,14 +123,16 @@ def _members(place: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     try:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing it would do nothing
         while (member := archive.next()) is not None:
-            archive.members.clear()  # it keeps them all: a kilobyte each
+            archive.members = []  # type: ignore[attr-defined]  # it keeps them all: a kilobyte each
             if member.issparse():
-                raise DataError(f"{place}: {member.name}", "is a sparse file in the tar; pack it again without --sparse")
+                raise DataError(
+                    f"{place}: {member.name}", "is a sparse file in the tar; pack it again without --sparse"
+                )
             yield member
         end = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(place, f"is not a tar file, or is cut short ({error}); copy it again") from error
-    file.seek(end - _BLOCK if end else 0)
+    file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile stops at a broken header, too, and says nothing
         raise DataError(place, f"is cut short or damaged at byte {end:,}: no end marker of a tar; copy it again")
 

@@ -80,7 +80,7 @@ class SpanBatchNorm(_BatchNorm):
                 "batch norm of inputs [samples, channels, ...]",
             )
         num_positions = math.prod(input.shape[2:])
-        if self.spans.smallest * num_positions == 1:
+        if self.spans.smallest * num_positions == 1 and self.spans.counts is None:
             raise RecipeError(
                 "batch_norm.span",
                 f"a span of 1 sample has one value per channel at {self.name}, whose input has the shape"
@@ -92,7 +92,8 @@ class SpanBatchNorm(_BatchNorm):
     def _by_slice(self, input: Tensor) -> Tensor:
         """Normalise each span with torch's kernel, which with a momentum of 1 returns the span's mean and variance.
 
-        All spans have one size here, so all factors are Python numbers and no tensor is copied to the device.
+        All spans have one size here, unless samples are left out, so all factors are Python numbers and no tensor is
+        copied to the device.
         """
         sizes = [span_slice.size for span_slice in self.spans.slices]
         means: Sequence[Tensor | None] = [None] * len(sizes)
@@ -104,6 +105,9 @@ class SpanBatchNorm(_BatchNorm):
             means, variances = place[0].unbind(), place[1].unbind()
             if self.spans.recording:
                 self.uses.append((place, math.prod(input.shape[2:])))
+        if self.spans.counts is not None:
+            parts = zip(input.split(sizes), means, variances, strict=True)
+            return torch.cat([self._of_uneven_span(*part) for part in parts])
         if len(sizes) == 1:
             return F.batch_norm(input, means[0], variances[0], self.weight, self.bias, True, 1.0, self.eps)
         outputs = [
@@ -111,6 +115,20 @@ class SpanBatchNorm(_BatchNorm):
             for part, mean, variance in zip(input.split(sizes), means, variances, strict=True)
         ]
         return torch.cat(outputs)
+
+    def _of_uneven_span(self, part: Tensor, mean: Tensor | None, variance: Tensor | None) -> Tensor:
+        """Normalise what is left of a span. Torch's kernel refuses a single value per channel, or none."""
+        if part[:, :1].numel() > 1:
+            return F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        if mean is not None and variance is not None:
+            mean.copy_(part.detach().sum(_all_but_channels(part)))
+            variance.zero_()
+        output = part * 0  # a value minus its mean
+        if self.weight is not None:
+            output = output * _like(self.weight, output)
+        if self.bias is not None:
+            output = output + _like(self.bias, output)
+        return output
 
     def place_of(self, use: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The output of torch's kernel for the statistics of call number `use` (from 0) in a forward pass."""
@@ -173,7 +191,7 @@ class _ExchangedNorm(torch.autograd.Function):
             own[number, 0] = g.sum(dims)
             centred = part - _like(means[number], part)
             own[number, 1] = (g * centred).sum(dims).double() * inverse_std[number]
-        average = spans.sums(ctx.layer, own) / (spans.span_size * math.prod(input.shape[2:]))
+        average = spans.sums(ctx.layer, own) / spans.num_values(math.prod(input.shape[2:]))
         scale = inverse_std if weight is None else inverse_std * weight.double()
         # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · (x − mean) + offset
         slope = -scale * inverse_std * average[:, 1]
@@ -191,9 +209,12 @@ class _ExchangedNorm(torch.autograd.Function):
 
 
 def _parts(input: Tensor, spans: Spans) -> list[tuple[int, SpanSlice, Tensor]]:
-    """The slices with their numbers and samples, in float32 or float64: half precision loses the variance."""
+    """The slices with their numbers and samples, in float32 or float64: half precision loses the variance.
+
+    Slices whose samples are all left out are not among them.
+    """
     dtype = torch.promote_types(input.dtype, torch.float32)
-    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.slices)]
+    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.slices) if p.size]
 
 
 def _all_but_channels(input: Tensor) -> list[int]:

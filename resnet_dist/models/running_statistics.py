@@ -98,16 +98,19 @@ class RunningStatistics:
     def _add(self, use: int, numbers: Sequence[int]) -> None:
         """Add the statistics of call number `use` of some layers."""
         means, variances = torch.cat([self.layers[number].uses[use][0] for number in numbers], dim=2).double()
-        num_spans = len(means)
-        if num_spans == 0:
-            return  # other workers own all spans of this worker
+        num_spans, left = len(means), self._spans.owned_counts()
+        if num_spans == 0 or (left is not None and not any(left)):
+            return  # other workers own all spans of this worker, or all of its samples are left out
         columns = self._columns_of(use, numbers)
         values = columns.values  # of each channel in one span
-        if self._spans.group is None:
-            variances = variances * ((values - 1) / values)  # torch's kernel returns unbiased variances
-        mean = means.mean(0)
-        squares = values * (variances + (means - mean).square()).sum(0)
-        count = values * num_spans
+        if left is None:
+            if self._spans.group is None:
+                variances = variances * ((values - 1) / values)  # torch's kernel returns unbiased variances
+            mean = means.mean(0)
+            squares = values * (variances + (means - mean).square()).sum(0)
+            count = values * num_spans
+        else:
+            count, mean, squares = self._of_uneven_spans(values / self._spans.span_size, left, means, variances)
         before = self._collected if columns.index is None else self._collected[:, columns.index]
         total = before[0] + count
         distance = mean - before[1]
@@ -122,6 +125,22 @@ class RunningStatistics:
             self._collected.copy_(after)
         else:
             self._collected[:, columns.index] = after
+
+    def _of_uneven_spans(
+        self, values: Tensor, left: Sequence[int], means: Tensor, variances: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and sum of squared deviations of spans with `left` samples: float64 [channels] each.
+
+        `values` are those of each channel in a sample; `means` and `variances` are [spans, channels].
+        """
+        rows = [row for row, count in enumerate(left) if count]
+        counts = torch.tensor([[left[row]] for row in rows], dtype=torch.float64).to(self._device) * values
+        means, variances = means[rows], variances[rows]
+        if self._spans.group is None:
+            variances = variances * ((counts - 1) / counts)
+        count = counts.sum(0)
+        mean = (counts * means).sum(0) / count
+        return count, mean, (counts * (variances + (means - mean).square())).sum(0)
 
     def _columns_of(self, use: int, numbers: Sequence[int]) -> _Columns:
         layers = tuple(numbers)

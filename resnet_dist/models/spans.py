@@ -85,20 +85,22 @@ class Spans:
     `recording` is True during a forward pass of the model in training, whose statistics belong to the step. It is False
     when activation checkpointing repeats parts of the forward pass during the backward pass.
 
-    `counts` is None if every span has all of its `span_size` samples. After `leave_out` it is float64 [slices]: the
-    samples of each slice's span that are left, on all workers.
+    `counts` is None if every span has all of its `span_size` samples. After `leave_out` it has the samples that are
+    left of each slice's span, on all workers.
     """
 
     def __init__(self, layout: BatchLayout, rank: int, span: int | Literal["global", "worker"]) -> None:
         self.recording = False
         self.waited_s = 0.0  # seconds spent in collectives, which wait for other workers
         self.group: dist.ProcessGroup | None = None
-        self.counts: Tensor | None = None
+        self.counts: list[int] | None = None
+        self._divisors: Tensor | None = None  # `counts` on the device, at least 1: float64 [slices, 1, 1]
         self._layout, self._rank = layout, rank
         self.num_samples = len(layout.worker_micro_batch(0, rank))
         self.span_size = self.num_samples
         self.smallest = layout.smallest_part  # samples of the smallest span on any worker
         self.slices = self._whole = (SpanSlice(0, 0, self.num_samples, owned=True),)
+        self._origin = layout.worker_micro_batch(0, rank).start  # the position where the span of row 0 begins
         self._layers: list[str] = []
         self._widest = 0  # channels of the widest layer
         if span == "worker":
@@ -118,7 +120,7 @@ class Spans:
         self._ranks = members.ranks
         self._origin = members.positions.start
         self._table = _Table(members, layout, self.span_size)
-        self._own = self._table.own(rank)
+        self._own = self._all = self._table.own(rank)
         self._checked = True  # whether messages name their layer
 
     def leave_out(self, good: NDArray[np.bool_] | None, device: torch.device) -> None:
@@ -133,22 +135,27 @@ class Spans:
         before = np.concatenate(([0], np.cumsum(good[own.start : own.stop]))).tolist()  # samples left before a sample
         self.num_samples = before[-1]
         self.slices = tuple(replace(part, start=before[part.start], stop=before[part.stop]) for part in self._whole)
-        if self.group is None:
-            counts = [part.size for part in self.slices]
-        else:
-            starts = [self._origin + part.row * self.span_size for part in self._whole]
-            counts = [int(good[start : start + self.span_size].sum()) for start in starts]
-            self._own = self._table.own(self._rank, good)
-        self.counts = None if good.all() else torch.tensor(counts, dtype=torch.float64).to(device)
+        starts = [self._origin + part.row * self.span_size for part in self._whole]
+        counts = [int(good[start : start + self.span_size].sum()) for start in starts]
+        if self.group is not None:
+            self._own = self._all if good.all() else self._table.own(self._rank, good)
+        self.counts = self._divisors = None
+        if not good.all():
+            self.counts = counts
+            self._divisors = torch.tensor(counts, dtype=torch.float64).clamp_min(1)[:, None, None].to(device)
 
     def num_values(self, num_positions: int) -> Tensor | int:
         """The values per channel in a slice's whole span: a number, or after `leave_out` float64 [slices, 1, 1].
 
-        `num_positions` is the number of values per sample and channel. A span without samples counts as one value.
+        `num_positions` is the number of values per sample and channel. A span without samples counts as one sample.
         """
+        return (self.span_size if self._divisors is None else self._divisors) * num_positions
+
+    def owned_counts(self) -> list[int] | None:
+        """The samples that are left of each span that this worker owns; None if all are."""
         if self.counts is None:
-            return self.span_size * num_positions
-        return (self.counts * num_positions).clamp_min(1)[:, None, None]
+            return None
+        return [count for count, part in zip(self.counts, self.slices, strict=True) if part.owned]
 
     def add_layer(self, name: str, num_channels: int) -> int:
         """Register the layer `name`; returns its number, which is the same on every worker."""

@@ -55,7 +55,7 @@ PLANTS = [
     Plant("Only launcher.ray_backend imports Ray", "launcher/worker/train.py", "ray"),
     Plant("Only data.decode_dali imports DALI", "resnet_dist/data/loader.py", "nvidia"),
     Plant("Only engines.zero imports DeepSpeed", "resnet_dist/training/checkpointing.py", "deepspeed"),
-    Plant("Only checkpoint.mirror imports fsspec", "resnet_dist/telemetry/metrics_file.py", "fsspec"),
+    Plant("Only object_stores imports fsspec", "resnet_dist/checkpoint/mirror.py", "fsspec"),
 ]
 
 

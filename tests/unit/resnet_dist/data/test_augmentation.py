@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from resnet_dist.data.augmentation import Decoded, augmentation_of
+from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.policies import ColorJitter, RandAugment, apply
 from resnet_dist.data.random_bits import Purpose
 from resnet_dist.data.random_bits import uniform as random_numbers
-from resnet_dist.data.requests import BatchRequest
+from resnet_dist.data.requests import BatchRequest, Decoded
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.schema import AugmentationRecipe, DataRecipe
 
@@ -23,6 +23,14 @@ CPU = torch.device("cpu")
 SEED, SIZE = 11, 24
 PLAIN = DataRecipe(root="none", resolution=SIZE)
 BOTH = replace(PLAIN, color_jitter=0.4, augmentation=AugmentationRecipe(name="randaugment", magnitude=12, num_ops=3))
+
+
+class NoFiles:
+    def name(self, sample_id: int) -> str:
+        raise NotImplementedError
+
+    def read(self, sample_id: int) -> bytes:
+        raise NotImplementedError
 
 
 def images_of(positions: np.ndarray) -> Tensor:
@@ -35,17 +43,16 @@ def images_of(positions: np.ndarray) -> Tensor:
 def decoded(num_batches: int = 3, size: int = 5) -> Generator[Decoded, None, None]:
     for start in range(0, num_batches * size, size):
         positions = np.arange(start, start + size, dtype=np.int64)
-        windows = np.zeros((size, 4), dtype=np.int32)
-        yield (
-            BatchRequest(positions, positions, ["x"] * size, windows, np.zeros(size, dtype=np.bool_)),
-            images_of(positions),
-        )
+        windows, flips = np.zeros((size, 4), dtype=np.int32), np.zeros(size, dtype=np.bool_)
+        kinds, orientations = np.zeros(size, dtype=np.uint8), np.ones(size, dtype=np.uint8)
+        request = BatchRequest(positions, positions, windows, flips, kinds, orientations, SIZE, NoFiles())
+        yield Decoded(request, images_of(positions))
 
 
 def augmented(recipe: DataRecipe, num_threads: int = 2) -> list[Tensor]:
     augmentation = augmentation_of(recipe, seed=SEED, device=CPU, num_threads=num_threads)
     assert augmentation is not None
-    return [images for _, images in augmentation(decoded())]
+    return [changed.images for changed in augmentation(decoded())]
 
 
 def users(name: str, **arguments: object) -> DataRecipe:
@@ -59,11 +66,12 @@ def test_without_keys_there_is_no_augmentation() -> None:
 def test_jitter_comes_first_and_then_the_policy() -> None:
     found = augmented(BOTH)
     jitter, policy = ColorJitter(0.4, SEED), RandAugment(3, 12, SEED)
-    for (request, images), own in zip(decoded(), found, strict=True):
-        steps = zip(jitter.steps(request.positions), policy.steps(request.positions), strict=True)
-        expected = [apply(apply(image.contiguous(), a), b) for image, (a, b) in zip(images, steps, strict=True)]
+    for before, own in zip(decoded(), found, strict=True):
+        positions = before.request.positions
+        steps = zip(jitter.steps(positions, SIZE), policy.steps(positions, SIZE), strict=True)
+        expected = [apply(apply(image.contiguous(), a), b) for image, (a, b) in zip(before.images, steps, strict=True)]
         assert torch.equal(own, torch.stack(expected))
-    assert not any(torch.equal(own, images) for own, (_, images) in zip(found, decoded(), strict=True))
+        assert not torch.equal(own, before.images)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3, 8])
@@ -99,13 +107,13 @@ def test_closing_early_ends_the_threads() -> None:
 
 
 def test_an_error_of_the_decoder_is_raised_at_its_batch() -> None:
-    def broken() -> Iterator[Decoded]:
+    def broken() -> Generator[Decoded, None, None]:
         yield from decoded(num_batches=1)
         raise OSError("the disk is gone")
 
     augmentation = augmentation_of(BOTH, seed=SEED, device=CPU, num_threads=1)
     assert augmentation is not None
-    batches = augmentation(broken())  # type: ignore[arg-type]
+    batches = augmentation(broken())
     next(batches)
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
@@ -141,8 +149,8 @@ def nothing(images: Tensor, uniform: object) -> None:
 
 
 def test_a_users_function_changes_the_images() -> None:
-    for own, (_, images) in zip(augmented(users("inverted")), decoded(), strict=True):
-        assert torch.equal(own, 255 - images)
+    for own, before in zip(augmented(users("inverted")), decoded(), strict=True):
+        assert torch.equal(own, 255 - before.images)
 
 
 def test_images_of_a_users_function_become_channels_last() -> None:
@@ -152,7 +160,7 @@ def test_images_of_a_users_function_become_channels_last() -> None:
 
 def test_a_users_function_gets_its_arguments_and_numbers_of_each_image() -> None:
     changed = torch.cat(augmented(users("inverted", above=0.5)))
-    images = torch.cat([images for _, images in decoded()])
+    images = torch.cat([before.images for before in decoded()])
     chosen = random_numbers(SEED, np.arange(15), Purpose.AUGMENTATION, 1)[:, 0] >= 0.5
     assert 0 < chosen.sum() < 15
     assert torch.equal(changed, torch.where(torch.from_numpy(chosen)[:, None, None, None], 255 - images, images))

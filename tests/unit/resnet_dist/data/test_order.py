@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resnet_dist.data.order import Stream
+from resnet_dist.data import Index
+from resnet_dist.data.order import Order, ShardStream, Stream, order_of
+from resnet_dist.recipe.schema import DataRecipe
 
 
-def epoch(stream: Stream, number: int) -> NDArray[np.int64]:
+def epoch(stream: Order, number: int) -> NDArray[np.int64]:
     start = number * stream.num_samples
     return stream.sample_ids(np.arange(start, start + stream.num_samples, dtype=np.int64))
 
@@ -98,3 +100,99 @@ def test_even_and_odd_permutations_are_equally_frequent() -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 sample"):
         Stream(0, seed=0)
+
+
+# --- order: shards
+
+
+SIZES = (5, 1, 7, 3, 4)  # samples of the shards
+SHARDS = np.repeat(np.arange(len(SIZES)), SIZES)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 200),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 10**12),
+)
+def test_each_epoch_of_shards_is_a_permutation(sizes: list[int], window: int, seed: int, number: int) -> None:
+    stream = ShardStream(np.repeat(np.arange(len(sizes)), sizes), seed, window)
+    assert np.array_equal(np.sort(epoch(stream, number)), np.arange(sum(sizes)))
+
+
+def test_a_call_may_span_epochs_of_shards_and_ask_in_any_order() -> None:
+    stream = ShardStream(SHARDS, seed=3, window=6)
+    in_turn = np.concatenate([epoch(stream, number) for number in range(7)])
+    asked = np.random.default_rng(0).permutation(len(in_turn))
+    assert np.array_equal(ShardStream(SHARDS, seed=3, window=6).sample_ids(asked), in_turn[asked])
+
+
+def test_a_window_reads_the_shards_that_overlap_with_it_and_each_shard_is_read_once() -> None:
+    shards = np.repeat(np.arange(50), 20)
+    stream = ShardStream(shards, seed=1, window=60)
+    windows = shards[epoch(stream, 4)][:960].reshape(-1, 60)
+    assert [len(set(window.tolist())) for window in windows] == [3] * 16
+    assert len({shard for window in windows for shard in set(window.tolist())}) == 48  # no shard is in two windows
+
+
+def test_rows_of_a_shard_need_not_be_neighbours_in_the_index() -> None:
+    mixed = np.array([2, 0, 1, 2, 0, 1, 1])
+    stream = ShardStream(mixed, seed=0, window=1)  # nothing is shuffled within a shard
+    found = mixed[epoch(stream, 0)]
+    assert (np.diff(found) != 0).sum() == 2
+    assert sorted(epoch(stream, 0).tolist()) == list(range(7))
+
+
+def test_the_order_of_the_shards_and_of_their_samples_changes_with_epoch_and_seed() -> None:
+    orders = [epoch(ShardStream(np.arange(3000) // 10, seed, 100), number) for seed in (0, 1) for number in (0, 1)]
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert (one == other).sum() < 10
+            assert (one // 10 == other // 10).sum() < 100  # 10 expected, in runs
+
+
+def test_order_of_shards_never_changes() -> None:
+    # A change here would change the course of every run with `order: shards` that was ever made.
+    found = ShardStream(SHARDS, seed=0, window=6).sample_ids(np.arange(15, 25))
+    assert found.tolist() == [1, 0, 12, 3, 4, 13, 15, 8, 7, 14]
+
+
+@pytest.mark.parametrize("window", [4, 6])
+def test_all_orders_of_a_few_shards_and_of_the_samples_in_a_window_are_equally_likely(window: int) -> None:
+    num_epochs, shards = 20_000, np.array([0, 0, 1, 1, 2, 2])
+    ids = ShardStream(shards, seed=1, window=window).sample_ids(np.arange(num_epochs * 6)).reshape(num_epochs, 6)
+    _, counts = np.unique(ids @ (6 ** np.arange(6)), return_counts=True)
+    # 3 pairs in a window of 4: 3! orders of the shards, of which 4 samples have 4! and 2 have 2! orders; each set of
+    # two pairs comes in two orders of the shards
+    num_orders = 720 if window == 6 else 3 * 24 * 2
+    assert len(counts) == num_orders
+    expected = num_epochs / num_orders
+    assert abs(((counts - expected) ** 2 / expected).sum() - (num_orders - 1)) < 4 * math.sqrt(2 * (num_orders - 1))
+
+
+def index_of_shards(shards: tuple[str, ...], numbers: list[int]) -> Index:
+    num = max(2500, len(numbers))
+    rows, sides = np.zeros(num, np.int64), np.ones(num, np.int32)
+    columns = {"shard_numbers": np.array(numbers, np.int32), "offsets": np.arange(len(numbers))} if shards else {}
+    return Index("root", ("a",), tuple(map(str, range(num))), rows, sides, sides, shards=shards, **columns)
+
+
+def test_an_index_without_shards_has_blocks_of_1000_rows() -> None:
+    recipe = DataRecipe(root="root", order="shards", shuffle_window=500)
+    found = epoch(order_of(index_of_shards((), []), recipe, seed=0), 0)
+    assert sorted(np.unique(found[:500] // 1000)) in ([0], [1], [2])
+    assert np.array_equal(np.sort(found), np.arange(2500))
+
+
+def test_the_order_is_that_of_the_recipe() -> None:
+    index = index_of_shards(("one", "two"), [0, 1] * 1250)
+    uniform = order_of(index, DataRecipe(root="root"), seed=7)
+    assert np.array_equal(epoch(uniform, 1), epoch(Stream(2500, 7), 1))
+    by_shard = order_of(index, DataRecipe(root="root", order="shards", shuffle_window=1250), seed=7)
+    assert len(np.unique(epoch(by_shard, 0)[:1250] % 2)) == 1  # rows of one shard are all even, or all odd
+
+
+def test_a_stream_of_shards_needs_a_sample() -> None:
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        ShardStream(np.zeros(0, np.int64), seed=0, window=1)

@@ -113,9 +113,8 @@ def test_the_operations_of_an_image_are_independent() -> None:
 
 
 def test_trivialaugment_takes_each_strength_and_sign_equally_often() -> None:
-    rotations = [
-        strength for [(operation, strength)] in TrivialAugment(2).steps(POSITIONS, SIZE) if NAME_OF[operation] == "Rotate"
-    ]
+    chosen = TrivialAugment(2).steps(POSITIONS, SIZE)
+    rotations = [strength for [(operation, strength)] in chosen if NAME_OF[operation] == "Rotate"]
     levels = np.rint(np.abs(rotations) / 135.0 * (NUM_LEVELS - 1)).astype(int)
     assert_uniform(np.bincount(levels, minlength=NUM_LEVELS))
     assert_uniform(np.bincount(np.signbit(rotations).astype(int), minlength=2))
