@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,17 @@ from torch import nn
 
 from resnet_dist.checkpoint.broadcast import load_and_broadcast
 from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint.format import step_of
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
 from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.files import files_of
+from resnet_dist.data.index import Kind
+from resnet_dist.data.known_bad import known_names, with_known_bad
 from resnet_dist.data.ledger import Ledger
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.order import Order, order_of
-from resnet_dist.data.shared_index import check_sub_folders, shared_indices
+from resnet_dist.data.shared_index import check_same_data, facts_of_data, shared_indices
 from resnet_dist.data.subset import trained_on
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine, MicroBatch
@@ -32,6 +36,7 @@ from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
+from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
 from resnet_dist.recipe.durations import Duration, Every, resolved
@@ -47,11 +52,13 @@ from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training import initial_weights
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import Autocast
 from resnet_dist.training.evaluator import Evaluator, Split, load_metrics
+from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
 from resnet_dist.training.target import Target
@@ -77,6 +84,7 @@ class RunOptions:
 
     checkpoint: CheckpointOptions
     index: Path  # folder of the saved indices
+    shared_index: Path | None = None  # folder of the indices that the runs of a storage share
     checkpoint_every: Duration
     log_every: int  # steps
     layers_every: int | None = None  # steps between two records of kind "layers"
@@ -104,10 +112,26 @@ def build(
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
     resumed = resume is not None
+    liveness = Liveness() if liveness is None else liveness
     train, val = shared_indices(
-        recipe.data, recipe.model.num_classes, worker.rank, worker.world_size, options.index, resumed=resumed
+        recipe.data,
+        recipe.model.num_classes,
+        worker.rank,
+        worker.world_size,
+        options.index,
+        options.shared_index,
+        resumed=resumed,
+        beat=liveness.beat,
+        tell=partial(_tell, sink, resume),
     )
+    known_bad: frozenset[str] = frozenset()
+    if recipe.data.known_bad is not None:
+        known_bad = run_on_rank_0(partial(known_names, recipe.data), worker.rank, worker.world_size)
+        train, val = with_known_bad((train, val), known_bad, warn=worker.rank == 0)
     train = trained_on(recipe.data, recipe.seed, train, worker.rank)
+    bad = None
+    if recipe.data.on_error == "replace" or any(Kind.BROKEN in index.kinds for index in (train, val)):
+        bad = BadImages(recipe.data, (train, val), known_bad)
     rules.check(recipe, worker.world_size, len(train))
     if worker.rank == 0 and recipe.batch.size > len(train):
         found = "batch.size %d is more than the %d training images: a step repeats some"
@@ -119,13 +143,18 @@ def build(
     model = whole_model(_with_weights(recipe, worker, resumed=resumed), spans, worker.device)
     masks = add_masks(model, recipe)
     liveness.watch(model, worker.device, lambda: spans.waited_s)
-    checkpoint = None if resume is None else _load(resume, worker, train)
+    of_data = facts_of_data(train, val)
+    checkpoint = None if resume is None else _load(resume, worker, of_data, train)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
     statistics = RunningStatistics(model, worker.device)
     loss_sum = loss_of(recipe, train.labels, worker.device)
     kernels = sgd_kernels(recipe, worker.device)
     optimizer = build_optimizer(recipe.optimizer, model, kernels, recipe.regularization.l1)
+    leaving_out = None
+    if bad is not None:
+        leaving_out = LeavingOut(bad, layout, worker.rank, spans, worker.device, compiled=recipe.speed.compile)
+        loss_sum = leaving_out.loss_sum(loss_sum)
     layers: Layers = NoLayers()
     if options.layers_every is not None:
         layers = LayerStatistics(model, optimizer, every_steps=options.layers_every, batch_size=recipe.batch.size)
@@ -150,11 +179,15 @@ def build(
     order = order_of(train, recipe.data, recipe.seed)
     first_step, state = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.state.get("ledger"))
     ledger = Ledger(order, recipe.batch.size, skipped, first_step, state)
-    facts = facts_of(recipe, train.fingerprint(), worker.world_size, skipped)
+    facts = facts_of(recipe, of_data, worker.world_size, skipped)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
-    batches_from = _batches_from(recipe, worker, train, order, layout, timetable.total_steps, skipped)
+    if bad is not None and checkpoint is not None:
+        bad.load_state(checkpoint.state.get("bad_images", {}))
+    batches_from = _batches_from(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
     to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
+    if leaving_out is not None:
+        to_device = leaving_out.applied(to_device)
     precise = partial(
         PreciseBatchNorm,
         model,
@@ -168,14 +201,15 @@ def build(
         learning_rate=learning_rate,
         batches_from=batches_from,
         to_device=to_device,
-        evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise),
+        evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise, bad),
         exchange=StepExchange(statistics, worker.device, recipe.batch.size, ledger.num_sums),
-        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger),
+        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger, bad),
         sink=sink,
         supervisor=supervisor,
         seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
         average=(lambda step: None) if average is None else average.update,
         ledger=ledger,
+        bad=bad,
         liveness=liveness,
         layers=layers,
         profiler=_profiler(options, worker),
@@ -196,17 +230,17 @@ def build(
     return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first, skipped, target)
 
 
-def _load(path: Path, worker: Worker, train: Index) -> CheckpointContent:
+def _load(path: Path, worker: Worker, of_data: Mapping[str, str | None], train: Index) -> CheckpointContent:
     """The checkpoint at `path`, on every worker. Raises DataError if it belongs to other images. A collective."""
     checkpoint = load_and_broadcast(path, worker.rank, worker.world_size, worker.device)
-    if checkpoint.state["data"] != train.fingerprint():
-        check_sub_folders(train, checkpoint.state["data"], f"The checkpoint of step {checkpoint.step} was trained")
-        raise DataError(
-            train.root,
-            f"files, labels or sizes have changed since the checkpoint of step {checkpoint.step}. "
-            "Restore them, or start a run under another name",
-        )
+    check_same_data(of_data, checkpoint.state, checkpoint.step, train)
     return checkpoint
+
+
+def _tell(sink: Sink, resume: Path | None, detail: Mapping[str, object]) -> None:
+    """Record how far the making of the index is."""
+    step = 0 if resume is None else step_of(resume.name) or 0
+    sink.write({"kind": "event", "step": step, "event": "indexing", "detail": detail})
 
 
 def _batches_from(
@@ -217,6 +251,7 @@ def _batches_from(
     layout: BatchLayout,
     total_steps: int,
     skipped: tuple[tuple[int, int], ...],
+    leaving_out: LeavingOut | None = None,
 ) -> Callable[[int], Generator[HostBatch, None, None]]:
     """A function that yields this worker's micro-batches from a given step on."""
     left_out = [range(*run) for run in skipped]
@@ -230,9 +265,12 @@ def _batches_from(
             max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
         )
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
-        yield from training_batches(
-            train, files_of(train), order, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
+        files = files_of(train, recipe.data)
+        decoded = training_batches(
+            train, files, order, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
         )
+        with closing(decoded):
+            yield from decoded if leaving_out is None else leaving_out.agreed(decoded)
 
     return batches_from
 
@@ -253,6 +291,7 @@ def evaluator(
     liveness: Liveness,
     average: WeightAverage | None,
     precise: Callable[[Autocast | None], PreciseBatchNorm],
+    bad: BadImages | None = None,
 ) -> Evaluator:
     """Evaluates `model`, with the average of its weights if there is one. `splits`: training and val."""
     to_device = ToDevice(recipe, worker.device)
@@ -261,8 +300,8 @@ def evaluator(
 
     def batches(index: Index) -> Iterator[MicroBatch]:
         decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
-        found = evaluation_batches(index, files_of(index), worker.world_size, worker.rank, size, data, decoder)
-        return map(to_device, liveness.beating(found))
+        found = evaluation_batches(index, files_of(index, data), worker.world_size, worker.rank, size, data, decoder)
+        return map(to_device, liveness.beating(found if bad is None else bad.noted(found)))
 
     train, val = (Split(len(index), partial(batches, index)) for index in splits)
     return Evaluator(
@@ -274,6 +313,7 @@ def evaluator(
         autocast=autocast,
         average=None if average is None else average.state,
         precise=precise(autocast) if recipe.evaluate.precise_batch_norm else None,
+        bad=bad,
         metrics=load_metrics(recipe.evaluate.metrics, recipe.model.num_classes, worker.device),
     )
 

@@ -4,7 +4,7 @@ TrainingError
 ├── RecipeError            the recipe is invalid                         never retried
 │   └── MissingPackage     a package that it needs is not installed
 ├── DataError              an image, a folder or an index is invalid     never retried
-├── PlaceUnavailable       an object store does not answer, or refuses   never retried
+├── StoreUnavailable       an object store does not answer, or refuses   never retried
 ├── CheckpointError        a checkpoint is damaged or of another run
 ├── DivergedError          the loss or the gradient is not finite
 ├── OutOfMemory            a micro-batch does not fit into memory
@@ -54,7 +54,7 @@ class DataError(TrainingError):
         self.path, self.problem, self.sample_id = path, problem, sample_id
 
 
-class PlaceUnavailable(TrainingError):  # noqa: N818 - reads as what happened
+class StoreUnavailable(TrainingError):  # noqa: N818 - reads as what happened
     """An object store with data that does not answer for minutes, or refuses access. `address` is what was read."""
 
     def __init__(self, address: str, problem: str) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.arguments import config_arguments
-from launcher.commands import plan_batch, scaling_model
+from launcher.checks import shared_disks
+from launcher.commands import plan_batch, plan_disks, scaling_model
 from launcher.commands.scaling_model import Assumptions, Workload
 from launcher.config import load as configs
 from launcher.config.rules import problems
@@ -57,12 +58,12 @@ def _plan(given: argparse.Namespace) -> int:
         print("\n".join(plan_batch.lines(given.config, given.overrides, given.batch)))
         return 0
     config = configs.load(given.config, given.overrides)
-    config, notes = _counted(config)
+    config, images = _counted(config)
     assumed = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
     if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
-        print("\n".join(lines(config)))
-        for note in notes:
+        print("\n".join(lines(config, images.mean_bytes)))
+        for note in images.notes:
             print(f"  WARNING: {note}")
     if given.ablate:
         from launcher.commands import ablate  # it imports torch, which takes seconds
@@ -70,34 +71,49 @@ def _plan(given: argparse.Namespace) -> int:
         for line in ablate.lines(config, given.steps):
             print(line, flush=True)
     if numbers:
-        workload = _workload(config)
+        workload = _workload(config, images.mean_bytes)
         estimates = {nodes: scaling_model.estimate(nodes, workload, assumed) for nodes in numbers}
         print("\n".join(scaling_model.lines(estimates, assumed)))
     return 0
 
 
-def _counted(config: RunConfig) -> tuple[RunConfig, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What is known of the images: notes on what was left out, and the mean size of a training image, if any."""
+
+    notes: tuple[str, ...] = ()
+    mean_bytes: float | None = None
+
+
+def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
     """The config with the number of training images, if it is not given and the images are on this machine.
 
-    Also what the listing of the images has left out. Raises DataError as the run would, RecipeError if there are no
-    images here and their number is not given.
+    Raises DataError as the run would, RecipeError if there are no images here and their number is not given.
     """
     data = config.data
-    if data.num_samples is not None or data.source != "imagefolder":
-        return config, []
-    if not (Path(data.root) / "train").is_dir():
+    if data.num_samples is not None or data.source == "synthetic" or is_reference(data.source):
+        crowded = shared_disks.warning(data, data.num_samples or 0)
+        return config, _Images(() if crowded is None else (crowded,))
+    where = Path(data.root, "train") if data.source == "imagefolder" else Path(data.root)
+    if not where.is_dir():
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
-        raise RecipeError("data.root", f"there is no folder {data.root}/train on this machine", allowed)
-    from resnet_dist.data import compare_classes  # the package imports torch, which takes seconds
-    from resnet_dist.data.image_folder import list_images
+        raise RecipeError("data.root", f"there is no folder {where} on this machine", allowed)
+    from resnet_dist.data.classes import in_use  # the package imports torch, which takes seconds
+    from resnet_dist.data.index import compare_classes
+    from resnet_dist.data.sources import listed, num_in_use
 
-    train, val = list_images(data.root, "train"), list_images(data.root, "val")
-    notes = [*train.notes, *val.notes, *compare_classes(data.root, train.classes, config.model.num_classes)]
-    counted = len(train.paths)
+    train, val = listed(data, "train"), listed(data, "val")
+    if train is None or val is None:  # a source that the rules refuse
+        return config, _Images()
+    classes, _ = in_use(data, train.classes)
+    notes = [*train.notes, *val.notes, *compare_classes(data.root, classes, config.model.num_classes)]
+    if crowded := shared_disks.warning(data, len(train.paths) + len(val.paths)):
+        notes.append(crowded)
+    counted = num_in_use(data, train)
     config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
     for problem in problems(config, config.data.num_trained()):
         raise problem
-    return config, notes
+    return config, _Images(tuple(notes), plan_disks.image_bytes(data, train))
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -122,7 +138,7 @@ def _assumptions(given: argparse.Namespace, config: RunConfig) -> Assumptions:
     return Assumptions(**values)
 
 
-def _workload(config: RunConfig) -> Workload:
+def _workload(config: RunConfig, mean_bytes: float | None = None) -> Workload:
     from resnet_dist.telemetry.memory import step_bytes
 
     if is_reference(config.model.name):  # a plan does not run the user's code
@@ -140,11 +156,15 @@ def _workload(config: RunConfig) -> Workload:
         checkpoint_every_samples=int(every),
         heartbeat_s=heartbeats.interval_s(config.faults.hang_timeout_s),
         uses_gpus=config.resources.gpus_per_worker > 0,
+        image_bytes=plan_disks.IMAGENET_BYTES if mean_bytes is None else mean_bytes,
     )
 
 
-def lines(config: RunConfig) -> Iterator[str]:
-    """The plan, line by line. Raises ConfigError if the size of the data set is not given."""
+def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
+    """The plan, line by line. Raises ConfigError if the size of the data set is not given.
+
+    `mean_bytes`: the mean size of an encoded training image, if it is known.
+    """
     num_samples = config.data.num_trained()
     if num_samples is None:
         found = f"is not given, and a plan does not call {config.data.source}"
@@ -166,6 +186,7 @@ def lines(config: RunConfig) -> Iterator[str]:
         yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
     if config.data.source == "imagefolder" and not (root / "train").is_dir():
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
+    yield from plan_disks.lines(config.data, mean_bytes)
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
     yield from _batch(config, layout)
     if config.data.progressive or config.evaluate.resolution is not None:

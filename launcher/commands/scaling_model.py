@@ -41,6 +41,7 @@ class Workload:
     checkpoint_every_samples: int
     heartbeat_s: float  # between two heartbeats of a worker
     uses_gpus: bool
+    image_bytes: float  # mean size of an encoded image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ class ScaleEstimate:
     rendezvous_requests: int
     control_per_s: float  # messages to and from Ray's head
     heartbeats_per_s: float  # files written to the shared storage; as many are read
-    image_opens_per_s: float  # in a folder of images
+    images_per_s: float  # read; in a folder of images, as many files are opened
+    image_bytes_per_s: float
     checkpoint_bytes_per_s: float  # written, on average, at the interval of the config
     restart_bytes: int  # read at a restart: once per node, whose workers share its page cache
     failures_per_day: float
@@ -95,7 +97,8 @@ def estimate(nodes: int, workload: Workload, assumed: Assumptions) -> ScaleEstim
         rendezvous_requests=rendezvous_requests(workers, uses_gpus=workload.uses_gpus),
         control_per_s=workers * WORKER_POLLS_PER_S + nodes * NODE_POLLS_PER_S,
         heartbeats_per_s=workers / workload.heartbeat_s,
-        image_opens_per_s=workload.batch_size / step_s,
+        images_per_s=workload.batch_size / step_s,
+        image_bytes_per_s=workload.batch_size / step_s * workload.image_bytes,
         checkpoint_bytes_per_s=workload.checkpoint_bytes / config_s,
         restart_bytes=restart_bytes,
         failures_per_day=24 * 3600 / mtbf_s,
@@ -157,7 +160,8 @@ _ROWS: Mapping[str, Callable[[ScaleEstimate], str]] = {
     "rendezvous, one store": lambda one: _time(one.rendezvous_requests / STORE_REQUESTS_PER_S),
     "control messages /s": lambda one: _rate(one.control_per_s),
     "heartbeat files /s": lambda one: _rate(one.heartbeats_per_s),
-    "images opened /s": lambda one: _rate(one.image_opens_per_s),
+    "images read /s": lambda one: _rate(one.images_per_s),
+    "  from the disks /s": lambda one: _bytes(one.image_bytes_per_s),
     "checkpoints written /s": lambda one: _bytes(one.checkpoint_bytes_per_s),
     "read at a restart": lambda one: _bytes(one.restart_bytes),
     "failures per day": lambda one: f"{one.failures_per_day:.3g}",

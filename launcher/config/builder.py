@@ -93,7 +93,7 @@ class Builder:
         return self._scalar(hint, value, key)
 
     def _scalar(self, hint: object, value: object, key: str) -> object:
-        is_path = key in paths.KEYS and self._folder is not None
+        is_path = key in paths.KEYS and self._folder is not None and not (key in paths.MAY_BE_EMPTY and value == "")
         value = _without_percentages(hint, value)
         if is_path and isinstance(value, os.PathLike):
             value = os.fspath(value)

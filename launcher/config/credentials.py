@@ -34,6 +34,10 @@ _INSTEAD = {
     "notify.command": "a program that reads the secret from an environment variable or from a file with mode 600",
     "notify.webhook": "notify.webhook_env: NAME, an environment variable of the driver that holds the address",
 }
+_INSTEAD_OF_PATH = {
+    "data.root": "a folder that every node sees, or s3://BUCKET/FOLDER, with credentials in the environment of the"
+    " workers, or in the file of the store's own client, with mode 600",
+}
 KEYS = tuple(_INSTEAD)  # of a config; paths are checked too
 
 
@@ -63,4 +67,4 @@ def in_variable(name: str, value: str) -> bool:
 
 def instead(key: str) -> str:
     """What a config may have at `key` in place of a credential."""
-    return _INSTEAD.get(key, "a folder that every node sees")
+    return _INSTEAD.get(key, _INSTEAD_OF_PATH.get(key, "a folder that every node sees"))

@@ -9,12 +9,29 @@ from pathlib import Path
 
 from launcher.config import credentials
 from launcher.config.yaml_source import describe
+from resnet_dist.object_stores import is_address
 
-KEYS = ("storage", "data.root", "model.weights", "preemption.notice_file")
+KEYS = (
+    "storage",
+    "data.root",
+    "data.classes",
+    "data.known_bad",
+    "data.cache.folder",
+    "model.weights",
+    "preemption.notice_file",
+)
+ADDRESSES = ("data.root",)  # those that may be an address, too
+MAY_BE_EMPTY = ("data.root",)  # where there are no files; the rules say when it is needed
 
 
 def absolute(text: str, folder: Path) -> str:
-    """`text` as an absolute path. Symbolic links are kept: other nodes may mount their targets elsewhere."""
+    """`text` as an absolute path, or the address that it is; file:/// is a path.
+
+    Symbolic links are kept: other nodes may mount their targets elsewhere.
+    """
+    if is_address(text) and not text.startswith("file:///"):
+        return text.rstrip("/")
+    text = text.removeprefix("file://")
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user
     return os.path.abspath(folder / expanded)  # noqa: PTH100 - resolve() would follow links
 
@@ -25,8 +42,11 @@ def problem(key: str, text: str, path: str) -> tuple[str, str] | None:
         return f"found {describe(text)}", "the path of a file or folder"
     if credentials.in_text(text):
         return credentials.FOUND, credentials.instead(key)
-    if re.match(r"\w+://", text):
-        return f'found "{text}", the address of an object store', "a folder that every node sees"
+    if is_address(path):
+        if key not in ADDRESSES:
+            return f'found "{text}", the address of an object store', "a folder that every node sees"
+        if re.match(r"[a-z][a-z0-9+.-]*://[^/\s]", path) is None or text.startswith("file:"):
+            return f'found "{text}"', "a folder, or an address such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER"
     if "$" in text:
         allowed = f"the path itself, or {key}=... on the command line, where the shell expands variables"
         return f'found "{text}", where the variable would not be expanded', allowed

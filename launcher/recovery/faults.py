@@ -123,7 +123,7 @@ RULES = (
     ),
     Rule(errors.DataError, ExitCode.DATA, Retry.NEVER, "repair or remove the file that the message names"),
     Rule(
-        errors.PlaceUnavailable,
+        errors.StoreUnavailable,
         ExitCode.UNAVAILABLE,
         Retry.NEVER,
         "wait until the object store answers, or repair the credentials of the workers, then run the same command again: "

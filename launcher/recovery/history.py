@@ -47,7 +47,7 @@ def read_skips(run: RunDirectory) -> tuple[Skip, ...]:
     If their file is missing, or cannot be read and is set aside, they are those of the newest checkpoint: with other
     windows, the steps after it would use other samples.
     """
-    recorded = read_record(run.skips, _skips)
+    recorded = recorded_skips(run)
     if recorded is not None:
         return recorded
     skips = _skips_of_newest_checkpoint(run)
@@ -55,6 +55,11 @@ def read_skips(run: RunDirectory) -> tuple[Skip, ...]:
     if skips:
         write_skips(run, skips)
     return skips
+
+
+def recorded_skips(run: RunDirectory) -> tuple[Skip, ...] | None:
+    """The windows of skipped samples in the run's file of them; None without a readable one. Raises StorageError."""
+    return read_record(run.skips, _skips)
 
 
 def _skips(content: object) -> tuple[Skip, ...] | None:

@@ -39,11 +39,9 @@ def check(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> None:
         if weights is not None and not has_checkpoint and not Path(weights).exists():
             allowed = "a .pt, .pth, .pth.tar or .safetensors file, or a checkpoint or run directory"
             raise RecipeError("model.weights", f"{weights}: no such file or folder", allowed)
-        if config.data.source == "imagefolder":
-            from resnet_dist.data.image_folder import class_names
+        from resnet_dist.data.sources import check_root
 
-            for split in ("train", "val"):
-                class_names(config.data.root, split)
+        check_root(config.data)
     check_sizes(config)
     if mode != "never" and (has_checkpoint or run.is_finished()):
         refuse_shorter(config, run)
@@ -83,15 +81,16 @@ def num_training_images(config: RunConfig) -> int | None:
     """
     data = config.data
     known = data.num_trained()
-    if known is not None or data.source != "imagefolder" or not (Path(data.root) / "train").is_dir():
+    root = Path(data.root)
+    if known is not None or not (root / "train" if data.source == "imagefolder" else root).is_dir():
         return known
-    from resnet_dist.data.image_folder import list_images
+    from resnet_dist.data.sources import listed, num_in_use
 
     try:
-        found = call_within(COUNT_S, lambda: list_images(data.root, "train"), "count images")
-        return data.num_trained(len(found.paths))
+        found = call_within(COUNT_S, lambda: listed(data, "train"), "count images")
     except NoAnswerError:
         return None
+    return None if found is None else data.num_trained(num_in_use(data, found))
 
 
 def refuse_shorter(config: RunConfig, run: RunDirectory, num_samples: int | None = None) -> None:

@@ -15,6 +15,7 @@ from launcher.run import recorded
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import mirror, restore
 from resnet_dist.data.shared_index import saved_index
+from resnet_dist.data.sources import num_in_use
 from resnet_dist.optim import build_schedule
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
@@ -77,7 +78,7 @@ def _num_samples(config: RunConfig, run: RunDirectory) -> int | None:
     if known is not None:
         return known
     index = saved_index(config.data, "train", run.index)
-    return None if index is None else config.data.num_trained(len(index))
+    return None if index is None else config.data.num_trained(num_in_use(config.data, index))
 
 
 def _learning_rate_jump(before: Recipe, after: Recipe, step: int, num_samples: int | None) -> list[str]:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from resnet_dist.checkpoint import folders, format, restore
 from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
 from resnet_dist.checkpoint.retention import Candidate, Retention, metric_of
-from resnet_dist.errors import CheckpointError, MissingPackage, RecipeError, StorageError, TrainingError
+from resnet_dist.errors import CheckpointError, StorageError, TrainingError
 from resnet_dist.input_files import parse_json, read_whole
+from resnet_dist.object_stores import open_address, text_of
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from resnet_dist.object_stores import AbstractFileSystem
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Mirror:
     def __init__(self, url: str, retention: Retention) -> None:
         self.url = url
         self._retention = retention
-        self._files, self._root = _open(url)
+        self._files, self._root = open_address(KEY, url)
 
     def upload(self, checkpoint: Path, step: int) -> int:
         """Copy a complete checkpoint, its manifest last, then delete old ones. Returns its size in bytes.
@@ -107,7 +108,7 @@ def complete_steps(url: str) -> list[int]:
 
     Raises StorageError, MissingPackage and RecipeError.
     """
-    files, root = _open(url)
+    files, root = open_address(KEY, url)
     with _store_errors(url):
         return sorted((step for step, is_complete in _steps(files, root).items() if is_complete), reverse=True)
 
@@ -123,7 +124,7 @@ def fetch(url: str, step: int, folder: Path) -> Path:
         with contextlib.suppress(CheckpointError):
             format.verify(final)
             return final
-    files, root = _open(url)
+    files, root = open_address(KEY, url)
     source = f"{root}/{final.name}"
     temporary = folders.temporary_folder(folder, step)
     with storage_errors(folder):
@@ -170,21 +171,6 @@ def _steps(files: AbstractFileSystem, root: str) -> dict[int, bool]:
     return {step: bool(files.exists(f"{root}/{name}/{format.MANIFEST}")) for step, name in steps.items()}
 
 
-def _open(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of `url` and the path in it."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise MissingPackage(KEY, "fsspec", "pip install 'resnet-launcher[mirror]'") from error
-    try:
-        files, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:  # its message names the package: s3fs, gcsfs
-        raise MissingPackage(KEY, f"a package for {url.partition(':')[0]}://", f"pip: {error}") from error
-    except ValueError as error:
-        raise RecipeError(KEY, f"{url!r}: {error}", "a URL such as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER") from error
-    return files, root.rstrip("/")
-
-
 def _has_folders(files: AbstractFileSystem) -> bool:
     names = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
     return not names & _OBJECT_STORES
@@ -201,5 +187,4 @@ def _store_errors(url: str) -> Iterator[None]:
     except TrainingError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise StorageError(url, f"{type(error).__name__}: {text}" if text else type(error).__name__) from error
+        raise StorageError(url, text_of(error)) from error

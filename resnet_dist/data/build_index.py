@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,12 @@ from resnet_dist.data.columns import Texts
 from resnet_dist.data.files import files_of
 from resnet_dist.data.image_headers import Header, header_of
 from resnet_dist.data.index import Index, Kind
-from resnet_dist.data.index_parts import ROW, Parts, Table
+from resnet_dist.data.index_parts import COLUMNS, Parts, Table, new_table
 from resnet_dist.data.listing import Listing
 from resnet_dist.data.parallel import in_chunks
 from resnet_dist.data.storage import storage_of
 from resnet_dist.errors import DataError
+from resnet_dist.recipe.schema import DataRecipe
 
 Rows = NDArray[np.int64]
 Report = Callable[[int, int], object]  # called after every few hundred images: how many are done, of how many
@@ -33,24 +35,25 @@ def build_index(
     root: str,
     source: str,
     *,
+    data: DataRecipe | None = None,
     report: Report = lambda done, total: None,
     parts: Path | None = None,
     known: Index | None = None,
 ) -> Index:
     """The index of the samples of `listing`. Broken images are in it, with `Kind.BROKEN`: `check_whole` refuses them.
 
-    `parts`: a folder that keeps what has been read, so that a call after an interruption continues. `known`: an index
-    that has just been read; images with names that it has are not read again. Raises what the storage raises if it
-    does not answer.
+    `data` says how a storage is read and cached. `parts`: a folder that keeps what has been read, so that a call after
+    an interruption continues. `known`: an index that has just been read; images with names that it has are not read
+    again. Raises what the storage raises if it does not answer.
     """
     num = len(listing.paths)
     index = Index(
         root=root,
         classes=listing.classes,
-        paths=Texts.of(listing.paths),
+        paths=listing.paths,
         labels=np.asarray(listing.labels, dtype=np.int64),
-        heights=np.ones(num, np.int32),
-        widths=np.ones(num, np.int32),
+        heights=np.broadcast_to(np.int32(1), num),
+        widths=np.broadcast_to(np.int32(1), num),
         folder_times_ns=listing.folder_times_ns,
         notes=listing.notes,
         source=source,
@@ -58,14 +61,18 @@ def build_index(
         shard_numbers=listing.shard_numbers,
         offsets=listing.offsets,
         num_bytes=listing.num_bytes,
+        times_ns=listing.times_ns,
         image_key=listing.image_key,
     )
-    table, problems, saved = np.zeros(num, ROW), dict[int, str](), Parts(parts, index)
+    table, problems, saved = new_table(num), dict[int, str](), Parts(parts, index)
     done = saved.load(table, problems)
-    rows = np.concatenate([_outdated(index, table, np.arange(done)), np.arange(done, num)])
+    changed = _outdated(index, table, np.arange(done))
+    for row in changed.tolist():
+        problems.pop(row, None)
+    rows = np.concatenate([changed, np.arange(done, num)])
     if known is not None:
         rows = _without_known(index, known, table, problems, rows)
-    for end in _read(index, rows, table, problems):
+    for end in _read(index, rows, table, problems, data):
         report(num - len(rows) + end, num)
         if end:  # rows before it are complete: `rows` are ascending
             saved.save(table, problems, int(rows[end - 1]) + 1)
@@ -73,25 +80,26 @@ def build_index(
     return _filled(index, table, problems)
 
 
-def refreshed(index: Index, report: Report = lambda done, total: None) -> Index:
+def refreshed(index: Index, *, data: DataRecipe | None = None, report: Report = lambda done, total: None) -> Index:
     """`index` itself if no file has changed since; else an index with what is in the changed files now.
 
     Read are the files with another size or time than recorded, which one `stat` per file finds, and the broken ones,
     since somebody may have repaired them. Shards have no such times; `resnet_dist.data.shared_index` compares theirs.
     """
-    table = np.zeros(len(index), ROW)
-    for name in ROW.names or ():
-        if len(column := getattr(index, name)):
-            table[name] = column
+    recorded = {name: getattr(index, name) for name in COLUMNS}
     broken = np.flatnonzero(index.kinds == Kind.BROKEN)
-    rows = np.union1d(broken, _outdated(index, table, np.arange(len(index)), report))
+    rows = np.union1d(broken, _outdated(index, recorded, np.arange(len(index)), report))
     if not len(rows):
         return index
-    before, problems = table.copy(), {row: text for row, text in index.problems.items() if row not in set(rows.tolist())}
-    for _ in _read(index, rows, table, problems):
+    table, read_again = new_table(len(index)), set(rows.tolist())
+    for name, column in recorded.items():
+        if len(column):
+            table[name][:] = column
+    problems = {row: text for row, text in index.problems.items() if row not in read_again}
+    for _ in _read(index, rows, table, problems, data):
         pass
-    same = np.array_equal(before, table) and problems == dict(index.problems)
-    return index if same else _filled(index, table, problems)
+    same = all(not len(column) or np.array_equal(column[rows], table[name][rows]) for name, column in recorded.items())
+    return index if same and problems == dict(index.problems) else _filled(index, table, problems)
 
 
 def check_whole(index: Index, known_bad: frozenset[str] = frozenset()) -> None:
@@ -107,19 +115,19 @@ def check_whole(index: Index, known_bad: frozenset[str] = frozenset()) -> None:
 
 def _filled(index: Index, table: Table, problems: Mapping[int, str]) -> Index:
     """`index` with the columns of `table`."""
-    found = {name: np.ascontiguousarray(table[name]) for name in ROW.names or ()}
-    if not _is_local(index):
-        found["times_ns"] = found["times_ns"][:0]
-    return dataclasses.replace(index, **found, problems=dict(sorted(problems.items())))
+    found: dict[str, Any] = dict(table)
+    if index.shards:
+        found["times_ns"] = table["times_ns"][:0]
+    return dataclasses.replace(index, **found, paths=Texts.of(index.paths), problems=dict(sorted(problems.items())))
 
 
-def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str]) -> Iterator[int]:
+def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str], data: DataRecipe | None) -> Iterator[int]:
     """Read `rows`, and put what is found into `table` and `problems`; yield how many of them are done."""
-    read_header = _file_reader(index) if _is_local(index) else _stored_reader(index)
+    read_header = _file_reader(index) if _is_local(index) else _stored_reader(index, data)
 
-    def read(first: int, end: int) -> tuple[Table, dict[int, str]]:
+    def read(first: int, end: int) -> tuple[Iterable[tuple[int, ...]], dict[int, str]]:
         some, found, broken = rows[first:end], [], {}
-        for row, name in zip(some.tolist(), Texts.of(index.paths).take(some), strict=True):
+        for row, name in zip(some.tolist(), _names(index, some), strict=True):
             try:
                 header, time_ns = read_header(row, name)
                 found.append((*header, time_ns))
@@ -129,12 +137,18 @@ def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str]) -> I
             except OSError as error:
                 broken[row] = f"cannot be read: {error.strerror or error}"
                 found.append(_BROKEN)
-        return np.array(found, ROW), broken
+        return zip(*found, strict=True), broken
 
     for first, end, (part, broken) in in_chunks(len(rows), read):
-        table[rows[first:end]] = part
+        for name, values in zip(COLUMNS, part, strict=True):
+            table[name][rows[first:end]] = values
         problems |= broken
         yield end
+
+
+def _names(index: Index, rows: Rows) -> Sequence[str]:
+    paths = index.paths
+    return paths.take(rows)[:] if isinstance(paths, Texts) else [paths[row] for row in rows.tolist()]
 
 
 def _is_local(index: Index) -> bool:
@@ -158,32 +172,42 @@ def _file_reader(index: Index) -> Callable[[int, str], tuple[Header, int]]:
     return read_header
 
 
-def _stored_reader(index: Index) -> Callable[[int, str], tuple[Header, int]]:
-    files, storage = files_of(index), storage_of(index.root)
+def _stored_reader(index: Index, data: DataRecipe | None) -> Callable[[int, str], tuple[Header, int]]:
+    # Headers follow each other in a shard. What is read ahead is kept for the run.
+    ahead = None if data is None else dataclasses.replace(data, order="shards")
+    files, storage = files_of(index, ahead), storage_of(index.root, ahead)
 
     def read_header(row: int, name: str) -> tuple[Header, int]:
         size = int(index.num_bytes[row]) if len(index.num_bytes) else 0
         if size == 0:  # unknown before the image is read
             content = files.read(row)
             return header_of(name, len(content), lambda num, offset: content[offset : offset + num]), 0
-        file, start = (index.shards[int(index.shard_numbers[row])], int(index.offsets[row])) if index.shards else (name, 0)
-        return header_of(name, size, lambda num, at: storage.read(file, start + at, max(0, min(num, size - at)))), 0
+        file, start, time_ns, version = name, 0, 0, ""
+        if index.shards:
+            file, start = index.shards[int(index.shard_numbers[row])], int(index.offsets[row])
+            version = str(index.folder_times_ns.get(file, ""))
+        elif len(index.times_ns):
+            time_ns = int(index.times_ns[row])
+
+        def read(num: int, at: int) -> bytes:
+            return storage.read(file, start + at, max(0, min(num, size - at)), version=version)
+
+        return header_of(name, size, read), time_ns
 
     return read_header
 
 
 def _outdated(index: Index, table: Table, rows: Rows, report: Report = lambda done, total: None) -> Rows:
     """Those of `rows` whose files have another size or time than in `table`, or are gone."""
-    if not _is_local(index) or not table["times_ns"].any():
+    if not _is_local(index) or not len(table["times_ns"]):
         return rows[:0]
-    names = Texts.of(index.paths)
 
     def outdated(first: int, end: int) -> list[int]:
         some, prefix, found = rows[first:end], f"{index.root}/", []
-        recorded = zip(some.tolist(), names.take(some), table["num_bytes"][some].tolist(), table["times_ns"][some].tolist())
-        for row, name, size, time_ns in recorded:
+        recorded = (column[some].tolist() for column in (table["num_bytes"], table["times_ns"]))
+        for row, name, size, time_ns in zip(some.tolist(), _names(index, some), *recorded, strict=True):
             try:
-                status = os.stat(prefix + name)
+                status = os.stat(prefix + name)  # noqa: PTH116  Path objects are slow
                 if (status.st_size, status.st_ctime_ns) != (size, time_ns):
                     found.append(row)
             except OSError:
@@ -200,9 +224,11 @@ def _outdated(index: Index, table: Table, rows: Rows, report: Report = lambda do
 def _without_known(index: Index, known: Index, table: Table, problems: dict[int, str], rows: Rows) -> Rows:
     """Those of `rows` whose names are not in `known`; what it has of the others goes into `table`."""
     numbers = {name: number for number, name in enumerate(known.paths)}
-    found = np.array([numbers.get(name, -1) for name in Texts.of(index.paths).take(rows)], dtype=np.int64)
+    found = np.array([numbers.get(name, -1) for name in _names(index, rows)], dtype=np.int64)
     have = found >= 0
-    for name in ROW.names or ():
-        table[name][rows[have]] = getattr(known, name)[found[have]]
-    problems |= {row: known.problems[old] for row, old in zip(rows.tolist(), found.tolist()) if old in known.problems}
+    for name, column in table.items():
+        if len(recorded := getattr(known, name)):
+            column[rows[have]] = recorded[found[have]]
+    pairs = zip(rows.tolist(), found.tolist(), strict=True)
+    problems |= {row: known.problems[old] for row, old in pairs if old in known.problems}
     return rows[~have]

@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,18 @@ class Texts(Sequence[str]):
         """`texts` in this form; themselves if they have it already."""
         if isinstance(texts, Texts):
             return texts
-        content = np.frombuffer(b"".join(_encoded(texts)), dtype=np.uint8)
+        encoded = bytearray()
+        for start in range(0, len(texts), _ENCODED_TOGETHER):  # bytes objects of single names would be large
+            some = "\0".join([*texts[start : start + _ENCODED_TOGETHER], ""])
+            encoded += some.encode("utf-8", "surrogateescape")
+        content = np.frombuffer(encoded, dtype=np.uint8)
         return cls(content, np.flatnonzero(content == 0) + 1)
 
     def take(self, rows: NDArray[np.int64]) -> Texts:
         """The texts `rows`, in that order."""
         ends = self.ends[rows]
         starts = np.where(rows % len(self) == 0, 0, self.ends[rows - 1])
-        whole = memoryview(self.content)
+        whole = self.content.data
         parts = [whole[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
         return Texts(np.frombuffer(b"".join(parts), dtype=np.uint8), np.cumsum(ends - starts))
 
@@ -113,7 +117,12 @@ class Texts(Sequence[str]):
 
     def __getitem__(self, number: Any) -> Any:
         if isinstance(number, slice):
-            return [self[row] for row in range(*number.indices(len(self)))]
+            first, end, step = number.indices(len(self))
+            if step != 1 or first >= end:
+                return [self[row] for row in range(first, end, step)]
+            start = int(self.ends[first - 1]) if first else 0
+            some = self.content[start : int(self.ends[end - 1]) - 1].tobytes()
+            return some.decode("utf-8", "surrogateescape").split("\0")
         number = range(len(self))[number]
         start = int(self.ends[number - 1]) if number else 0
         return self.content[start : int(self.ends[number]) - 1].tobytes().decode("utf-8", "surrogateescape")
@@ -129,10 +138,3 @@ class Texts(Sequence[str]):
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3]))
         return f"Texts([{shown}{', ...' if len(self) > 3 else ''}])"
-
-
-def _encoded(texts: Sequence[str]) -> Iterator[bytes]:
-    """`texts` with a zero byte after each, some thousand at a time, since bytes objects of single names are large."""
-    for start in range(0, len(texts), _ENCODED_TOGETHER):
-        some = "\0".join([*texts[start : start + _ENCODED_TOGETHER], ""])
-        yield some.encode("utf-8", "surrogateescape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,9 @@ class RandomErasing:
         top = np.floor(draws[:, -3] * (height - own_height + 1))
         left = np.floor(draws[:, -2] * (width - own_width + 1))
         return np.stack([top, left, top + own_height, left + own_width], axis=1)
+
+    def separate(self, drawn: NDArray[np.float64], broken: Collection[int]) -> None:
+        """Do nothing: an image is erased without looking at others."""
 
     def apply(self, images: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Erase the boxes of `draw` in `images`, floating [n, 3, height, width], in place; the labels stay."""

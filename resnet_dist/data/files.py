@@ -8,6 +8,7 @@ from resnet_dist.data.image_headers import tail_of
 from resnet_dist.data.index import Index
 from resnet_dist.data.storage import Storage, storage_of
 from resnet_dist.errors import DataError
+from resnet_dist.recipe.schema import DataRecipe
 
 
 class Files(Protocol):
@@ -42,18 +43,25 @@ class StoredFiles:
             if index.shards:
                 shard = index.shards[int(index.shard_numbers[sample_id])]
                 offset, num_bytes = int(index.offsets[sample_id]), int(index.num_bytes[sample_id])
-                content = self._storage.read(shard, offset, num_bytes)
+                version = str(index.folder_times_ns.get(shard, ""))
+                content = self._storage.read(shard, offset, num_bytes, version=version)
             else:
-                content = self._storage.read(index.paths[sample_id])
+                version = str(index.times_ns[sample_id]) if len(index.times_ns) else ""
+                content = self._storage.read(index.paths[sample_id], version=version)
         except DataError as error:
             raise DataError(self.name(sample_id), error.problem, sample_id) from error
         check_unchanged(index, sample_id, content)
         return content
 
 
-def files_of(index: Index) -> Files:
-    """What reads the images of `index`."""
-    return StoredFiles(index, storage_of(index.root))
+def files_of(index: Index, data: DataRecipe | None = None) -> Files:
+    """What reads the images of `index`. `data` says how what comes from an address is read ahead and cached."""
+    storage = storage_of(index.root, data)
+    if index.image_key:
+        from resnet_dist.data.parquet import ParquetFiles  # it imports this file
+
+        return ParquetFiles(index, storage)
+    return StoredFiles(index, storage)
 
 
 def check_unchanged(index: Index, sample_id: int, content: bytes) -> None:

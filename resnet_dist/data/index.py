@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.data import columns
 from resnet_dist.data.columns import Texts
+from resnet_dist.data.storage import is_address
 from resnet_dist.errors import DataError
 
 _FORMAT = 3  # of the saved file; formats 1 and 2, of version 0.1, were other files
@@ -52,7 +53,8 @@ class Index:
     offsets          int64 [n], its first byte there (parquet: its row); empty without shards
     num_bytes        int64 [n], encoded size, 0 if unknown (parquet)
     tails            uint32 [n], crc32 of the last 64 bytes of each image; empty if unknown
-    times_ns         int64 [n], when the inode of each image's file changed, in nanoseconds; empty for shards
+    times_ns         int64 [n], when the inode of each image's file changed, in nanoseconds, or a number made from the
+                     version of each object; empty for shards
     kinds            uint8 [n], see `Kind`
     orientations     uint8 [n], EXIF orientation from 1 (as stored) to 8
     image_key        parquet: the column of the images; empty for other shards and for files
@@ -201,6 +203,10 @@ def is_current(index: Index) -> bool:
     """
     if not index.folder_times_ns:
         return False
+    if is_address(index.root):
+        from resnet_dist.data import remote_folder  # it imports this file
+
+        return remote_folder.is_current(index)
     root = Path(index.root)
     try:
         return all((root / name).stat().st_mtime_ns == time_ns for name, time_ns in index.folder_times_ns.items())

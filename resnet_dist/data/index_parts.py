@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from resnet_dist.data import columns
 from resnet_dist.data.index import Index
 
-# What is read about an image; see `Index`.
-ROW = np.dtype(
-    [
-        ("heights", np.int32),
-        ("widths", np.int32),
-        ("kinds", np.uint8),
-        ("orientations", np.uint8),
-        ("num_bytes", np.int64),
-        ("tails", np.uint32),
-        ("times_ns", np.int64),
-    ]
-)
-Table = NDArray[Any]  # of ROW
+# What is read about an image, in the order of `Header`, and the time of its file; see `Index`.
+COLUMNS: Mapping[str, type[np.generic]] = {
+    "heights": np.int32,
+    "widths": np.int32,
+    "kinds": np.uint8,
+    "orientations": np.uint8,
+    "num_bytes": np.int64,
+    "tails": np.uint32,
+    "times_ns": np.int64,
+}
+Table = Mapping[str, NDArray[Any]]  # the columns by name
+
+
+def new_table(num: int) -> Table:
+    """Columns for `num` images that are to be read."""
+    return {name: np.zeros(num, dtype) for name, dtype in COLUMNS.items()}
+
 
 _EVERY_S = 10.0  # between two parts: an interruption costs that much
 
@@ -55,10 +59,10 @@ class Parts:
             try:
                 found, metadata = columns.read(file)
                 first, num = int(file.stem), len(found["heights"])
-                if metadata.get("key") != self._key or not first <= self._end < first + num <= len(table):
+                if metadata.get("key") != self._key or not first <= self._end < first + num:
                     continue
-                for name in ROW.names or ():
-                    table[name][first : first + num] = found[name]
+                for name, column in table.items():
+                    column[first : first + num] = found[name]
                 problems |= {int(row): str(text) for row, text in json.loads(metadata["problems"])}
                 self._end = first + num
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,12 +73,10 @@ class Parts:
         """Save the rows up to `end` that are not saved, if the last save was some time ago."""
         if self._folder is None or end <= self._end or time.monotonic() - self._saved_at < _EVERY_S:
             return
-        rows = table[self._end : end]
+        part = {name: column[self._end : end] for name, column in table.items()}
         metadata = {"key": self._key, "problems": json.dumps([*_within(problems.items(), self._end, end)])}
         try:
-            columns.write(
-                self._folder / f"{self._end:012d}.safetensors", {name: rows[name] for name in ROW.names or ()}, metadata
-            )
+            columns.write(self._folder / f"{self._end:012d}.safetensors", part, metadata)
             self._end = end
         except OSError as error:  # the index is made all the same
             _log.warning("%s: cannot save a part of the index (%s)", self._folder, error.strerror or error)

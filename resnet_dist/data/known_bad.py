@@ -48,7 +48,7 @@ def with_known_bad(indices: Sequence[Index], names: Collection[str], *, warn: bo
     wanted, found = frozenset(names), set[str]()
     marked = []
     for index in indices:
-        rows = [row for row, name in enumerate(index.paths) if name in wanted]
+        rows = [row for row, name in enumerate(index.paths[:]) if name in wanted]
         found |= {index.paths[row] for row in rows}
         kinds = np.array(index.kinds)
         kinds[rows] = Kind.BROKEN
@@ -65,12 +65,13 @@ def _nearest(name: str, indices: Sequence[Index]) -> str:
     """The image that was probably meant, of those in the same folder or with the same file name; as text."""
     path = PurePosixPath(name)
     folder, file = f"{path.parent}/", f"/{path.name}"
-    near = [one for index in indices for one in index.paths if one.startswith(folder) or one.endswith(file)]
+    near = [one for index in indices for one in index.paths[:] if one.startswith(folder) or one.endswith(file)]
     found = difflib.get_close_matches(name, near, n=1)
     return f". Nearest to the first: {found[0]}" if found else ""
 
 
-def unlisted_broken(index: Index, names: Collection[str]) -> list[str]:
-    """The names of the samples of `index` that are broken and not in `names`."""
+def unlisted_broken(index: Index, names: Collection[str]) -> dict[str, str]:
+    """The broken samples of `index` that are not in `names`: {name: what is wrong}."""
     rows = np.flatnonzero(index.kinds == Kind.BROKEN).tolist()
-    return [name for row in rows if (name := index.paths[row]) not in names]
+    found = {index.paths[row]: index.problems.get(row, "is known to be broken") for row in rows}
+    return {name: problem for name, problem in found.items() if name not in names}

@@ -29,4 +29,5 @@ class Listing:
     shard_numbers: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     num_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    times_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     image_key: str = ""

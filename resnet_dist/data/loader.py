@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.data import crops, decode_dali, decode_regions, random_bits
 from resnet_dist.data.augmentation import Augmentation
 from resnet_dist.data.decode_cpu import CpuDecoder
 from resnet_dist.data.files import Files
-from resnet_dist.data.index import Index
+from resnet_dist.data.index import Index, Kind
 from resnet_dist.data.ledger import Tallies, tallies_of
 from resnet_dist.data.order import Order
-from resnet_dist.data.requests import BatchRequest, Decoder
+from resnet_dist.data.requests import BatchRequest, Decoded, Decoder
 from resnet_dist.data.synthetic import SyntheticDecoder
 from resnet_dist.recipe.batch_layout import BatchLayout, split
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import DataRecipe
 
 _log = logging.getLogger(__name__)
+
+
+class BadImage(NamedTuple):
+    """An image that is left out: its name in the index, and what is wrong with it."""
+
+    name: str
+    problem: str
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """What is left of a micro-batch and its step on all workers.
+
+    good    bool [samples of the micro-batch on all workers]
+    factor  batch size / good samples of the step
+    """
+
+    good: NDArray[np.bool_]
+    factor: float
+
+    @property
+    def num(self) -> int:
+        """The samples of the micro-batch that are left out."""
+        return len(self.good) - int(self.good.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +64,8 @@ class HostBatch:
     positions  int64 [n], on the CPU: in the stream (training) or in the split (evaluation)
     checksum   of the samples and their positions; additive over workers and micro-batches
     tallies    of the samples, for the ledger
+    broken     the samples to be left out, by their number; their images are black
+    left_out   in training, of the micro-batch on all workers; None if all samples of the step are good
     """
 
     images: Tensor
@@ -45,6 +73,13 @@ class HostBatch:
     positions: Tensor
     checksum: int
     tallies: Tallies = field(default_factory=dict)
+    broken: Mapping[int, BadImage] = field(default_factory=dict)
+    left_out: LeftOut | None = None
+
+    def good(self) -> Tensor:
+        """The numbers of the samples that are not broken: int64 [m], on the CPU."""
+        numbers = [number for number in range(len(self.labels)) if number not in self.broken]
+        return torch.tensor(numbers, dtype=torch.int64)
 
 
 def training_batches(
@@ -58,7 +93,7 @@ def training_batches(
     decoder: Decoder,
     steps: Iterable[int],
     augmentation: Augmentation | None = None,
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """The micro-batches of worker `rank` for `steps` of the stream, `layout.num_micro_batches` per step.
 
     Step k takes positions [kB, (k+1)B) of the stream, so a run can be resumed or resized at any step at no cost. The
@@ -77,7 +112,7 @@ def training_batches(
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
                 yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step))
 
-    return _decoded(index, requests(), decoder, augmentation)
+    return _decoded(index, requests(), decoder, recipe, augmentation)
 
 
 def evaluation_batches(
@@ -96,24 +131,39 @@ def evaluation_batches(
             flips = np.zeros(len(ids), dtype=np.bool_)
             yield BatchRequest.of(index, files, ids, ids, windows, flips, recipe.resolution)
 
-    return _decoded(index, requests(), decoder)
+    return _decoded(index, requests(), decoder, recipe)
 
 
 def _decoded(
-    index: Index, requests: Iterator[BatchRequest], decoder: Decoder, augmentation: Augmentation | None = None
-) -> Iterator[HostBatch]:
+    index: Index,
+    requests: Iterator[BatchRequest],
+    decoder: Decoder,
+    recipe: DataRecipe,
+    augmentation: Augmentation | None = None,
+) -> Generator[HostBatch, None, None]:
     with ExitStack() as stack:
         batches = stack.enter_context(closing(decoder.decode(requests)))
         if augmentation is not None:
             batches = stack.enter_context(closing(augmentation(batches)))
         for decoded in batches:
-            for error in decoded.errors.values():
-                raise error
-            request = decoded.request
+            broken, request = _broken(index, decoded, recipe), decoded.request
             labels = torch.from_numpy(index.labels[request.sample_ids])
             checksum = random_bits.checksum(request.sample_ids, request.positions)
             tallies = tallies_of(request.sample_ids, request.positions, len(index))
-            yield HostBatch(decoded.images, labels, torch.from_numpy(request.positions), checksum, tallies)
+            yield HostBatch(decoded.images, labels, torch.from_numpy(request.positions), checksum, tallies, broken)
+
+
+def _broken(index: Index, decoded: Decoded, recipe: DataRecipe) -> dict[int, BadImage]:
+    """The broken samples of a request, by their number.
+
+    Under `data.on_error: fail`, raises the error of the first that is not known to be broken.
+    """
+    request, broken = decoded.request, {}
+    for number, error in sorted(decoded.errors.items()):
+        if recipe.on_error == "fail" and request.kinds[number] != Kind.BROKEN:
+            raise error
+        broken[number] = BadImage(index.paths[int(request.sample_ids[number])], error.problem)
+    return broken
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ Pairs are the positions (2k, 2k + 1) of the stream, and `BatchLayout` keeps them
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,11 @@ class PairMixing:
         outside = np.where(cuts, 0.0, partner)
         in_label = np.where(cuts, cut_area, partner)
         return np.repeat(np.column_stack([outside, box, in_label]), 2, axis=0)
+
+    def separate(self, drawn: NDArray[np.float64], broken: Collection[int]) -> None:
+        """Change the numbers of `draw` so that no image of a pair with a `broken` sample, by number, is mixed."""
+        for number in broken:
+            drawn[number - number % 2 : number - number % 2 + 2] = 0.0
 
     def apply(self, images: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Mix `images`, floating [n, 3, height, width], and `labels`, int64 [n], with the numbers of `draw`.

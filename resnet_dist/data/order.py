@@ -102,9 +102,11 @@ class ShardStream:
         """See `Order.sample_ids`."""
         epochs, offsets = np.divmod(positions, self.num_samples)
         places, ids = self._shuffled_within_windows(epochs, offsets), np.empty_like(positions)
-        for epoch in np.unique(epochs).tolist():
-            own = epochs == epoch
-            shards, starts = self._shards(epoch)
+        in_turn = np.argsort(epochs, kind="stable")
+        for own in np.split(in_turn, np.flatnonzero(np.diff(epochs[in_turn])) + 1):
+            if not own.size:
+                continue  # no position was asked for
+            shards, starts = self._shards(int(epochs[own[0]]))
             turns = np.searchsorted(starts, places[own], side="right") - 1
             ids[own] = self._rows[self._starts[shards[turns]] + places[own] - starts[turns]]
         return ids

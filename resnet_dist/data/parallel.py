@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 CHUNK = 256  # rows: long enough that handing a range to a thread costs nothing, short enough to see progress
 _FIRST, _MOST = 2, 64  # threads; a network disk answers 64 requests at once, and no faster for more
-_BUSY = 0.7  # CPU seconds a second: more threads would only wait for the interpreter
+_BUSY = 0.7  # seconds of all threads a second: with more of them, more threads only wait for the interpreter
 
 
 def in_chunks(num: int, work: Callable[[int, int], T]) -> Iterator[tuple[int, int, T]]:
@@ -21,19 +21,21 @@ def in_chunks(num: int, work: Callable[[int, int], T]) -> Iterator[tuple[int, in
     An exception of `work` is raised here. Threads end after their current range if the iterator is closed. They are
     daemons: a thread that waits for a dead network disk does not keep the process alive.
     """
-    starts, results, over = iter(range(0, num, CHUNK)), queue.SimpleQueue[tuple[int, T | BaseException]](), []
-    lock = threading.Lock()
+    starts, results = iter(range(0, num, CHUNK)), queue.SimpleQueue[tuple[int, T | BaseException, float]]()
+    lock, over = threading.Lock(), threading.Event()
 
     def run() -> None:
-        while not over:
+        while not over.is_set():
             with lock:
                 start = next(starts, None)
             if start is None:
                 return
+            before = _busy_s()
             try:
-                results.put((start, work(start, min(start + CHUNK, num))))
+                result: T | BaseException = work(start, min(start + CHUNK, num))
             except BaseException as error:
-                results.put((start, error))
+                result = error
+            results.put((start, result, _busy_s() - before))
 
     def begin(more: int) -> None:
         for _ in range(more):
@@ -45,29 +47,40 @@ def in_chunks(num: int, work: Callable[[int, int], T]) -> Iterator[tuple[int, in
     try:
         for first in range(0, num, CHUNK):
             while first not in waiting:
-                start, result = results.get()
-                waiting[start] = result
+                start, waiting[start], busy_s = results.get()
+                if load.is_low(busy_s) and threads < _MOST:
+                    begin(threads)
+                    threads *= 2
             found = waiting.pop(first)
             if isinstance(found, BaseException):
                 raise found
-            if threads < _MOST and load.is_low():
-                begin(threads)
-                threads *= 2
             yield first, min(first + CHUNK, num), found
     finally:
-        over.append(True)
+        over.set()
 
 
 class _Load:
-    """Whether this process leaves CPU time unused; measured over a tenth of a second."""
+    """Whether threads mostly wait for something else than a CPU, by what they report; over a tenth of a second."""
 
     def __init__(self) -> None:
-        self._since, self._cpu_s = time.monotonic(), time.process_time()
+        self._since, self._busy_s = time.monotonic(), 0.0
 
-    def is_low(self) -> bool:
+    def is_low(self, busy_s: float) -> bool:
+        """Count `busy_s` of a thread; True at the end of a period in which they were few."""
+        self._busy_s += busy_s
         elapsed = time.monotonic() - self._since
         if elapsed < 0.1:
             return False
-        used = time.process_time() - self._cpu_s
-        self._since, self._cpu_s = time.monotonic(), time.process_time()
-        return used < _BUSY * elapsed
+        low = self._busy_s < _BUSY * elapsed
+        self._since, self._busy_s = time.monotonic(), 0.0
+        return low
+
+
+def _busy_s() -> float:
+    """Seconds in which this thread had a CPU, or was waiting for one (Linux tells; see proc(5), schedstat)."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123 - Path objects are slow
+            on_cpu_ns, waiting_ns, _ = file.read().split()
+        return (int(on_cpu_ns) + int(waiting_ns)) / 1e9
+    except (OSError, ValueError):
+        return time.thread_time()

@@ -8,7 +8,9 @@ Parquet stores rows in row groups (of 100 or 1,000 images), which can only be re
 
 from __future__ import annotations
 
+import bisect
 import importlib.util
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -17,8 +19,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnet_dist.data import shards as shard_files
+from resnet_dist.data.files import check_unchanged
 from resnet_dist.data.index import Index
 from resnet_dist.data.listing import Listing, Split
 from resnet_dist.data.storage import Storage, storage_of
@@ -27,7 +31,6 @@ from resnet_dist.recipe.schema import DataRecipe
 
 IMAGE, LABEL = "image", "label"  # the defaults of data.image_key and data.label_key
 CACHE_BYTES = 2 * 2**30  # of row groups; the default data.shuffle_window of ImageNet's images has 1.8e9 bytes
-_OPEN_SHARDS = 64
 
 
 def list_rows(recipe: DataRecipe, split: Split) -> Listing:
@@ -37,7 +40,7 @@ def list_rows(recipe: DataRecipe, split: Split) -> Listing:
     MissingPackage without pyarrow; DataError, with the shard, for a file that is not parquet or is cut short, a column
     that is missing or of another type, a row without image, and a label that is empty or has no class name.
     """
-    storage = storage_of(recipe.root)
+    storage = storage_of(recipe.root, recipe)
     image_key, label_key = recipe.image_key or IMAGE, recipe.label_key or LABEL
     found = shard_files.find_shards(storage, split, ".parquet")
     names: list[str | None] = []
@@ -62,7 +65,7 @@ def list_rows(recipe: DataRecipe, split: Split) -> Listing:
     of_classes = shard_files.classes_of(labels, classes)
     return Listing(
         classes=of_classes,
-        paths=_distinct(names, shard_numbers, found.paths, rows),
+        paths=_distinct(names, shard_numbers, found.paths),
         labels=labels,
         folder_times_ns=found.times_ns,
         notes=(*found.notes, *shard_files.without_images(f"{recipe.root}: {split}", labels, of_classes)),
@@ -73,14 +76,30 @@ def list_rows(recipe: DataRecipe, split: Split) -> Listing:
     )
 
 
+def row_group_warnings(data: DataRecipe, train: Index) -> Iterator[str]:
+    """A warning if row groups are read many times in an epoch, since those in use do not fit into memory together."""
+    in_use = int(train.num_bytes.sum())
+    if data.order == "shards":
+        in_use = in_use // len(train) * min(data.shuffle_window, len(train))
+    if not train.image_key or in_use <= CACHE_BYTES:
+        return
+    found = "data.order: uniform" if data.order == "uniform" else f"data.shuffle_window: {data.shuffle_window}"
+    instead = "data.order: shards" if data.order == "uniform" else "a smaller window"
+    yield (
+        f"data.source: parquet with {found}: the images in use have {in_use / 2**30:.1f} GiB and a worker keeps "
+        f"{CACHE_BYTES / 2**30:.0f} GiB, so a whole row group is read for nearly every image. Faster: {instead}, or "
+        "packed shards (`launcher prepare pack`)"
+    )
+
+
 class ParquetFiles:
-    """The images of an index of rows; see `Files`. Row groups that were read last stay in memory, up to 2 GiB."""
+    """The images of an index of rows; see `Files`. The row groups that were used last stay in memory."""
 
     def __init__(self, index: Index, storage: Storage, cache_bytes: int = CACHE_BYTES) -> None:
         self._index, self._storage, self._cache_bytes = index, storage, cache_bytes
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._shards: dict[int, _Shard] = {}
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
-        self._lock = threading.Lock()  # of the two dictionaries and of the sizes
+        self._lock = threading.Lock()  # of both; a shard and a group have their own while they are read
 
     def name(self, sample_id: int) -> str:
         """See `Files.name`."""
@@ -89,11 +108,155 @@ class ParquetFiles:
     def read(self, sample_id: int) -> bytes:
         """See `Files.read`."""
         number, row = int(self._index.shard_numbers[sample_id]), int(self._index.offsets[sample_id])
-        shard = self._shard(number)
+        with self._lock:
+            shard = self._shards.setdefault(number, _Shard(self._storage, self._index.shards[number]))
         with _errors(self.name(sample_id), sample_id):
-            group, row_of_group = shard.group_of(row)
-            content = self._group(shard, number, group).images[row_of_group].as_py()
+            group, row_of_group = shard.find(row)
+            image = self._group(shard, number, group)[row_of_group].as_py()
+        content = image["bytes"] if isinstance(image, dict) else image
         if content is None:
-            raise DataError(self.name(sample_id), "has no image: the column's value is null", sample_id)
+            raise DataError(self.name(sample_id), f"has no bytes in the column {self._index.image_key}", sample_id)
         check_unchanged(self._index, sample_id, content)
         return bytes(content)
+
+    def _group(self, shard: _Shard, number: int, group: int) -> Any:
+        """The images of a row group: a pyarrow ChunkedArray."""
+        key = (number, group)
+        with self._lock:
+            held = self._groups.setdefault(key, _Group())
+            self._groups.move_to_end(key)
+        with held.lock:  # threads that want the same group wait for the first of them
+            if held.images is None:
+                held.images = shard.read(group, self._index.image_key)
+        with self._lock:
+            while len(self._groups) > 1 and sum(one.num_bytes for one in self._groups.values()) > self._cache_bytes:
+                self._groups.popitem(last=False)
+        return held.images
+
+
+class _Group:
+    """The images of a row group, once they are read."""
+
+    def __init__(self) -> None:
+        self.images: Any = None
+        self.lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self.images is None else int(self.images.nbytes)
+
+
+class _Shard:
+    """A parquet file, whose footer is read once."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage, self._path = storage, path
+        self._metadata: Any = None
+        self._ends: list[int] = []  # of the row groups, in rows
+        self._lock = threading.Lock()
+
+    def find(self, row: int) -> tuple[int, int]:
+        """The row group of a row, and the row's number in it."""
+        with self._lock:
+            if self._metadata is None:
+                with _opened(self._storage, self._path) as file:
+                    self._metadata = file.metadata
+                groups = range(self._metadata.num_row_groups)
+                self._ends = list(itertools.accumulate(self._metadata.row_group(group).num_rows for group in groups))
+        group = bisect.bisect_right(self._ends, row)
+        if group == len(self._ends):
+            raise ValueError(f"the file has {self._ends[-1] if self._ends else 0:,} rows: it has changed")
+        return group, row - (self._ends[group - 1] if group else 0)
+
+    def read(self, group: int, image_key: str) -> Any:
+        with _opened(self._storage, self._path, self._metadata) as file:
+            column = f"{image_key}.bytes" if _is_struct(file.schema_arrow.field(image_key)) else image_key
+            return file.read_row_group(group, columns=[column], use_threads=False).column(0)
+
+
+@contextmanager
+def _opened(storage: Storage, shard: str, metadata: Any = None) -> Iterator[Any]:
+    """The shard as a pyarrow ParquetFile."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingPackage("data.source", "pyarrow", "pip install 'resnet-launcher[parquet]'")
+    from pyarrow import parquet
+
+    with storage.open(shard) as stream, parquet.ParquetFile(stream, metadata=metadata) as file:
+        yield file
+
+
+@contextmanager
+def _errors(name: str, sample_id: int | None = None) -> Iterator[None]:
+    """The errors of pyarrow, which are of these two classes, as DataError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(name, f"cannot be read as parquet ({reason}); copy the file again", sample_id) from error
+
+
+def _check_columns(place: str, schema: Any, image_key: str, label_key: str) -> None:
+    """Raise DataError unless both columns are there and have types that can be read."""
+    from pyarrow import types
+
+    for key, name in ((image_key, "image_key"), (label_key, "label_key")):
+        if key not in schema.names:
+            problem = f"has no column {key}; its columns are {', '.join(schema.names)}"
+            raise DataError(place, f"{problem}. Set data.{name} to the column of the {name.removesuffix('_key')}s")
+    image, label = schema.field(image_key), schema.field(label_key)
+    content = image.type.field("bytes") if _is_struct(image) and "bytes" in _parts(image) else image
+    if not (types.is_binary(content.type) or types.is_large_binary(content.type)):
+        expected = "expected the bytes of encoded images, or a struct with them as `bytes`"
+        raise DataError(place, f"column {image_key} has the type {image.type}; {expected}. Set data.image_key")
+    if not types.is_integer(label.type):
+        raise DataError(
+            place, f"column {label_key} has the type {label.type}; expected whole numbers. Set data.label_key"
+        )
+
+
+def _labels(place: str, file: Any, label_key: str) -> list[int]:
+    column = file.read(columns=[label_key], use_threads=False).column(0)
+    labels: list[int | None] = column.to_pylist()
+    if None in labels:
+        raise DataError(f"{place}: row {labels.index(None)}", f"has no label in the column {label_key}")
+    return [label for label in labels if label is not None]
+
+
+def _names(file: Any, image_key: str, num: int) -> list[str | None]:
+    """The images' own paths, as far as there are any."""
+    if "path" not in _parts(file.schema_arrow.field(image_key)):
+        return [None] * num
+    column = file.read(columns=[f"{image_key}.path"], use_threads=False).column(0)
+    return [None if image is None else image["path"] for image in column.to_pylist()]
+
+
+def _distinct(names: list[str | None], shard_numbers: NDArray[np.int32], shards: Sequence[str]) -> list[str]:
+    """`names` if they are all different; else the shard and the row of each sample."""
+    given = [name for name in names if name]
+    if len(given) == len(names) == len(set(given)):
+        return given
+    stems = [shard.removesuffix(".parquet") for shard in shards]
+    counts = np.bincount(shard_numbers, minlength=len(stems)).tolist()
+    return [f"{stem}/{row:06d}" for stem, count in zip(stems, counts, strict=True) for row in range(count)]
+
+
+def _class_label_names(schema: Any, label_key: str) -> tuple[str, ...] | None:
+    """The class names that Hugging Face's metadata has for the column of the labels, if any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label_key]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    is_list = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else None
+
+
+def _is_struct(field: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_struct(field.type))
+
+
+def _parts(field: Any) -> list[str]:
+    """The names of the parts of a struct; empty for another type."""
+    return [part.name for part in field.type] if _is_struct(field) else []

@@ -2,47 +2,83 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import logging
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from resnet_dist.data import Index, check_labels, check_same_classes, compare_classes, index_of, is_current
-from resnet_dist.data.image_folder import without_sub_folders
+from resnet_dist.data import Index, check_labels, check_same_classes, compare_classes
+from resnet_dist.data.classes import select
+from resnet_dist.data.index_changes import check_sub_folders
+from resnet_dist.data.index_progress import IndexProgress
 from resnet_dist.data.listing import SPLITS, Split
+from resnet_dist.data.made_index import index_file, make_index, saved_index
+from resnet_dist.data.parquet import row_group_warnings
 from resnet_dist.data.sources import check_num_samples
 from resnet_dist.data.synthetic import synthetic_indices
-from resnet_dist.errors import DataError
-from resnet_dist.rank_zero import run_on_rank_0
+from resnet_dist.errors import DataError, StorageError
+from resnet_dist.rank_zero import run_long_on_rank_0
 from resnet_dist.recipe.schema import DataRecipe
+
+VISIBLE_S = 60.0  # a network file system may show a new file to other nodes later, by its caches' time-out
 
 _log = logging.getLogger(__name__)
 
 
 def shared_indices(
-    data: DataRecipe, num_classes: int, rank: int, world_size: int, folder: Path, *, resumed: bool = False
+    data: DataRecipe,
+    num_classes: int,
+    rank: int,
+    world_size: int,
+    folder: Path,
+    shared: Path | None = None,
+    *,
+    resumed: bool = False,
+    beat: Callable[[], object] = lambda: None,
+    tell: Callable[[Mapping[str, Any]], object] = lambda detail: None,
 ) -> tuple[Index, Index]:
-    """The indices of the training and val splits: rank 0 creates and saves them in `folder`, all workers read them.
+    """The indices of the training and val splits: rank 0 sees to it that they are in `folder`, all workers read them.
 
-    `saved_index` decides whether an index of an earlier start is used. Rank 0 logs what was left out. Raises DataError
-    if a `resumed` run began without images that the index has now, because version 0.1 ignored sub-folders. A
+    `shared` is a folder for the indices of all runs of a storage. `resnet_dist.data.made_index` decides whether one of
+    an earlier start is used. Meanwhile all workers call `beat` as the work moves on, and rank 0 calls `tell` with what
+    a person should see. Rank 0 logs what was left out. Raises DataError if the data of a `resumed` run have changed. A
     TrainingError on rank 0 is raised on every worker. A collective.
     """
-
     if data.source == "synthetic":
         return synthetic_indices(data, num_classes)
+    progress = IndexProgress()
 
-    def create_both() -> None:
-        for split in SPLITS:
-            if saved_index(data, split, folder) is None:
-                _create(data, split, index_file(folder, split), resumed=resumed)
+    def make_both() -> dict[Split, str]:
+        return {split: make_index(data, split, folder, shared, progress, resumed=resumed) for split in SPLITS}
 
-    run_on_rank_0(create_both, rank, world_size)
-    train, val = (Index.load(index_file(folder, split)) for split in SPLITS)
+    def tick() -> None:
+        if (detail := progress.news()) is not None:
+            tell(detail)
+
+    made = run_long_on_rank_0(make_both, rank, world_size, done=lambda: progress.count, beat=beat, tick=tick)
+    train, val = select(data, *(_loaded(index_file(folder, split), made[split], rank) for split in SPLITS))
     check_indices(data, num_classes, train, val)
     if rank == 0:
-        for note in (*train.notes, *val.notes, *compare_classes(data.root, train.classes[:num_classes], num_classes)):
+        fewer = compare_classes(data.root, train.classes[:num_classes], num_classes)
+        for note in (*train.notes, *val.notes, *fewer, *row_group_warnings(data, train)):
             _log.warning("%s", note)
     return train, val
+
+
+def _loaded(file: Path, fingerprint: str, rank: int) -> Index:
+    """The index that rank 0 has left in `file`. Raises StorageError if this worker does not find it there."""
+    deadline = time.monotonic() + VISIBLE_S
+    while True:
+        with contextlib.suppress(DataError):
+            index = Index.load(file)
+            if index.fingerprint() == fingerprint:
+                return index
+        if time.monotonic() > deadline:
+            problem = f"is not the index that rank 0 has written, after {VISIBLE_S:g} s, on rank {rank}"
+            raise StorageError(str(file), f"{problem}: the storage must be the same folder on all nodes")
+        time.sleep(1)
 
 
 def check_indices(data: DataRecipe, num_classes: int, train: Index, val: Index) -> None:
@@ -53,49 +89,31 @@ def check_indices(data: DataRecipe, num_classes: int, train: Index, val: Index) 
         check_labels(index, num_classes)
 
 
-def saved_index(data: DataRecipe, split: Split, folder: Path) -> Index | None:
-    """The index saved in `folder` by an earlier start, if it is what `index_of` would create now; else None.
+def facts_of_data(train: Index, val: Index) -> dict[str, str | None]:
+    """What checkpoints record about the images of a run: names, labels and sizes (`data`), and their bytes."""
+    return {
+        "data": train.fingerprint(),
+        "data_contents": train.contents(),
+        "val_data": val.fingerprint(),
+        "val_data_contents": val.contents(),
+    }
 
-    It is used only if it was created for the same root and source, and no listed folder has changed since.
+
+def check_same_data(now: Mapping[str, str | None], state: Mapping[str, Any], step: int, train: Index) -> None:
+    """Raise DataError if the images are not those that the `state` of the checkpoint of `step` records.
+
+    Checkpoints of version 0.1 have `data` only. `make_index` has compared the images with the run's own index and names
+    those that have changed; this is for a run whose index is lost.
     """
-    saved = _load(index_file(folder, split))
-    made_for_these = saved is not None and (saved.root, saved.source) == (data.root, data.source)
-    return saved if saved is not None and made_for_these and is_current(saved) else None
+    changed = [key for key, value in now.items() if None not in (value, state.get(key)) and state[key] != value]
+    if "data" in changed:
+        check_sub_folders(train, state["data"], f"The checkpoint of step {step} was trained")
+    for key in changed:
+        split = "val" if key.startswith("val") else "train"
+        what = "bytes" if key.endswith("contents") else "files, labels or sizes"
+        advice = "Restore them, or start a run under another name"
+        problem = f"{what} of {split} have changed since the checkpoint of step {step}. {advice}"
+        raise DataError(train.root, problem)
 
 
-def index_file(folder: Path, split: Split) -> Path:
-    """The file of a split's index in the run's folder of indices."""
-    return folder / f"{split}.safetensors"
-
-
-def check_sub_folders(index: Index, fingerprint: str, began: str) -> None:
-    """Raise DataError if `fingerprint` is that of `index` without the images in sub-folders of class folders.
-
-    `began` says what has that fingerprint.
-    """
-    before = without_sub_folders(index)
-    if before is None or before.fingerprint() != fingerprint:
-        return
-    added = sorted(set(index.paths) - set(before.paths))
-    raise DataError(
-        index.root,
-        f"has images in sub-folders of class folders: {len(added):,}, for example {added[0]}. {began} without them: "
-        "version 0.1 ignored sub-folders. Allowed: a run under another name, which uses all images; or move the "
-        "sub-folders out of data.root to continue this run",
-    )
-
-
-def _create(data: DataRecipe, split: Split, file: Path, *, resumed: bool) -> None:
-    index = index_of(data, split)
-    before = _load(file)
-    if resumed and before is not None and before.root == data.root:
-        check_sub_folders(index, before.fingerprint(), "The run began")
-    dataclasses.replace(index, source=data.source).save(file)
-
-
-def _load(file: Path) -> Index | None:
-    """A saved index; None if there is none or if it is damaged: it is created again."""
-    try:
-        return Index.load(file)
-    except DataError:
-        return None
+__all__ = ["SPLITS", "check_indices", "index_file", "saved_index", "shared_indices"]

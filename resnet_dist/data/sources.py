@@ -4,34 +4,96 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from resnet_dist.data.build_index import build_index
-from resnet_dist.data.image_folder import list_images
+import numpy as np
+
+from resnet_dist.data.build_index import build_index, check_whole
+from resnet_dist.data.classes import in_use
+from resnet_dist.data.image_folder import class_names, list_images
 from resnet_dist.data.index import Index
-from resnet_dist.data.listing import Listing, Split
+from resnet_dist.data.listing import SPLITS, Listing, Split
+from resnet_dist.data.packed import packed_index
+from resnet_dist.data.parquet import list_rows
+from resnet_dist.data.remote import RemoteStorage
+from resnet_dist.data.remote_folder import list_objects
+from resnet_dist.data.shards import find_shards
+from resnet_dist.data.storage import is_address, storage_of
+from resnet_dist.data.webdataset import list_tars
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import DataRecipe
 
+
+def _list_folder(recipe: DataRecipe, split: Split) -> Listing:
+    storage = storage_of(recipe.root)
+    return list_objects(storage, split) if isinstance(storage, RemoteStorage) else list_images(recipe.root, split)
+
+
 # data.source: what it lists in a split. Raises DataError for a root that it cannot read.
 LISTINGS: Mapping[str, Callable[[DataRecipe, Split], Listing]] = {
-    "imagefolder": lambda recipe, split: list_images(recipe.root, split),
+    "imagefolder": _list_folder,
+    "webdataset": list_tars,
+    "parquet": list_rows,
 }
+_KEYS = ("image_key", "label_key")  # of `data`, besides root and source, that decide what is listed
+
+
+def identity(recipe: DataRecipe) -> str:
+    """What an index's `source` is compared with: `recipe.source`, and the keys given that change what it lists.
+
+    >>> identity(DataRecipe()), identity(DataRecipe(source="parquet", label_key="fine_label"))
+    ('imagefolder', 'parquet, label_key fine_label')
+    """
+    return ", ".join([recipe.source, *(f"{key} {value}" for key in _KEYS if (value := getattr(recipe, key)))])
 
 
 def index_of(recipe: DataRecipe, split: Split) -> Index:
-    """The index of one split. The number of training samples is compared with `recipe.num_samples`.
+    """The index of one split, with all classes of the root: `data.classes` is applied later.
 
-    Raises RecipeError if the source cannot be loaded or returns no Index, or if the number of samples differs;
-    DataError for broken data.
+    Raises RecipeError if the source cannot be loaded or returns no Index; DataError for broken data.
     """
-    index = _index_of_source(recipe, split)
-    if split == "train":
-        check_num_samples(recipe, index)
-    return index
+    if recipe.source == "packed":
+        return packed_index(recipe, split)
+    if recipe.source in LISTINGS:
+        index = build_index(LISTINGS[recipe.source](recipe, split), recipe.root, identity(recipe), data=recipe)
+        check_whole(index)
+        return index
+    made = call_function("data.source", recipe.source, root=recipe.root, split=split)
+    if not isinstance(made, Index):
+        found = f"{recipe.source} returned {type(made).__name__}, not an Index"
+        raise RecipeError("data.source", found, "package.module:function that returns a resnet_dist.data.Index")
+    return made
+
+
+def listed(recipe: DataRecipe, split: Split) -> Listing | Index | None:
+    """What the index of a split will have, found without reading an image; None for other sources (synthetic, users').
+
+    Raises DataError as `index_of`, except for broken images.
+    """
+    if recipe.source == "packed":
+        return packed_index(recipe, split)
+    return LISTINGS[recipe.source](recipe, split) if recipe.source in LISTINGS else None
+
+
+def num_in_use(recipe: DataRecipe, found: Listing | Index) -> int:
+    """How many samples have a class that `data.classes` names; all of them without that key. Raises RecipeError."""
+    _, new_labels = in_use(recipe, found.classes)
+    return int((new_labels[np.asarray(found.labels)] >= 0).sum())
+
+
+def check_root(recipe: DataRecipe) -> None:
+    """Raise the error of a root without the folders, shards or classes that both splits need. No sample is listed."""
+    storage = storage_of(recipe.root, recipe)
+    for split in SPLITS:
+        if recipe.source == "imagefolder" and not is_address(recipe.root):
+            in_use(recipe, class_names(recipe.root, split))
+        elif recipe.source == "packed":
+            in_use(recipe, packed_index(recipe, split).classes)
+        elif recipe.source in ("webdataset", "parquet"):
+            find_shards(storage, split, ".tar" if recipe.source == "webdataset" else ".parquet")
 
 
 def check_num_samples(recipe: DataRecipe, train: Index) -> None:
-    """Raise RecipeError if `recipe.num_samples` is not the number of training samples."""
+    """Raise RecipeError if `recipe.num_samples` is not the number of training samples, of the classes in use."""
     if recipe.num_samples not in (None, len(train)):
         raise RecipeError(
             "data.num_samples",
@@ -40,16 +102,8 @@ def check_num_samples(recipe: DataRecipe, train: Index) -> None:
         )
 
 
-def _index_of_source(recipe: DataRecipe, split: Split) -> Index:
-    if recipe.source in LISTINGS:
-        return build_index(LISTINGS[recipe.source](recipe, split), recipe.root, recipe.source)
-    index = call_function("data.source", recipe.source, root=recipe.root, split=split)
-    if not isinstance(index, Index):
-        found = f"{recipe.source} returned {type(index).__name__}, not an Index"
-        raise RecipeError("data.source", found, "package.module:function that returns a resnet_dist.data.Index")
-    return index
-
-
 def index_image_folder(root: str, split: Split) -> Index:
     """Index the images that `list_images` finds in root/split. Raises DataError as it does, and for broken files."""
-    return build_index(list_images(root, split), root, "imagefolder")
+    index = build_index(list_images(root, split), root, "imagefolder")
+    check_whole(index)
+    return index

@@ -7,7 +7,6 @@ import functools
 import io
 import logging
 import os
-import re
 import stat
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from resnet_dist.errors import DataError
+from resnet_dist.object_stores import is_address as is_address
 from resnet_dist.recipe.schema import DataRecipe
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 class Storage(Protocol):
     """Reads the files below a root. Methods may be called from several threads.
 
-    They raise DataError, with the path, for what is missing or cannot be read; for an address also PlaceUnavailable.
+    They raise DataError, with the path, for what is missing or cannot be read; for an address also StoreUnavailable.
     """
 
     root: str
@@ -68,20 +68,15 @@ class Storage(Protocol):
         ...
 
 
-def is_address(root: str) -> bool:
-    """Whether a root is an address such as s3://bucket/folder, and not a folder.
-
-    >>> is_address("s3://bucket/folder"), is_address("/data/imagenet")
-    (True, False)
-    """
-    return re.match(r"\w[\w.+-]*://", root) is not None
-
-
 def storage_of(root: str, data: DataRecipe | None = None) -> Storage:
     """What reads the files below `root`, a folder or an address. `data` describes the local cache of an address.
 
     Raises MissingPackage or RecipeError for an address that cannot be used.
     """
+    if is_address(root):
+        from resnet_dist.data.remote import RemoteStorage  # it imports this file
+
+        return RemoteStorage(root, data)
     return LocalStorage(str(Path(root)))
 
 

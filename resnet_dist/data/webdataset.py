@@ -46,7 +46,7 @@ def list_tars(recipe: DataRecipe, split: Split) -> Listing:
     Raises DataError, with the shard and the member, for a shard that is compressed or cut short, a sample without image
     or label, two images of one key, and a label that is not a whole number or has no class name.
     """
-    storage = storage_of(recipe.root)
+    storage = storage_of(recipe.root, recipe)
     found = shard_files.find_shards(storage, split, ".tar")
     names = shard_files.class_names(storage)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tar") as pool:

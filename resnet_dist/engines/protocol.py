@@ -17,10 +17,12 @@ class MicroBatch:
 
     images      floating [samples, 3, height, width], normalised
     labels      int64 [samples]; floating [samples, classes] if images are mixed: the part of each class
+    num_broken  samples that were left out because their images are broken: fewer samples are in `images` and `labels`
     """
 
     images: Tensor
     labels: Tensor
+    num_broken: int = 0
 
 
 # {parameter name: {state name: tensor of the parameter's shape}}; the same for every engine and world size

@@ -121,8 +121,9 @@ class SpanBatchNorm(_BatchNorm):
         if part[:, :1].numel() > 1:
             return F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         if mean is not None and variance is not None:
-            mean.copy_(part.detach().sum(_all_but_channels(part)))
-            variance.zero_()
+            # `data`: autograd has saved the tensor of which these are rows, for the other spans
+            mean.data.copy_(part.detach().sum(_all_but_channels(part)))
+            variance.data.zero_()
         output = part * 0  # a value minus its mean
         if self.weight is not None:
             output = output * _like(self.weight, output)

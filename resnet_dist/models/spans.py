@@ -99,7 +99,8 @@ class Spans:
         self.num_samples = len(layout.worker_micro_batch(0, rank))
         self.span_size = self.num_samples
         self.smallest = layout.smallest_part  # samples of the smallest span on any worker
-        self.slices = self._whole = (SpanSlice(0, 0, self.num_samples, owned=True),)
+        self.slices: tuple[SpanSlice, ...] = (SpanSlice(0, 0, self.num_samples, owned=True),)
+        self._whole: tuple[SpanSlice, ...] = self.slices  # before any sample is left out
         self._origin = layout.worker_micro_batch(0, rank).start  # the position where the span of row 0 begins
         self._layers: list[str] = []
         self._widest = 0  # channels of the widest layer
@@ -114,11 +115,9 @@ class Spans:
     def join(self, members: SpanGroup, group: dist.ProcessGroup | None, layout: BatchLayout, rank: int) -> None:
         """Exchange spans with the workers `members`, which include this one, through `group`."""
         self.group = group
-        self.slices = self._whole = span_slices(
-            layout.worker_micro_batch(0, rank), self.span_size, members.positions.start
-        )
+        self.slices = span_slices(layout.worker_micro_batch(0, rank), self.span_size, members.positions.start)
         self._ranks = members.ranks
-        self._origin = members.positions.start
+        self._whole, self._origin = self.slices, members.positions.start
         self._table = _Table(members, layout, self.span_size)
         self._own = self._all = self._table.own(rank)
         self._checked = True  # whether messages name their layer

@@ -45,6 +45,7 @@ class StepTotals:
     gradient_norm: float  # L2 norm of the global batch's mean gradient, before clipping
     checksum: int  # of the samples and their positions; independent of which worker had them
     stop_requested: bool  # by the supervisor of any worker
+    num_left_out: int = 0  # broken samples of the global batch, which the means and fractions leave out
     tallies: tuple[float, ...] = ()  # the sums of the ledger's numbers
     local_step_times_s: tuple[float, ...] = ()  # by rank, without waits for other workers; 0.0 if unknown
     skipped: bool = False  # whether the loss scaler skipped the update
@@ -55,8 +56,11 @@ class StepTotals:
 class PendingTotals:
     """Totals on their way to the host. Reading them waits for their own step only, not for later work."""
 
-    def __init__(self, header: Tensor, step: int, batch_size: int, sums: StepSums, num_tallies: int) -> None:
+    def __init__(
+        self, header: Tensor, step: int, batch_size: int, sums: StepSums, num_tallies: int, num_left_out: int
+    ) -> None:
         self._step, self._batch_size, self._num_tallies = step, batch_size, num_tallies
+        self._num_left_out = num_left_out
         self._skipped, self._scaling = sums.skipped, sums.scaling
         self._num_header = len(header)
         if sums.trust_ratios is not None and not sums.skipped:
@@ -78,11 +82,12 @@ class PendingTotals:
         return StepTotals(
             step=self._step,
             loss=header[_LOSS] / self._batch_size,
-            top1=header[_CORRECT] / self._batch_size,
+            top1=header[_CORRECT] / (self._batch_size - self._num_left_out),
             gradient_norm=math.sqrt(header[_GRADIENT]) if header[_GRADIENT] >= 0 else math.nan,
             checksum=int(header[_CHECKSUM]),
             tallies=tuple(header[_HEADER:times]),
             stop_requested=header[_STOP] > 0,
+            num_left_out=self._num_left_out,
             local_step_times_s=tuple(header[times : self._num_header]),
             skipped=self._skipped,
             scaling=self._scaling,
@@ -115,11 +120,13 @@ class StepExchange:
         local_step_time_s: float = 0.0,
         checksum: int = 0,
         tallies: Sequence[int] = (),
+        num_left_out: int = 0,
     ) -> PendingTotals:
         """Reduce the sums of step number `step` over all workers. A collective.
 
         `checksum` is that of this worker's samples, below 2^32 each: the sum is exact up to a million samples a step.
-        `tallies` are numbers below 2^32, whose sums over up to 2^21 workers are exact.
+        `tallies` are numbers below 2^32, whose sums over up to 2^21 workers are exact. `num_left_out` is the number of
+        broken samples on all workers, with which `sums.loss` is scaled already.
         """
         self._vector[_LOSS], self._vector[_CORRECT] = sums.loss, sums.num_correct
         self._vector[_GRADIENT] = sums.gradient_squared
@@ -135,6 +142,7 @@ class StepExchange:
         all_reduce = dist.all_reduce if dist.is_initialized() else lambda tensor: None
         all_reduce(self._vector)
         self._statistics.update(self._sums, all_reduce)
-        pending = PendingTotals(self._vector[: self._num_header], step, self._batch_size, sums, self._num_tallies)
+        header = self._vector[: self._num_header]
+        pending = PendingTotals(header, step, self._batch_size, sums, self._num_tallies, num_left_out)
         self._vector.zero_()
         return pending

@@ -22,6 +22,7 @@ from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import Recipe, plain
 from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import Sink
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.ema import WeightAverage
 
 _SHORT_WAIT_S = 5.0  # assumption: a scheduler waits half a minute between its signal and a kill
@@ -39,10 +40,11 @@ class RunCheckpoints:
         sink: Sink,
         average: WeightAverage | None = None,
         ledger: Ledger | None = None,
+        bad: BadImages | None = None,
     ) -> None:
         """`facts` is JSON that is written to every checkpoint; it has the key `batch_size`. A collective."""
         self._engine, self._facts, self._sink, self._average = engine, dict(facts), sink, average
-        self._ledger = ledger
+        self._ledger, self._bad = ledger, bad
         parts = _part_files(engine)
         self._saver: Saver | None = None
         if rank == 0 or parts is not None:
@@ -65,6 +67,8 @@ class RunCheckpoints:
         state = {**self._facts, "samples": step * self._facts["batch_size"], "scaler": dict(scaler)}
         if self._ledger is not None:
             state["ledger"] = self._ledger.state()
+        if self._bad is not None:
+            state["bad_images"] = self._bad.state()
         if metrics:
             state["metrics"] = without_non_finite({name: float(value) for name, value in metrics.items()})
         content = CheckpointContent(
@@ -107,12 +111,12 @@ def _part_files(engine: Engine) -> PartFiles | None:
 
 
 def facts_of(
-    recipe: Recipe, data_fingerprint: str, world_size: int, skipped: tuple[tuple[int, int], ...]
+    recipe: Recipe, of_data: Mapping[str, str | None], world_size: int, skipped: tuple[tuple[int, int], ...]
 ) -> dict[str, Any]:
-    """The facts of a run that its checkpoints record, as JSON."""
+    """The facts of a run that its checkpoints record, as JSON. `of_data`: `shared_index.facts_of_data`."""
     return {
         "batch_size": recipe.batch.size,
-        "data": data_fingerprint,
+        **of_data,
         "recipe": plain(recipe),
         "skipped": [list(run) for run in skipped],
         "torch": torch.__version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +53,10 @@ class Change(Protocol):
         """Draw numbers for images of `height` × `width` pixels at `positions`, [n], of the stream: float64 [n, k]."""
         ...
 
+    def separate(self, drawn: NDArray[np.float64], broken: Collection[int]) -> None:
+        """Change the numbers of `draw` so that no image depends on the `broken` samples, given by number."""
+        ...
+
     def apply(self, images: Tensor, labels: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Change images and labels on their device with the numbers of `draw`; `images` may be overwritten."""
         ...
@@ -82,23 +86,30 @@ class ToDevice:
         self._stream = torch.cuda.Stream(device) if self._on_gpu and recipe.speed.copy_stream else None
 
     def __call__(self, batch: HostBatch) -> MicroBatch:
-        """`batch` on the device, normalised; in training also erased and mixed."""
+        """`batch` on the device, normalised and without broken samples; in training also erased and mixed."""
         images, labels = batch.images, batch.labels
         positions, size = batch.positions.numpy(), images.shape[2:]
-        drawn = [torch.from_numpy(change.draw(positions, *size)) for change in self._changes]
+        drawn = [change.draw(positions, *size) for change in self._changes]
+        for change, numbers in zip(self._changes, drawn, strict=True):
+            if batch.broken:
+                change.separate(numbers, batch.broken)
+        others = [*map(torch.from_numpy, drawn), *([batch.good()] if batch.broken else [])]
         if self._stream is not None:
             current = torch.cuda.current_stream()
             with torch.cuda.stream(self._stream):
-                images, labels, *drawn = map(self._moved, (images, labels, *drawn))
+                images, labels, *others = map(self._moved, (images, labels, *others))
             current.wait_stream(self._stream)
-            for tensor in (images, labels, *drawn):
+            for tensor in (images, labels, *others):
                 tensor.record_stream(current)  # its memory is not reused before the computation has read it
         else:
-            images, labels, *drawn = map(self._moved, (images, labels, *drawn))
+            images, labels, *others = map(self._moved, (images, labels, *others))
         images = normalise(images, self._mean, self._std, self._dtype)
-        for change, numbers in zip(self._changes, drawn, strict=True):
-            images, labels = change.apply(images, labels, numbers)
-        return MicroBatch(images, labels)
+        for change, given in zip(self._changes, others, strict=not batch.broken):
+            images, labels = change.apply(images, labels, given)
+        if batch.broken:
+            good = others[-1]
+            images, labels = images[good].contiguous(memory_format=torch.channels_last), labels[good]
+        return MicroBatch(images, labels, len(batch.broken))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if not self._on_gpu or tensor.is_cuda:

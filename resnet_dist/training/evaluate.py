@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resnet_dist.engines.protocol import MicroBatch
-from resnet_dist.errors import RecipeError
+from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.models.loss import cross_entropy_sum, num_correct, num_in_top_k, num_not_finite
 
 TOP_K = 5  # of top5
@@ -38,13 +38,16 @@ class Evaluation:
     num_samples: int
     weights: Weights = "model"  # the last step's, or their exponential moving average
     num_nonfinite: int = 0  # samples with a logit that is infinite or NaN
+    num_bad: int = 0  # samples whose images are broken, which are not among `num_samples`
     metrics: Mapping[str, float] = field(default_factory=dict)  # means of the user's metrics, by name
     train: Evaluation | None = None  # of the training split
 
     def record(self) -> dict[str, Any]:
-        """The values in an eval record. `metrics`, `train_top1` and `train_loss` are left out if there are none."""
+        """The values in an eval record. `num_bad`, `metrics`, `train_top1` and `train_loss` only if there are any."""
         values = asdict(self)
         train, metrics = values.pop("train"), values.pop("metrics")
+        if not self.num_bad:
+            del values["num_bad"]
         if train is not None:
             values |= {"train_top1": train["top1"], "train_loss": train["loss"]}
         return values | ({"metrics": metrics} if metrics else {})
@@ -62,15 +65,22 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
 
+    Broken samples are left out and counted in `num_bad`.
+
     `tensors` are used instead of the model's parameters and buffers of these names. `metrics` are averaged over the
     samples. The training mode of each module is restored, also after an exception. Raises RuntimeError unless the
-    workers together have evaluated exactly `num_samples` samples, RecipeError for a metric that does not return [n].
+    workers together have had exactly `num_samples` samples, DataError if all of them are broken, and RecipeError for a
+    metric that does not return [n].
     """
     metrics = {} if metrics is None else metrics
-    counts = torch.zeros(4, dtype=torch.int64, device=device)  # top-1, top-5, not finite, samples
+    counts = torch.zeros(5, dtype=torch.int64, device=device)  # top-1, top-5, not finite, samples, broken
     sums = torch.zeros(1 + len(metrics), dtype=torch.float64, device=device)  # loss, metrics
     with evaluation_mode(model):
         for batch in batches:
+            if batch.num_broken:
+                counts[4] += batch.num_broken
+                if len(batch.labels) == 0:
+                    continue
             logits = forward(model, batch.images, autocast, tensors)
             sums[0] += cross_entropy_sum(logits, batch.labels)
             for number, (name, metric) in enumerate(metrics.items(), start=1):
@@ -82,14 +92,16 @@ def evaluate(
     if dist.is_initialized():
         dist.all_reduce(counts)
         dist.all_reduce(sums)
-    top1, top5, nonfinite, seen = counts.tolist()
-    if seen != num_samples:
-        raise RuntimeError(f"evaluation saw {seen} samples of {num_samples}")
+    top1, top5, nonfinite, seen, bad = counts.tolist()
+    if seen + bad != num_samples:
+        raise RuntimeError(f"evaluation saw {seen + bad} samples of {num_samples}")
+    if seen == 0:
+        raise DataError("the evaluated images", f"all {bad:,} are broken: there is nothing to evaluate")
     loss, *others = sums.tolist()
     means = {name: total / seen for name, total in zip(metrics, others, strict=True)}
     if nonfinite:
-        return Evaluation(math.nan, math.nan, math.nan, seen, "model", nonfinite, dict.fromkeys(means, math.nan))
-    return Evaluation(top1 / seen, top5 / seen, loss / seen, seen, metrics=means)
+        return Evaluation(math.nan, math.nan, math.nan, seen, "model", nonfinite, bad, dict.fromkeys(means, math.nan))
+    return Evaluation(top1 / seen, top5 / seen, loss / seen, seen, num_bad=bad, metrics=means)
 
 
 def values_of(name: str, metric: Metric, logits: Tensor, labels: Tensor) -> Tensor:

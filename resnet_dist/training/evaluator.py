@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.references import function_for
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.evaluate import TOP_K, Autocast, Evaluation, Metric, evaluate, values_of
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm
 
@@ -38,6 +39,7 @@ class Evaluator:
     average: Callable[[], Mapping[str, Tensor]] | None = None  # evaluated in place of the model's own weights
     precise: PreciseBatchNorm | None = None  # gives batch norm's statistics
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    bad: BadImages | None = None  # records the broken images that an evaluation finds
 
     def __call__(self, step: int) -> Evaluation:
         """The evaluation after `step` completed steps."""
@@ -52,6 +54,8 @@ class Evaluator:
     def _of(self, split: Split, tensors: Mapping[str, Tensor] | None, metrics: Mapping[str, Metric]) -> Evaluation:
         batches = split.batches()
         found = evaluate(self.model, batches, split.num_samples, self.device, self.autocast, tensors, metrics)
+        if self.bad is not None and found.num_bad:
+            self.bad.share()
         top5 = found.top5 if self.num_classes > TOP_K else math.nan
         return dataclasses.replace(found, top5=top5, weights="model" if self.average is None else "ema")
 

@@ -42,7 +42,7 @@ def drawing(
         return to_device
 
     def draw_and_move(batch: HostBatch) -> MicroBatch:
-        masks(batch.positions)
+        masks(batch.positions[batch.good()] if batch.broken else batch.positions)
         return to_device(batch)
 
     return draw_and_move

@@ -27,6 +27,7 @@ from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.step_timer import StepTimer
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
 
@@ -89,6 +90,7 @@ class TrainerParts:
     seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
     ledger: Ledger | None = None  # None: the samples are not checked
+    bad: BadImages | None = None  # None: a broken image ends the run
     liveness: Liveness = field(default_factory=Liveness)
     layers: Layers = field(default_factory=NoLayers)
     profiler: StepProfiler | None = None
@@ -123,7 +125,7 @@ class Trainer:
         self._timer = StepTimer()
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
-        self._checksum, self._tallies = 0, _NO_TALLIES
+        self._checksum, self._tallies, self._num_left_out = 0, _NO_TALLIES, 0
 
     def fit(self) -> Outcome:
         """Train; returns on every worker after the same step.
@@ -184,7 +186,9 @@ class Trainer:
                     sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
                     asked, local_s = parts.supervisor.stop_requested(), parts.liveness.local_step_time_s()
                     tallies = [] if parts.ledger is None else parts.ledger.sums(step, self._tallies)
-                    finished = parts.exchange.finish(step, sums, asked, local_s, self._checksum, tallies)
+                    finished = parts.exchange.finish(
+                        step, sums, asked, local_s, self._checksum, tallies, self._num_left_out
+                    )
                     of_layers = parts.layers.end(step, sums)
                     if not sums.skipped:  # after the exchange, which updates the running statistics
                         parts.average(step)
@@ -193,6 +197,7 @@ class Trainer:
 
                 # --- totals of the previous step
                 stop = self._record(totals) if totals else False
+                self._report_bad_images(step)
                 if of_layers is not None:
                     parts.sink.write(of_layers)
                 parts.checkpoints.poll()
@@ -228,10 +233,12 @@ class Trainer:
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine requests it."""
-        self._checksum, self._tallies = 0, _NO_TALLIES
+        self._checksum, self._tallies, self._num_left_out = 0, _NO_TALLIES, 0
         for batch in itertools.islice(self._timer.waiting(batches), self.num_micro_batches):
             self._checksum += batch.checksum
             self._tallies = added(self._tallies, batch.tallies)
+            if batch.left_out is not None:
+                self._num_left_out += batch.left_out.num
             yield self._timer.copying(self.parts.to_device, batch)
 
     def _record(self, totals: StepTotals) -> bool:
@@ -242,6 +249,8 @@ class Trainer:
             problem = f"the gradient norm of step {totals.step} is {totals.gradient_norm}"
             raise DivergedError(totals.step, totals.gradient_norm, problem)
         self._check_scaling(totals)
+        if self.parts.bad is not None:
+            self.parts.bad.num_samples += totals.num_left_out
         self._timer.add_local(totals.step, totals.local_step_times_s)
         for straggler in self._stragglers.add(totals.local_step_times_s):
             self._event(totals.step, "straggler", asdict(straggler))
@@ -270,6 +279,7 @@ class Trainer:
                 "step_time_s": window.step_s,
                 "data_wait_s": window.input_s,
                 "time_left_s": (self.timetable.total_steps - totals.step) * window.step_s,
+                **({} if self.parts.bad is None else {"num_left_out": self.parts.bad.num_samples}),
                 **totals.scaling,
                 **_summary(totals.trust_ratios),
             }
@@ -294,6 +304,7 @@ class Trainer:
         started = time.perf_counter()
         evaluation = self.parts.evaluate(step)
         seconds = time.perf_counter() - started
+        self._report_bad_images(step)
         if evaluation.num_nonfinite:
             text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
@@ -310,6 +321,10 @@ class Trainer:
             metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
         self.parts.checkpoints.save(step, wait=wait, metrics=metrics)
         self.parts.checkpoints.poll()
+
+    def _report_bad_images(self, step: int) -> None:
+        for detail in [] if self.parts.bad is None else self.parts.bad.take_new():
+            self._event(step, "bad_image", detail)
 
     def _event(self, step: int, event: str, detail: Mapping[str, object]) -> None:
         self.parts.sink.write({"kind": "event", "step": step, "event": event, "detail": detail})

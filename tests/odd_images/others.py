@@ -63,12 +63,12 @@ def refused() -> Refused:
             "is not an image",
         ),
         "xml.png": (b"<?xml version='1.0'?><svg/>", "is not an image"),
-        "webp-cut-in-the-header.webp": (webp[:18], "image"),
+        "webp-cut-in-the-header.webp": (webp[:18], "cannot be read as an image"),
+        "webp-cut.webp": (webp[: len(webp) // 2], "cannot be read as an image"),
     }
     later = {
         "png-data-damaged.png": (bytes(garbled), "cannot be decoded"),
         "png-too-few-rows.png": (unzipped, "cannot be decoded"),
-        "webp-cut.webp": (webp[: len(webp) // 2], "cannot be decoded"),
         "bmp-cut.bmp": (encoded(photo(), "BMP")[:-2000], "cannot be decoded"),
         "gif-cut.jpg": (encoded(photo(), "GIF")[:1500], "cannot be decoded"),
         "tiff-cut.tif": (encoded(photo(), "TIFF")[:-2000], "cannot be decoded"),

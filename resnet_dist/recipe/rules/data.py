@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from resnet_dist.errors import RecipeError
+from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, LARGEST_IMAGE, Uses, Values, one_of, whole
 from resnet_dist.recipe.schema import Recipe
 
@@ -39,10 +40,13 @@ VALUES: Values = (
     ),
 )
 
-_OF_FILES = ("root", "classes", "cache.folder", "cache.max_gib", "decoder", "exif", "on_error", "known_bad", "prefetch")
+_OF_FILES = ("classes", "decoder", "exif", "on_error", "known_bad", "prefetch")
+
+_ADDRESS = "an address such as s3://bucket/folder"
 
 USES: Uses = (
     *((f"data.{key}", lambda r: r.data.source != "synthetic", "data.source", "that has files") for key in _OF_FILES),
+    *((f"data.cache.{key}", lambda r: is_address(r.data.root), "data.root", _ADDRESS) for key in ("folder", "max_gib")),
     ("data.shuffle_window", lambda r: r.data.order == "shards", "data.order", "shards"),
     ("data.max_bad_images", lambda r: r.data.on_error == "replace", "data.on_error", "replace"),
     ("data.image_key", lambda r: r.data.source == "parquet", "data.source", "parquet"),
@@ -58,6 +62,10 @@ def problems(recipe: Recipe) -> Iterator[RecipeError]:
         if num_samples is None:
             found = "is not given, and data.source: synthetic has no images to count"
             yield RecipeError("data.num_samples", found, "the number of training images", ("data.source",))
+        if recipe.data.root:
+            found = f'found "{recipe.data.root}", and data.source: synthetic reads no files'
+            allowed = """leave it out; on the command line: 'data.root=""'"""
+            yield RecipeError("data.root", found, allowed, ("data.source",))
     elif not recipe.data.root:
         yield RecipeError("data.root", "is not given", "the folder or address of the data set", ("data.source",))
     if num_samples is not None and isinstance(subset, int) and subset > num_samples:

@@ -40,6 +40,7 @@ def changed(recipe: Any, **changes: Any) -> Any:
 
 STEP = {"schedule__decay": "step"}
 MINE = "my_package.my_module:build"
+SYNTHETIC = {"data__source": "synthetic", "data__root": ""}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,9 @@ MINE = "my_package.my_module:build"
         {**STEP, "schedule__milestones": (parse("3 epochs"), parse("5000 samples")), "schedule__gamma": 0.2},
         {"schedule__warmup": parse("10 epochs")},
         {"data__source": MINE},
+        SYNTHETIC,
+        {**SYNTHETIC, "data__crop_area": (1.0, 1.0), "data__flip": False, "data__order": "shards"},
+        {"data__order": "shards", "data__shuffle_window": 1},
         {"data__crop_area": (1.0, 1.0), "data__crop_aspect": (1.0, 1.0)},
     ],
 )
@@ -110,6 +114,13 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"model__arguments": {"width": 2}}, "model.arguments", "has no effect"),
     ({"model__name": MINE, "model__arguments": {"num_classes": 2}}, "model.arguments", "passed already"),
     ({"data__source": "imagefolders"}, "data.source", "Did you mean imagefolder?"),
+    ({"data__root": ""}, "data.root", "folder or address of the data set"),
+    ({"data__source": "synthetic"}, "data.root", "leave it out"),
+    ({**SYNTHETIC, "data__num_samples": None}, "data.num_samples", "the number of training images"),
+    ({**SYNTHETIC, "data__decoder": "dali"}, "data.decoder", "only with data.source that has files"),
+    ({**SYNTHETIC, "data__on_error": "replace"}, "data.on_error", "only with data.source that has files"),
+    ({"data__shuffle_window": 7}, "data.shuffle_window", "only with data.order shards"),
+    ({"data__order": "shards", "data__shuffle_window": 0}, "data.shuffle_window", "from 1 to"),
     ({"data__resolution": 7}, "data.resolution", "from 8 to 65535"),
     ({"data__crop_area": (0.0, 1.0)}, "data.crop_area", "0 < low <= high <= 1"),
     ({"data__crop_area": (0.9, 0.5)}, "data.crop_area", "0 < low <= high <= 1"),

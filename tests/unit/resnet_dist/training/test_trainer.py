@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from resnet_dist.data.ledger import Ledger, Tallies, tallies_of
 from resnet_dist.data.loader import HostBatch
+from resnet_dist.data.order import Stream
 from resnet_dist.engines.protocol import MicroBatch
-from resnet_dist.errors import DivergedError, OutOfMemory
+from resnet_dist.errors import DivergedError, LedgerError, OutOfMemory
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.recipe.durations import Every
 from resnet_dist.telemetry.bottleneck import StepTimes
@@ -54,6 +57,8 @@ class World:
     step_number: int = 0
     closed: bool = False
     module: nn.Module = field(default_factory=nn.Identity)
+    ledger: Ledger | None = None
+    tallies: Callable[[int], Tallies] = lambda micro_batch: {}  # of the micro-batches, by number from 0
 
     # --- engine
     def step(self, micro_batches: Iterable[MicroBatch], learning_rate: float) -> StepSums:
@@ -105,7 +110,8 @@ class World:
             while True:
                 self.now_s += 0.25
                 checksum = int(position)
-                yield HostBatch(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), position, position, checksum)
+                images, tallies = torch.zeros(1, 3, 1, 1, dtype=torch.uint8), self.tallies(checksum)
+                yield HostBatch(images, position, position, checksum, tallies=tallies)
                 position = position + 1
         finally:
             self.closed = True
@@ -166,7 +172,13 @@ def trainer(
         batches_from=world.batches_from,
         to_device=lambda batch: MicroBatch(batch.images.float(), batch.labels),
         evaluate=world.evaluate,
-        exchange=StepExchange(RunningStatistics(world.module), torch.device("cpu"), BATCH_SIZE),
+        exchange=StepExchange(
+            RunningStatistics(world.module),
+            torch.device("cpu"),
+            BATCH_SIZE,
+            0 if world.ledger is None else world.ledger.num_sums,
+        ),
+        ledger=world.ledger,
         checkpoints=world,
         average=world.averaged.append,
         classify=world.classify,
@@ -500,3 +512,51 @@ def test_weights_are_averaged_after_each_step_but_those_that_were_left_out() -> 
     world = World(gradients={3: math.inf}, scales_loss=True, skipped=(3,))
     trainer(world, steps=5).fit()
     assert world.averaged == [1, 2, 4, 5]
+
+
+# --- the ledger
+
+
+def tallies(micro_batch: int) -> Tallies:
+    """Of a micro-batch of two samples of the stream."""
+    positions = np.arange(2 * micro_batch, 2 * micro_batch + 2)
+    return tallies_of(Stream(NUM_SAMPLES, 0).sample_ids(positions), positions, NUM_SAMPLES)
+
+
+def ledger(first_step: int = 0, state: Mapping[str, Any] | None = None) -> Ledger:
+    return Ledger(Stream(NUM_SAMPLES, 0), BATCH_SIZE, (), first_step, state)
+
+
+def test_a_complete_epoch_is_an_event_of_its_last_step() -> None:
+    world = World(ledger=ledger(), tallies=tallies)
+    trainer(world, steps=5, checkpoint_every=2).fit()
+    found = [record for record in world.of("event") if record["event"] == "epoch_complete"]
+    assert [(record["step"], record["detail"]["epoch"]) for record in found] == [(2, 1), (4, 2)]
+    assert all(record["detail"]["num_samples"] == NUM_SAMPLES for record in found)
+
+
+def test_what_is_saved_with_a_step_covers_that_step_and_no_other() -> None:
+    world = World(ledger=ledger(), tallies=tallies)
+    saved: dict[int, Any] = {}
+    world.save = lambda step, **_: saved.update({step: world.ledger.state()})  # type: ignore[method-assign, union-attr]
+    trainer(world, steps=5, checkpoint_every=1).fit()
+    assert {step: list(state["tallies"]) for step, state in saved.items()} == {
+        1: ["0"],
+        2: [],
+        3: ["1"],
+        4: [],
+        5: ["2"],
+    }
+    resumed = World(ledger=ledger(3, saved[3]), tallies=tallies)
+    trainer(resumed, steps=5, first_step=3).fit()
+    complete = [
+        [r for r in w.records if r.get("event") == "epoch_complete" and r["step"] == 4] for w in (world, resumed)
+    ]
+    assert complete[0] == complete[1]
+
+
+def test_a_sample_that_is_missing_ends_the_run_when_the_epoch_does() -> None:
+    world = World(ledger=ledger(), tallies=lambda number: tallies(number) if number != 1 else {})
+    with pytest.raises(LedgerError, match="epoch 1 had 6 samples, not 8"):
+        trainer(world, steps=5).fit()
+    assert world.step_number == 3  # the totals of a step are read after the next has been started

@@ -1,0 +1,354 @@
+"""Packing a data set: its index, the shards, their verification, and the card."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from launcher.commands.pack_shards import Part, Sample, sha256_of, write_shards
+from launcher.commands.progress import Progress
+from launcher.formatting import count, in_bytes
+from resnet_dist.data.build_index import build_index, check_whole
+from resnet_dist.data.classes import select
+from resnet_dist.data.files import Files, files_of
+from resnet_dist.data.image_headers import header_of
+from resnet_dist.data.index import Index, Kind
+from resnet_dist.data.listing import SPLITS, Split
+from resnet_dist.data.packed import CARD, FORMAT, index_path, read_card
+from resnet_dist.data.pillow import open_image
+from resnet_dist.data.shared_index import index_file, saved_index
+from resnet_dist.data.sources import LISTINGS, identity
+from resnet_dist.data.storage import storage_of
+from resnet_dist.errors import DataError, RecipeError
+from resnet_dist.recipe.schema import DataRecipe
+
+_WORK = ".pack"  # folder in the output: what belongs to a packing that is not finished
+_PLAN = "plan.json"
+_CLASSES = "classes.txt"
+_ORIENTATION = 0x0112  # EXIF's tag
+_NAMED = 5  # images that a message lists
+
+
+@dataclass(frozen=True)
+class Options:
+    """How shards are written."""
+
+    shard_mb: int = 256
+    shorter_side: int | None = None  # pixels; None: images are copied
+    quality: int | None = None  # of images that are made smaller
+    skip_broken: bool = False
+    threads: int | None = None
+
+
+def pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
+    """Write the packed shards of `data`; yield what was done, line by line.
+
+    Continues after an interruption. Raises DataError for broken images, unless they are left out; for an output that
+    holds something else, or another packing; for a disk that is full or read-only; and if a shard's bytes on the disk
+    are not what was written.
+    """
+    if data.source not in LISTINGS:
+        raise RecipeError("data.source", f"{data.source} cannot be packed", ", ".join(LISTINGS))
+    with _writing(output):
+        _check_output(output)
+        (output / _WORK / "shards").mkdir(parents=True, exist_ok=True)
+        with _locked(output):
+            yield from _pack(data, output, options)
+
+
+def verify(root: str) -> Iterator[str]:
+    """Compare each shard with the hash in the card; yield the result. Raises DataError for all that differ."""
+    storage = storage_of(root)
+    shards = [shard for split in read_card(storage)["splits"].values() for shard in split["shards"]]
+    _compare(Path(root), shards)
+    yield f"{root}: {count(len(shards), 'shard')} of {in_bytes(sum(shard['bytes'] for shard in shards))} are intact"
+
+
+def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
+    indices = dict(zip(SPLITS, select(data, *(_index(data, split, output) for split in SPLITS)), strict=True))
+    broken = {split: int((index.kinds == Kind.BROKEN).sum()) for split, index in indices.items()}
+    if not options.skip_broken:
+        for index in indices.values():
+            check_whole(index)
+    plan = _plan(indices, options)
+    if (output / CARD).exists():
+        if read_card(storage_of(str(output)))["plan"] != plan:
+            raise DataError(str(output), "holds a packing of other images or with other options. Choose another folder")
+        shutil.rmtree(output / _WORK)
+        yield f"{output}: is complete; `launcher prepare pack --verify {output}` compares the hashes of all shards"
+        return
+    _begin(output, plan)
+    _check_space(output, indices, options)
+    card: dict[str, Any] = {}
+    for split, index in indices.items():
+        parts = _write(index, split, output, options)
+        card[split] = _described(index, parts)
+        kept = _packed_index(index, parts)
+        kept.save(output / index_path(split))
+        yield f"{split}: {count(len(kept), 'image')} in {count(len(parts), 'shard')}" + (
+            f", {broken[split]:,} broken ones left out" if broken[split] else ""
+        )
+    _compare(output, [shard for split in card.values() for shard in split["shards"]])
+    _write_text(output / _CLASSES, "".join(f"{name}\n" for name in indices["train"].classes))
+    _write_text(output / CARD, json.dumps(_card(data, options, plan, card), indent=2) + "\n")
+    shutil.rmtree(output / _WORK)
+    yield f"{output}: is complete and verified. Train with data.source=packed data.root={output}"
+
+
+def _index(data: DataRecipe, split: Split, output: Path) -> Index:
+    """The index of the source; an interrupted packing has saved it, or a part of it."""
+    work = output / _WORK
+    if (saved := saved_index(data, split, work)) is not None:
+        return saved
+    listing = LISTINGS[data.source](data, split)
+    progress = Progress(f"reading the headers of {split}", len(listing.paths), "images")
+    index = build_index(
+        listing,
+        data.root,
+        identity(data),
+        report=lambda done, _: progress.update(done),
+        parts=work / f"index-{split}",
+        data=data,
+    )
+    progress.end()
+    index.save(index_file(work, split))
+    return index
+
+
+def _write(index: Index, split: str, output: Path, options: Options) -> list[Part]:
+    """Write the shards of a split."""
+    rows = np.flatnonzero(index.kinds != Kind.BROKEN).tolist()
+    files, progress = files_of(index), Progress(f"packing {split}", len(rows), "images")
+    skipped, lock = [0], threading.Lock()
+
+    def make(number: int) -> Sample | None:
+        row = rows[number]
+        try:
+            return _sample(index, files, row, options)
+        except DataError as error:
+            if not options.skip_broken:
+                raise
+            with lock:
+                skipped[0] += 1
+            print(f"left out: {error}", flush=True)
+            return None
+
+    parts: list[Part] = []
+    threads = options.threads or os.cpu_count() or 1
+    folder = output / _WORK / "shards"
+    shards = write_shards(output, folder, split, len(rows), make, shard_bytes=options.shard_mb * 10**6, threads=threads)
+    for part in shards:
+        parts.append(part)
+        progress.update(part.end)
+    progress.end()
+    if not parts:
+        raise DataError(index.root, f"has no whole images in the split {split}")
+    return parts
+
+
+def _sample(index: Index, files: Files, row: int, options: Options) -> Sample:
+    """The sample to write. Raises DataError, with its name, if the image is broken."""
+    content, name = files.read(row), files.name(row)
+    smaller = (
+        None if options.shorter_side is None else _smaller(name, row, content, options, int(index.orientations[row]))
+    )
+    kept = content if smaller is None else smaller
+    header = header_of(name, len(kept), lambda num, offset: kept[offset : offset + num])
+    suffix = "jpg" if smaller is not None else _suffix(index.paths[row], content)
+    return Sample(row, int(index.labels[row]), suffix, kept, header, smaller is not None)
+
+
+def _smaller(name: str, row: int, content: bytes, options: Options, orientation: int) -> bytes | None:
+    """The image with a shorter side of `options.shorter_side` pixels, as JPEG; None if it is not larger than that."""
+    assert options.shorter_side is not None
+    try:
+        image = open_image(content)
+        factor = options.shorter_side / min(image.size)
+        if factor >= 1:
+            return None
+        pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        width, height = (max(options.shorter_side, round(side * factor)) for side in image.size)
+        made, exif = io.BytesIO(), Image.Exif()
+        if orientation != 1:
+            exif[_ORIENTATION] = orientation
+        resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        resized.save(made, "JPEG", quality=options.quality, exif=exif)
+        return made.getvalue()
+    except Exception as error:  # Pillow's, for broken files: which ones depends on the format
+        raise DataError(name, f"cannot be decoded: {error}", row) from error
+
+
+def _suffix(name: str, content: bytes) -> str:
+    """The suffix of an image in a tar, in the form that readers of WebDataset expect."""
+    suffix = Path(name).suffix.lower().removeprefix(".")
+    if not suffix:
+        suffix = "png" if content.startswith(b"\x89PNG") else "webp" if content[8:12] == b"WEBP" else "jpg"
+    return "jpg" if suffix == "jpeg" else suffix
+
+
+def _packed_index(index: Index, parts: list[Part]) -> Index:
+    """The index of the shards: names and labels are those of `index`."""
+    joined: dict[str, Any] = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
+    rows = joined.pop("rows")
+    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [part.num_samples for part in parts])
+    kept = index if len(rows) == len(index) else index.take(rows)
+    shards = tuple(part.name for part in parts)
+    return Index(
+        root="",
+        classes=kept.classes,
+        paths=kept.paths,
+        labels=kept.labels,
+        source="packed",
+        shards=shards,
+        shard_numbers=numbers,
+        **joined,
+    )
+
+
+def _described(index: Index, parts: list[Part]) -> dict[str, Any]:
+    return {
+        "images": sum(part.num_samples for part in parts),
+        "made_smaller": sum(part.num_resized for part in parts),
+        "left_out": len(index) - sum(part.num_samples for part in parts),
+        "shards": [
+            {"name": part.name, "images": part.num_samples, "bytes": part.num_bytes, "sha256": part.sha256}
+            for part in parts
+        ],
+    }
+
+
+def _plan(indices: dict[Split, Index], options: Options) -> str:
+    """A hash of all that decides about the bytes of the shards."""
+    digest = hashlib.sha256()
+    for index in indices.values():
+        digest.update(f"{index.fingerprint()} {index.contents()} {index.classes}".encode())
+    kept = dataclasses.asdict(options) | {"threads": None}
+    digest.update(json.dumps([FORMAT, kept, PIL.__version__ if options.shorter_side else None]).encode())
+    return digest.hexdigest()
+
+
+def _card(data: DataRecipe, options: Options, plan: str, splits: dict[str, Any]) -> dict[str, Any]:
+    resized = None
+    if options.shorter_side is not None:
+        resized = {
+            "shorter_side": options.shorter_side,
+            "of": "images with a larger one; the others are as they were, byte for byte",
+            "filter": "Pillow, bicubic, antialiased",
+            "format": "JPEG",
+            "quality": options.quality,
+        }
+    return {
+        "format": FORMAT,
+        "source": {"root": data.root, "source": identity(data), "classes": data.classes},
+        "resized": resized,
+        "splits": splits,
+        "versions": {"resnet-launcher": metadata.version("resnet-launcher"), "pillow": PIL.__version__},
+        "plan": plan,
+    }
+
+
+def _compare(folder: Path, shards: list[dict[str, Any]]) -> None:
+    """Raise one DataError for all shards whose bytes are not those of the card."""
+    progress = Progress("comparing the hashes", sum(shard["bytes"] for shard in shards) // 10**6, "MB")
+    done, wrong = [0], []
+
+    def report(num_bytes: int) -> None:
+        done[0] += num_bytes
+        progress.update(done[0] // 10**6)
+
+    for shard in shards:
+        try:
+            found = sha256_of(folder / shard["name"], report)
+            if found != shard["sha256"]:
+                wrong.append(f"{shard['name']}: other bytes")
+        except OSError as error:
+            wrong.append(f"{shard['name']}: {error.strerror}")
+    progress.end()
+    if wrong:
+        named = f"{'; '.join(wrong[:_NAMED])}{' ...' if len(wrong) > _NAMED else ''}"
+        raise DataError(
+            str(folder),
+            f"{len(wrong):,} of {len(shards):,} shards are not what was packed: {named}. Delete these and {CARD}, and "
+            "pack again; check the disk",
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Raise DataError if the folder holds something else."""
+    if not output.exists():
+        return
+    names = sorted(entry.name for entry in output.iterdir())
+    if names and CARD not in names and _WORK not in names:
+        raise DataError(
+            str(output), f"is not empty and holds no packed shards: {', '.join(names[:_NAMED])}. Choose another"
+        )
+
+
+def _begin(output: Path, plan: str) -> None:
+    """Note the plan; raise DataError if the folder has an unfinished packing of another one."""
+    file = output / _WORK / _PLAN
+    if file.exists() and file.read_text() != plan:
+        problem = "holds an unfinished packing of other images or with other options"
+        raise DataError(str(output), f"{problem}. Delete the folder, choose another, or use the same options")
+    _write_text(file, plan)
+
+
+def _check_space(output: Path, indices: dict[Split, Index], options: Options) -> None:
+    """Raise DataError if copies of the images do not fit onto the disk."""
+    if options.shorter_side is not None:
+        return
+    needed = sum(int(index.num_bytes.sum()) + 1536 * len(index) for index in indices.values())
+    needed -= sum(file.stat().st_size for file in output.glob("*.tar"))
+    free = shutil.disk_usage(output).free
+    if needed > free:
+        raise DataError(str(output), f"the disk has {in_bytes(free)} free, and the shards need {in_bytes(needed)} more")
+
+
+def _write_text(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}")
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Errors of the disk as DataError, with what to do."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"cannot be written: {error.strerror or error}"
+        raise DataError(
+            str(output), f"{problem}. Finished shards are kept: the same command goes on after them"
+        ) from error
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other processes from packing into the same folder. Raises DataError if one does already."""
+    with (output / _WORK / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                str(output), "another process is packing into this folder: wait until it has ended"
+            ) from error
+        yield

@@ -1,0 +1,57 @@
+"""How far a long command has come, at which rate, and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_TERMINAL_S, _FILE_S = 0.5, 30.0  # between two reports: to a terminal, whose line is written over, or to a file
+
+
+class Progress:
+    """Reports on standard error how many of `total` units are done."""
+
+    def __init__(self, task: str, total: int, unit: str) -> None:
+        self._task, self._total, self._unit = task, total, unit
+        self._over_line = sys.stderr.isatty()
+        self._began = self._reported = time.monotonic()
+        self._first: int | None = None  # what was done before
+        self._width = 0
+
+    def update(self, done: int) -> None:
+        """`done` units are done. The first call says what was done before this command."""
+        if self._first is None:
+            self._first = done
+        now = time.monotonic()
+        if now - self._reported >= (_TERMINAL_S if self._over_line else _FILE_S):
+            self._reported = now
+            self._write(progress_line(self._task, self._unit, done, self._total, done - self._first, now - self._began))
+
+    def end(self) -> None:
+        """Remove the line from a terminal."""
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
+
+    def _write(self, line: str) -> None:
+        if self._over_line:
+            print(f"\r{line.ljust(self._width)}", end="", file=sys.stderr, flush=True)
+            self._width = len(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress_line(task: str, unit: str, done: int, total: int, since: int, elapsed_s: float) -> str:
+    """What is done of what, and if `since` units took `elapsed_s` seconds, the rate and the time left.
+
+    >>> progress_line("train", "images", 600_000, 1_281_167, 300_000, 600.0)
+    'train: 600,000 of 1,281,167 images, 500 a second, 23 min left'
+    """
+    line = f"{task}: {done:,} of {total:,} {unit}"
+    if since <= 0 or elapsed_s <= 0:
+        return line
+    rate = since / elapsed_s
+    left_s = (total - done) / rate
+    left = (
+        f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min" if left_s < 7200 else f"{left_s / 3600:.1f} h"
+    )
+    return f"{line}, {rate:,.0f} a second, {left} left"

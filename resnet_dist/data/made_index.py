@@ -1,0 +1,235 @@
+"""Finds the index of a split that an earlier start of this or of another run has made, or makes it.
+
+    STORAGE/.indices/KEY/{train,val}.safetensors   shared by the runs in a folder that use the same data
+                         .train.parts/             what an interrupted start has read
+                         .train.making             the process that makes the index now; others wait for it
+    STORAGE/NAME/index/{train,val}.safetensors     what a run uses: the same file, or a copy
+
+When changes of the data are noticed:
+
+    images that come or go              at the start, by the times of the folders, or of the shards
+    a file that is written again        at the start, by its size, or the time when its inode changed; when it is
+                                        decoded, by its size and its last 64 bytes
+    a shard or object written again     at the start, by its time or version
+    neither: a change below a mount whose times do not change, of equal size and with equal last bytes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import os
+import secrets
+import tempfile
+import time
+from pathlib import Path
+
+from resnet_dist.data.build_index import build_index, check_whole, refreshed
+from resnet_dist.data.columns import Texts
+from resnet_dist.data.index import Index, is_current
+from resnet_dist.data.index_changes import as_it_began, changes, check_sub_folders
+from resnet_dist.data.index_progress import IndexProgress
+from resnet_dist.data.index_turn import Turn
+from resnet_dist.data.known_bad import known_names
+from resnet_dist.data.listing import Split
+from resnet_dist.data.old_index import load_old
+from resnet_dist.data.shards import find_shards
+from resnet_dist.data.sources import LISTINGS, identity, index_of
+from resnet_dist.data.storage import is_address, storage_of
+from resnet_dist.errors import DataError, StorageError
+from resnet_dist.recipe.schema import DataRecipe
+
+_LISTINGS_AT_MOST = 3  # while images come and go
+_POLL_S = 1.0  # for the index that another process makes
+
+_log = logging.getLogger(__name__)
+
+
+def index_file(folder: Path, split: Split) -> Path:
+    """The file of a split's index in a folder of indices."""
+    return folder / f"{split}.safetensors"
+
+
+def shared_folder(data: DataRecipe, shared: Path) -> Path:
+    """The folder for the indices of these data in `shared`, a folder that all runs of a storage share."""
+    return shared / hashlib.sha256(f"{data.root}\0{identity(data)}".encode()).hexdigest()[:16]
+
+
+def saved_index(data: DataRecipe, split: Split, folder: Path, shared: Path | None = None) -> Index | None:
+    """The index in `shared` or in `folder`, if it is what would be listed now; else None.
+
+    Compared are the root, the source, and the times of the folders or shards; files are not.
+    """
+    found = (_current(data, split, file) for file in _files(data, split, folder, shared))
+    return next((index for index in found if index is not None), None)
+
+
+def make_index(
+    data: DataRecipe, split: Split, folder: Path, shared: Path | None, progress: IndexProgress, *, resumed: bool
+) -> str:
+    """See to it that `folder` has the index of a split, a saved one if it is current, else a new one; its fingerprint.
+
+    A warning says what has changed since the last index. Raises DataError for broken images under `data.on_error: fail`
+    and, for a `resumed` run, if its images have changed; StorageError if `folder` cannot be written.
+    """
+    own = index_file(folder, split)
+    before = _load(own) or load_old(own.with_suffix(".npz"))
+    last = before
+    if data.source in LISTINGS:
+        last = before or (None if shared is None else _load(index_file(shared_folder(data, shared), split)))
+        index, file = _listed_index(data, split, folder, shared, progress)
+    else:
+        index, file = dataclasses.replace(index_of(data, split), source=identity(data)), None
+    if data.on_error == "fail" and index.problems:
+        check_whole(index, known_names(data))
+    if resumed and before is not None:
+        merged = _as_it_began(data, split, before, index)
+        index, file = merged, file if merged is index else None
+    elif last is not None and last.root == index.root and (changed := changes(last, index)):
+        _log.warning("%s: %s has changed since its last index: %s", data.root, split, changed)
+    try:
+        if file is None or not _linked(file, own):
+            index.save(own)
+    except OSError as error:
+        raise StorageError(str(own), error.strerror or str(error)) from error
+    return index.fingerprint()
+
+
+def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) -> Index:
+    """`index` for a run that began with `before`. Raises DataError if its images have changed."""
+    if Texts.of(before.paths) == Texts.of(index.paths):
+        index = as_it_began(before, index, newly_broken=data.on_error == "replace")
+    if changed := changes(before, index):
+        check_sub_folders(index, before.fingerprint(), "The run began")
+        advice = "Restore them, or start a run under another name"
+        raise DataError(f"{data.root}/{split}", f"has changed since the run began: {changed}. {advice}")
+    return index
+
+
+def _listed_index(
+    data: DataRecipe, split: Split, folder: Path, shared: Path | None, progress: IndexProgress
+) -> tuple[Index, Path | None]:
+    """The index of a split, and the file that has it, if there is one."""
+    turn: Turn | None = None
+    while True:
+        for file in _files(data, split, folder, shared):
+            index = _current(data, split, file)
+            if index is None:
+                continue
+            progress.begin(f"comparing the files of {split} with the index")
+            fresh = refreshed(index, data=data, report=progress.report)
+            if fresh is index and file.parent != folder:
+                return index, file
+            return fresh, _shared(fresh, split, _home(data, folder, shared))
+        home = _home(data, folder, shared)
+        turn = turn or Turn(home / f".{split}.making")
+        with turn.taken() as is_ours:
+            # another process may have made it in the meantime
+            if is_ours and _current(data, split, index_file(home, split)) is None:
+                index = _new_index(data, split, home / f".{split}.parts", progress)
+                return index, _shared(index, split, home)
+        if not is_ours:
+            progress.say(f"waiting for the index of {split}, which {turn.holder()} makes")
+            time.sleep(_POLL_S)
+
+
+def _new_index(data: DataRecipe, split: Split, parts: Path, progress: IndexProgress) -> Index:
+    """An index of what is there when it is complete."""
+    place, changed = f"{data.root}: {split}", ""
+    index: Index | None = None
+    for _ in range(_LISTINGS_AT_MOST):
+        progress.begin(f"listing the images of {split}")
+        listing = LISTINGS[data.source](data, split)
+        progress.begin(f"reading the headers of {split}")
+        known = None if listing.shards else index
+        made = build_index(
+            listing, data.root, identity(data), data=data, report=progress.report, parts=parts, known=known
+        )
+        if index is not None and (changed := changes(index, made)):
+            _log.warning("%s has changed while its index was made: %s", place, changed)
+        index = made
+        if not index.folder_times_ns or _is_current(index, data, split):
+            return index
+    raise DataError(place, f"images come and go while the index is made: {changed}. Wait until they are all there")
+
+
+def _home(data: DataRecipe, folder: Path, shared: Path | None) -> Path:
+    """The folder in which an index is made: the shared one if it can be written, else the run's own."""
+    if shared is None:
+        return folder
+    home = shared_folder(data, shared)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return home
+    except OSError as error:
+        _log.warning("%s: cannot be written (%s): other runs do not share the index", home, error.strerror or error)
+        return folder
+
+
+def _shared(index: Index, split: Split, home: Path) -> Path | None:
+    """Save an index in its home, and return the file; None, with a warning, if that fails."""
+    file = index_file(home, split)
+    try:
+        index.save(file)
+        return file
+    except OSError as error:
+        _log.warning("%s: cannot be written (%s): other runs do not share the index", file, error.strerror or error)
+        return None
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Make `target` the same file as `source`, atomically; False if the file system has no links."""
+    if source == target:
+        return True
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.hardlink_to(source)
+        temporary.replace(target)  # does nothing if they are the same file already
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _files(data: DataRecipe, split: Split, folder: Path, shared: Path | None) -> list[Path]:
+    """The files in which the index may be: that of all runs first, since others may have refreshed it."""
+    folders = [folder] if shared is None else [shared_folder(data, shared), folder]
+    return [index_file(one, split) for one in folders]
+
+
+def _current(data: DataRecipe, split: Split, file: Path) -> Index | None:
+    """The index in `file`, if it was made for the same root and source, and of what is there now; else None."""
+    index = _load(file)
+    if index is None or (index.root, index.source) != (data.root, identity(data)):
+        return None
+    return index if _is_current(index, data, split) else None
+
+
+def _is_current(index: Index, data: DataRecipe, split: Split) -> bool:
+    """Whether the folders or shards are those of the index, with the times that they had."""
+    if not index.folder_times_ns:
+        return False
+    if index.shards:
+        suffix = os.path.splitext(index.shards[0])[1]  # noqa: PTH122
+        with contextlib.suppress(DataError):  # it is raised again when the shards are listed
+            return find_shards(storage_of(data.root, data), split, suffix).times_ns == dict(index.folder_times_ns)
+        return False
+    if is_address(index.root):
+        from resnet_dist.data import remote, remote_folder  # they are not needed for files
+
+        return remote_folder.is_current(index, remote.RemoteStorage(data.root, data))
+    return is_current(index)
+
+
+def _load(file: Path) -> Index | None:
+    """A saved index; None if there is none or if it is damaged: it is created again."""
+    try:
+        return Index.load(file)
+    except DataError:
+        return None

@@ -1,0 +1,74 @@
+"""Reads the chunks of a PNG: its size, how its colours are encoded, and whether it is complete."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+from resnet_dist.data.jpeg_headers import Read, truncated
+from resnet_dist.errors import DataError
+
+MAGIC = b"\x89PNG\r\n\x1a\n"
+
+_WINDOW_BYTES = 4096  # read at once
+_CHUNK = struct.Struct(">I4s")  # length of the content, type; content and a checksum of 4 bytes follow
+_HEADER = struct.Struct(">IIBB2xB4x")  # width, height, bits, colour type, ..., interlacing; checksum
+_HEADER_END = len(MAGIC) + _CHUNK.size + _HEADER.size
+
+# Bits and colour types (ISO 15948, table 11.1): grey 0, RGB 2, palette 3, grey and alpha 4, RGB and alpha 6.
+_ORDINARY = frozenset({(8, 0), (8, 2)})
+_KNOWN = _ORDINARY | {(1, 0), (2, 0), (4, 0), (1, 3), (2, 3), (4, 3), (8, 3), (8, 4), (8, 6)}
+_DEEP = frozenset({(16, 0), (16, 2), (16, 4), (16, 6)})
+_CHANGE_COLOURS = frozenset({b"tRNS", b"gAMA", b"cHRM", b"iCCP", b"sBIT", b"bKGD", b"acTL"})  # in some decoders
+_METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})  # may have an EXIF orientation
+
+
+class PngHeader(NamedTuple):
+    """What the chunks say; sizes are in pixels. `ordinary`: all decoders give the same pixels."""
+
+    height: int
+    width: int
+    ordinary: bool
+    has_metadata: bool  # that may have an EXIF orientation
+
+
+def png_header(name: str, num_bytes: int, head: bytes, read: Read) -> PngHeader:
+    """Read the types of all chunks. `head` is the beginning of the file, `read` as in `header_of`.
+
+    Raises DataError for a file that is cut or damaged, or has more than 8 bits a channel. Checksums are not compared,
+    except for that of the header.
+    """
+    if len(head) < _HEADER_END:
+        raise DataError(name, truncated(num_bytes))
+    length, kind = _CHUNK.unpack_from(head, len(MAGIC))
+    width, height, bits, colour, interlacing = _HEADER.unpack_from(head, len(MAGIC) + _CHUNK.size)
+    start, end = len(MAGIC) + 4, _HEADER_END - 4
+    whole = zlib.crc32(head[start:end]).to_bytes(4, "big") == head[end:_HEADER_END]
+    if (length, kind) != (13, b"IHDR") or not whole or not width * height:
+        raise DataError(name, "is a broken PNG: its header is damaged; replace or delete it")
+    if (bits, colour) in _DEEP:
+        raise DataError(name, f"has more than 8 bits a channel ({bits}); convert it to 8 bits")
+    if (bits, colour) not in _KNOWN:
+        raise DataError(name, f"is a broken PNG of {bits} bits and colour type {colour}; replace or delete it")
+    kinds = _kinds(name, num_bytes, head, read)
+    ordinary = (bits, colour) in _ORDINARY and not interlacing and not kinds & _CHANGE_COLOURS
+    return PngHeader(height, width, ordinary, bool(kinds & _METADATA))
+
+
+def _kinds(name: str, num_bytes: int, head: bytes, read: Read) -> set[bytes]:
+    """The types of all chunks, up to the last."""
+    window, start, at = head, 0, _HEADER_END
+    kinds: set[bytes] = set()
+    while b"IEND" not in kinds:
+        if at + _CHUNK.size > len(window):
+            start, at = start + at, 0
+            window = read(_WINDOW_BYTES, start) if start < num_bytes else b""
+        if len(window) < at + _CHUNK.size:
+            raise DataError(name, truncated(num_bytes))
+        length, kind = _CHUNK.unpack_from(window, at)
+        at += _CHUNK.size + length + 4
+        if not kind.isalpha() or start + at > num_bytes:
+            raise DataError(name, truncated(num_bytes))
+        kinds.add(kind)
+    return kinds
