@@ -6,7 +6,7 @@
 Two measurements, each for shards that are sorted by class and for shards whose samples were shuffled when they were
 written:
 
-- The standard deviation of the number of samples of a class in a batch, relative to `order: uniform`: 1,281,167 labels
+- The standard deviation of the number of samples of a class in a batch, relative to random batches: 1,281,167 labels
   in 1,000 classes, shards of 1,000 samples, batches of 256.
 - The accuracy of a small ResNet on Fashion-MNIST: 6,000 training images in shards of 60, batches of 60, the 10,000
   test images.
@@ -30,14 +30,13 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.measure import table, write
 from resnet_dist.data import Index, index_image_folder
-from resnet_dist.data.order import Order, ShardStream, Stream
+from resnet_dist.data.order import Order, ShardStream, Stream, unevenness
 from resnet_dist.data.subset import subset_of
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe
 
 NUM, CLASSES, PER_SHARD, BATCH = 1_281_167, 1_000, 1_000, 256
 WINDOWS = (1_000, 4_096, 16_384, 65_536, 262_144, 1_281_167)
-BATCHES = 200  # whose classes are counted, from all parts of two epochs
 
 SMALL, SMALL_PER_SHARD, SMALL_BATCH, EPOCHS = 6_000, 60, 60, 4
 SMALL_WINDOWS = (60, 480, 1_920)
@@ -63,24 +62,10 @@ def orders(num: int, per_shard: int, labels: Labels, windows: Sequence[int], see
             yield f"{'shuffled' if shuffled else 'sorted'} {window}", ShardStream(of_samples, seed, window)
 
 
-def deviation(order: Order, labels: Labels, num_classes: int, batch_size: int) -> float:
-    """The standard deviation of the number of samples of a class in a batch."""
-    steps = np.linspace(0, 2 * order.num_samples // batch_size - 1, BATCHES).astype(np.int64)
-    counts = [
-        np.bincount(labels[order.sample_ids(step * batch_size + np.arange(batch_size))], minlength=num_classes)
-        for step in steps
-    ]
-    return float(np.std(np.array(counts) - batch_size / num_classes))
-
-
 def deviations(labels: Labels, per_shard: int, windows: Sequence[int], batch_size: int) -> dict[str, float]:
-    """The deviation of each order, relative to that of `uniform`."""
-    num_classes = int(labels.max()) + 1
-    found = {
-        name: deviation(order, labels, num_classes, batch_size)
-        for name, order in orders(len(labels), per_shard, labels, windows, seed=0)
-    }
-    return {name: value / found["uniform"] for name, value in found.items()}
+    """The unevenness of each order."""
+    of_all = orders(len(labels), per_shard, labels, windows, seed=0)
+    return {name: unevenness(order, labels, batch_size) for name, order in of_all}
 
 
 def pixels(index: Index) -> torch.Tensor:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from launcher.formatting import count
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint.format import folder_name
 from resnet_dist.recipe.durations import Duration
@@ -39,11 +40,15 @@ class Progress:
             self.print(
                 f"{self._where(record)}  evaluated{average}: top-1 {_shown(record, 'top1', '.2%')}"
                 f"{_top5('  top-5 {}', record)}  loss {_shown(record, 'loss', '.4f')}{_others(record)}"
-                f"  ({_shown(record, 'num_samples', ',')} images in {_shown(record, 'time_s', '.1f')} s)"
+                f"  ({_shown(record, 'num_samples', ',')} images{_bad(record)} in {_shown(record, 'time_s', '.1f')} s)"
             )
         elif event == "started":
             self._total_steps = _shown(detail, "total_steps", "d")
         elif event in BOTTLENECK_EVENTS:
+            self.print(f"{detail.get('text', 'n/a')}")
+        elif event == "bad_image" and detail.get("rank"):  # rank 0 has an event "warning" for its own
+            self.print(f"WARNING: {detail.get('path', 'n/a')} {detail.get('problem', 'n/a')}: it is left out")
+        elif event == "indexing":
             self.print(f"{detail.get('text', 'n/a')}")
         elif event == "warning":
             self.print(f"WARNING: {detail.get('text', 'n/a')}")
@@ -81,6 +86,11 @@ def _top5(text: str, record: Mapping[str, Any]) -> str:
     """`text` with top-5, or nothing if there is no such number: the model predicts at most 5 classes, or NaN."""
     shown = _shown(record, "top5", ".2%")
     return text.format(shown) if shown.endswith("%") else ""
+
+
+def _bad(record: Mapping[str, Any]) -> str:
+    """How many images an evaluation has left out, if any."""
+    return f" without {_shown(record, 'num_bad', ',')} broken ones" if record.get("num_bad") else ""
 
 
 def _others(record: Mapping[str, Any]) -> str:
@@ -139,6 +149,16 @@ def target_text(summary: Mapping[str, Any]) -> str:
     return f"{'reached' if reached else 'MISSED'} after {when}: {found}"
 
 
+def left_out_text(summary: Mapping[str, Any]) -> str:
+    """How many broken images a finished run has left out; empty if there were none."""
+    images, samples = (summary.get(key) or 0 for key in ("num_bad_images", "num_left_out"))
+    in_val = summary.get("num_bad") or 0
+    if not (images or samples or in_val):
+        return ""
+    found = f"{count(images, 'broken image')} found (events bad_image in metrics.jsonl)"
+    return f"{found}; {count(samples, 'sample')} of the training steps, {count(in_val, 'val image')}"
+
+
 def _other_lines(summary: Mapping[str, Any]) -> list[str]:
     """What the last evaluation has besides: the training split, and the user's metrics."""
     lines = []
@@ -157,6 +177,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         f" ({_shown(summary, 'images_per_s', ',.0f')} images/s while training)",
         *([f"  target       {text}"] if (text := target_text(summary)) else []),
         *_warnings(summary),
+        *([f"  left out     {text}"] if (text := left_out_text(summary)) else []),
         f"  top-1        {_shown(summary, 'top1', '.2%')} of {_shown(summary, 'num_samples', ',')} val images"
         f"{_top5(' (top-5 {})', summary)}",
         *_other_lines(summary),

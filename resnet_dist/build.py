@@ -23,13 +23,12 @@ from resnet_dist.data.files import files_of
 from resnet_dist.data.index import Kind
 from resnet_dist.data.known_bad import known_names, with_known_bad
 from resnet_dist.data.ledger import Ledger
-from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
-from resnet_dist.data.order import Order, order_of
+from resnet_dist.data.loader import HostBatch, decoder_for, describe_decoders, evaluation_batches, training_batches
+from resnet_dist.data.order import Order, order_of, warn_of_classes
 from resnet_dist.data.shared_index import check_same_data, facts_of_data, shared_indices
 from resnet_dist.data.subset import trained_on
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine, MicroBatch
-from resnet_dist.errors import DataError
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.loss import loss_of
@@ -84,9 +83,9 @@ class RunOptions:
 
     checkpoint: CheckpointOptions
     index: Path  # folder of the saved indices
-    shared_index: Path | None = None  # folder of the indices that the runs of a storage share
     checkpoint_every: Duration
     log_every: int  # steps
+    shared_index: Path | None = None  # folder of the indices that the runs of a storage share
     layers_every: int | None = None  # steps between two records of kind "layers"
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
     profile: tuple[int, int] | None = None  # first and last step to profile
@@ -133,6 +132,8 @@ def build(
     if recipe.data.on_error == "replace" or any(Kind.BROKEN in index.kinds for index in (train, val)):
         bad = BadImages(recipe.data, (train, val), known_bad)
     rules.check(recipe, worker.world_size, len(train))
+    if worker.rank == 0:
+        log.info("images: %s", describe_decoders(recipe.data, on_gpu=worker.device.type == "cuda"))
     if worker.rank == 0 and recipe.batch.size > len(train):
         found = "batch.size %d is more than the %d training images: a step repeats some"
         log.warning(found, recipe.batch.size, len(train))
@@ -177,6 +178,8 @@ def build(
     if not skipped and checkpoint is not None:  # lost with the run directory: from the mirror's checkpoint
         skipped = tuple((first, end) for first, end in checkpoint.state.get("skipped", []))
     order = order_of(train, recipe.data, recipe.seed)
+    if worker.rank == 0:
+        warn_of_classes(order, train.labels, recipe.batch.size)
     first_step, state = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.state.get("ledger"))
     ledger = Ledger(order, recipe.batch.size, skipped, first_step, state)
     facts = facts_of(recipe, of_data, worker.world_size, skipped)

@@ -55,11 +55,11 @@ class DataError(TrainingError):
 
 
 class StoreUnavailable(TrainingError):  # noqa: N818 - reads as what happened
-    """An object store with data that does not answer for minutes, or refuses access. `address` is what was read."""
+    """An object store with data that does not answer for minutes, or refuses access. `path` is an address in it."""
 
-    def __init__(self, address: str, problem: str) -> None:
-        super().__init__(f"{address}: {problem}")
-        self.address, self.problem = address, problem
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path, self.problem = path, problem
 
 
 class CheckpointError(TrainingError):

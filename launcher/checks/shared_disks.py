@@ -12,7 +12,7 @@ MANY_FILES = 100_000  # more of them, opened in each epoch, slow down a server a
 _MOUNTS = Path("/proc/self/mounts")
 # File systems of several hosts, as /proc/self/mounts names them: every open asks a server.
 _SHARED = ("9p", "afs", "beegfs", "ceph", "cifs", "daos", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2")
-_SHARED += ("orangefs", "panfs", "pvfs2", "smb3", "virtiofs", "wekafs")
+_SHARED_TOO = ("orangefs", "panfs", "pvfs2", "smb3", "virtiofs", "wekafs")
 _LOCAL_FUSE = ("fuseblk", "fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.squashfuse")  # other fuse.* are mostly shared
 
 
@@ -23,11 +23,9 @@ def warning(data: DataRecipe, num_images: int, mounts: Path = _MOUNTS) -> str | 
     kind = file_system(data.root, mounts)
     if kind is None:
         return None
-    return (
-        f"{data.root}: {num_images:,} small files on a shared file system ({kind}): each is opened in every epoch, which"
-        " is slow there, also for its other users. `launcher prepare pack` writes them to few large files, with the same"
-        " results"
-    )
+    found = f"{num_images:,} small files on a shared file system ({kind}): each is opened in every epoch, which is slow"
+    remedy = "`launcher prepare pack` writes them to few large files, with the same results"
+    return f"{data.root}: {found} there, also for its other users. {remedy}"
 
 
 def file_system(root: str, mounts: Path = _MOUNTS) -> str | None:
@@ -45,5 +43,5 @@ def file_system(root: str, mounts: Path = _MOUNTS) -> str | None:
         # Of mounts on the same folder, the last one counts.
         if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
             best, kind = point, fields[2]
-    is_shared = kind in _SHARED or (kind.startswith("fuse") and kind not in _LOCAL_FUSE)
+    is_shared = kind in _SHARED + _SHARED_TOO or (kind.startswith("fuse") and kind not in _LOCAL_FUSE)
     return kind if is_shared else None

@@ -1,10 +1,10 @@
 """The files in which ImageNet (ILSVRC2012) is distributed: what they hold, read in order and without a copy.
 
-    ILSVRC2012_img_train.tar       a tar of 1,000 tars nNNNNNNNN.tar, one for each class, with nNNNNNNNN_*.JPEG
-    ILSVRC2012_img_val.tar         ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG
-    ILSVRC2012_devkit_t12.tar.gz   data/ILSVRC2012_validation_ground_truth.txt has the number of the class of each image
-                                   of val, and data/meta.mat the name (WNID) of each number
-    LOC_val_solution.csv           the same in Kaggle's copy, with names
+ILSVRC2012_img_train.tar       a tar of 1,000 tars nNNNNNNNN.tar, one for each class, with nNNNNNNNN_*.JPEG
+ILSVRC2012_img_val.tar         ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_00050000.JPEG
+ILSVRC2012_devkit_t12.tar.gz   data/ILSVRC2012_validation_ground_truth.txt has the number of the class of each image
+                               of val, and data/meta.mat the name (WNID) of each number
+LOC_val_solution.csv           the same in Kaggle's copy, with names
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def reading(file: Path | str) -> Iterator[None]:
 
 
 def class_tars(archive: tarfile.TarFile, file: Path) -> dict[str, tarfile.TarInfo]:
-    """The tars of the classes in the tar of the training images, by WNID, in their order. DataError for another file."""
+    """The tars of the classes in the tar of train, by WNID, in their order. DataError for another file."""
     with reading(file):
         members = archive.getmembers()
         _check_end(archive)
@@ -80,10 +80,7 @@ def class_images(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) 
     with reading(place):
         stream = archive.extractfile(member)
         assert stream is not None  # a regular file
-        try:
-            inner = tarfile.open(fileobj=stream, mode="r:")
-        except tarfile.ReadError as error:
-            raise DataError(place, f"is no tar file ({error}). {_AGAIN}") from error
+        inner = tarfile.TarFile(fileobj=stream)
     with stream, inner:
         yield from images(inner, place)
 
@@ -168,7 +165,7 @@ def _from_csv(file: Path) -> dict[str, str]:
     """ImageId,PredictionString: the latter begins with the WNID."""
     try:
         with input_files.open_regular(file) as stream:
-            rows = list(csv.reader(io.TextIOWrapper(stream, "utf-8")))
+            rows = list(csv.reader(stream.read().decode("utf-8").splitlines()))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(str(file), f"cannot be read: {error}") from error
     classes = {row[0]: row[1].split(" ")[0] for row in rows[1:] if len(row) == 2}

@@ -1,10 +1,11 @@
-"""Writes ImageNet's image folders: each split under another name first, which is changed when the split is whole.
+"""Writes ImageNet's image folders: each split under another name, which is changed when the split is whole.
 
-    FOLDER/train/CLASS/*.JPEG, FOLDER/val/CLASS/*.JPEG
-    FOLDER/imagenet.json         what was written: classes, images and bytes of each split
-    FOLDER/.train-partial/       classes that are whole, and in .CLASS the one that is being written
-    FOLDER/.val-partial/         val from a tar or a folder
-    FOLDER/.val-sorting/         FOLDER/val while its images are moved into the folders of their classes
+FOLDER/train/CLASS/*.JPEG, FOLDER/val/CLASS/*.JPEG
+FOLDER/imagenet.json         classes, images and bytes of each split
+FOLDER/.train-partial/       classes that are whole, and in .CLASS the one that is being written
+FOLDER/.train-finished.jsonl the classes that are whole
+FOLDER/.val-partial/         val from a tar
+FOLDER/.val-sorting/         FOLDER/val while its images are moved into the folders of their classes
 """
 
 from __future__ import annotations
@@ -14,25 +15,27 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from launcher.commands import imagenet_files
 from launcher.commands.progress import Progress
-from launcher.errors import UsageError
 from launcher.formatting import in_bytes, listed
 from resnet_dist.errors import DataError
+from resnet_dist.input_files import record_of
 
 NUM_CLASSES = 1000
 NUM_IMAGES: Mapping[str, int] = {"train": 1_281_167, "val": 50_000}  # if there are 1,000 classes
 
 _CARD = "imagenet.json"
-_FINISHED = "finished.jsonl"  # in .train-partial: the classes that are whole
 _AT_ONCE = 64  # images that the threads write before the next ones are read
 _THREADS = 8  # a shared disk takes milliseconds to create a file
 _MB = 10**6
+_CONTINUE = "The same command continues from here"
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,225 @@ class Counts:
     bytes: int
 
 
-def write_imagenet(
-    folder: Path, train_tar: Path | None, val: Path | None, devkit: Path | None
-) -> Iterator[str]:
+def write_imagenet(folder: Path, train_tar: Path | None, val_tar: Path | None, devkit: Path | None) -> Iterator[str]:
     """Write the splits that are given to `folder`; yields what was done, line by line.
 
-    `val` is the tar of the val images or a folder with them; without it, and with `devkit`, the images that lie flat in
-    folder/val are moved into the folders of their classes. A split that this function has written before is kept, and
-    one that was interrupted is continued. Raises DataError for wrong, damaged or incomplete files, for a folder that
-    holds something else or cannot be written, and MissingPackage for a devkit without scipy.
+    With `devkit` alone, the images that lie flat in
+    folder/val are moved into the folders of their classes. A split that this function has written is kept, and one that
+    was interrupted is continued. Raises DataError for wrong, damaged or incomplete files, for a folder that holds
+    something else or cannot be written, and MissingPackage for a devkit without scipy.
     """
     truth = {} if devkit is None else imagenet_files.true_classes(devkit)
     if devkit is not None:
-        _check_counts("val", len(set(truth.values())), len(truth), devkit)
-    if val is not None and val.is_file():  # before the hours that train takes
-        with imagenet_files.opened(val, "ILSVRC2012_img_val.tar") as archive:
-            next(imagenet_files.images(archive, str(val)))
+        _check("val", len(set(truth.values())), len(truth), devkit)
+    if val_tar is not None:  # before the hours that train takes
+        with imagenet_files.opened(val_tar, "ILSVRC2012_img_val.tar") as archive:
+            next(imagenet_files.images(archive, str(val_tar)))
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if train_tar is not None:
-        yield _said("train", *_once(folder, "train", lambda: _write_train(folder, train_tar, set(truth.values()))))
-    if val is not None:
-        yield _said("val", *_once(folder, "val", lambda: _write_val(folder, val, truth)))
-    elif devkit is not None and (train_tar is None or (folder / "val").exists()):
-        yield _said("val", *_sort_val(folder, truth))
+        yield from _once(folder, "train", partial(_write_train, folder, train_tar, set(truth.values())))
+    if val_tar is not None:
+        yield from _once(folder, "val", partial(_write_val, folder, val_tar, truth))
+    elif train_tar is None:
+        yield from _once(folder, "val", partial(_sort_val, folder, truth), in_place=True)
+
+
+def _once(folder: Path, split: str, write: Callable[[], Counts], *, in_place: bool = False) -> Iterator[str]:
+    """Write a split, or keep it if the card says that it was written; `in_place`: it is changed where it is."""
+    final = folder / split
+    known = record_of(Counts, _card(folder).get(split)) if final.exists() else None
+    if final.exists() and known is None and not in_place:
+        raise DataError(str(final), "exists, and this command has not written it. Allowed: another folder")
+    counts = write() if known is None else known
+    written = f"{counts.images:,} images in {counts.classes:,} classes"
+    yield f"{final}: {written}{'' if known is None else ', written before'}"
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """What this command has written to `folder`."""
+    try:
+        content = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finish(folder: Path, split: str, written: Path, counts: Counts, source: Path) -> Counts:
+    """Check the whole split in the folder `written`, and give it its name."""
+    _check(split, counts.classes, counts.images, source)
+    with _writing(folder):
+        temporary = folder / f".{_CARD}"
+        temporary.write_text(json.dumps({**_card(folder), split: asdict(counts)}, indent=2) + "\n", encoding="utf-8")
+        os.sync()
+        temporary.replace(folder / _CARD)
+        written.rename(folder / split)
+    return counts
+
+
+def _check(split: str, num_classes: int, num_images: int, source: Path) -> None:
+    if num_classes == NUM_CLASSES and num_images != NUM_IMAGES[split]:
+        expected = f"ImageNet's {split} split has {NUM_IMAGES[split]:,}. Copy or download the file again"
+        raise DataError(str(source), f"has {num_images:,} images of {num_classes:,} classes; {expected}")
+
+
+# --- train
+
+
+def _write_train(folder: Path, tar: Path, of_val: Collection[str]) -> Counts:
+    new, record = folder / ".train-partial", folder / ".train-finished.jsonl"
+    with imagenet_files.opened(tar, "ILSVRC2012_img_train.tar") as archive, ThreadPoolExecutor(_THREADS) as pool:
+        members = imagenet_files.class_tars(archive, tar)
+        _check_classes(tar, set(members), set(of_val))
+        finished = {
+            wnid: counts
+            for wnid, (size, counts) in _finished(record).items()
+            if wnid in members and members[wnid].size == size and _counted(new / wnid) == counts
+        }
+        total = sum(member.size for member in members.values())
+        done = sum(members[wnid].size for wnid in finished)
+        _check_space(folder, total - done)
+        progress = Progress("train", total // _MB, "MB")
+        with _writing(folder):
+            _keep_only(new, finished)
+            for wnid in [wnid for wnid in members if wnid not in finished]:
+                progress.update(done // _MB)
+                images = imagenet_files.class_images(archive, members[wnid], tar)
+                files = ((new / f".{wnid}" / name, content) for name, content in images)
+                finished[wnid] = _write_files(pool, files)
+                (new / f".{wnid}").rename(new / wnid)
+                with record.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"class": wnid, "tar": members[wnid].size, **asdict(finished[wnid])}) + "\n")
+                done += members[wnid].size
+        progress.end()
+    counts = [sum(getattr(one, name) for one in finished.values()) for name in ("classes", "images", "bytes")]
+    whole = _finish(folder, "train", new, Counts(*counts), tar)
+    with _writing(folder):
+        record.unlink(missing_ok=True)
+    return whole
+
+
+def _check_classes(tar: Path, of_train: set[str], of_val: set[str]) -> None:
+    if of_val and of_val != of_train:
+        missing, more = listed(sorted(of_val - of_train)) or "none", listed(sorted(of_train - of_val)) or "none"
+        found = f"has {len(of_train):,} classes, and the devkit has {len(of_val):,}"
+        raise DataError(str(tar), f"{found}; missing in the tar: {missing}; missing in the devkit: {more}")
+
+
+def _keep_only(folder: Path, finished: Collection[str]) -> None:
+    """Create the folder of train, or remove all but the finished classes and their record."""
+    folder.mkdir(exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name not in finished:
+            shutil.rmtree(entry)
+
+
+def _finished(record: Path) -> dict[str, tuple[int, Counts]]:
+    """The classes that an interrupted command has written: the size of their tar, and what is in it."""
+    found: dict[str, tuple[int, Counts]] = {}
+    with contextlib.suppress(OSError):
+        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # the last line may be torn
+                one = json.loads(line)
+                found[one["class"]] = one["tar"], Counts(one["classes"], one["images"], one["bytes"])
+    return found
+
+
+def _counted(folder: Path) -> Counts:
+    """What is in the folder of a class. After a loss of power, files may be empty."""
+    sizes: list[int] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        sizes = [entry.stat().st_size for entry in entries]
+    return Counts(1, len(sizes), sum(sizes))
+
+
+# --- val
+
+
+def _write_val(folder: Path, tar: Path, truth: Mapping[str, str]) -> Counts:
+    new = folder / ".val-partial"
+    with imagenet_files.opened(tar, "ILSVRC2012_img_val.tar") as archive, ThreadPoolExecutor(_THREADS) as pool:
+        _check_space(folder, tar.stat().st_size)
+        progress = Progress("val", tar.stat().st_size // _MB, "MB")
+
+        def files() -> Iterator[tuple[Path, bytes]]:
+            for name, content in imagenet_files.images(archive, str(tar)):
+                progress.update(archive.offset // _MB)
+                if (wnid := truth.get(Path(name).stem)) is None:
+                    raise DataError(str(tar), f"holds {name}, of which the devkit has no class: is it the tar of val?")
+                yield new / wnid / name, content
+
+        with _writing(folder):
+            _remove(new)
+            counts = _write_files(pool, files())
+        progress.end()
+    if counts.images != len(truth):
+        raise DataError(str(tar), f"has {counts.images:,} images, and the devkit has the classes of {len(truth):,}")
+    return _finish(folder, "val", new, counts, tar)
+
+
+def _sort_val(folder: Path, truth: Mapping[str, str]) -> Counts:
+    """Move the images that lie in folder/val into folders of their classes. Nothing is moved unless all are there."""
+    flat, sorting = folder / "val", folder / ".val-sorting"
+    if not sorting.exists():
+        missing = [f"{name}.JPEG" for name in truth if not (flat / f"{name}.JPEG").is_file()]
+        if len(missing) == len(truth):
+            found = f"has no image {missing[0]} outside of class folders"
+            raise DataError(str(flat), f"{found}. Allowed: the images of ILSVRC2012_img_val.tar; or --val-tar FILE")
+        if missing:
+            raise DataError(str(flat), f"{len(missing):,} images are missing: {listed(missing)}")
+    elif flat.exists():
+        raise DataError(str(sorting), f"is what an interrupted sort has left, and {flat} exists, too. Move one away")
+    num_bytes = 0
+    progress = Progress("val", len(truth), "images")
+    with _writing(folder):
+        if not sorting.exists():
+            flat.rename(sorting)
+        for number, (name, wnid) in enumerate(truth.items()):
+            progress.update(number)
+            old, new = sorting / f"{name}.JPEG", sorting / wnid / f"{name}.JPEG"
+            if old.exists():
+                new.parent.mkdir(exist_ok=True)
+                old.rename(new)
+            num_bytes += new.stat().st_size
+    progress.end()
+    counts = Counts(len(set(truth.values())), len(truth), num_bytes)
+    return _finish(folder, "val", sorting, counts, flat)
+
+
+# --- files
+
+
+def _write_files(pool: ThreadPoolExecutor, files: Iterator[tuple[Path, bytes]]) -> Counts:
+    """Write files in class folders, which are created."""
+    folders: set[Path] = set()
+    num_images = num_bytes = 0
+    while some := list(itertools.islice(files, _AT_ONCE)):
+        for parent in {file.parent for file, _ in some} - folders:
+            parent.mkdir(parents=True)
+            folders.add(parent)
+        list(pool.map(lambda one: one[0].write_bytes(one[1]), some))  # raises what a thread has raised
+        num_images += len(some)
+        num_bytes += sum(len(content) for _, content in some)
+    return Counts(len(folders), num_images, num_bytes)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise DataError(str(folder), f"has {in_bytes(free)} of free space, and the images need {in_bytes(num_bytes)}")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn an error of writing into a DataError that names the file, or `folder`."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename if isinstance(error.filename, str) else str(folder)
+        raise DataError(place, f"cannot be written: {error.strerror or error}. {_CONTINUE}") from error

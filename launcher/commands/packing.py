@@ -82,7 +82,6 @@ def verify(root: str) -> Iterator[str]:
 
 def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
     indices = dict(zip(SPLITS, select(data, *(_index(data, split, output) for split in SPLITS)), strict=True))
-    broken = {split: int((index.kinds == Kind.BROKEN).sum()) for split, index in indices.items()}
     if not options.skip_broken:
         for index in indices.values():
             check_whole(index)
@@ -101,9 +100,8 @@ def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
         card[split] = _described(index, parts)
         kept = _packed_index(index, parts)
         kept.save(output / index_path(split))
-        yield f"{split}: {count(len(kept), 'image')} in {count(len(parts), 'shard')}" + (
-            f", {broken[split]:,} broken ones left out" if broken[split] else ""
-        )
+        left_out = f", {card[split]['left_out']:,} left out" if card[split]["left_out"] else ""
+        yield f"{split}: {count(len(kept), 'image')} in {count(len(parts), 'shard')}{left_out}"
     _compare(output, [shard for split in card.values() for shard in split["shards"]])
     _write_text(output / _CLASSES, "".join(f"{name}\n" for name in indices["train"].classes))
     _write_text(output / CARD, json.dumps(_card(data, options, plan, card), indent=2) + "\n")

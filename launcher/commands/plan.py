@@ -21,6 +21,7 @@ from launcher.formatting import count, in_bytes
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from resnet_dist.errors import RecipeError
+from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
 from resnet_dist.recipe.durations import Every
 from resnet_dist.recipe.published import published
@@ -95,7 +96,11 @@ def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
         crowded = shared_disks.warning(data, data.num_samples or 0)
         return config, _Images(() if crowded is None else (crowded,))
     where = Path(data.root, "train") if data.source == "imagefolder" else Path(data.root)
-    if not where.is_dir():
+    if is_address(data.root):
+        if data.source == "webdataset":
+            found = f"is not given, and tar files in {data.root} would be read whole to count their images"
+            raise RecipeError("data.num_samples", found, "the number of training images")
+    elif not where.is_dir():
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
         raise RecipeError("data.root", f"there is no folder {where} on this machine", allowed)
     from resnet_dist.data.classes import in_use  # the package imports torch, which takes seconds
@@ -169,7 +174,8 @@ def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
     if num_samples is None:
         found = f"is not given, and a plan does not call {config.data.source}"
         raise ConfigError([Problem("", "data.num_samples", found, "the number of training images")])
-    from resnet_dist.optim import build_schedule  # torch: seconds that other verbs should not pay
+    from resnet_dist.data.loader import describe_decoders  # torch: seconds that other verbs should not pay
+    from resnet_dist.optim import build_schedule
 
     batch = config.batch
     size = {"batch_size": batch.size, "num_samples": num_samples}
@@ -184,10 +190,11 @@ def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
     root = Path(config.data.root)
     if config.data.subset is not None and config.data.num_samples is not None:
         yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
-    if config.data.source == "imagefolder" and not (root / "train").is_dir():
+    if config.data.source == "imagefolder" and not is_address(config.data.root) and not (root / "train").is_dir():
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield from plan_disks.lines(config.data, mean_bytes)
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
+    yield f"  images        {describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here"
     yield from _batch(config, layout)
     if config.data.progressive or config.evaluate.resolution is not None:
         parts = Resolutions.of(config.data, **size)

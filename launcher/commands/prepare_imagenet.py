@@ -1,4 +1,4 @@
-"""`launcher prepare imagenet FOLDER`: ImageNet (ILSVRC2012) as image folders, from the files in which it is distributed."""
+"""`launcher prepare imagenet FOLDER`: ImageNet (ILSVRC2012) as image folders, from its original files."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from launcher.errors import UsageError
 
 
 def add_parser(kinds: Any) -> None:
-    """imagenet FOLDER [--train-tar FILE] [--val-tar FILE | --val-folder DIR] [--devkit FILE]"""
+    """imagenet FOLDER [--train-tar FILE] [--val-tar FILE] [--devkit FILE]"""
     kind = kinds.add_parser("imagenet", help="ImageNet as image folders, from its original tar files")
     kind.add_argument("folder", metavar="FOLDER", type=Path, help="target: FOLDER/train/CLASS and FOLDER/val/CLASS")
     kind.add_argument("--train-tar", metavar="FILE", type=Path, help="ILSVRC2012_img_train.tar")
-    val = kind.add_mutually_exclusive_group()
-    val.add_argument("--val-tar", metavar="FILE", type=Path, help="ILSVRC2012_img_val.tar")
-    val.add_argument("--val-folder", metavar="DIR", type=Path, help="a folder with the images of that tar; it is kept")
-    devkit = "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's LOC_val_solution.csv: the classes of val. Without a tar or "
-    kind.add_argument("--devkit", metavar="FILE", type=Path, help=f"{devkit}folder, FOLDER/val is sorted in place")
+    kind.add_argument("--val-tar", metavar="FILE", type=Path, help="ILSVRC2012_img_val.tar")
+    devkit = "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's LOC_val_solution.csv: the classes of val; without the tars, the"
+    kind.add_argument("--devkit", metavar="FILE", type=Path, help=f"{devkit} images in FOLDER/val are sorted by class")
     kind.set_defaults(run=_run)
 
 
 def _run(given: argparse.Namespace) -> int:
-    val = given.val_tar or given.val_folder
-    if val is not None and given.devkit is None:
+    if given.val_tar is not None and given.devkit is None:
         allowed = "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's LOC_val_solution.csv"
-        raise UsageError(f"--devkit is missing, which has the classes of the val images. Allowed: {allowed}")
+        raise UsageError(f"--devkit is missing: it has the classes of the val images. Allowed: {allowed}")
     if given.train_tar is None and given.devkit is None:
-        raise UsageError("nothing to do. Allowed: --train-tar, or --devkit with or without --val-tar or --val-folder")
+        allowed = "--train-tar FILE; --val-tar FILE --devkit FILE; or --devkit FILE alone"
+        raise UsageError(f"there is nothing to do. Allowed: {allowed}")
     from launcher.commands.imagenet_folders import write_imagenet
 
-    paths = [None if path is None else path.expanduser().absolute() for path in (given.train_tar, val, given.devkit)]
-    for line in write_imagenet(given.folder.expanduser().absolute(), *paths):
+    given_files = (given.train_tar, given.val_tar, given.devkit)
+    files = [None if file is None else file.expanduser().absolute() for file in given_files]
+    for line in write_imagenet(given.folder.expanduser().absolute(), *files):
         print(line, flush=True)
     return 0

@@ -41,24 +41,24 @@ def _run(given: argparse.Namespace) -> int:
             raise UsageError("--verify: only with the folder of packed shards")
         lines = packing.verify(given.source)
     else:
-        lines = packing.pack(_data(given), _output(given), _options(given))
+        lines = packing.pack(data_of(given.source, given.kind), _output(given), _options(given))
     for line in lines:
         print(line, flush=True)
     return 0
 
 
-def _data(given: argparse.Namespace) -> Any:
-    """The DataRecipe of the source."""
+def data_of(place: str, kind: str | None) -> Any:
+    """The DataRecipe of the root of a data set, or of a config; `kind` is its source (default: imagefolder)."""
     from launcher.config import load as configs
     from resnet_dist.data.storage import is_address
     from resnet_dist.recipe.schema import DataRecipe
 
-    if Path(given.source).suffix in (".yaml", ".yml"):
-        if given.kind is not None:
+    if Path(place).suffix in (".yaml", ".yml"):
+        if kind is not None:
             raise UsageError("--source: a config says itself what its source is. Allowed: with the root of a data set")
-        return configs.load(given.source, []).data
-    root = given.source if is_address(given.source) else str(Path(given.source).expanduser().absolute())
-    return DataRecipe(root=root, source=given.kind or "imagefolder")
+        return configs.load(place, []).data
+    root = place if is_address(place) else str(Path(place).expanduser().absolute())
+    return DataRecipe(root=root, source=kind or "imagefolder")
 
 
 def _output(given: argparse.Namespace) -> Path:

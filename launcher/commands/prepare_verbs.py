@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.arguments import Parser
-from launcher.commands import prepare_imagenet, prepare_pack, prepare_show
+from launcher.commands import prepare_check, prepare_imagenet, prepare_pack, prepare_show
 
 HOME = Path("~/resnet_data")
 
 # Each module has `add_parser(kinds)`. Each start of the launcher imports them: heavy imports go into their functions.
-MODULES = (prepare_imagenet, prepare_pack, prepare_show)
+MODULES = (prepare_check, prepare_imagenet, prepare_pack, prepare_show)
 
 DATASETS = {
     "digits": "scikit-learn's 1,797 handwritten digits",

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from launcher.commands import target
-from launcher.console import target_text
+from launcher.console import left_out_text, target_text
 from launcher.errors import UsageError
 from launcher.formatting import count, first_line
 from launcher.run.directory import RunDirectory
@@ -118,6 +118,19 @@ def report_lines(run: RunDirectory) -> Iterator[str]:
     yield f"goodput: {found.fraction:.1%} = {found.useful:.0f} useful of {found.all:.0f} worker-seconds"
     if target_of_run := target_text(run.summary() or {}):
         yield f"target: {target_of_run}"
+    if left_out := left_out_text(_left_out(run)):
+        yield f"left out: {left_out}"
+
+
+def _left_out(run: RunDirectory) -> Facts:
+    """The broken images that a run has left out so far, as in the summary of a finished one."""
+    with storage_errors(run.metrics):
+        records = read_metrics(run.metrics) if run.metrics.exists() else []
+    found: dict[str, Any] = {}
+    for record in records:  # the newest numbers
+        found |= {key: record[key] for key in ("num_left_out", "num_bad") if key in record}
+    images = {str(record["detail"].get("path")) for record in records if record.get("event") == "bad_image"}
+    return {**found, "num_bad_images": len(images)}
 
 
 def _attempt_lines(run: RunDirectory, attempt: Attempt) -> Iterator[str]:

@@ -20,7 +20,7 @@ from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RANGE_PATTERN, SCHEMA_VERSION, RunConfig
 from launcher.config.yaml_source import Document, describe
 from launcher.errors import ConfigError, LauncherError, Problem, UsageError
-from resnet_dist.errors import DataError, RecipeError, StorageError
+from resnet_dist.errors import DataError, RecipeError, StorageError, StoreUnavailable
 from resnet_dist.input_files import open_regular
 from resnet_dist.recipe import durations, percentages
 from resnet_dist.recipe.requirements import nearest_name
@@ -135,8 +135,9 @@ def _allow_percentages(schema: Any) -> None:
 def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Overrides = ()) -> Exception:
     """An error found after loading, with the file and line, or the override, that gave the value.
 
-    A RecipeError becomes a ConfigError, a ConfigError gets the places that it lacks, and a DataError or StorageError
-    about `data.root`, `storage` or something inside gets the key and its place. Any other error is returned unchanged.
+    A RecipeError becomes a ConfigError, a ConfigError gets the places that it lacks, and a DataError, StoreUnavailable
+    or StorageError about `data.root`, `storage` or something inside gets the key and its place. Any other error is
+    returned unchanged.
     """
     try:
         document = read(path, overrides)
@@ -147,8 +148,8 @@ def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Ov
         placed = ConfigError([document.problem(error)])
     elif isinstance(error, ConfigError):
         placed = ConfigError([replace(one, place=one.place or document.place(one.key)) for one in error.problems])
-    elif isinstance(error, DataError | StorageError):
-        key = "data.root" if isinstance(error, DataError) else "storage"
+    elif isinstance(error, DataError | StoreUnavailable | StorageError):
+        key = "storage" if isinstance(error, StorageError) else "data.root"
         given = flatten(document.data).get(key)
         folder = paths.absolute(os.fspath(given), Path(path).parent.absolute()) if given else None
         if folder is not None and Path(error.path).is_relative_to(folder):

@@ -30,7 +30,7 @@ def absolute(text: str, folder: Path) -> str:
     Symbolic links are kept: other nodes may mount their targets elsewhere.
     """
     if is_address(text) and not text.startswith("file:///"):
-        return text.rstrip("/")
+        return text.rstrip("/") if is_address(text.rstrip("/")) else text
     text = text.removeprefix("file://")
     expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user
     return os.path.abspath(folder / expanded)  # noqa: PTH100 - resolve() would follow links

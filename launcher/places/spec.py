@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from cluster.spec import RunSpec, Variant
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
+from resnet_dist.object_stores import is_address
 
 DEFAULT_NOTICE_S = 60  # assumption: time for a save and a clean exit, if neither config nor profile give more
 
@@ -16,11 +17,12 @@ def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
     """The needs of `config`."""
     notice_s = config.preemption.notice_s
     inputs = {"model.weights": config.model.weights, "preemption.notice_file": config.preemption.notice_file}
+    inputs |= {"data.classes": config.data.classes, "data.known_bad": config.data.known_bad}
     return RunSpec(
         name=config.name,
         config=configs.to_yaml(config),
         storage=config.storage,
-        data_root=config.data.root or None,
+        data_root=None if is_address(config.data.root) else config.data.root or None,
         other_inputs={key: path for key, path in inputs.items() if path is not None},
         variants=tuple(variants),
         least_workers=config.workers.least,

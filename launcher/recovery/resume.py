@@ -77,7 +77,7 @@ def _num_samples(config: RunConfig, run: RunDirectory) -> int | None:
     known = config.data.num_trained()
     if known is not None:
         return known
-    index = saved_index(config.data, "train", run.index)
+    index = saved_index(config.data, "train", run.index, run.shared_index)
     return None if index is None else config.data.num_trained(num_in_use(config.data, index))
 
 

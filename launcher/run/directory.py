@@ -9,6 +9,7 @@
         incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
         lease/               the process that runs it     output.log         what a run of a study prints
         FINISHED             all steps are done           FATAL              the run failed for good
+    STORAGE/.indices/        tables of samples that the runs of a storage share
 
 No other module spells these names. Writes are atomic: at any moment and after any kill, a reader finds the old content
 or the new one. A file that cannot be read all the same (a damaged disk, another version, a person) is named, left out,
@@ -137,6 +138,11 @@ class RunDirectory:
     def path(self) -> Path:
         """The folder itself."""
         return self.storage / self.name
+
+    @property
+    def shared_index(self) -> Path:
+        """The folder of the tables of samples that the runs of this storage share."""
+        return self.storage / ".indices"
 
     def logs(self, attempt: int) -> AttemptLogs:
         """The logs of an attempt."""

@@ -61,6 +61,9 @@ class _Summary:
     step: int = 0
     num_samples: int | None = None
     num_nonfinite: int | None = None
+    num_bad: int | None = None
+    num_bad_images: int | None = None
+    num_left_out: int | None = None
     top1: float | None = None
     top5: float | None = None
     loss: float | None = None

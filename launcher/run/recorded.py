@@ -25,8 +25,18 @@ from resnet_dist.recipe.schema import MEANT_BY_ABSENCE, Recipe, plain
 
 # A run cannot change these: its later half would be another experiment.
 FIXED = ("seed", "model", "data", "batch.size", "batch_norm", "optimizer.name", "optimizer.lr_in_momentum", "precision")
-# Exceptions: where the images are and how they are read may change. Their fingerprint is compared elsewhere.
-FREE = ("data.root", "data.decoder", "data.prefetch", "data.num_samples", "model.weights")
+# Exceptions: where the images are, how they are read, and what happens to broken ones may change. Their fingerprint is
+# compared elsewhere.
+FREE = (
+    "data.root",
+    "data.decoder",
+    "data.prefetch",
+    "data.num_samples",
+    "data.on_error",
+    "data.max_bad_images",
+    "data.known_bad",
+    "model.weights",
+)
 # Keys that a run keeps if the config has the value given here.
 KEPT_BY_THE_RUN = {"span": "auto", "momentum": None, "epsilon": None}  # keys of batch_norm
 

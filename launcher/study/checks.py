@@ -13,6 +13,7 @@ from launcher.study.plan import Plan, PlannedRun, shown
 from launcher.study.schema import Figure
 from launcher.study.state import OF_EVALUATION, OF_RUN, OF_TRAINING_SPLIT, TRAIN
 from resnet_dist.errors import DataError
+from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.references import FORM, is_reference
 from resnet_dist.recipe.requirements import nearest_name
 
@@ -40,7 +41,8 @@ def check(plan: Plan) -> None:
 
 def missing_images(runs: Sequence[PlannedRun]) -> DataError | None:
     """The error of runs whose folder of training images is not on this machine; None if all are."""
-    of_folders = [run.config.data for run in runs if run.config.data.source == "imagefolder"]
+    data_of_runs = [run.config.data for run in runs if run.config.data.source == "imagefolder"]
+    of_folders = [data for data in data_of_runs if not is_address(data.root)]
     roots = [data.root for data in of_folders if not (Path(data.root) / "train").is_dir()]
     if not roots:
         return None

@@ -61,7 +61,8 @@ class _WorkerSink:
             beat = heartbeats.read(self._logs).get(record["detail"]["rank"])
             node = {"host": beat.host, "node_id": beat.node_id} if beat else {"host": None, "node_id": None}
             record = {**record, "detail": {**record["detail"], **node}}
-        self._step = record["step"]
+        if record.get("event") != "indexing":  # it comes before the first record
+            self._step = record["step"]
         self._pass_on(record)
         self._write_warnings()
 
@@ -168,6 +169,7 @@ def _train(
             check_lease=(lambda: None) if attempt.claim is None else attempt.claim.check,
         ),
         index=run.index,
+        shared_index=run.shared_index,
         checkpoint_every=saving.every,
         log_every=config.log.every_steps,
         layers_every=config.log.layers_every_steps,
@@ -184,6 +186,8 @@ def _train(
     if outcome.evaluation is not None:
         values = outcome.evaluation.record()
         measured |= {name: value for name, value in values.items() if name != "weights"}
+    if trainer.parts.bad is not None:
+        measured |= trainer.parts.bad.summary()
     if outcome.reached is not None:
         epoch = outcome.step * trainer.timetable.batch_size / trainer.timetable.num_samples
         measured |= {"target_reached": outcome.reached, "epoch": epoch}

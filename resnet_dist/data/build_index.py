@@ -30,24 +30,10 @@ _BROKEN = (1, 1, Kind.BROKEN, 1, 0, 0, 0)  # a row of the table
 _NAMED = 5  # files that a message lists
 
 
-def build_index(
-    listing: Listing,
-    root: str,
-    source: str,
-    *,
-    data: DataRecipe | None = None,
-    report: Report = lambda done, total: None,
-    parts: Path | None = None,
-    known: Index | None = None,
-) -> Index:
-    """The index of the samples of `listing`. Broken images are in it, with `Kind.BROKEN`: `check_whole` refuses them.
-
-    `data` says how a storage is read and cached. `parts`: a folder that keeps what has been read, so that a call after
-    an interruption continues. `known`: an index that has just been read; images with names that it has are not read
-    again. Raises what the storage raises if it does not answer.
-    """
+def unread_index(listing: Listing, root: str, source: str) -> Index:
+    """The index of `listing` before its images are read: sizes are 1, and kinds unknown."""
     num = len(listing.paths)
-    index = Index(
+    return Index(
         root=root,
         classes=listing.classes,
         paths=listing.paths,
@@ -64,6 +50,25 @@ def build_index(
         times_ns=listing.times_ns,
         image_key=listing.image_key,
     )
+
+
+def build_index(
+    listing: Listing,
+    root: str,
+    source: str,
+    *,
+    data: DataRecipe | None = None,
+    report: Report = lambda done, total: None,
+    parts: Path | None = None,
+    known: Index | None = None,
+) -> Index:
+    """The index of the samples of `listing`. Broken images are in it, with `Kind.BROKEN`: `check_whole` refuses them.
+
+    `data` says how a storage is read and cached. `parts`: a folder that keeps what has been read, so that a call after
+    an interruption continues. `known`: an index that has just been read; images with names that it has are not read
+    again. Raises what the storage raises if it does not answer.
+    """
+    index, num = unread_index(listing, root, source), len(listing.paths)
     table, problems, saved = new_table(num), dict[int, str](), Parts(parts, index)
     done = saved.load(table, problems)
     changed = _outdated(index, table, np.arange(done))

@@ -1,9 +1,9 @@
 """Decoding with NVIDIA DALI, on a GPU or on the CPU. Only this file imports DALI, when a decoder is used.
 
-Bytes, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. Images that it
-would decode differently, or not at all, are decoded by Pillow and given to DALI as raw pixels. On the CPU its decoded
-windows equal those of the CPU decoder bit for bit; resizing rounds differently (the test of this module has the
-differences).
+Bytes, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. Only ordinary,
+complete JPEGs are given to it as they are. Pillow decodes all other images, and whatever DALI refuses, and DALI gets
+the raw pixels. On the CPU its decoded windows equal those of the CPU decoder bit for bit; resizing rounds differently
+(the test of this module has the differences).
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import importlib.util
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from resnet_dist.data.decode_cpu import pillow_window
@@ -37,6 +39,8 @@ _Arrays = tuple[
     list[NDArray[np.uint8]], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], list[NDArray[np.float32]]
 ]
 _Errors = dict[int, DataError]
+# an encoded image, its window there, and the error for which it is black
+_Sample = tuple[bytes, tuple[int, int, int, int], DataError | None]
 
 
 def is_installed() -> bool:
@@ -61,11 +65,30 @@ class DaliDecoder:
 
     def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
         """See `Decoder.decode`; tensors are on the GPU if there is one, and remain valid."""
-        pending: deque[tuple[BatchRequest, _Errors]] = deque()  # requests that DALI has read, oldest first
+        coming: deque[tuple[BatchRequest, list[Future[list[_Sample]]]]] = deque()  # that threads read
+        pending: deque[tuple[BatchRequest, _Errors]] = deque()  # that DALI has, oldest first
+        failures: list[Exception] = []  # of the requests
+        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="read")
+
+        def read_next() -> None:
+            try:
+                request = next(requests)
+            except StopIteration:
+                return
+            except Exception as error:  # to be raised after the images before it, and not taken for DALI's
+                failures.append(error)
+            else:
+                coming.append((request, [pool.submit(_samples, request, part) for part in self._parts(request)]))
 
         def source() -> _Arrays:
-            request = next(requests)  # StopIteration tells DALI that there are no more
-            arrays, errors = _arrays(request)
+            if not coming and not failures:
+                read_next()
+            if not coming:
+                raise StopIteration  # tells DALI that there are no more
+            request, parts = coming.popleft()
+            if not failures:
+                read_next()
+            arrays, errors = _arrays(request, [sample for part in parts for sample in part.result()])
             pending.append((request, errors))
             return arrays
 
@@ -74,31 +97,42 @@ class DaliDecoder:
         try:
             while True:
                 try:
-                    (images,) = pipeline.run()
+                    images = _run(pipeline)
                 except StopIteration:
-                    return
+                    break
                 except RuntimeError:
                     if not pending:
                         raise
-                    yield self._without_broken(pending.popleft()[0])
+                    yield self._again(pending.popleft()[0])
                     continue
-                # No copy: with DALI's default executor the tensor owns the memory.
                 request, errors = pending.popleft()
-                yield Decoded(request, from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), errors)
+                yield Decoded(request, images, errors)
         finally:
+            pool.shutdown(wait=True, cancel_futures=True)
             del pipeline
+        for failure in failures:
+            raise failure
 
-    def _without_broken(self, request: BatchRequest) -> Decoded:
-        """Decode a request in which DALI has found a broken image. DALI does not always say which.
+    def _parts(self, request: BatchRequest) -> list[range]:
+        size = -(-len(request) // self.num_threads)
+        return [range(first, min(first + size, len(request))) for first in range(0, len(request), size)]
 
-        Raises DALI's error if Pillow can decode all images.
+    def _again(self, request: BatchRequest) -> Decoded:
+        """Decode a request in which DALI has refused an image. DALI does not always say which: each is decoded alone.
+
+        Pillow decodes those that DALI refuses, or says what is wrong with them.
         """
-        found = _broken(request)
-        arrays, errors = _arrays(request, found)
-        sources = iter([arrays])
-        pipeline = self._pipeline(lambda: next(sources))
-        (images,) = pipeline.run()
-        return Decoded(request, from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), errors)
+        samples = _samples(request, range(len(request)))
+        singles = iter([_arrays(request.only(number), [sample]) for number, sample in enumerate(samples)])
+        pipeline = self._pipeline(lambda: next(singles)[0])
+        for number in range(len(request)):
+            try:
+                _run(pipeline)
+            except RuntimeError:
+                samples[number] = _by_pillow(request, number, samples[number][0])
+        arrays, errors = _arrays(request, samples)
+        whole = iter([arrays])
+        return Decoded(request, _run(self._pipeline(lambda: next(whole))), errors)
 
     def _pipeline(self, source: Callable[[], _Arrays]) -> Any:
         import nvidia.dali
@@ -136,43 +170,46 @@ class DaliDecoder:
         return pipeline
 
 
-def _arrays(request: BatchRequest, broken: _Errors | None = None) -> tuple[_Arrays, _Errors]:
-    """A request in DALI's form, with black pixels for images that are `broken` or cannot be read, and their errors."""
-    encoded: list[NDArray[np.uint8]] = []
-    windows, errors = request.windows.copy(), dict(broken or {})
-    for number in range(len(request)):
-        content = _BLACK
-        if number in errors:
-            windows[number] = (0, 0, 1, 1)
+def _run(pipeline: Any) -> Tensor:
+    """The next images, uint8 [n, 3, height, width]. With DALI's default executor the tensor owns their memory."""
+    (images,) = pipeline.run()
+    return from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+
+def _samples(request: BatchRequest, numbers: range) -> list[_Sample]:
+    """Samples of a request in the form in which DALI decodes them."""
+    samples: list[_Sample] = []
+    for number in numbers:
+        try:
+            content, ordinary = request.encoded(number)
+        except DataError as error:
+            samples.append((_BLACK, _WHOLE_BLACK, error))
         else:
-            try:
-                content, ordinary = request.encoded(number)
-                if not ordinary:
-                    content = _as_ppm(pillow_window(request, number, content))
-                    windows[number, :2] = 0
-            except DataError as error:
-                errors[number] = error
-                windows[number] = (0, 0, 1, 1)
-        encoded.append(np.frombuffer(content, dtype=np.uint8))
+            top, left, height, width = request.windows[number].tolist()
+            samples.append(
+                (content, (top, left, height, width), None) if ordinary else _by_pillow(request, number, content)
+            )
+    return samples
+
+
+def _by_pillow(request: BatchRequest, number: int, content: bytes) -> _Sample:
+    """A sample as raw pixels, in a file that DALI reads (Netpbm's P6)."""
+    try:
+        pixels = pillow_window(request, number, content)
+    except DataError as error:
+        return _BLACK, _WHOLE_BLACK, error
+    height, width = pixels.shape[:2]
+    return f"P6 {width} {height} 255\n".encode() + pixels.tobytes(), (0, 0, height, width), None
+
+
+def _arrays(request: BatchRequest, samples: list[_Sample]) -> tuple[_Arrays, _Errors]:
+    """The samples of a request as DALI takes them, and the errors of those that are black instead."""
+    encoded = [np.frombuffer(content, dtype=np.uint8) for content, _, _ in samples]
+    windows = np.array([window for _, window, _ in samples], dtype=np.int32)
     corners, sizes = np.ascontiguousarray(windows[:, :2]), np.ascontiguousarray(windows[:, 2:])
-    resolutions = [np.full(2, request.resolution, np.float32)] * len(request)
+    resolutions = [np.full(2, request.resolution, np.float32)] * len(samples)
+    errors = {number: error for number, (_, _, error) in enumerate(samples) if error is not None}
     return (encoded, corners, sizes, request.flips.astype(np.int32), resolutions), errors
 
 
-def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
-    """Raw pixels, uint8 [height, width, 3], as a file that DALI reads (Netpbm's P6)."""
-    return f"P6 {pixels.shape[1]} {pixels.shape[0]} 255\n".encode() + pixels.tobytes()
-
-
-_BLACK = _as_ppm(np.zeros((1, 1, 3), dtype=np.uint8))
-
-
-def _broken(request: BatchRequest) -> _Errors:
-    """The errors of the images of a request that cannot be decoded."""
-    errors: _Errors = {}
-    for number in range(len(request)):
-        try:
-            pillow_window(request, number, request.encoded(number)[0])
-        except DataError as broken:
-            errors[number] = broken
-    return errors
+_BLACK, _WHOLE_BLACK = b"P6 1 1 255\n\0\0\0", (0, 0, 1, 1)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_JPEG_MAGIC = b"\xff\xd8"
 _ON_THE_CPU = -99999  # nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY
 _VERBOSITY = "PYNVIMGCODEC_VERBOSITY"  # 0: no lines on stderr for broken images, which Pillow then names
 
@@ -29,7 +27,7 @@ class RegionDecoder:
     """Decodes one window after another, in one thread. nvImageCodec must be installed."""
 
     def __init__(self) -> None:
-        self._package: Any = _package()
+        self._package = _package()
         backends = [self._package.Backend(self._package.BackendKind.CPU_ONLY)]
         self._decoder = self._package.Decoder(device_id=_ON_THE_CPU, max_num_cpu_threads=1, backends=backends)
         self._params = self._package.DecodeParams(
@@ -40,10 +38,8 @@ class RegionDecoder:
     def decode(self, content: bytes, window: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
         """The window (top, left, height, width) of an image as RGB, uint8 [height, width, 3], up to the next call.
 
-        None for what is not a JPEG or cannot be decoded.
+        None for what cannot be decoded.
         """
-        if not content.startswith(_JPEG_MAGIC):
-            return None
         top, left, height, width = window
         region = self._package.Region(top, left, top + height, left + width)
         part = self._package.CodeStream(content).get_sub_code_stream(region=region)
@@ -52,7 +48,7 @@ class RegionDecoder:
 
 
 @functools.cache
-def _package() -> ModuleType | None:
+def _package() -> Any:
     before = os.environ.get(_VERBOSITY)
     os.environ.setdefault(_VERBOSITY, "0")  # read when it is imported
     try:

@@ -4,16 +4,17 @@
     FOLDER/1f3/1f3a...     one entry: a header with its length and checksums, then the content
 
 Entries are written under another name and renamed, and each 64 KiB have a checksum: what is torn, cut short or altered
-is never returned. When the entries exceed the limit, those that were used longest ago are deleted, whichever process
-wrote them. If the folder cannot be written, nothing is kept, and one warning says so.
+is never returned. When the entries exceed the limit, or the disk is nearly full, those that were used longest ago are
+deleted, whichever process wrote them. If the folder cannot be written, nothing is kept, and one warning says so.
 
 fsspec's own caches (`filecache`, `blockcache`) do not serve here: they are not bounded in size, have no checksums, and
-keep their table of contents in one file that each process overwrites.
+keep their table of contents in one file that each process rewrites.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -33,6 +34,7 @@ _HEADER = struct.Struct("<8sQ")  # magic, length of the content; then a crc32 fo
 _PART_BYTES = 2**16
 _USED_AGAIN_S = 60  # a use is recorded if the last one is longer ago
 _KEPT = 0.9  # of the limit, after deleting
+_LEFT_FREE = 0.05  # of the disk, for others
 
 
 class DiskCache:
@@ -82,7 +84,7 @@ class DiskCache:
                 with temporary.open("xb", buffering=0) as stream:
                     for part in (header, content):
                         if stream.write(part) != len(part):
-                            raise OSError(0, "the disk is full")
+                            raise OSError(errno.ENOSPC, "the disk is full")
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -116,8 +118,13 @@ class DiskCache:
             file.seek(0)
             text = file.read(32)
             total = int(text) if text.isdigit() else sum(size for _, size, _ in self._entries())
-            if total + num_bytes > self._max_bytes:
-                total = self._delete_oldest(int(self._max_bytes * _KEPT) - num_bytes)
+            disk = os.statvfs(self._folder)
+            free = (disk.f_bavail - disk.f_blocks * _LEFT_FREE) * disk.f_frsize
+            limit = min(self._max_bytes, total + int(free))
+            if total + num_bytes > limit:
+                total = self._delete_oldest(int(limit * _KEPT) - num_bytes)
+                if total + num_bytes > limit:
+                    raise OSError(errno.ENOSPC, "the disk is full")
             file.truncate(0)
             file.write(b"%d" % (total + num_bytes))
             file.flush()

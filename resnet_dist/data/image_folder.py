@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +13,22 @@ from pathlib import Path
 import numpy as np
 
 from resnet_dist.data.index import Index, check_same_classes
-from resnet_dist.data.listing import Listing, Split
+from resnet_dist.data.listing import SUFFIXES, Listing, Split
 from resnet_dist.errors import DataError
 
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, one folder per class"
 
-# torchvision.datasets.folder.IMG_EXTENSIONS
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _NAMED = 5  # files that a message lists
+
+_SORT_TINY = (
+    "val_annotations.txt has their classes. Move each into the folder of its class; in that folder: while read -r file "
+    'class _; do mkdir -p "$class/images"; mv "images/$file" "$class/images/"; done < val_annotations.txt; '
+    "rmdir images; mv val_annotations.txt .."
+)
 
 # What a listing leaves out, as a note names it.
 _HIDDEN = "hidden files or folders"
+_RECOVERED = "folders of the file system's own repairs"
 _OUTSIDE = "files outside of the class folders"
 _UNKNOWN = "files without the suffix of an image"
 
@@ -30,7 +38,8 @@ def list_images(root: str, split: Split) -> Listing:
 
     Classes are the sorted names of the folders in root/train, for both splits. Images may be in folders inside a class
     folder. Left out, with a note that counts them, are files without the suffix of an image, files outside of class
-    folders, and files and folders whose name begins with a dot. A note also counts the classes that val does not have.
+    folders, folders lost+found, and files and folders whose name begins with a dot. A note also counts the classes that
+    val does not have. Whether a file with the name of an image is one, its header tells.
 
     Raises DataError, with the path, for a folder that is missing or cannot be read, no class folders, a class without
     images in train, a class that only val has, and a link to a folder above it.
@@ -60,7 +69,7 @@ def list_images(root: str, split: Split) -> Listing:
     if without and (split == "train" or not paths):
         folder = Path(root) / split / without[0]
         found = _contents(folder) if without[0] in own else "nothing"
-        suffixes = " ".join(_SUFFIXES)
+        suffixes = " ".join(SUFFIXES)
         raise DataError(str(folder), f"is a class without images; it contains {found}; known suffixes: {suffixes}")
     notes = left_out.notes(root, split)
     if without:
@@ -105,10 +114,23 @@ def _class_folders(root: str, split: Split) -> tuple[str, ...]:
     if not _is_folder(root, split):
         above = f"contains {_contents(folder.parent)}" if _is_folder(root, ".") else "does not exist either"
         raise DataError(str(folder), f"no such folder; {LAYOUT}; the folder above {above}")
-    names = tuple(sorted(name for name, is_folder in _entries(root, split, _LeftOut()) if is_folder))
+    entries = list(_entries(root, split, _LeftOut()))
+    names = tuple(sorted(name for name, is_folder in entries if is_folder))
+    if split == "val" and "val_annotations.txt" in (name for name, _ in entries):
+        raise DataError(str(folder), f"has Tiny-ImageNet's images in one folder. {_SORT_TINY}")
     if not names:
-        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {_contents(folder)}")
+        images = [name for name, _ in entries if name.lower().endswith(SUFFIXES)]
+        found = f"; {_flat(root, split, images)}" if images else ""
+        raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {_contents(folder)}{found}")
     return names
+
+
+def _flat(root: str, split: Split, images: list[str]) -> str:
+    """What to do with images that are not in class folders."""
+    if split == "val" and re.fullmatch(r"ILSVRC2012_val_\d{8}\.JPEG", images[0]):
+        command = f"launcher prepare imagenet {shlex.quote(root)} --devkit ILSVRC2012_devkit_t12.tar.gz"
+        return f"these are ImageNet's validation images, whose classes are in the devkit. Run: {command}"
+    return f"its {len(images):,} images lie flat. Move each into the folder of its class, {split}/CLASS"
 
 
 class _LeftOut:
@@ -143,7 +165,7 @@ def _folders(root: str, top: str, left_out: _LeftOut) -> Iterator[tuple[str, int
         for name, is_folder in _entries(root, folder, left_out):
             if is_folder:
                 waiting.append((f"{folder}/{name}", above | {_identity(stat)}))
-            elif name.lower().endswith(_SUFFIXES):
+            elif name.lower().endswith(SUFFIXES):
                 names.append(name)
             else:
                 left_out.add(_UNKNOWN, f"{folder}/{name}")
@@ -154,10 +176,25 @@ def _entries(root: str, folder: str, left_out: _LeftOut) -> Iterator[tuple[str, 
     """(name, is a folder) of all entries of a folder that are not hidden."""
     with _folder_errors(Path(root) / folder), os.scandir(Path(root) / folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                left_out.add(_HIDDEN, f"{folder}/{entry.name}")
+            name = entry.name
+            if name.startswith("."):
+                left_out.add(_HIDDEN, f"{folder}/{name}")
+            elif name == "lost+found":
+                left_out.add(_RECOVERED, f"{folder}/{name}")
             else:
-                yield entry.name, entry.is_dir()
+                yield name, entry.is_dir(follow_symlinks=False) or _is_link_to_folder(entry)
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Links with the name of an image are taken for images: looking where each of a million leads takes a while."""
+    if not entry.is_symlink() or entry.name.lower().endswith(SUFFIXES):
+        return False
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere, as one whose target is gone
+            return False
+        raise DataError(entry.path, f"cannot be read: {error.strerror}") from error
 
 
 def _is_folder(root: str, folder: str) -> bool:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +119,14 @@ class Index:
             numbers = np.flatnonzero(np.isin(rows, list(self.problems)))
             taken["problems"] = {number: self.problems[int(rows[number])] for number in numbers.tolist()}
         return dataclasses.replace(self, paths=Texts.of(self.paths).take(rows), **taken)
+
+    def with_exif(self, exif: Literal["ignore", "apply"]) -> Index:
+        """The index for `data.exif`: all orientations 1, or the sizes of the images after they are turned."""
+        if exif == "ignore":
+            return dataclasses.replace(self, orientations=np.ones(len(self), np.uint8))
+        on_side = self.orientations >= 5  # turned by 90 degrees, one way or the other
+        heights, widths = np.where(on_side, (self.widths, self.heights), (self.heights, self.widths))
+        return dataclasses.replace(self, heights=heights, widths=widths)
 
     def fingerprint(self) -> str:
         """sha256 of the paths, labels and sizes: equal for equal data, independent of the root and of shards."""

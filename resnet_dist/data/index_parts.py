@@ -79,7 +79,9 @@ class Parts:
             columns.write(self._folder / f"{self._end:012d}.safetensors", part, metadata)
             self._end = end
         except OSError as error:  # the index is made all the same
-            _log.warning("%s: cannot save a part of the index (%s)", self._folder, error.strerror or error)
+            found = "%s: cannot be written (%s): after an interruption, all headers would be read again"
+            _log.warning(found, self._folder, error.strerror or error)
+            self._folder = None
         self._saved_at = time.monotonic()
 
     def delete(self) -> None:

@@ -31,8 +31,12 @@ class Turn:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[bool]:
-        """Whether this process has the turn during the block. Raises OSError if the folder cannot be written."""
-        if not self._take():
+        """Whether this process has the turn during the block; also if the folder cannot be written: nobody waits."""
+        try:
+            is_ours = self._take()
+        except OSError:
+            is_ours = True
+        if not is_ours:
             yield False
             return
         over = threading.Event()
@@ -50,16 +54,15 @@ class Turn:
     def holder(self) -> str:
         """The process that has the turn, for a person; the text changes while it works."""
         parts = self._seen.decode("utf-8", "replace").split()
-        return f"process {parts[1]} on {parts[2]}, for {parts[3]} s" if len(parts) == 4 else "another process"
+        if len(parts) != 4 or not parts[3].isdigit():
+            return "another process"
+        return f"process {parts[1]} on {parts[2]}, for {int(parts[3]) * BEAT_S:.0f} s"
 
     def _take(self) -> bool:
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("xb") as file:
-                file.write(self._line(0))
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), self._file.open("xb") as file:
+            file.write(self._line(0))
             return True
-        except FileExistsError:
-            pass
         content = self._read()
         if content != self._seen:
             self._seen, self._since = content, time.monotonic()
@@ -90,7 +93,7 @@ class Turn:
         temporary.replace(self._file)
 
     def _line(self, number: int) -> bytes:
-        return f"{self._token} {os.getpid()} {socket.gethostname()} {number * BEAT_S:.0f}".encode()
+        return f"{self._token} {os.getpid()} {socket.gethostname()} {number}".encode()
 
 
 def _is_gone(line: bytes) -> bool:

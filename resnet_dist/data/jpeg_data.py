@@ -1,7 +1,7 @@
 """Whether the data of a JPEG is complete, from its markers alone: no pixel is decoded.
 
-Decoders treat damage in different ways: one that decodes only a region does not see what is below it, and one
-smooths an image whose fine scans are missing where another does not.
+Decoders treat damage in different ways. One that decodes only a region does not see what is below it, and libjpeg
+smooths an image whose finer scans are missing, which depends on the region.
 """
 
 from __future__ import annotations
@@ -10,39 +10,54 @@ import re
 
 # Markers (ITU-T T.81, table B.1): the byte after 0xFF.
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, with Huffman codes
-_OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4}
 _START, _END, _SCAN, _LINES = 0xD8, 0xD9, 0xDA, 0xDC
+_OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4}
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8), 0xFF})
 _REFUSED = _OTHER_FRAMES | _WITHOUT_LENGTH | {_START, _LINES}
 
+_JPEG_MAGIC = bytes([0xFF, _START])
 _IN_A_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # a marker that ends it: not a stuffed byte, not a restart
-_ALL_COEFFICIENTS = (1 << 64) - 1
+_NONE = 255  # no bit of a coefficient is there yet
 
 
-def is_complete(content: bytes) -> bool:
-    """Whether the segments of a JPEG are in order up to its end marker, and its scans have all coefficients."""
-    missing: dict[int, int] = {}  # by component: a bit for each coefficient that is not there in full
+def is_complete_jpeg(content: bytes) -> bool:
+    """Whether an encoded image is a JPEG with all segments in order up to its end marker, and with all coefficients.
+
+    False also for rare kinds of JPEG. Damage between the markers is not seen: decoders treat it alike.
+    """
+    if not content.startswith(_JPEG_MAGIC):
+        return False
+    missing: dict[int, bytearray] = {}  # by component: the number of low bits that each coefficient lacks
     offset, end = 2, len(content) - 1
     while offset < end and content[offset] == 0xFF:
         marker = content[offset + 1]
         if marker == _END:
-            return bool(missing) and not any(missing.values())
+            return bool(missing) and not any(any(lacks) for lacks in missing.values())
         if marker in _REFUSED:
             return False
         after = offset + 2 + int.from_bytes(content[offset + 2 : offset + 4], "big")
         if marker in _FRAMES:
             if missing:
                 return False
-            missing = dict.fromkeys(content[offset + 10 : after : 3], _ALL_COEFFICIENTS)
+            missing = {component: bytearray([_NONE]) * 64 for component in content[offset + 10 : after : 3]}
         elif marker == _SCAN:
-            first, last, bits = content[after - 3 : after].ljust(3)
-            if bits & 15 == 0:  # up to the lowest bit
-                there = (2 << last) - (1 << first)
-                for component in content[offset + 5 : after - 3 : 2]:
-                    missing[component] = missing.get(component, 0) & ~there
             following = _IN_A_SCAN.search(content, after)
-            if following is None:
+            if following is None or not _take_scan(content[offset + 4 : after], missing):
                 return False
             after = following.start()
         offset = after
     return False
+
+
+def _take_scan(header: bytes, missing: dict[int, bytearray]) -> bool:
+    """Take the bits of a scan out of those that are missing (T.81, B.2.3); False if the scan is out of order."""
+    if not header or len(header) != 4 + 2 * header[0]:
+        return False
+    first, last, bits = header[-3:]
+    before, now = bits >> 4 or _NONE, bits & 15
+    for component in header[1:-3:2]:
+        lacks = missing.get(component)
+        if lacks is None or lacks[first : last + 1] != bytes([before]) * (last + 1 - first):
+            return False
+        lacks[first : last + 1] = bytes([now]) * (last + 1 - first)
+    return True

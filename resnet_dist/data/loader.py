@@ -32,10 +32,11 @@ _log = logging.getLogger(__name__)
 
 
 class BadImage(NamedTuple):
-    """An image that is left out: its name in the index, and what is wrong with it."""
+    """An image that is left out: its name in the index, what is wrong with it, and the worker that found it."""
 
     name: str
     problem: str
+    rank: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +212,7 @@ def describe_decoders(recipe: DataRecipe, *, on_gpu: bool) -> str:
         return "random images, made on the device"
     pillow = f"Pillow {PIL.__version__}"
     if _uses_dali(recipe, on_gpu):
-        return f"NVIDIA DALI on the {'GPU' if on_gpu else 'CPU'} (ordinary images), {pillow} (others)"
+        return f"NVIDIA DALI on the {'GPU' if on_gpu else 'CPU'} (ordinary JPEGs), {pillow} (others)"
     if recipe.decoder == "torchvision":
         return f"{pillow} on the CPU"
     version = decode_regions.version()

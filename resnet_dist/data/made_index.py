@@ -37,7 +37,7 @@ from resnet_dist.data.listing import Split
 from resnet_dist.data.old_index import load_old
 from resnet_dist.data.shards import find_shards
 from resnet_dist.data.sources import LISTINGS, identity, index_of
-from resnet_dist.data.storage import is_address, storage_of
+from resnet_dist.data.storage import storage_of
 from resnet_dist.errors import DataError, StorageError
 from resnet_dist.recipe.schema import DataRecipe
 
@@ -82,9 +82,8 @@ def make_index(
         index, file = _listed_index(data, split, folder, shared, progress)
     else:
         index, file = dataclasses.replace(index_of(data, split), source=identity(data)), None
-    if data.on_error == "fail" and index.problems:
-        check_whole(index, known_names(data))
     if resumed and before is not None:
+        _check_broken(data, index)
         merged = _as_it_began(data, split, before, index)
         index, file = merged, file if merged is index else None
     elif last is not None and last.root == index.root and (changed := changes(last, index)):
@@ -94,7 +93,13 @@ def make_index(
             index.save(own)
     except OSError as error:
         raise StorageError(str(own), error.strerror or str(error)) from error
+    _check_broken(data, index)  # once it is saved: the next start reads the broken ones only
     return index.fingerprint()
+
+
+def _check_broken(data: DataRecipe, index: Index) -> None:
+    if data.on_error == "fail" and index.problems:
+        check_whole(index, known_names(data))
 
 
 def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) -> Index:
@@ -104,7 +109,7 @@ def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) ->
     if changed := changes(before, index):
         check_sub_folders(index, before.fingerprint(), "The run began")
         advice = "Restore them, or start a run under another name"
-        raise DataError(f"{data.root}/{split}", f"has changed since the run began: {changed}. {advice}")
+        raise DataError(data.root, f"{split} has changed since the run began: {changed}. {advice}")
     return index
 
 
@@ -112,7 +117,8 @@ def _listed_index(
     data: DataRecipe, split: Split, folder: Path, shared: Path | None, progress: IndexProgress
 ) -> tuple[Index, Path | None]:
     """The index of a split, and the file that has it, if there is one."""
-    turn: Turn | None = None
+    home = _home(data, folder, shared)
+    turn = Turn(home / f".{split}.making")
     while True:
         for file in _files(data, split, folder, shared):
             index = _current(data, split, file)
@@ -120,16 +126,15 @@ def _listed_index(
                 continue
             progress.begin(f"comparing the files of {split} with the index")
             fresh = refreshed(index, data=data, report=progress.report)
-            if fresh is index and file.parent != folder:
-                return index, file
-            return fresh, _shared(fresh, split, _home(data, folder, shared))
-        home = _home(data, folder, shared)
-        turn = turn or Turn(home / f".{split}.making")
+            if fresh is not index:
+                return fresh, _shared(fresh, split, home, folder)
+            _linked(file, index_file(home, split))
+            return index, file
         with turn.taken() as is_ours:
             # another process may have made it in the meantime
             if is_ours and _current(data, split, index_file(home, split)) is None:
                 index = _new_index(data, split, home / f".{split}.parts", progress)
-                return index, _shared(index, split, home)
+                return index, _shared(index, split, home, folder)
         if not is_ours:
             progress.say(f"waiting for the index of {split}, which {turn.holder()} makes")
             time.sleep(_POLL_S)
@@ -137,7 +142,7 @@ def _listed_index(
 
 def _new_index(data: DataRecipe, split: Split, parts: Path, progress: IndexProgress) -> Index:
     """An index of what is there when it is complete."""
-    place, changed = f"{data.root}: {split}", ""
+    changed = ""
     index: Index | None = None
     for _ in range(_LISTINGS_AT_MOST):
         progress.begin(f"listing the images of {split}")
@@ -148,11 +153,12 @@ def _new_index(data: DataRecipe, split: Split, parts: Path, progress: IndexProgr
             listing, data.root, identity(data), data=data, report=progress.report, parts=parts, known=known
         )
         if index is not None and (changed := changes(index, made)):
-            _log.warning("%s has changed while its index was made: %s", place, changed)
+            _log.warning("%s: %s has changed while its index was made: %s", data.root, split, changed)
         index = made
         if not index.folder_times_ns or _is_current(index, data, split):
             return index
-    raise DataError(place, f"images come and go while the index is made: {changed}. Wait until they are all there")
+    problem = f"images of {split} come and go while their index is made: {changed}. Wait until they are all there"
+    raise DataError(data.root, problem)
 
 
 def _home(data: DataRecipe, folder: Path, shared: Path | None) -> Path:
@@ -169,8 +175,10 @@ def _home(data: DataRecipe, folder: Path, shared: Path | None) -> Path:
         return folder
 
 
-def _shared(index: Index, split: Split, home: Path) -> Path | None:
-    """Save an index in its home, and return the file; None, with a warning, if that fails."""
+def _shared(index: Index, split: Split, home: Path, own: Path) -> Path | None:
+    """Save an index in the folder of all runs, and return the file; None, with a warning, if that fails."""
+    if home == own:
+        return None
     file = index_file(home, split)
     try:
         index.save(file)
@@ -182,13 +190,13 @@ def _shared(index: Index, split: Split, home: Path) -> Path | None:
 
 def _linked(source: Path, target: Path) -> bool:
     """Make `target` the same file as `source`, atomically; False if the file system has no links."""
-    if source == target:
-        return True
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
     try:
+        if target.exists() and target.samefile(source):
+            return True
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.hardlink_to(source)
-        temporary.replace(target)  # does nothing if they are the same file already
+        temporary.replace(target)
         return True
     except OSError:
         return False
@@ -220,10 +228,6 @@ def _is_current(index: Index, data: DataRecipe, split: Split) -> bool:
         with contextlib.suppress(DataError):  # it is raised again when the shards are listed
             return find_shards(storage_of(data.root, data), split, suffix).times_ns == dict(index.folder_times_ns)
         return False
-    if is_address(index.root):
-        from resnet_dist.data import remote, remote_folder  # they are not needed for files
-
-        return remote_folder.is_current(index, remote.RemoteStorage(data.root, data))
     return is_current(index)
 
 

@@ -8,6 +8,7 @@ once for each epoch.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +25,11 @@ from resnet_dist.recipe.schema import DataRecipe
 # samples, 12 and 16 rounds fail, 20 and more pass.
 _ROUNDS = 24
 _BLOCK = 1_000  # consecutive rows of an index without shards that `order: shards` keeps together
+_COUNTED = 200  # batches
+_MOST_UNEVEN = 1.3  # without a warning; docs/data.md has the accuracy of small runs
 _EPOCHS = 4  # whose order of shards is kept: of the steps that are read ahead
+
+_log = logging.getLogger(__name__)
 
 
 class Order(Protocol):
@@ -125,6 +130,42 @@ class ShardStream:
         for own, length in ((windows < num_whole, self._window), (windows == num_whole, length_of_last)):
             inside[own] = _permuted(inside[own], keys[own], length)
         return windows * self._window + inside
+
+
+def unevenness(order: Order, labels: NDArray[np.int64], batch_size: int) -> float:
+    """The standard deviation of the number of samples of a class in a batch, relative to that of a random batch.
+
+    About 1 for `uniform`; seen in at most 200 batches of the first epoch. 1 if an epoch is not longer than a batch.
+
+    >>> sorted_by_class = np.repeat(np.arange(10), 100)
+    >>> round(unevenness(Stream(1000, seed=0), sorted_by_class, batch_size=50), 1)
+    1.0
+    >>> round(unevenness(ShardStream(sorted_by_class, seed=0, window=100), sorted_by_class, batch_size=50), 1)
+    7.3
+    """
+    num_batches = len(labels) // batch_size
+    if num_batches < 2:
+        return 1.0
+    steps = np.linspace(0, num_batches - 1, min(num_batches, _COUNTED), dtype=np.int64)
+    positions = steps[:, None] * batch_size + np.arange(batch_size)
+    found = labels[order.sample_ids(positions.ravel())].reshape(positions.shape)
+    shares = np.bincount(labels) / len(labels)
+    counts = np.stack([np.bincount(batch, minlength=len(shares)) for batch in found])
+    # drawing without replacement: the hypergeometric distribution
+    expected = batch_size * (shares * (1 - shares)).sum() * (len(labels) - batch_size) / (len(labels) - 1)
+    variance = ((counts - batch_size * shares) ** 2).sum(axis=1).mean()
+    return math.sqrt(variance / expected) if expected else 1.0
+
+
+def warn_of_classes(order: Order, labels: NDArray[np.int64], batch_size: int) -> None:
+    """Log a warning if batches have far more of some classes than random batches would."""
+    if isinstance(order, ShardStream) and (found := unevenness(order, labels, batch_size)) > _MOST_UNEVEN:
+        _log.warning(
+            "data.order: shards: the number of images of a class varies %.1f times as much from batch to batch as in "
+            "random batches: shards are sorted by class. Accuracy suffers. Write the shards in random order, or set a "
+            "larger data.shuffle_window, or data.order: uniform",
+            found,
+        )
 
 
 def _permuted(numbers: NDArray[np.int64], keys: NDArray[np.uint64], length: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from resnet_dist.data.index import Index
 from resnet_dist.data.listing import Split
+from resnet_dist.data.shards import find_shards
 from resnet_dist.data.storage import Storage, is_address, storage_of
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
@@ -45,7 +46,7 @@ def packed_index(recipe: DataRecipe, split: Split) -> Index:
             raise DataError(path, f"is missing; {AGAIN}")
         if entry.num_bytes != sizes.get(shard):
             raise DataError(path, f"has {entry.num_bytes:,} bytes, and {CARD} says {sizes.get(shard, 0):,}; {AGAIN}")
-    times_ns = {shard: entries[shard].time_ns for shard in index.shards}
+    times_ns = find_shards(storage, split, ".tar").times_ns
     return dataclasses.replace(index, root=recipe.root, source=recipe.source, folder_times_ns=times_ns)
 
 

@@ -99,7 +99,8 @@ class ParquetFiles:
         self._index, self._storage, self._cache_bytes = index, storage, cache_bytes
         self._shards: dict[int, _Shard] = {}
         self._groups: OrderedDict[tuple[int, int], _Group] = OrderedDict()
-        self._lock = threading.Lock()  # of both; a shard and a group have their own while they are read
+        self._held_bytes = 0  # of the groups
+        self._lock = threading.Lock()  # of these three; a shard and a group have their own while they are read
 
     def name(self, sample_id: int) -> str:
         """See `Files.name`."""
@@ -128,10 +129,18 @@ class ParquetFiles:
         with held.lock:  # threads that want the same group wait for the first of them
             if held.images is None:
                 held.images = shard.read(group, self._index.image_key)
+                self._keep(key, held)
+            return held.images
+
+    def _keep(self, key: tuple[int, int], read: _Group) -> None:
+        """Count a group that was read; forget those that were used longest ago, if they do not fit."""
         with self._lock:
-            while len(self._groups) > 1 and sum(one.num_bytes for one in self._groups.values()) > self._cache_bytes:
-                self._groups.popitem(last=False)
-        return held.images
+            if self._groups.get(key) is not read:  # forgotten while it was read
+                return
+            read.num_bytes = int(read.images.nbytes)
+            self._held_bytes += read.num_bytes
+            while self._held_bytes > self._cache_bytes and len(self._groups) > 1:
+                self._held_bytes -= self._groups.popitem(last=False)[1].num_bytes
 
 
 class _Group:
@@ -139,11 +148,8 @@ class _Group:
 
     def __init__(self) -> None:
         self.images: Any = None
+        self.num_bytes = 0
         self.lock = threading.Lock()
-
-    @property
-    def num_bytes(self) -> int:
-        return 0 if self.images is None else int(self.images.nbytes)
 
 
 class _Shard:

@@ -49,6 +49,17 @@ def list_objects(storage: RemoteStorage, split: Split) -> Listing:
     )
 
 
+def an_object(storage: RemoteStorage, split: Split) -> Listing:
+    """One image of root/split. Raises as `list_objects`, for what is listed here."""
+    classes, own = _class_names(storage, split)
+    for name in own:
+        entry = next(filter(_is_image, _objects(storage, f"{split}/{name}")), None)
+        if entry is not None:
+            sizes, times_ns = np.array([entry.num_bytes]), np.array([entry.time_ns])
+            return Listing(classes, (entry.path,), (classes.index(name),), num_bytes=sizes, times_ns=times_ns)
+    raise DataError(f"{storage.root}/{split}", "has no images")
+
+
 def is_current(index: Index) -> bool:
     """Whether an index has what is below its address now: the same objects, or shards, in the same versions.
 

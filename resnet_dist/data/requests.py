@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from resnet_dist.data.files import Files
 from resnet_dist.data.image_headers import header_of
 from resnet_dist.data.index import Index, Kind
+from resnet_dist.data.jpeg_data import is_complete_jpeg
 from resnet_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -66,12 +68,18 @@ class BatchRequest:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def only(self, number: int) -> BatchRequest:
+        """The request for sample `number` alone."""
+        columns = ("positions", "sample_ids", "windows", "flips", "kinds", "orientations")
+        row = slice(number, number + 1)
+        return dataclasses.replace(self, **{name: getattr(self, name)[row] for name in columns})
+
     def name(self, number: int) -> str:
         """The name of sample `number` of the request, for a person."""
         return self.files.name(int(self.sample_ids[number]))
 
     def encoded(self, number: int) -> tuple[bytes, bool]:
-        """The encoded image of sample `number`, and whether every decoder gives its window the same pixels.
+        """The encoded image of sample `number`, and whether it is a JPEG that every decoder decodes to the same pixels.
 
         If not, `resnet_dist.data.decode_cpu.pillow_window` decodes it under every decoder. Raises DataError if it
         cannot be read or is known to be broken.
@@ -82,7 +90,8 @@ class BatchRequest:
         content = self.files.read(sample_id)
         if kind == Kind.UNKNOWN:
             kind = _kind(content)
-        return content, kind == Kind.ORDINARY and self.orientations[number] == 1
+        ordinary = kind == Kind.ORDINARY and self.orientations[number] == 1
+        return content, ordinary and is_complete_jpeg(content)
 
 
 def _kind(content: bytes) -> Kind:

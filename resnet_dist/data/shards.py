@@ -25,7 +25,7 @@ _NAMED = 5  # files that a message lists
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a split, sorted by path; `times_ns` are those of the shards."""
+    """The shards of a split, sorted by path. `times_ns`: of these, and of a file of class names."""
 
     paths: tuple[str, ...]
     times_ns: dict[str, int]
@@ -40,13 +40,14 @@ def find_shards(storage: Storage, split: Split, suffix: str) -> Shards:
 
     Raises DataError if there are none.
     """
-    entries = [entry for entry in storage.entries(deep=True) if entry.path.lower().endswith(suffix)]
+    everything = storage.entries(deep=True)
+    entries = [entry for entry in everything if entry.path.lower().endswith(suffix)]
     found: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         found[_split_of(entry.path)].append(entry)
     own = found[split] or (found["test"] if split == "val" else [])
     if not own:
-        names = _some([entry.path for entry in entries] or [entry.path for entry in storage.entries()])
+        names = _some(entry.path for entry in entries or everything)
         expected = f"expected names such as train-000000{suffix} and val-000000{suffix}"
         raise DataError(storage.root, f"has no file *{suffix} of the split {split}; {expected}; found {names}")
     notes = [f"{storage.root}: {note}" for note in _gaps([entry.path for entry in own])]
@@ -54,7 +55,9 @@ def find_shards(storage: Storage, split: Split, suffix: str) -> Shards:
         reason = "whose names say neither train nor val"
         example = _some([others[0].path])
         notes.append(f"{storage.root}: left out {len(others):,} files *{suffix} {reason}, for example {example}")
-    return Shards(tuple(entry.path for entry in own), {entry.path: entry.time_ns for entry in own}, tuple(notes))
+    named = [entry for entry in everything if entry.path in _CLASS_FILES]
+    times_ns = {entry.path: entry.time_ns for entry in (*own, *named)}
+    return Shards(tuple(entry.path for entry in own), times_ns, tuple(notes))
 
 
 def class_names(storage: Storage) -> tuple[str, ...] | None:

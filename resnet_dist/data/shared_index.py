@@ -64,7 +64,7 @@ def shared_indices(
         fewer = compare_classes(data.root, train.classes[:num_classes], num_classes)
         for note in (*train.notes, *val.notes, *fewer, *row_group_warnings(data, train)):
             _log.warning("%s", note)
-    return train, val
+    return train.with_exif(data.exif), val.with_exif(data.exif)
 
 
 def _loaded(file: Path, fingerprint: str, rank: int) -> Index:

@@ -14,9 +14,9 @@ from resnet_dist.data.listing import SPLITS, Listing, Split
 from resnet_dist.data.packed import packed_index
 from resnet_dist.data.parquet import list_rows
 from resnet_dist.data.remote import RemoteStorage
-from resnet_dist.data.remote_folder import list_objects
+from resnet_dist.data.remote_folder import an_object, list_objects
 from resnet_dist.data.shards import find_shards
-from resnet_dist.data.storage import is_address, storage_of
+from resnet_dist.data.storage import storage_of
 from resnet_dist.data.webdataset import list_tars
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import call_function
@@ -82,9 +82,11 @@ def num_in_use(recipe: DataRecipe, found: Listing | Index) -> int:
 
 def check_root(recipe: DataRecipe) -> None:
     """Raise the error of a root without the folders, shards or classes that both splits need. No sample is listed."""
-    storage = storage_of(recipe.root, recipe)
+    storage = storage_of(recipe.root)
     for split in SPLITS:
-        if recipe.source == "imagefolder" and not is_address(recipe.root):
+        if isinstance(storage, RemoteStorage) and recipe.source == "imagefolder":
+            in_use(recipe, an_object(storage, split).classes)
+        elif recipe.source == "imagefolder":
             in_use(recipe, class_names(recipe.root, split))
         elif recipe.source == "packed":
             in_use(recipe, packed_index(recipe, split).classes)

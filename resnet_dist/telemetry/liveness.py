@@ -18,7 +18,7 @@ LONG_PHASES = ("start", "save")  # phases that are one long call, without progre
 
 
 class Liveness:
-    """The progress of one training process. Only its training thread writes it; any thread may read it.
+    """The progress of one training process. Its training thread writes it; any thread may read it.
 
     phase     start, step, evaluate or save: the trainer's current call
     step      the running step, or the number of completed steps outside of one

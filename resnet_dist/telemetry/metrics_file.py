@@ -3,15 +3,21 @@
 Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps):
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
+              num_left_out (samples so far whose images are broken, where there may be such)
               trust_ratio_min trust_ratio_median trust_ratio_max (over the layers, with lars and lamb)
     "layers"  layers: {layer: {weight_norm gradient_norm trust_ratio activation_std output_gradient_std}}, each where it
               exists; see `resnet_dist.telemetry.layers`
     "eval"    epoch top1 top5 loss num_samples weights ("model", or "ema" for their moving average)
               num_nonfinite (samples with logits that are not finite; if there are any, top1, top5 and loss are null)
+              num_bad (broken images, which are not among num_samples, if there are any)
               top5 is also null if the model predicts fewer than 6 classes
-              train_top1 train_loss (on the training split, with evaluate.train), metrics (evaluate.metrics, by name)
+              train_top1 train_loss train_num_bad (on the training split, with evaluate.train)
+              metrics (evaluate.metrics, by name)
     "event"   event detail; every attempt writes the event "started" with the step that it continues from, and then an
-              event "warning", with detail.text, for each thing that was left out, replaced or initialised again
+              event "warning", with detail.text, for each thing that was left out, replaced or initialised again;
+              "epoch_complete": detail.epoch (1 is the first), num_samples and its hashes (see `data.ledger.Tally`);
+              "bad_image": detail.path, problem and rank (of the worker that met it) of an image that is left out;
+              "indexing", before "started": detail.text says how far the making of the index is, every few seconds
 
 NaN and infinity are written as null.
 """
@@ -120,6 +126,8 @@ class MetricsFile:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def _draw(self, record: Mapping[str, object], folder: Path) -> None:
+        if record.get("event") == "indexing":  # it comes before "started", which is to be the first record drawn
+            return
         if self._writer is None:
             self._writer = _summary_writer(folder, record)
             if self._writer is None:
@@ -193,6 +201,8 @@ class _Known:
     sample_ids: int | None = None
     num_samples: int | None = None
     num_nonfinite: int | None = None
+    num_bad: int | None = None
+    num_left_out: int | None = None
     train_top1: float | None = None
     train_loss: float | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from resnet_dist.data import BatchRequest, Decoder
@@ -27,14 +25,7 @@ def check_decoder(decoder: Decoder, requests: list[BatchRequest]) -> None:
         assert channels_last, "images must be in channels-last memory"
     for decoded in together:
         for number in range(len(decoded.request)):
-            [single] = decoder.decode(iter([_only(decoded.request, number)]))
+            [single] = decoder.decode(iter([decoded.request.only(number)]))
             name = decoded.request.name(number)
             same = torch.equal(single.images[0], decoded.images[number])
             assert same, f"{name}: decoded differently without the other samples"
-
-
-def _only(request: BatchRequest, number: int) -> BatchRequest:
-    """The request for sample `number` alone."""
-    columns = ("positions", "sample_ids", "windows", "flips", "kinds", "orientations")
-    row = slice(number, number + 1)
-    return dataclasses.replace(request, **{name: getattr(request, name)[row] for name in columns})

@@ -44,10 +44,13 @@ class BadImages:
         self._new: list[BadImage] = []
         self._own: list[BadImage] = []  # of this worker's part of an evaluation
         self._group = _host_group()
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
         self.num_samples = 0
         indexed = [BadImage(*found) for index in splits for found in unlisted_broken(index, self._known).items()]
         if indexed and data.on_error == "fail":
             raise DataError(data.root, f"{_named(indexed)}. Repair or delete them, or list them in data.known_bad")
+        if self._rank == 0:
+            self.met(indexed)
         self.record(indexed)
 
     def __len__(self) -> int:
@@ -69,10 +72,12 @@ class BadImages:
         dist.all_gather_object(lists, own, group=self._group)
         return [item for items in lists for item in items]
 
-    def warn(self, own: Iterable[BadImage]) -> None:
-        """Log the images among those of this worker that no worker has met before. Call it before `record`."""
+    def met(self, own: Iterable[BadImage]) -> list[BadImage]:
+        """Log the images that no worker has met before. Returns those of this worker, with its rank, for `record`."""
+        own = [image._replace(rank=self._rank) for image in own]
         for image in self._unmet(own):
             _log.warning("%s %s: it is left out (data.on_error: replace)", image.name, image.problem)
+        return own
 
     def record(self, found: Iterable[BadImage]) -> None:
         """Record the images that any worker has found. Raises DataError if the run has met too many."""
@@ -90,8 +95,7 @@ class BadImages:
     def noted(self, batches: Iterable[HostBatch]) -> Iterator[HostBatch]:
         """Yield the batches of an evaluation, and keep their broken images for `share`."""
         for batch in batches:
-            self.warn(batch.broken.values())
-            self._own += batch.broken.values()
+            self._own += self.met(batch.broken.values())
             yield batch
 
     def share(self) -> None:
@@ -102,7 +106,11 @@ class BadImages:
     def take_new(self) -> list[dict[str, Any]]:
         """The images recorded since the last call, as details of events."""
         new, self._new = self._new, []
-        return [{"path": image.name, "problem": image.problem} for image in new]
+        return [{"path": image.name, "problem": image.problem, "rank": image.rank} for image in new]
+
+    def summary(self) -> dict[str, int]:
+        """What a run's summary says: the distinct images, and the samples of training steps."""
+        return {"num_bad_images": len(self), "num_left_out": self.num_samples}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""

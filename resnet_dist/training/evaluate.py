@@ -43,13 +43,14 @@ class Evaluation:
     train: Evaluation | None = None  # of the training split
 
     def record(self) -> dict[str, Any]:
-        """The values in an eval record. `num_bad`, `metrics`, `train_top1` and `train_loss` only if there are any."""
+        """The values in an eval record. `num_bad`, `metrics` and `train_...` only if there are any."""
         values = asdict(self)
         train, metrics = values.pop("train"), values.pop("metrics")
         if not self.num_bad:
             del values["num_bad"]
         if train is not None:
             values |= {"train_top1": train["top1"], "train_loss": train["loss"]}
+            values |= {"train_num_bad": train["num_bad"]} if train["num_bad"] else {}
         return values | ({"metrics": metrics} if metrics else {})
 
 

@@ -49,29 +49,35 @@ class LeavingOut:
         All micro-batches of a step are decoded before the first one is yielded. Raises DataError if the run has met too
         many broken images, or if no sample of a step is good.
         """
-        num = self._layout.num_micro_batches
-        while step := list(islice(batches, num)):
-            started = time.perf_counter()
-            found = self._bad.total(sum(len(batch.broken) for batch in step))
-            self._spans.waited_s += time.perf_counter() - started
-            waiting = deque(self._without(step) if found else step)
-            step.clear()
-            while waiting:
-                yield waiting.popleft()
+        try:
+            while step := list(islice(batches, self._layout.num_micro_batches)):
+                started = time.perf_counter()
+                found = self._bad.total(sum(len(batch.broken) for batch in step))
+                self._spans.waited_s += time.perf_counter() - started
+                waiting = deque(self._without(step) if found else step)
+                step.clear()
+                while waiting:
+                    yield waiting.popleft()
+        finally:
+            if self._compiled:
+                torch.compiler.set_stance("default")
 
     def _without(self, step: list[HostBatch]) -> list[HostBatch]:
-        own: list[tuple[int, int, BadImage]] = []  # number of the micro-batch, position in the global batch, image
+        own: list[tuple[int, BadImage]] = []  # position in the global batch, image
         for number, batch in enumerate(step):
             first = self._layout.worker_micro_batch(number, self._rank).start
-            own += [(number, first + row, image) for row, image in batch.broken.items()]
-        self._bad.warn(image for _, _, image in own)
+            images = self._bad.met(batch.broken.values())
+            own += [(first + row, image) for row, image in zip(batch.broken, images, strict=True)]
         everywhere = self._bad.gather(own)
-        self._bad.record(image for _, _, image in everywhere)
+        self._bad.record(image for _, image in everywhere)
         good = np.ones(self._layout.size, dtype=np.bool_)
-        good[[position for _, position, _ in everywhere]] = False
+        good[[position for position, _ in everywhere]] = False
         if not good.any():
-            name, problem = everywhere[0][2]
-            raise DataError(name, f"{problem}; so are all other images of a step: there is nothing to train on")
+            first_image = everywhere[0][1]
+            raise DataError(
+                first_image.name,
+                f"{first_image.problem}; so are all other images of a step: there is nothing to train on",
+            )
         factor, size = len(good) / int(good.sum()), self._layout.micro_batch_size
         return [
             dataclasses.replace(batch, left_out=LeftOut(good[number * size : (number + 1) * size], factor))

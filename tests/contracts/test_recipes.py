@@ -120,6 +120,7 @@ CLAIMS: Mapping[str, Mapping[str, Any]] = {
         "duration": "100 epochs",
         "data.resolution": 160,
         "data.evaluation_crop": 0.95,
+        "evaluate.resolution": 224,
         "data.augmentation.name": "randaugment",
         "data.augmentation.magnitude": 6 * 30 // 10,  # timm's scale ends at 10, torchvision's at 30
         "batch.size": 2048,
@@ -251,7 +252,7 @@ def attributed(path: Path) -> Iterator[tuple[str, Any, str]]:
     document = yaml_source.parse(text, "file")
     main = tags(opening(path)["Source"])[0]
     for key, value in flatten(document.data).items():
-        if key.partition(".")[0] in ELSEWHERE or key in LOCATIONS:
+        if key != "evaluate.resolution" and (key.partition(".")[0] in ELSEWHERE or key in LOCATIONS):
             continue
         line = lines[int(document.place(key).rpartition(":")[2]) - 1]
         yield key, value, next(iter(tags(line.partition("#")[2])), main)

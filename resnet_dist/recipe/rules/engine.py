@@ -11,7 +11,7 @@ from resnet_dist.recipe.rules.batch import PARTS
 from resnet_dist.recipe.schema import Recipe
 
 ENGINE_NAMES = ("ddp", "zero")
-_MOST_COMPILED = 4  # resolutions: torch compiles a model at most 8 times, and a worker's batches may have two sizes
+_MOST_COMPILED = 8  # resolutions: torch._dynamo.config.recompile_limit, after which a model is no longer compiled
 
 VALUES: Values = (
     ("engine.bucket_mb", lambda size: 0 < size <= LARGEST_COUNT, f"MiB, above 0 and up to {LARGEST_COUNT}"),
@@ -55,6 +55,12 @@ def _speed(recipe: Recipe) -> Iterator[RecipeError]:
     if speed.cuda_graph and recipe.precision == "float16":
         found = "found true with precision float16, whose loss scaler needs the host in every step"
         yield RecipeError("speed.cuda_graph", found, "precision bfloat16, or cuda_graph false", ("precision",))
+    for key in ("on_error", "known_bad"):
+        value = getattr(recipe.data, key)
+        if speed.cuda_graph and value not in ("fail", None):
+            found = f"found true with data.{key} {value}: a graph has a fixed number of samples"
+            allowed = "cuda_graph false; or data without broken images, data.on_error fail and no data.known_bad"
+            yield RecipeError("speed.cuda_graph", found, allowed, (f"data.{key}",))
     if speed.cuda_graph and recipe.batch.parts > 1:
         found = (
             f"found true with batch.num_micro_batches {recipe.batch.parts}: a graph overwrites gradients and cannot"

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_dist.build import whole_model
-from resnet_dist.data.loader import HostBatch
+from resnet_dist.data import Index
+from resnet_dist.data.loader import BadImage, HostBatch
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
@@ -42,12 +43,15 @@ from resnet_dist.recipe.schema import (
     SpeedRecipe,
 )
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.ema import WeightAverage
+from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 16, 10
+TALLIES = (16, 2**32 - 1, 7, 0, 0, 0)  # of the ledger
 
 WAITING = {
     "aten::_local_scalar_dense",  # .item(), float(), int(), bool(), `if tensor:`
@@ -121,7 +125,7 @@ class Run:
         optimizer = build_optimizer(recipe.optimizer, model, kernels, l1)
         loss_sum = loss_of(recipe, np.arange(10) % 3, CPU)
         self.engine = build_engine(recipe, model, optimizer, loss_sum)
-        self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH)
+        self.exchange = StepExchange(RunningStatistics(model), CPU, BATCH, len(TALLIES))
         self.average = WeightAverage(model, decay=0.9)
         self.to_device = drawing(masks, ToDevice(recipe, CPU, training=True))
         self.size = BATCH // parts
@@ -137,7 +141,7 @@ class Run:
     def step(self, number: int) -> PendingTotals:
         micro_batches = map(self.to_device, self.batches)
         sums = self.engine.step(micro_batches, learning_rate=0.1)
-        finished = self.exchange.finish(number, sums, local_step_time_s=0.5, checksum=number)
+        finished = self.exchange.finish(number, sums, local_step_time_s=0.5, checksum=number, tallies=TALLIES)
         if not sums.skipped:
             self.average.update(number)
         return finished
@@ -222,6 +226,35 @@ def test_no_step_waits_where_spans_are_exchanged(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("resnet_dist.models.spans.dist.all_gather", both)
     found, _ = waits_of(run)
     assert found == {}
+
+
+def leaving_out(run: Run) -> LeavingOut:
+    sizes, names = np.full(BATCH, 8), tuple(f"{row}.jpg" for row in range(BATCH))
+    index = Index("none", ("c",), names, np.zeros(BATCH, np.int64), sizes, sizes)
+    bad = BadImages(DataRecipe(root="none", on_error="replace", max_bad_images=9), (index, index))
+    spans = next(layer.spans for layer in run.engine.module.modules() if hasattr(layer, "spans"))
+    found = LeavingOut(bad, BatchLayout(BATCH), 0, spans, CPU, compiled=False)
+    run.to_device = found.applied(run.to_device)
+    run.engine._loss_sum = found.loss_sum(run.engine._loss_sum)  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize("span", ["global", 8])
+def test_no_step_waits_that_might_have_had_broken_samples_and_none_with_some_asks_the_device(
+    span: int | Literal["global"],
+) -> None:
+    run = Run(recipe_of("sgd", span))
+    agreed = leaving_out(run).agreed
+    whole = run.batches
+    with Waits() as waits:
+        for number in range(STEPS):
+            run.batches = list(agreed(iter(whole)))
+            run.step(number)
+    assert waits.found == {}
+    with Waits() as waits:
+        run.batches = list(agreed(iter([replace(whole[0], broken={3: BadImage("3.jpg", "is bad")})])))
+        run.step(STEPS)
+    assert set(waits.found) == {"aten::lift_fresh"}  # what is left, from the host to the device
 
 
 def test_float16_asks_twice_a_step_whether_gradients_overflowed_and_what_the_scale_is() -> None:

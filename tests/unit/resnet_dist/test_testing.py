@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import nn
 
 from resnet_dist.data import BatchRequest, crops, index_image_folder
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
+from resnet_dist.data.decode_cpu import CpuDecoder
+from resnet_dist.data.files import files_of
+from resnet_dist.data.requests import Decoded
 from resnet_dist.engines.ddp import DdpEngine, LossSum
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.telemetry.step_totals import StepSums
@@ -94,19 +97,49 @@ def requests(tmp_path: Path, write_images: Callable[[Path], Path]) -> list[Batch
     made = []
     for ids in (torch.arange(3).numpy(), torch.arange(3, 5).numpy()):
         windows = crops.evaluation_windows(index.heights[ids], index.widths[ids], 0.875)
-        made.append(BatchRequest.of(index, ids, ids, windows, ids % 2 == 0))
+        made.append(BatchRequest.of(index, files_of(index), ids, ids, windows, ids % 2 == 0, resolution=8))
     return made
 
 
 def test_our_decoder_conforms(requests: list[BatchRequest]) -> None:
-    check_decoder(TorchvisionDecoder(num_threads=2, prefetch=1), requests, resolution=8)
+    check_decoder(CpuDecoder(num_threads=2, prefetch=1), requests)
 
 
-def test_a_decoder_in_the_wrong_layout_is_told_so(requests: list[BatchRequest]) -> None:
-    class Planar:
-        def decode(self, wanted: Any, resolution: int) -> Any:
-            for request, images in TorchvisionDecoder(2, 1).decode(wanted, resolution):
-                yield request, images.contiguous()
+class Planar:
+    """Another memory layout."""
 
-    with pytest.raises(AssertionError, match="channels-last"):
-        check_decoder(Planar(), requests, resolution=8)  # type: ignore[arg-type]
+    def decode(self, wanted: Iterator[BatchRequest]) -> Iterator[Decoded]:
+        for decoded in CpuDecoder(2, 1).decode(wanted):
+            yield replace(decoded, images=decoded.images.contiguous())
+
+
+class OfBatch:
+    """Darkens the images of larger batches."""
+
+    def decode(self, wanted: Iterator[BatchRequest]) -> Iterator[Decoded]:
+        for decoded in CpuDecoder(2, 1).decode(wanted):
+            yield replace(decoded, images=decoded.images // len(decoded.request))
+
+
+class Swapping:
+    """Mixes the order up."""
+
+    def decode(self, wanted: Iterator[BatchRequest]) -> Iterator[Decoded]:
+        yield from list(CpuDecoder(2, 1).decode(wanted))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "promise"),
+    [(Planar, "channels-last"), (OfBatch, "decoded differently without the other samples"), (Swapping, "the request")],
+)
+def test_a_broken_decoder_is_told_which_promise_it_breaks(
+    decoder: type[Any], promise: str, requests: list[BatchRequest]
+) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_decoder(decoder(), requests)
+
+
+def test_images_that_cannot_be_decoded_are_no_check(requests: list[BatchRequest]) -> None:
+    Path(requests[0].name(1)).write_bytes(b"")
+    with pytest.raises(AssertionError, match="cannot decode"):
+        check_decoder(CpuDecoder(2, 1), requests)

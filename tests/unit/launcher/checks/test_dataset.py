@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
+from shard_files import samples, write_tar
 
 from launcher.checks import dataset
 from launcher.checks.finding import Finding
+from launcher.commands.packing import Options, pack
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.data.shared_index import shared_indices
+from resnet_dist.recipe.schema import CacheRecipe, DataRecipe
 
 
 @pytest.fixture
@@ -90,7 +96,7 @@ def test_an_index_is_not_read_after_its_folders_have_changed(root: Path) -> None
 
 def test_a_damaged_index_is_ignored_as_the_run_does(root: Path) -> None:
     run = config(root)
-    (save_index(run) / "val.npz").write_bytes(b"torn")
+    (save_index(run) / "val.safetensors").write_bytes(b"torn")
     assert statuses(run) == [("data", "pass"), ("sample", "pass")]
 
 
@@ -134,3 +140,77 @@ def test_an_image_that_cannot_be_decoded_fails(root: Path) -> None:
 
 def test_a_source_of_the_users_own_is_not_called(root: Path) -> None:
     assert statuses(config(root, source="no_such_module:function")) == [("data", "skipped")]
+
+
+def test_images_that_are_made_on_the_device_need_no_check(root: Path) -> None:
+    run = config(root)
+    data = replace(run.data, source="synthetic", root="", num_samples=1234)
+    [finding] = dataset.data(replace(run, data=data))
+    assert (finding.status, "1,234 random images" in finding.found) == ("pass", True)
+
+
+@pytest.fixture
+def address(root: Path) -> Iterator[str]:
+    """The images below an address."""
+    files = MemoryFileSystem()
+    for path in root.rglob("*.jpg"):
+        files.pipe_file(f"/bucket/images/{path.relative_to(root)}", path.read_bytes())
+    yield "memory://bucket/images"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def at(address: str, root: Path) -> RunConfig:
+    run = config(root)
+    return replace(run, data=replace(run.data, root=address, cache=CacheRecipe(folder=str(root.parent / "cache"))))
+
+
+def test_an_address_is_listed_and_a_sample_of_each_split_decoded(root: Path, address: str) -> None:
+    first, second = dataset.data(at(address, root))
+    assert (first.status, second.status) == ("pass", "pass")
+    assert first.found == "memory://bucket/images: 2 classes; the run lists and indexes the images when it starts"
+
+
+def test_an_index_of_an_address_is_read_until_an_object_changes(root: Path, address: str) -> None:
+    run = at(address, root)
+    save_index(run)
+    assert next(dataset.data(run)).found.startswith("index of 2 train and 2 val images in 2 classes")
+    changed = root / "train" / "cat" / "0.jpg"
+    MemoryFileSystem().pipe_file("/bucket/images/train/cat/0.jpg", changed.read_bytes() + b"0")
+    assert "when it starts" in next(dataset.data(run)).found
+
+
+def test_an_address_that_is_wrong_fails_with_what_the_run_would_exit_with(
+    root: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = only(at("memory://bucket/nothing", root))
+    assert "memory://bucket/nothing: there is no such object or bucket" in found.found
+    assert "65" in found.advice
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", refused)
+    found = only(at(address, root))
+    assert "access is refused" in found.found
+    assert "69" in found.advice
+
+
+def test_packed_shards_need_no_run_to_have_an_index(root: Path) -> None:
+    list(pack(DataRecipe(root=str(root)), root.parent / "packed", Options()))
+    run = config(root.parent / "packed", source="packed")
+    first, *others = dataset.data(run)
+    assert first.found == "index of 2 train and 2 val images in 2 classes"
+    assert [finding.name for finding in others] == ["sample"]
+    (root.parent / "packed/val-000000.tar").unlink()
+    assert "val-000000.tar: is missing" in only(run).found
+
+
+def test_shards_are_found_before_a_run_and_not_read(root: Path) -> None:
+    for split in ("train", "val"):
+        write_tar(root.parent / f"tars/{split}-0.tar", samples([0, 1], 2))
+    (finding,) = dataset.data(config(root.parent / "tars", source="webdataset"))
+    assert "has shards; the run lists and indexes the images when it starts" in finding.found
+    (root.parent / "tars/val-0.tar").unlink()
+    (finding,) = dataset.data(config(root.parent / "tars", source="webdataset"))
+    assert "has no file *.tar of the split val" in finding.found

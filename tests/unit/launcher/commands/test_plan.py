@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from launcher import cli
 from launcher.commands.plan import preemption_notice
@@ -51,6 +52,51 @@ def test_a_subset_of_the_images_that_are_here_is_counted(
     assert "10 steps of 3 images" in plan(capsys, *here, "data.subset=3")
     assert cli.main(["plan", CONFIG, *here, "data.subset=9"]) == 78
     assert "found 9, and the training split has 8 images" in capsys.readouterr().err
+
+
+def test_images_below_an_address_are_counted_unless_they_are_in_tar_files(
+    tmp_path: Path, write_images: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" not in plan(capsys, "data.root=s3://bucket/images")  # its number is given
+    files = MemoryFileSystem()
+    for path in write_images(tmp_path / "images").rglob("*.jpg"):
+        files.pipe_file(f"/bucket/{path.relative_to(tmp_path)}", path.read_bytes())
+    here = ["data.root=memory://bucket/images", "data.num_samples=null", "duration=10 steps", "schedule.warmup=2 steps"]
+    assert "10 steps of 8 images" in plan(capsys, *here)
+    assert cli.main(["plan", CONFIG, *here, "data.source=webdataset"]) == 78
+    assert "data.num_samples: is not given, and tar files in memory://bucket/images" in capsys.readouterr().err
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_the_disks_and_the_classes_are_those_of_the_images_that_are_here(
+    tmp_path: Path, write_images: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "  disks         115 kB an image (ImageNet's mean, not measured here): 1,000 images/s take 115 MB/s" in plan(
+        capsys
+    )
+    here = [f"data.root={write_images(tmp_path / 'images')}", "data.num_samples=null", "duration=10 steps"]
+    here += ["schedule.warmup=2 steps"]
+    sizes = [file.stat().st_size for file in (tmp_path / "images/train").rglob("*.*")]
+    mean = f"{sum(sizes) / len(sizes) / 1000:,.0f}"
+    text = plan(capsys, *here)
+    assert f"  disks         {mean} kB an image: 1,000 images/s take {mean} MB/s, 1,000 opens/s\n" in text
+    classes = sorted(folder.name for folder in (tmp_path / "images/train").iterdir())
+    (tmp_path / "classes").write_text(f"{classes[0]}\n")
+    num = len(list((tmp_path / "images/train" / classes[0]).iterdir()))
+    assert f"10 steps of {num} images" in plan(capsys, *here, f"data.classes={tmp_path / 'classes'}")
+    (tmp_path / "classes").write_text("unknown\n")
+    assert cli.main(["plan", CONFIG, *here, f"data.classes={tmp_path / 'classes'}"]) == 78
+    assert "unknown is no class of the data" in capsys.readouterr().err
+
+
+def test_many_small_files_on_a_shared_disk_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.checks.shared_disks.file_system", lambda root, mounts: "nfs4")
+    text = plan(capsys, f"data.root={tmp_path}")
+    assert f"WARNING: {tmp_path}: 1,281,167 small files on a shared file system (nfs4)" in text
+    assert "small files" not in plan(capsys, f"data.root={tmp_path}", "data.source=packed")
 
 
 def test_a_batch_larger_than_the_data_set_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +181,14 @@ def test_memory_is_shown_in_a_unit_in_which_it_is_not_0(capsys: pytest.CaptureFi
     small = plan(capsys, "model={name: resnet20}", "data.resolution=8")
     assert "memory        about 10.8 MiB per worker: 3.8 MiB of weights, gradients and" in small
     assert "momentum, 55.8 KiB for each image of a micro-batch" in small
+
+
+def test_resolutions_are_shown_with_their_first_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "resolution" not in plan(capsys)
+    one = plan(capsys, "evaluate.resolution=256")
+    assert "  resolution    224 from step 0; evaluation at 256\n" in one
+    three = plan(capsys, "duration=1000 steps", "data.progressive={0 %: 128, 25 %: 160, 500 steps: 192}")
+    assert "  resolution    128 from step 0, 160 from step 250, 192 from step 500; evaluation at 224\n" in three
 
 
 def test_the_images_that_are_here_are_listed_as_the_run_lists_them(

@@ -34,6 +34,10 @@ def test_what_a_run_needs_is_what_its_config_says() -> None:
     assert (spec.walltime_s, spec.notice_s, spec.start_timeout_s, spec.max_requeues) == (14_400, 30, 90, 3)
     assert spec.overrides == ()
     assert "workers: 32..64" in spec.config  # overrides are folded in
+    synthetic = ["data.source=synthetic", 'data.root=""']
+    assert spec_of(configs.load(EIGHT_NODES, synthetic)).data_root is None  # and no folder to mount
+    remote = spec_of(configs.load(EIGHT_NODES, ["data.root=s3://bucket/images", "data.classes=/shared/classes.txt"]))
+    assert (remote.data_root, remote.other_inputs) == (None, {"data.classes": "/shared/classes.txt"})
 
 
 @pytest.mark.parametrize(

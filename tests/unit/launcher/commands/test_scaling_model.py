@@ -28,6 +28,7 @@ RN50 = Workload(
     checkpoint_every_samples=1_281_167,
     heartbeat_s=10.0,
     uses_gpus=True,
+    image_bytes=115_000.0,
 )
 
 

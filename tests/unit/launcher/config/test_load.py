@@ -114,6 +114,40 @@ def test_relative_paths_are_relative_to_the_configs_folder(
 
 
 @pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("s3://bucket/images/", "s3://bucket/images"),
+        ("hf://datasets/org/name", "hf://datasets/org/name"),
+        ("memory://images", "memory://images"),
+        ("file:///images", "/images"),
+    ],
+)
+def test_images_may_be_below_an_address(write: Write, given: str, taken: str) -> None:
+    run = config.load(write(MINIMAL), [f"data.root={given}"])
+    assert run.data.root == taken
+
+
+@pytest.mark.parametrize("root", ["s3://", "S3://bucket", "s3:///folder", "file://host/images", "s3://$BUCKET/images"])
+def test_an_address_that_names_nothing_is_refused(write: Write, root: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [f"data.root={root}"]))
+    assert problem.key == "data.root"
+
+
+def test_a_cache_for_images_on_a_disk_is_refused(write: Write) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), ["data.cache.max_gib=5", "data.root=/images"]))
+    assert problem.key == "data.cache.max_gib"
+    assert "s3://bucket/folder" in problem.allowed
+
+
+def test_paths_of_data_are_relative_to_the_config(write: Write, tmp_path: Path) -> None:
+    keys = ["data.root=s3://b/c", "data.classes=c.txt", "data.known_bad=../b.txt", "data.cache.folder=cache"]
+    run = config.load(write(MINIMAL), [*keys, "data.on_error=replace"])
+    assert (run.data.classes, run.data.known_bad, run.data.cache.folder) == (
+        str(tmp_path / "c.txt"), str(tmp_path.parent / "b.txt"), str(tmp_path / "cache"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
     ("storage", "said"),
     [
         ("s3://bucket/runs", "a folder that every node sees"),
@@ -412,6 +446,12 @@ def test_any_text_in_any_key_makes_a_run_or_a_message(
         assert config.load(path) == run
 
 
+def test_synthetic_images_have_no_root_and_the_resolved_config_reads_back(write: Write) -> None:
+    run = config.load(write(MINIMAL), ["data.source=synthetic", "data.num_samples=9", 'data.root=""'])
+    assert run.data.root == ""
+    assert config.load(write(config.to_yaml(run))) == run
+
+
 def test_a_mistake_in_a_section_that_only_an_override_has_names_the_override(write: Write) -> None:
     [problem] = problems_of(lambda: config.load(write(MINIMAL), ["optimiser.momentum=0.9"]))
     assert (problem.place, problem.key) == ("command line: optimiser.momentum=0.9", "optimiser")
@@ -492,6 +532,33 @@ def test_a_part_of_the_run_is_a_duration_and_is_recorded_as_its_length(write: Wr
     assert config.load(tmp_path / "recorded.yaml") == run
     longer = config.load(tmp_path / "recorded.yaml", ["duration=6 epochs"])
     assert str(longer.schedule.warmup) == "0.3 epochs"
+
+
+def test_times_of_resolutions_are_durations_too(write: Write, tmp_path: Path) -> None:
+    run = config.load(write(MINIMAL), ["data.progressive={0 %: 128, 50%: 160, 2 epochs: 192}"])
+    assert {str(time): pixels for time, pixels in run.data.progressive.items()} == {
+        "0 epochs": 128,
+        "1.5 epochs": 160,
+        "2 epochs": 192,
+    }
+    (tmp_path / "recorded.yaml").write_text(config.to_yaml(run))
+    assert config.load(tmp_path / "recorded.yaml") == run
+    assert config.from_mapping({**MINIMAL_DATA, "data": {"root": "x", "progressive": {"50 %": 96}}}, "/")
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        ("{1 day: 128}", 'found "1 day"'),
+        ("{101 %: 128}", 'found "101 %"'),
+        ("{10 %: large}", 'found "large"'),
+        ("{10 %: 128, 10%: 160}", "found one time twice in 10 %, 10%"),
+        ("{10 %: 128, 0.3 epochs: 160}", "found one time twice in 10 %, 0.3 epochs"),
+    ],
+)
+def test_other_times_of_resolutions_are_refused(write: Write, parts: str, found: str) -> None:
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), [f"data.progressive={parts}"]))
+    assert problem.found.startswith(found)
 
 
 @pytest.mark.parametrize("override", ["duration=50 %", "schedule.warmup=101 %", "evaluate.every=0 %", "duration=0 %"])

@@ -8,13 +8,14 @@ from launcher.errors import CollectiveFault, DeviceFault, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import parse_lost_worker, rule_for, select_root_cause, translate_error
 from launcher.recovery.policy import Retry
-from resnet_dist.errors import DataError, DivergedError, MissingPackage, StorageError
+from resnet_dist.errors import DataError, DivergedError, MissingPackage, StorageError, StoreUnavailable
 
 
 @pytest.mark.parametrize(
     ("error", "code", "restarted"),
     [
         (DataError("a.jpg", "broken"), ExitCode.DATA, False),
+        (StoreUnavailable("s3://bucket/a.jpg", "does not answer"), ExitCode.UNAVAILABLE, False),
         (DivergedError(3, float("nan")), ExitCode.DIVERGED, False),
         (MissingPackage("data.decoder", "DALI", "pip install"), ExitCode.CONFIG, False),
         (StorageError("/run", "full"), ExitCode.HARDWARE, True),

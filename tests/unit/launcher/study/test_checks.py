@@ -78,3 +78,4 @@ def test_images_that_are_missing_are_one_error_with_the_command_that_writes_them
 def test_images_that_are_not_in_a_folder_are_not_missing(make_plan: MakePlan) -> None:
     assert missing_images(make_plan("").runs) is not None
     assert missing_images(make_plan("overrides: {data.source: 'my_module:images'}").runs) is None
+    assert missing_images(make_plan("overrides: {data.root: 's3://bucket/images'}").runs) is None

@@ -1,153 +1,188 @@
+"""Decoding on the CPU: every test that is not about one of the two runs with Pillow alone and with nvImageCodec."""
+
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_requests import FIRST_ID, RESOLUTION, Window, images_of, request_for, request_of, requests_for
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2.functional import resize, to_image
 
-from resnet_dist.data import Index
-from resnet_dist.data.crops import flips, training_windows
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
-from resnet_dist.data.requests import BatchRequest
-from resnet_dist.errors import DataError
+from resnet_dist.data import Index, decode_regions
+from resnet_dist.data.decode_cpu import CpuDecoder
+from resnet_dist.data.requests import BatchRequest, Decoded
 
-RESOLUTION = 32
-
-
-def request_for(index: Index, first: int, last: int) -> BatchRequest:
-    positions = np.arange(first, last, dtype=np.int64)
-    ids = positions % len(index)
-    windows = training_windows(index.heights[ids], index.widths[ids], positions, 0, (0.08, 1.0), (3 / 4, 4 / 3))
-    return BatchRequest.of(index, positions, ids, windows, flips(positions, 0))
+has_regions = decode_regions.version() is not None
+needs_regions = pytest.mark.skipif(not has_regions, reason="nvImageCodec is not installed")
+both = pytest.mark.parametrize(
+    "regions", [False, pytest.param(True, marks=needs_regions)], ids=["Pillow", "nvImageCodec"]
+)
 
 
-def request_file(path: Path, window: tuple[int, int, int, int], *, flip: bool = False) -> BatchRequest:
-    return BatchRequest(np.array([0]), np.array([7]), [str(path)], np.array([window], dtype=np.int32), np.array([flip]))
+def encoded(pixels: NDArray[np.uint8], mode: str = "RGB", kind: str = "JPEG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
 
 
-def decode_one(request: BatchRequest, resolution: int = RESOLUTION) -> NDArray[np.uint8]:
-    [(_, images)] = TorchvisionDecoder(1, 1).decode(iter([request]), resolution)
-    pixels: NDArray[np.uint8] = images[0].permute(1, 2, 0).numpy()
+def decode(request: BatchRequest, *, regions: bool) -> Decoded:
+    [decoded] = CpuDecoder(1, 1, regions).decode(iter([request]))
+    return decoded
+
+
+def decode_one(content: bytes | None, window: Window, *, regions: bool, flip: bool = False) -> NDArray[np.uint8]:
+    decoded = decode(request_of([content], [window], [flip]), regions=regions)
+    for error in decoded.errors.values():
+        raise error
+    pixels: NDArray[np.uint8] = decoded.images[0].permute(1, 2, 0).numpy()
     return pixels
 
 
-def test_images_are_bytes_in_channels_last_memory(train_index: Index) -> None:
-    [(_, images)] = TorchvisionDecoder(2, 1).decode(iter([request_for(train_index, 0, 5)]), RESOLUTION)
+@both
+def test_images_are_bytes_in_channels_last_memory(regions: bool, train_index: Index) -> None:
+    images = decode(request_for(train_index, 0, 5), regions=regions).images
     assert images.dtype == torch.uint8
     assert images.shape == (5, 3, RESOLUTION, RESOLUTION)
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_each_sample_is_the_window_of_its_image_resized_and_flipped(train_index: Index) -> None:
+@both
+def test_each_sample_is_the_window_of_its_image_resized_and_flipped(regions: bool, train_index: Index) -> None:
     request = request_for(train_index, 0, 12)
-    [(_, images)] = TorchvisionDecoder(2, 1).decode(iter([request]), RESOLUTION)
+    images = images_of(CpuDecoder(2, 1, regions), iter([request]))
     assert request.flips.any()
     assert not request.flips.all()
-    for number, path in enumerate(request.paths):
+    for number in range(12):
         top, left, height, width = request.windows[number].tolist()
-        whole = to_image(Image.open(path).convert("RGB"))
+        whole = to_image(Image.open(request.name(number)).convert("RGB"))
         expected = resize(whole[:, top : top + height, left : left + width], [RESOLUTION, RESOLUTION], antialias=True)
         assert torch.equal(images[number], expected.flip(2) if request.flips[number] else expected)
 
 
-def test_a_window_of_the_output_size_is_cut_exactly(train_index: Index) -> None:
-    pixels = np.array(Image.open(train_index.path(0)).convert("RGB"))
-    plain = decode_one(request_file(Path(train_index.path(0)), (7, 11, RESOLUTION, RESOLUTION)))
-    flipped = decode_one(request_file(Path(train_index.path(0)), (7, 11, RESOLUTION, RESOLUTION), flip=True))
+@both
+def test_a_window_of_the_output_size_is_cut_exactly(regions: bool, make_photo: Callable[..., Any]) -> None:
+    content = encoded(make_photo(60, 80, 0))
+    pixels = np.array(Image.open(io.BytesIO(content)))
+    plain = decode_one(content, (7, 11, RESOLUTION, RESOLUTION), regions=regions)
+    flipped = decode_one(content, (7, 11, RESOLUTION, RESOLUTION), flip=True, regions=regions)
     assert np.array_equal(plain, pixels[7 : 7 + RESOLUTION, 11 : 11 + RESOLUTION])
     assert np.array_equal(flipped, plain[:, ::-1])
 
 
-def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahead(train_index: Index) -> None:
-    def decoded(num_threads: int, prefetch: int, batch: int) -> torch.Tensor:
-        requests = (request_for(train_index, first, min(first + batch, 24)) for first in range(0, 24, batch))
-        return torch.cat(
-            [images for _, images in TorchvisionDecoder(num_threads, prefetch).decode(requests, RESOLUTION)]
-        )
-
-    expected = decoded(1, 0, 24)
-    for num_threads, prefetch, batch in ((1, 2, 1), (3, 0, 7), (4, 5, 5)):
-        assert torch.equal(decoded(num_threads, prefetch, batch), expected)
+@both
+def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahead(
+    regions: bool, train_index: Index
+) -> None:
+    expected = images_of(CpuDecoder(1, 0, regions), requests_for(train_index, [24]))
+    for num_threads, prefetch, sizes in ((1, 2, [1] * 24), (3, 0, [7, 7, 7, 3]), (4, 5, [5, 19])):
+        found = images_of(CpuDecoder(num_threads, prefetch, regions), requests_for(train_index, sizes))
+        assert torch.equal(found, expected)
 
 
+@needs_regions
+def test_nvimagecodec_gives_the_pixels_of_pillow(
+    make_photo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random, contents, windows = np.random.default_rng(0), [], []
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"mode": "L"},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"progressive": True},
+        {"restart_marker_blocks": 3},
+    ]
+    for number in range(60):
+        height, width = random.integers(9, 90, 2).tolist()
+        contents.append(encoded(make_photo(height, width, number), **kinds[number % len(kinds)]))
+        size = random.integers(1, height + 1), random.integers(1, width + 1)
+        corner = random.integers(0, height - size[0] + 1), random.integers(0, width - size[1] + 1)
+        windows.append((*corner, *size))
+    expected = decode(request_of(contents, windows), regions=False)
+    assert not expected.errors
+    monkeypatch.setattr("resnet_dist.data.decode_cpu.pillow_window", None)  # it has nothing to do
+    assert torch.equal(decode(request_of(contents, windows), regions=True).images, expected.images)
+
+
+@both
 @pytest.mark.parametrize(
-    ("name", "mode", "options"),
+    ("kind", "mode", "options"),
     [
-        ("grey.jpg", "L", {"quality": 95}),
-        ("progressive.jpg", "RGB", {"progressive": True}),
-        ("alpha.png", "RGBA", {}),
-        ("palette.png", "P", {}),
-        ("grey.png", "L", {}),
-        ("photo.bmp", "RGB", {}),
-        ("photo.webp", "RGB", {"lossless": True}),
+        ("JPEG", "L", {"quality": 95}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "L", {}),
+        ("BMP", "RGB", {}),
+        ("WEBP", "RGB", {"lossless": True}),
     ],
 )
 def test_every_format_becomes_the_rgb_that_pillow_gives(
-    name: str, mode: str, options: dict[str, Any], make_photo: Callable[..., NDArray[np.uint8]], tmp_path: Path
+    kind: str, mode: str, options: dict[str, Any], regions: bool, make_photo: Callable[..., Any]
 ) -> None:
-    file = tmp_path / name
-    Image.fromarray(make_photo(32, 32, 3)).convert(mode).save(file, **options)
-    expected = np.array(Image.open(file).convert("RGB"))
-    assert np.array_equal(decode_one(request_file(file, (0, 0, 32, 32))), expected)
+    content = encoded(make_photo(32, 32, 3), mode, kind, **options)
+    expected = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.array_equal(decode_one(content, (0, 0, 32, 32), regions=regions), expected)
 
 
-def test_cmyk_becomes_rgb(make_photo: Callable[..., NDArray[np.uint8]], tmp_path: Path) -> None:
-    file = tmp_path / "cmyk.jpg"
-    Image.fromarray(make_photo(32, 32, 3)).convert("CMYK").save(file, quality=95)
-    expected = np.array(Image.open(file).convert("RGB")).astype(int)
-    assert np.abs(decode_one(request_file(file, (0, 0, 32, 32))) - expected).max() <= 1  # rounding of the product C × K
+@both
+@pytest.mark.parametrize("content", [None, b"", b"404 not found", "cut"])
+def test_what_cannot_be_decoded_is_named_and_alters_no_other(
+    content: bytes | str | None, regions: bool, make_photo: Callable[..., Any]
+) -> None:
+    good = encoded(make_photo(40, 40, 1))
+    bad = good[: len(good) // 2] if isinstance(content, str) else content
+    windows = [(0, 0, 20, 20)] * 3
+    decoded = decode(request_of([good, bad, good], windows), regions=regions)
+    assert list(decoded.errors) == [1]
+    assert f"image-{FIRST_ID + 1}.jpg (sample {FIRST_ID + 1}): cannot be " in str(decoded.errors[1])
+    assert not decoded.images[1].any()
+    alone = decode(request_of([good], windows[:1]), regions=regions).images[0]
+    assert torch.equal(decoded.images[0], alone)
+    assert torch.equal(decoded.images[2], alone)
 
 
-def test_a_png_that_calls_itself_jpeg_is_decoded(make_photo: Callable[..., NDArray[np.uint8]], tmp_path: Path) -> None:
-    file = tmp_path / "photo.jpg"
-    Image.fromarray(make_photo(32, 32, 3)).save(file, "PNG")
-    assert np.array_equal(decode_one(request_file(file, (0, 0, 32, 32))), make_photo(32, 32, 3))
+@both
+def test_an_image_that_is_smaller_than_its_window_is_named(regions: bool, make_photo: Callable[..., Any]) -> None:
+    decoded = decode(request_of([encoded(make_photo(60, 80, 0))], [(30, 0, 31, 8)]), regions=regions)
+    assert "is too small for its window (top, left, height, width) (30, 0, 31, 8)" in str(decoded.errors[0])
 
 
-def test_exif_orientation_is_ignored(make_photo: Callable[..., NDArray[np.uint8]], tmp_path: Path) -> None:
-    plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(make_photo(32, 48, 3)).save(plain)
-    Image.fromarray(make_photo(32, 48, 3)).save(turned, exif=exif)
-    window = (0, 0, 32, 48)
-    assert np.array_equal(decode_one(request_file(turned, window)), decode_one(request_file(plain, window)))
+@both
+def test_damage_below_the_window_has_the_verdict_of_damage_inside(
+    regions: bool, make_photo: Callable[..., Any]
+) -> None:
+    content = bytearray(encoded(make_photo(64, 64, 2), quality=95))
+    place = len(content) * 9 // 10
+    content[place : place + 2] = b"\xff\xda"  # the start of a scan where none can be
+    for window in ((0, 0, 8, 8), (48, 48, 16, 16)):
+        decoded = decode(request_of([bytes(content)], [window]), regions=regions)
+        assert "cannot be decoded" in str(decoded.errors[0])
 
 
-def test_a_broken_image_is_named(train_index: Index, tmp_path: Path) -> None:
-    file = tmp_path / "cut.jpg"
-    file.write_bytes(Path(train_index.path(0)).read_bytes()[:600])
-    with pytest.raises(DataError, match=r"cut\.jpg \(sample 7\): cannot be decoded") as caught:
-        decode_one(request_file(file, (0, 0, 8, 8)))
-    assert (caught.value.path, caught.value.sample_id) == (str(file), 7)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"404 not found"])
-def test_what_is_no_image_is_named(content: bytes | None, tmp_path: Path) -> None:
-    file = tmp_path / "x.jpg"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.jpg \(sample 7\): cannot be decoded"):
-        decode_one(request_file(file, (0, 0, 8, 8)))
-
-
-def test_an_image_that_shrank_since_it_was_indexed_is_named(train_index: Index) -> None:
-    with pytest.raises(DataError, match=r"is too small for its window .*: it has changed since"):
-        decode_one(request_file(Path(train_index.path(0)), (30, 0, 31, 8)))
+@needs_regions
+def test_nvimagecodec_says_nothing_about_an_image_that_pillow_names(
+    make_photo: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = encoded(make_photo(64, 64, 2))
+    assert decode_regions.RegionDecoder().decode(content[:900], (0, 0, 64, 64)) is None
+    assert capfd.readouterr() == ("", "")
 
 
 def decode_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_reads_as_far_ahead_as_it_was_told_and_no_further(train_index: Index) -> None:
+@both
+def test_reads_as_far_ahead_as_it_was_told_and_no_further(regions: bool, train_index: Index) -> None:
     taken = []
 
     def requests() -> Iterator[BatchRequest]:
@@ -155,7 +190,7 @@ def test_reads_as_far_ahead_as_it_was_told_and_no_further(train_index: Index) ->
             taken.append(first)
             yield request_for(train_index, first, first + 1)
 
-    decoding = TorchvisionDecoder(2, prefetch=3).decode(requests(), RESOLUTION)
+    decoding = CpuDecoder(2, 3, regions).decode(requests())
     assert taken == []
     next(decoding)
     assert taken == [0, 1, 2, 3]
@@ -164,30 +199,44 @@ def test_reads_as_far_ahead_as_it_was_told_and_no_further(train_index: Index) ->
     decoding.close()
 
 
-def test_closing_early_ends_all_threads(train_index: Index) -> None:
-    decoding = TorchvisionDecoder(4, 2).decode((request_for(train_index, i, i + 4) for i in range(1000)), RESOLUTION)
+@both
+def test_closing_early_ends_all_threads(regions: bool, train_index: Index) -> None:
+    decoding = CpuDecoder(4, 2, regions).decode(request_for(train_index, i, i + 4) for i in range(1000))
     next(decoding)
     assert decode_threads()
     decoding.close()
     assert decode_threads() == []
 
 
-def test_an_error_ends_all_threads(train_index: Index, tmp_path: Path) -> None:
-    requests = [request_for(train_index, 0, 4), request_file(tmp_path / "gone.jpg", (0, 0, 8, 8))]
-    decoding = TorchvisionDecoder(4, 2).decode(iter(requests), RESOLUTION)
+@both
+def test_an_error_of_the_requests_comes_through_and_ends_all_threads(regions: bool, train_index: Index) -> None:
+    def requests() -> Iterator[BatchRequest]:
+        yield request_for(train_index, 0, 4)
+        raise OSError("the index is gone")
+
+    decoding = CpuDecoder(4, 0, regions).decode(requests())
     next(decoding)
-    with pytest.raises(DataError, match="gone"):
+    with pytest.raises(OSError, match="the index is gone"):
         next(decoding)
     assert decode_threads() == []
 
 
+def test_torchs_number_of_threads_stays(train_index: Index) -> None:
+    torch.set_num_threads(3)
+    images_of(CpuDecoder(2, 1), requests_for(train_index, [4]))
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *found] == [3, 3]
+
+
 def test_no_requests_give_no_images() -> None:
-    assert list(TorchvisionDecoder(1, 1).decode(iter([]), RESOLUTION)) == []
+    assert list(CpuDecoder(1, 1).decode(iter([]))) == []
 
 
 def test_a_request_must_hold_samples_and_one_window_and_flip_for_each() -> None:
-    window = np.zeros((1, 4), dtype=np.int32)
     with pytest.raises(ValueError, match="request of 0 samples"):
-        BatchRequest(np.arange(0), np.array([], dtype=np.int64), [], window[:0], np.zeros(0, dtype=bool))
+        request_of([], [])
     with pytest.raises(ValueError, match="request of 2 samples"):
-        BatchRequest(np.arange(2), np.array([0, 1]), ["a", "b"], window, np.zeros(2, dtype=bool))
+        request_of([b"", b""], [(0, 0, 1, 1)] * 2, [True])

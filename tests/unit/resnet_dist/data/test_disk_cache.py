@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,27 @@ def test_an_entry_that_fills_the_cache_is_not_kept(folder: Path) -> None:
     cache.put("large", bytes(6000))
     assert cache.get("large") is None
     assert cache.get("a") is not None
+
+
+def test_a_disk_that_others_fill_gets_entries_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DiskCache(folder, 2**30)
+    age(cache, folder, list("abcdefgh"))
+    disk = types.SimpleNamespace(f_blocks=10_000, f_bavail=600, f_frsize=1)  # 100 bytes, and 5 % for others
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    cache.put("i", b"i" * 1000)
+    kept = [key for key in "abcdefghi" if cache.get(key) is not None]
+    assert kept == list("cdefghi")
+    assert cache.is_writable
+    disk.f_bavail = 0
+    for path in files(folder):
+        path.unlink()
+    (folder / "size").unlink()
+    with caplog.at_level(logging.WARNING):
+        cache.put("j", b"j" * 1000)
+    assert "the disk is full; data is read without a cache now" in caplog.text
+    assert cache.get("j") is None
 
 
 def test_a_full_disk_is_told_once_and_what_is_there_is_still_found(

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import socket
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from resnet_dist.data.image_folder import an_image, class_names, list_images
+from resnet_dist.data.index import Index, is_current
 from resnet_dist.data.listing import Split
 from resnet_dist.data.sources import index_image_folder
-from resnet_dist.data.index import Index, is_current
 from resnet_dist.errors import DataError
 
 
@@ -128,6 +133,86 @@ def test_a_fifo_is_no_image_and_nobody_waits_for_its_writer(folder: Path) -> Non
     assert (error.path, error.problem) == (str(fifo), "is not a file: delete it")
 
 
+def make_socket(path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(path.parent)  # the address of a socket has at most 107 bytes
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "dangling link": (lambda path: path.symlink_to("gone.jpg"), "cannot be read: No such file or directory"),
+    "link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic links"),
+    "link to a folder": (lambda path: path.symlink_to("../ant"), "is not a file"),
+    "FIFO": (os.mkfifo, "is not a file"),
+    "socket": (make_socket, "cannot be read: No such device or address"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_FILES)
+def test_what_has_the_name_of_an_image_and_is_no_file_is_named(folder: Path, kind: str) -> None:
+    make, problem = NOT_FILES[kind]
+    make(folder / "train" / "bee" / "odd.jpg")
+    error = problem_of(folder)
+    assert error.path == str(folder / "train" / "bee" / "odd.jpg")
+    assert error.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "link to itself", "FIFO", "socket"])
+@pytest.mark.parametrize("place", ["bee", "."])
+def test_what_is_no_file_and_has_another_name_is_left_out_and_counted(folder: Path, kind: str, place: str) -> None:
+    clean = index_image_folder(str(folder), "train")
+    NOT_FILES[kind][0](folder / "train" / place / "odd")
+    index = index_image_folder(str(folder), "train")
+    assert index.fingerprint() == clean.fingerprint()
+    [note] = index.notes
+    assert note.endswith(f"1, for example {'bee/odd' if place == 'bee' else 'odd'}")
+
+
+def test_a_link_to_a_folder_that_may_not_be_looked_into_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "train" / "bee" / "link").symlink_to("../ant")
+    scandir = os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path, self.is_symlink = entry.name, entry.path, entry.is_symlink
+
+        def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+            if follow_symlinks:
+                raise PermissionError(13, "Permission denied")
+            return False
+
+    class Entries:
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+        def __enter__(self) -> list[Any]:
+            with scandir(self.path) as entries:
+                return [Entry(entry) if entry.name == "link" else entry for entry in entries]
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", Entries)
+    error = problem_of(folder)
+    assert (error.path, error.problem) == (str(folder / "train/bee/link"), "cannot be read: Permission denied")
+
+
+def test_lost_and_found_is_no_class(folder: Path) -> None:
+    clean = index_image_folder(str(folder), "train")
+    for place in ("lost+found", "bee/lost+found"):
+        (folder / "train" / place).mkdir()
+    (folder / "val" / "lost+found").mkdir()
+    index = index_image_folder(str(folder), "train")
+    assert index.fingerprint() == clean.fingerprint()
+    assert index.notes == (
+        f"{folder}/train: left out folders of the file system's own repairs: 2, for example bee/lost+found",
+    )
+    assert class_names(str(folder), "val") == ("ant", "bee", "cat")
+
+
 def test_val_takes_the_labels_of_train_and_counts_the_classes_that_it_lacks(folder: Path) -> None:
     shutil.rmtree(folder / "val" / "ant")
     for file in (folder / "val" / "bee").iterdir():
@@ -175,6 +260,66 @@ def test_a_split_without_class_folders_says_what_was_found(tmp_path: Path) -> No
     error = problem_of(tmp_path)
     assert "has no class folder" in error.problem
     assert "it contains 0.jpg" in error.problem
+
+
+def flat_val(folder: Path, name: str) -> Path:
+    """Move all images of val into val itself, as `name` with a number."""
+    val = folder / "val"
+    for number, image in enumerate(sorted(val.glob("*/*.jpg")), 1):
+        image.rename(val / name.format(number))
+    for below in ("ant", "bee", "cat"):
+        (val / below).rmdir()
+    return val
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_imagenets_flat_validation_images_name_the_command_that_sorts_them(folder: Path, split: Split) -> None:
+    val = flat_val(folder, "ILSVRC2012_val_{:08d}.JPEG")
+    with pytest.raises(DataError, match="has no class folder") as caught:
+        list_images(str(folder), split)
+    assert caught.value.path == str(val)
+    assert f"launcher prepare imagenet {shlex.quote(str(folder))} --devkit" in caught.value.problem
+
+
+def test_other_flat_images_are_to_be_moved_into_class_folders(folder: Path) -> None:
+    flat_val(folder, "{}.jpg")
+    with pytest.raises(DataError, match=r"its 6 images lie flat\. Move each into the folder of its class, val/CLASS"):
+        list_images(str(folder), "val")
+
+
+@pytest.fixture
+def tiny(folder: Path) -> Path:
+    """The images in the layout of Tiny-ImageNet."""
+    for name in ("ant", "bee", "cat"):
+        (folder / "train" / name / "images").mkdir()
+        for image in (folder / "train" / name).glob("*.jpg"):
+            image.rename(image.parent / "images" / f"{name}_{image.stem}.JPEG")
+        (folder / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t9\t9\n")
+    lines = []
+    for number, image in enumerate(sorted((folder / "val").glob("*/*.jpg"))):
+        lines.append(f"val_{number}.JPEG\t{image.parent.name}\t0\t32\t44\t62\n")
+        (folder / "val" / "images").mkdir(exist_ok=True)
+        image.rename(folder / "val" / "images" / f"val_{number}.JPEG")
+    for name in ("ant", "bee", "cat"):
+        (folder / "val" / name).rmdir()
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
+def test_tiny_imagenet_says_how_to_sort_val_and_is_then_read_as_torchvision_reads_it(tiny: Path) -> None:
+    with pytest.raises(DataError, match="Tiny-ImageNet's images in one folder") as caught:
+        list_images(str(tiny), "train")
+    assert caught.value.path == str(tiny / "val")
+    command = caught.value.problem.partition("in that folder: ")[2]
+    subprocess.run(["bash", "-euc", command], check=True, cwd=caught.value.path)
+    for split in ("train", "val"):
+        index = index_image_folder(str(tiny), split)  # type: ignore[arg-type]
+        theirs = ImageFolder(str(tiny / split))
+        assert [(index.path(row), int(index.labels[row])) for row in range(len(index))] == theirs.samples
+    assert index.notes == ()
+    [note] = index_image_folder(str(tiny), "train").notes
+    assert note.endswith("left out files without the suffix of an image: 3, for example ant/ant_boxes.txt")
+    assert an_image(str(tiny), "train").endswith("train/ant/images/ant_0.JPEG")
 
 
 def test_a_class_without_images_is_named(folder: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_dist.data.sources import index_image_folder
 from resnet_dist.data.index import Index, check_labels, check_same_classes, compare_classes, is_current
+from resnet_dist.data.sources import index_image_folder
 from resnet_dist.errors import DataError
 
 
 def test_index_survives_saving_and_loading(train_index: Index, tmp_path: Path) -> None:
-    file = tmp_path / "new" / "folder" / "train.npz"
+    file = tmp_path / "new" / "folder" / "train.safetensors"
     whole = dataclasses.replace(train_index, notes=("left out x", "left out y"), source="imagefolder")
     whole.save(file)
     loaded = Index.load(file)
@@ -33,37 +33,37 @@ def test_index_survives_saving_and_loading(train_index: Index, tmp_path: Path) -
 def test_a_saved_index_has_the_mode_that_umask_gives(mask: int, mode: int, train_index: Index, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
-        train_index.save(tmp_path / "train.npz")
+        train_index.save(tmp_path / "train.safetensors")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "train.npz").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "train.safetensors").stat().st_mode) == mode
 
 
 def test_a_fifo_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "train.npz")
+    os.mkfifo(tmp_path / "train.safetensors")
     with pytest.raises(DataError, match="is a named pipe"):
-        Index.load(tmp_path / "train.npz")
+        Index.load(tmp_path / "train.safetensors")
 
 
 def test_names_outside_of_utf8_survive(train_index: Index, tmp_path: Path) -> None:
     strange = os.fsdecode(b"caf\xe9.jpg")
     paths = (*train_index.paths[:-2], "train/ant/naïve 図.jpg", strange)
-    dataclasses.replace(train_index, paths=paths).save(tmp_path / "train.npz")
-    assert tuple(Index.load(tmp_path / "train.npz").paths) == paths
+    dataclasses.replace(train_index, paths=paths).save(tmp_path / "train.safetensors")
+    assert tuple(Index.load(tmp_path / "train.safetensors").paths) == paths
 
 
 def test_saving_replaces_and_leaves_nothing_else_behind(train_index: Index, val_index: Index, tmp_path: Path) -> None:
-    file = tmp_path / "index.npz"
+    file = tmp_path / "index.safetensors"
     train_index.save(file)
     val_index.save(file)
     assert Index.load(file).fingerprint() == val_index.fingerprint()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.safetensors"]
 
 
 def test_a_failed_save_leaves_the_old_file_as_it_was(
     train_index: Index, val_index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "index.npz"
+    file = tmp_path / "index.safetensors"
     train_index.save(file)
 
     def disk_full(descriptor: int) -> None:
@@ -73,22 +73,22 @@ def test_a_failed_save_leaves_the_old_file_as_it_was(
     with pytest.raises(OSError, match="No space left"):
         val_index.save(file)
     assert Index.load(file).fingerprint() == train_index.fingerprint()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["index.npz"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index.safetensors"]
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
 def test_a_torn_file_is_refused(kept: float, train_index: Index, tmp_path: Path) -> None:
-    file = tmp_path / "index.npz"
+    file = tmp_path / "index.safetensors"
     train_index.save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(kept if kept >= 1 else kept * len(content))])
-    with pytest.raises(DataError, match=r"index\.npz: is not a saved index"):
+    with pytest.raises(DataError, match=r"index\.safetensors: is not a saved index"):
         Index.load(file)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.npz"):
-        Index.load(tmp_path / "none.npz")
+    with pytest.raises(DataError, match=r"none\.safetensors"):
+        Index.load(tmp_path / "none.safetensors")
 
 
 def test_fingerprint_sees_paths_labels_and_sizes_but_not_the_root(train_index: Index) -> None:

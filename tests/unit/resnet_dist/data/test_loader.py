@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -10,14 +11,23 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from resnet_dist.data import BatchRequest, Index, Stream, decode_dali, loader
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
-from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, normalise, training_batches
+from resnet_dist.data import BatchRequest, Index, Stream, decode_dali, decode_regions, loader
+from resnet_dist.data.decode_cpu import CpuDecoder
+from resnet_dist.data.files import files_of
+from resnet_dist.data.loader import (
+    HostBatch,
+    decoder_for,
+    describe_decoders,
+    evaluation_batches,
+    normalise,
+    training_batches,
+)
+from resnet_dist.data.requests import Decoded
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import DataRecipe
 
 RECIPE = DataRecipe(root="/unused", resolution=16)
-DECODER = TorchvisionDecoder(num_threads=2, prefetch=2)
+DECODER = CpuDecoder(num_threads=2, prefetch=2)
 SEED = 5
 
 
@@ -29,18 +39,16 @@ class Recorder:
     requests: list[BatchRequest] = field(default_factory=list)
     closed: bool = False
 
-    def decode(
-        self, requests: Iterator[BatchRequest], resolution: int
-    ) -> Generator[tuple[BatchRequest, Tensor], None, None]:
+    def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
         waiting: list[BatchRequest] = []
         try:
             for request in requests:
                 self.requests.append(request)
                 waiting.append(request)
                 if len(waiting) > self.ahead:
-                    yield waiting.pop(0), torch.zeros(1)
+                    yield Decoded(waiting.pop(0), torch.zeros(1))
             for request in waiting:
-                yield request, torch.zeros(1)
+                yield Decoded(request, torch.zeros(1))
         finally:
             self.closed = True
 
@@ -51,12 +59,12 @@ def train(
     rank: int = 0,
     first_step: int = 0,
     num_steps: int = 1,
-    decoder: Recorder | TorchvisionDecoder = DECODER,
+    decoder: Recorder | CpuDecoder = DECODER,
     recipe: DataRecipe = RECIPE,
 ) -> Iterator[HostBatch]:
     stream = Stream(len(index), SEED)
     steps = range(first_step, first_step + num_steps)
-    return training_batches(index, stream, layout, rank, recipe, SEED, decoder, steps)
+    return training_batches(index, files_of(index), stream, layout, rank, recipe, SEED, decoder, steps)
 
 
 def samples(batches: Iterator[HostBatch]) -> dict[int, tuple[int, bytes]]:
@@ -165,7 +173,7 @@ def test_nothing_is_asked_for_before_it_is_needed_and_closing_closes_the_decoder
 def test_evaluation_sees_every_sample_once_and_in_order(world_size: int, batch_size: int, val_index: Index) -> None:
     positions: list[int] = []
     for rank in range(world_size):
-        for batch in evaluation_batches(val_index, world_size, rank, batch_size, RECIPE, DECODER):
+        for batch in evaluation_batches(val_index, files_of(val_index), world_size, rank, batch_size, RECIPE, DECODER):
             assert len(batch.positions) <= batch_size
             assert batch.labels.tolist() == val_index.labels[batch.positions.numpy()].tolist()
             positions += batch.positions.tolist()
@@ -174,17 +182,17 @@ def test_evaluation_sees_every_sample_once_and_in_order(world_size: int, batch_s
 
 def test_evaluation_sees_the_centre_and_flips_nothing(val_index: Index) -> None:
     recorder = Recorder()
-    list(evaluation_batches(val_index, 1, 0, 64, RECIPE, recorder))
+    list(evaluation_batches(val_index, files_of(val_index), 1, 0, 64, RECIPE, recorder))
     [request] = recorder.requests
     assert not request.flips.any()
     assert request.windows[0].tolist() == [4, 14, 52, 52]  # 60 × 80: 0.875 × 60 is 52.5, halves go to even
 
 
 def test_evaluation_pixels_depend_neither_on_workers_nor_on_the_batch_size(val_index: Index) -> None:
-    expected = samples(evaluation_batches(val_index, 1, 0, 6, RECIPE, DECODER))
+    expected = samples(evaluation_batches(val_index, files_of(val_index), 1, 0, 6, RECIPE, DECODER))
     found: dict[int, tuple[int, bytes]] = {}
     for rank in range(4):
-        found |= samples(evaluation_batches(val_index, 4, rank, 1, RECIPE, DECODER))
+        found |= samples(evaluation_batches(val_index, files_of(val_index), 4, rank, 1, RECIPE, DECODER))
     assert found == expected
 
 
@@ -222,11 +230,39 @@ def kind_of_decoder(decoder: str, device: str) -> type:
     return type(decoder_for(recipe, device=torch.device(device), num_threads=3, max_batch_size=8))
 
 
-def test_auto_is_torchvision_on_a_cpu() -> None:
-    assert kind_of_decoder("auto", "cpu") is TorchvisionDecoder
+@pytest.mark.parametrize("version", [None, "0.9"])
+def test_auto_on_a_cpu_uses_nvimagecodec_where_it_is_installed(
+    version: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_regions, "version", lambda: version)
     recipe = replace(RECIPE, prefetch=7)
     decoder = decoder_for(recipe, device=torch.device("cpu"), num_threads=3, max_batch_size=8)
-    assert decoder == TorchvisionDecoder(num_threads=3, prefetch=7)
+    assert decoder == CpuDecoder(num_threads=3, prefetch=7, regions=version is not None)
+
+
+def test_torchvision_is_pillow_for_everything() -> None:
+    recipe = replace(RECIPE, decoder="torchvision")
+    assert decoder_for(recipe, device=torch.device("cpu"), num_threads=3, max_batch_size=8) == CpuDecoder(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "on_gpu", "dali", "version", "expected"),
+    [
+        ("auto", False, True, "0.9", r"nvImageCodec 0\.9 on the CPU \(ordinary JPEGs\), Pillow [0-9.]+ \(others\)"),
+        ("auto", False, False, None, r"Pillow [0-9.]+ on the CPU, since nvImageCodec is not installed"),
+        ("auto", True, True, "0.9", r"NVIDIA DALI on the GPU \(ordinary JPEGs\), Pillow [0-9.]+ \(others\)"),
+        ("auto", True, False, "0.9", r"nvImageCodec 0\.9 on the CPU \(ordinary JPEGs\), Pillow [0-9.]+ \(others\)"),
+        ("dali", False, True, "0.9", r"NVIDIA DALI on the CPU \(ordinary JPEGs\), Pillow [0-9.]+ \(others\)"),
+        ("torchvision", True, True, "0.9", r"Pillow [0-9.]+ on the CPU"),
+    ],
+)
+def test_what_decodes_which_images_is_said(
+    decoder: str, on_gpu: bool, dali: bool, version: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_dali, "is_installed", lambda: dali)
+    monkeypatch.setattr(decode_regions, "version", lambda: version)
+    recipe = replace(RECIPE, decoder=decoder)  # type: ignore[arg-type]
+    assert re.fullmatch(expected, describe_decoders(recipe, on_gpu=on_gpu))
 
 
 def test_auto_is_dali_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +275,7 @@ def test_auto_is_dali_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_named_decoder_is_taken_whatever_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_dali, "is_installed", lambda: True)
-    assert kind_of_decoder("torchvision", "cuda:0") is TorchvisionDecoder
+    assert kind_of_decoder("torchvision", "cuda:0") is CpuDecoder
     assert kind_of_decoder("dali", "cpu") is decode_dali.DaliDecoder
 
 
@@ -249,7 +285,7 @@ def test_auto_with_a_gpu_but_without_dali_falls_back_and_says_so_once(
     monkeypatch.setattr(decode_dali, "is_installed", lambda: False)
     loader._warn_without_dali.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert kind_of_decoder("auto", "cuda:0") is TorchvisionDecoder
-        assert kind_of_decoder("auto", "cuda:0") is TorchvisionDecoder
+        assert kind_of_decoder("auto", "cuda:0") is CpuDecoder
+        assert kind_of_decoder("auto", "cuda:0") is CpuDecoder
     [record] = caplog.records
     assert "DALI is not installed" in record.getMessage()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from resnet_dist.data import Index
-from resnet_dist.data.order import Order, ShardStream, Stream, order_of
+from resnet_dist.data.order import Order, ShardStream, Stream, order_of, unevenness, warn_of_classes
 from resnet_dist.recipe.schema import DataRecipe
 
 
@@ -188,6 +188,13 @@ def test_an_index_without_shards_has_blocks_of_1000_rows() -> None:
     assert np.array_equal(np.sort(found), np.arange(2500))
 
 
+def test_a_part_of_the_samples_has_fewer_rows_of_each_shard() -> None:
+    part = index_of_shards(("one", "two", "three"), [0] * 1000 + [1] * 1000 + [2] * 500).take(np.arange(0, 2000, 10))
+    stream = order_of(part, DataRecipe(root="root", order="shards", shuffle_window=50), seed=0)
+    assert np.array_equal(np.sort(epoch(stream, 3)), np.arange(200))
+    assert [len(np.unique(window // 100)) for window in epoch(stream, 3).reshape(4, 50)] == [1] * 4
+
+
 def test_the_order_is_that_of_the_recipe() -> None:
     index = index_of_shards(("one", "two"), [0, 1] * 1250)
     uniform = order_of(index, DataRecipe(root="root"), seed=7)
@@ -199,3 +206,35 @@ def test_the_order_is_that_of_the_recipe() -> None:
 def test_a_stream_of_shards_needs_a_sample() -> None:
     with pytest.raises(ValueError, match="at least 1 sample"):
         ShardStream(np.zeros(0, np.int64), seed=0, window=1)
+
+
+# --- how well an order mixes classes
+
+LABELS = np.repeat(np.arange(20), 100)
+OF_100 = np.arange(2000) // 100
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 200])
+def test_uniform_batches_and_batches_of_shuffled_shards_are_as_random_ones(batch_size: int) -> None:
+    labels = np.random.default_rng(0).permutation(LABELS)
+    assert unevenness(Stream(2000, 0), LABELS, batch_size) == pytest.approx(1, abs=0.15)
+    assert unevenness(ShardStream(OF_100, 0, 200), labels, batch_size) == pytest.approx(1, abs=0.15)
+
+
+def test_batches_of_one_class_are_as_uneven_as_possible() -> None:
+    # one class has all 50, the others none: a variance of 50^2 (1 - 1/20), where random batches have 50 / 20 (1 - 1/20)
+    found = unevenness(ShardStream(OF_100, 0, 100), LABELS, 50)
+    assert found == pytest.approx(math.sqrt(50 * 0.95 / 0.95 / (1950 / 1999)), rel=1e-6)
+
+
+def test_batches_as_long_as_an_epoch_and_a_single_class_have_nothing_to_be_uneven() -> None:
+    assert unevenness(ShardStream(OF_100, 0, 100), LABELS, 1500) == 1
+    assert unevenness(ShardStream(OF_100, 0, 100), np.zeros(2000, np.int64), 50) == 1
+
+
+def test_shards_sorted_by_class_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_classes(Stream(2000, 0), LABELS, 50)
+    warn_of_classes(ShardStream(OF_100, 0, 2000), LABELS, 50)
+    assert caplog.text == ""
+    warn_of_classes(ShardStream(OF_100, 0, 100), LABELS, 50)
+    assert "varies 7.2 times as much from batch to batch as in random batches" in caplog.text

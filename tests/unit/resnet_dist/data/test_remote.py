@@ -238,7 +238,7 @@ def test_a_store_that_is_away_ends_the_wait(
         StoreUnavailable, match=r"^memory://bucket/data/one: does not answer \(OSError: .*Slow Down"
     ) as away:
         found.read("one")
-    assert away.value.address == f"{ROOT}/one"
+    assert away.value.path == f"{ROOT}/one"
     assert patience_s / 4 < sum(pauses_s) < patience_s
 
 

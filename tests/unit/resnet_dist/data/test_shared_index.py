@@ -1,21 +1,37 @@
-"""Which index a run uses: a saved one, or a new one."""
+"""Which index a run uses: a saved one, or a new one; and what it says about data that have changed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resnet_dist.data import Index, index_image_folder
+from resnet_dist.data import Index, build_index, index_image_folder, made_index
 from resnet_dist.data.image_folder import without_sub_folders
-from resnet_dist.data.shared_index import SPLITS, index_file, saved_index, shared_indices
-from resnet_dist.errors import DataError, RecipeError
+from resnet_dist.data.image_headers import Header, header_of
+from resnet_dist.data.index import Kind
+from resnet_dist.data.listing import Split
+from resnet_dist.data.made_index import shared_folder
+from resnet_dist.data.shared_index import (
+    SPLITS,
+    check_same_data,
+    facts_of_data,
+    index_file,
+    saved_index,
+    shared_indices,
+)
+from resnet_dist.errors import DataError, RecipeError, StorageError
 from resnet_dist.recipe.schema import DataRecipe
+
+BROKEN = b"no image any more"
 
 
 @pytest.fixture
@@ -30,17 +46,43 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
-def started(folder: Path, saved: Path, *, num_classes: int = 3, resumed: bool = False) -> tuple[Index, Index]:
-    return shared_indices(DataRecipe(root=str(folder)), num_classes, 0, 1, saved, resumed=resumed)
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """The folder that the runs of a storage share."""
+    return tmp_path / "storage" / ".indices"
 
 
-def save_as_version_0_1(index: Index, file: Path) -> None:
-    """Save `index` in format 1, which has no source and no notes."""
-    index.save(file)
-    with np.load(file) as columns:
-        kept = {name: columns[name] for name in columns.files if name not in ("source", "notes")}
-    with file.open("wb") as stream:
-        np.savez(stream, **(kept | {"format": np.array(1)}))
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose headers have been read."""
+    names: list[str] = []
+
+    def counted(name: str, num_bytes: int, read: Callable[[int, int], bytes]) -> Header:
+        names.append(os.path.basename(os.path.dirname(name)) + "/" + os.path.basename(name))  # noqa: PTH119, PTH120
+        return header_of(name, num_bytes, read)
+
+    monkeypatch.setattr(build_index, "header_of", counted)
+    return names
+
+
+def started(
+    folder: Path, saved: Path, shared: Path | None = None, *, num_classes: int = 3, resumed: bool = False, **keys: str
+) -> tuple[Index, Index]:
+    data = DataRecipe(root=str(folder), **keys)  # type: ignore[arg-type]
+    return shared_indices(data, num_classes, 0, 1, saved, shared, resumed=resumed)
+
+
+def save_as_version_0_1(index: Index, folder: Path, split: str) -> None:
+    """Save `index` as version 0.1 did."""
+    folder.mkdir(exist_ok=True)
+    texts = {"root": [index.root], "classes": index.classes, "paths": index.paths, "folders": [*index.folder_times_ns]}
+    columns = {
+        name: np.frombuffer("\0".join(lines).encode("utf-8", "surrogateescape"), np.uint8)
+        for name, lines in texts.items()
+    }
+    numbers = {"labels": index.labels, "heights": index.heights, "widths": index.widths}
+    times_ns = np.array([*index.folder_times_ns.values()])
+    np.savez(folder / f"{split}.npz", format=np.array(1), times_ns=times_ns, **columns, **numbers)  # type: ignore[arg-type]
 
 
 def touch(folder: Path) -> None:
@@ -48,11 +90,37 @@ def touch(folder: Path) -> None:
     os.utime(folder, ns=(0, folder.stat().st_mtime_ns + 1))
 
 
-def test_a_second_start_reads_no_header_again(folder: Path, saved: Path) -> None:
+def swap(one: Path, other: Path) -> None:
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def test_a_second_start_reads_no_header_again(folder: Path, saved: Path, read: list[str]) -> None:
     first = started(folder, saved)
-    (folder / "train" / "ant" / "0.jpg").write_bytes(b"no image any more")  # does not change the folder's time
+    assert len(read) == 18
     second = started(folder, saved)
+    assert len(read) == 18
     assert [index.fingerprint() for index in first] == [index.fingerprint() for index in second]
+    assert [index.contents() for index in first] == [index.contents() for index in second]
+
+
+def test_runs_of_a_storage_read_the_headers_once(folder: Path, tmp_path: Path, shared: Path, read: list[str]) -> None:
+    runs = [tmp_path / name / "index" for name in ("a", "b", "c")]
+    found = {tuple(index.fingerprint() for index in started(folder, run, shared)) for run in runs}
+    assert (len(found), len(read)) == (1, 18)
+    assert len({(run / "train.safetensors").stat().st_ino for run in runs}) == 1  # links take no space
+    shutil.rmtree(shared)
+    started(folder, runs[0], shared)  # from the run's own
+    started(folder, tmp_path / "d" / "index", shared)
+    assert len(read) == 18
+
+
+def test_data_with_other_names_for_their_parts_are_other_data(shared: Path) -> None:
+    one = DataRecipe(root="/data", source="parquet")
+    others = [dataclasses.replace(one, root="/other"), dataclasses.replace(one, label_key="fine_label")]
+    assert len({shared_folder(data, shared) for data in (one, *others)}) == 3
+    assert shared_folder(dataclasses.replace(one, subset=10), shared) == shared_folder(one, shared)
 
 
 def test_an_index_is_used_only_for_its_own_root_source_and_content(folder: Path, saved: Path, tmp_path: Path) -> None:
@@ -69,11 +137,15 @@ def test_an_index_is_used_only_for_its_own_root_source_and_content(folder: Path,
     assert [saved_index(data, split, saved) is None for split in SPLITS] == [True, True]
 
 
-def test_a_damaged_index_is_created_again(folder: Path, saved: Path) -> None:
-    started(folder, saved)
-    index_file(saved, "train").write_bytes(b"torn")
-    assert saved_index(DataRecipe(root=str(folder)), "train", saved) is None
-    assert len(started(folder, saved)[0]) == 12
+def test_a_damaged_index_is_created_again(folder: Path, saved: Path, shared: Path, read: list[str]) -> None:
+    started(folder, saved, shared)
+    data = DataRecipe(root=str(folder))
+    for file in (index_file(saved, "train"), index_file(shared_folder(data, shared), "train")):
+        file.unlink()
+        file.write_bytes(b"torn")
+    assert saved_index(data, "train", saved, shared) is None
+    assert len(started(folder, saved, shared)[0]) == 12
+    assert len(read) == 18 + 12
 
 
 def test_what_is_left_out_is_logged_at_every_start(folder: Path, saved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,6 +171,175 @@ def test_the_number_of_training_samples_is_verified_also_of_a_saved_index(folder
         shared_indices(dataclasses.replace(data, num_samples=13), 3, 0, 1, saved)
 
 
+def test_broken_images_are_named_and_read_again_until_they_are_repaired(
+    folder: Path, saved: Path, shared: Path, read: list[str]
+) -> None:
+    file = folder / "train" / "ant" / "1.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(BROKEN)
+    (folder / "train" / "bee" / "2.jpg").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(
+            DataError, match=r"ant/1\.jpg: is not an image.* The first of 2 broken files; .*bee/2\.jpg: is em"
+        ):
+            started(folder, saved, shared)
+    assert len(read) == 12 + 2  # then only the broken ones; val was never reached
+    replacing = started(folder, saved, shared, on_error="replace")[0]
+    assert np.flatnonzero(replacing.kinds == Kind.BROKEN).tolist() == [1, 6]
+    assert sorted(replacing.problems) == [1, 6]
+    listed = folder.parent / "bad.txt"
+    listed.write_text("train/bee/2.jpg\n")
+    file.write_bytes(whole)
+    read.clear()
+    assert sorted(started(folder, saved, shared, known_bad=str(listed))[0].problems) == [6]
+    assert read == ["ant/1.jpg", "bee/2.jpg"]
+
+
+def test_a_file_that_was_written_again_is_read_again(
+    folder: Path, saved: Path, read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    started(folder, saved)
+    read.clear()
+    file = folder / "train" / "ant" / "0.jpg"
+    file.write_bytes((folder / "train" / "ant" / "1.jpg").read_bytes())  # does not change the folder's time
+    os.utime(file, ns=(0, 0))  # nor do dates tell
+    train, _ = started(folder, saved)
+    assert read == ["ant/0.jpg"]
+    assert train.fingerprint() == index_image_folder(str(folder), "train").fingerprint()
+    assert train.heights[0] == train.heights[1]
+    assert "images: train has changed since its last index: 1 image is of other content: train/ant/0.jpg" in caplog.text
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_resumed_run_is_refused_with_the_names_of_what_has_changed(folder: Path, saved: Path, split: str) -> None:
+    started(folder, saved)
+    shutil.copy(folder / split / "ant" / "0.jpg", folder / split / "ant" / "new.jpg")
+    (folder / split / "bee" / "1.jpg").unlink()
+    swap(folder / split / "cat" / "0.jpg", folder / split / "cat" / "1.jpg")
+    changes = (
+        rf"images: {split} has changed since the run began: 1 image is new: {split}/ant/new\.jpg; 1 image is missing: "
+        rf"{split}/bee/1\.jpg; 2 images are of other content: {split}/cat/0\.jpg, {split}/cat/1\.jpg\. Restore them"
+    )
+    for _ in range(2):  # the refusal does not change what the next start finds
+        with pytest.raises(DataError, match=changes):
+            started(folder, saved, resumed=True)
+
+
+def test_pictures_of_one_size_that_change_places_are_noticed(folder: Path, saved: Path, tmp_path: Path) -> None:
+    image = folder / "train" / "ant"
+    altered = bytearray((image / "0.jpg").read_bytes())
+    altered[-20] ^= 1
+    (image / "1.jpg").write_bytes(altered)  # of the same size in pixels and in bytes
+    before = facts_of_data(*started(folder, saved))
+    swap(image / "0.jpg", image / "1.jpg")
+    with pytest.raises(DataError, match="2 images are of other content"):
+        started(folder, saved, resumed=True)
+    train, val = started(folder, tmp_path / "lost")
+    assert train.fingerprint() == before["data"]
+    with pytest.raises(DataError, match="bytes of train have changed since the checkpoint of step 7"):
+        check_same_data(facts_of_data(train, val), before, 7, train)
+    check_same_data(facts_of_data(train, val), {"data": before["data"]}, 7, train)  # of version 0.1
+
+
+def test_the_val_split_is_compared_with_the_checkpoint_too(folder: Path, saved: Path) -> None:
+    train, val = started(folder, saved)
+    now = facts_of_data(train, val)
+    check_same_data(now, now, 7, train)
+    with pytest.raises(DataError, match="files, labels or sizes of val have changed since the checkpoint of step 7"):
+        check_same_data(now, {**now, "val_data": "another"}, 7, train)
+
+
+def test_a_resumed_run_leaves_out_the_images_that_it_began_without(folder: Path, saved: Path, tmp_path: Path) -> None:
+    file, other = folder / "train" / "ant" / "1.jpg", folder / "train" / "bee" / "2.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(BROKEN)
+    began = started(folder, saved, on_error="replace")[0]
+    file.write_bytes(whole)
+    other.write_bytes(BROKEN)
+    resumed = started(folder, saved, on_error="replace", resumed=True)[0]
+    assert resumed.fingerprint() == began.fingerprint()
+    assert (resumed.kinds.tolist(), dict(resumed.problems)) == (began.kinds.tolist(), dict(began.problems))
+    with pytest.raises(DataError, match=r"bee/2\.jpg: is not an image"):
+        started(folder, saved, resumed=True)
+
+
+def test_images_that_arrive_while_the_index_is_made_are_in_it(
+    folder: Path, saved: Path, read: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = vars(build_index)["header_of"]
+
+    def copies_meanwhile(name: str, num_bytes: int, read: Callable[[int, int], bytes]) -> Header:
+        if name.endswith("bee/0.jpg") and not (folder / "train" / "ant" / "new.jpg").exists():
+            (folder / "train" / "cat" / "3.jpg").unlink()
+            shutil.copy(folder / "train" / "ant" / "0.jpg", folder / "train" / "ant" / "new.jpg")
+            touch(folder / "train" / "ant")
+        found: Header = counted(name, num_bytes, read)
+        return found
+
+    monkeypatch.setattr(build_index, "header_of", copies_meanwhile)
+    train, _ = started(folder, saved)
+    assert train.fingerprint() == index_image_folder(str(folder), "train").fingerprint()
+    assert "changed while its index was made: 1 image is new: train/ant/new.jpg; 1 image is missing" in caplog.text
+    assert read.count("ant/0.jpg") == 2 + 1  # of train once, of val once, and just now
+
+
+def test_images_that_never_stop_to_arrive_are_an_error(
+    folder: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter(range(100))
+
+    def arriving(name: str, num_bytes: int, read: Callable[[int, int], bytes]) -> Header:
+        shutil.copy(folder / "val" / "ant" / "0.jpg", folder / "train" / "ant" / f"new-{next(numbers)}.jpg")
+        touch(folder / "train" / "ant")
+        return header_of(name, num_bytes, read)
+
+    monkeypatch.setattr(build_index, "header_of", arriving)
+    with pytest.raises(DataError, match=r"images of train come and go while .* is made: \d+ images are new: .*Wait"):
+        started(folder, saved)
+
+
+def test_two_runs_that_start_at_once_read_the_headers_once(
+    folder: Path, tmp_path: Path, shared: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made_index, "_POLL_S", 0.01)
+    found: list[str] = []
+    runs = [
+        threading.Thread(target=lambda run: found.append(started(folder, run, shared)[0].fingerprint()), args=(run,))
+        for run in (tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert (len(found), len(set(found)), len(read)) == (3, 1, 18)
+    assert {file.name for file in shared_folder(DataRecipe(root=str(folder)), shared).iterdir()} == {
+        "train.safetensors",
+        "val.safetensors",
+    }
+
+
+@contextlib.contextmanager
+def unwritable(folder: Path) -> Iterator[None]:
+    """A file in its place: root may write to folders without permission."""
+    folder.parent.mkdir(parents=True)
+    folder.touch()
+    yield
+    folder.unlink()
+
+
+def test_a_shared_folder_that_cannot_be_written_is_a_warning(
+    folder: Path, saved: Path, shared: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with unwritable(shared):
+        assert [len(index) for index in started(folder, saved, shared)] == [12, 6]
+    assert "other runs do not share the index" in caplog.text
+
+
+def test_a_run_directory_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with unwritable(tmp_path / "run" / "index"), pytest.raises(StorageError, match=r"run/index/train\.safetensors"):
+        started(folder, tmp_path / "run" / "index", tmp_path / "shared")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_run_of_version_0_1_that_left_out_images_in_sub_folders_is_refused(
     folder: Path, saved: Path, split: str
@@ -108,7 +349,7 @@ def test_a_run_of_version_0_1_that_left_out_images_in_sub_folders_is_refused(
     shutil.copy(folder / split / "bee" / "0.jpg", sub_folder / "0.jpg")
     for name in SPLITS:
         index = index_image_folder(str(folder), name)
-        save_as_version_0_1(without_sub_folders(index) or index, index_file(saved, name))
+        save_as_version_0_1(without_sub_folders(index) or index, saved, name)
     found = rf"images in sub-folders of class folders: 1, for example {split}/bee/more/0\.jpg\. The run began without"
     for _ in range(2):  # the refusal does not change what the next start finds
         with pytest.raises(DataError, match=found):
@@ -118,8 +359,8 @@ def test_a_run_of_version_0_1_that_left_out_images_in_sub_folders_is_refused(
 
 
 def test_a_run_of_version_0_1_without_sub_folders_continues(folder: Path, saved: Path) -> None:
-    before = {split: index_image_folder(str(folder), split) for split in SPLITS}
+    before: dict[Split, Index] = {split: index_image_folder(str(folder), split) for split in SPLITS}
     for split in SPLITS:
-        save_as_version_0_1(before[split], index_file(saved, split))
+        save_as_version_0_1(before[split], saved, split)
     after = started(folder, saved, resumed=True)
     assert [index.fingerprint() for index in after] == [before[split].fingerprint() for split in SPLITS]

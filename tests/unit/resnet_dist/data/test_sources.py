@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from resnet_dist.data.index import Index
-from resnet_dist.data.sources import index_of
-from resnet_dist.errors import RecipeError
+from resnet_dist.data.sources import check_num_samples, check_root, index_of, listed
+from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 
 
@@ -41,12 +41,29 @@ def test_a_users_function_is_called_with_root_and_split(
     assert calls == [("/anywhere", "train"), ("/anywhere", "val")]
 
 
-def test_number_of_training_samples_is_verified(image_folder: Path) -> None:
-    assert len(index_of(DataRecipe(root=str(image_folder), num_samples=12), "train")) == 12
-    wrong = DataRecipe(root=str(image_folder), num_samples=13)
-    assert len(index_of(wrong, "val")) == 6
+def test_number_of_training_samples_is_verified(image_folder: Path, train_index: Index) -> None:
+    check_num_samples(DataRecipe(root=str(image_folder), num_samples=12), train_index)
     with pytest.raises(RecipeError, match=r"data\.num_samples: is 13, but .* has 12 images"):
-        index_of(wrong, "train")
+        check_num_samples(DataRecipe(root=str(image_folder), num_samples=13), train_index)
+
+
+def test_a_listing_is_found_for_the_sources_with_files(image_folder: Path, train_index: Index) -> None:
+    listing = listed(DataRecipe(root=str(image_folder)), "train")
+    assert listing is not None
+    assert list(listing.paths) == list(train_index.paths)
+    assert listed(DataRecipe(source="synthetic"), "train") is None
+    assert listed(DataRecipe(source="my_data:source"), "train") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "suffix"), [("webdataset", ".tar"), ("parquet", ".parquet"), ("packed", "card.json")]
+)
+def test_a_root_without_the_files_of_its_source_is_refused_before_a_run(
+    source: str, suffix: str, image_folder: Path
+) -> None:
+    check_root(DataRecipe(root=str(image_folder)))
+    with pytest.raises(DataError, match=suffix):
+        check_root(DataRecipe(root=str(image_folder), source=source))
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_the_fingerprint_is_that_of_the_subset(tmp_path: Path) -> None:
     choices = ((40, 0), (41, 0), (40, 1))  # number, seed
     parts = [trained_on(DataRecipe(root="/data", subset=num), seed, index, 0) for num, seed in choices]
     assert len({part.fingerprint() for part in (*parts, index)}) == 4
-    parts[0].save(tmp_path / "train.npz")
-    assert Index.load(tmp_path / "train.npz").fingerprint() == parts[0].fingerprint()
+    parts[0].save(tmp_path / "train.safetensors")
+    assert Index.load(tmp_path / "train.safetensors").fingerprint() == parts[0].fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,39 @@ def test_one_value_a_channel_is_refused_in_training(span: int) -> None:
     layer.eval()(one_value)
 
 
+@pytest.mark.parametrize("dims", [0, 2])
+def test_what_is_left_of_spans_is_normalised_as_by_torch(dims: int) -> None:
+    good = torch.tensor([True, True, True, False, True, False, False, False])  # of spans of 2
+    kind = nn.BatchNorm2d if dims else nn.BatchNorm1d
+    layer, reference = (kind(CHANNELS, EPSILON, MOMENTUM, dtype=torch.float64) for _ in range(2))
+    with_spans(layer, 8, 2)
+    assert isinstance(layer, SpanBatchNorm)
+    statistics = RunningStatistics(layer)
+    layer.spans.leave_out(good.numpy(), torch.device("cpu"))
+    batch = images(8)[good][:, :, :1, :1] if dims else images(8)[good].mean((2, 3))
+    batch.requires_grad_()
+
+    output = layer(batch)
+    (output * torch.arange(1.0, 5)[(...,) + (None,) * (output.dim() - 1)]).sum().backward()
+    statistics.update(statistics.sums())
+
+    alone = batch.detach().clone().requires_grad_()
+    expected = F.batch_norm(alone[:2], None, None, reference.weight, reference.bias, True)
+    (expected * torch.arange(1.0, 3)[(...,) + (None,) * (output.dim() - 1)]).sum().backward()
+    close(output[:2], expected)
+    assert output[2:].abs().max() == 0  # one value a channel: its own mean
+    assert batch.grad is not None
+    assert alone.grad is not None
+    close(batch.grad[:2], alone.grad[:2])
+    assert batch.grad[2:].abs().max() == 0
+    close(layer.weight.grad, reference.weight.grad)
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [10.0] * CHANNELS  # with the weights 1 + 2 + 3 + 4
+    reference(batch)  # all that is left
+    close(layer.running_mean, reference.running_mean)
+    close(layer.running_var, reference.running_var)
+
+
 def test_a_share_of_another_size_is_refused_in_training() -> None:
     layer = with_spans(torch_layer(), 8, 2, num_micro_batches=2)
     with pytest.raises(RecipeError, match="gets 8 rows for 4 samples"):

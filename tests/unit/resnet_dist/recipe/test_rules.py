@@ -76,6 +76,8 @@ SYNTHETIC = {"data__source": "synthetic", "data__root": ""}
         {**SYNTHETIC, "data__crop_area": (1.0, 1.0), "data__flip": False, "data__order": "shards"},
         {"data__order": "shards", "data__shuffle_window": 1},
         {"data__crop_area": (1.0, 1.0), "data__crop_aspect": (1.0, 1.0)},
+        {"data__progressive": {parse("0 %"): 128, parse("3 epochs"): 160, parse("5000 samples"): 128}},
+        {"data__progressive": {parse("99 %"): 192}, "speed__compile": True, "evaluate__resolution": 224},
     ],
 )
 def test_a_recipe_that_can_be_trained_has_no_problems(changes: dict[str, Any]) -> None:
@@ -211,6 +213,22 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({**STEP, "schedule__milestones": (parse("3 epochs"), parse("3 epochs"))}, "schedule.milestones", "ascending"),
     ({**STEP, "schedule__milestones": (parse("10 epochs"),)}, "schedule.milestones", "not within the run"),
     ({**STEP, "schedule__milestones": (parse("1 epoch"),)}, "schedule.milestones", "not after warm-up"),
+    ({"data__progressive": {parse("1 epoch"): 7}}, "data.progressive", "from 8 to 65535"),
+    ({"data__progressive": {parse("1 epoch"): 224}}, "data.progressive", "224 from 1 epoch on"),
+    ({"data__progressive": {parse("0 steps"): 8, parse("1 step"): 8}}, "data.progressive", "another resolution"),
+    ({"data__progressive": {parse("2 epochs"): 8, parse("1 epoch"): 9}}, "data.progressive", "ascending"),
+    ({"data__progressive": {parse("1000 samples"): 8, parse("1 epoch"): 9}}, "data.progressive", "ascending"),
+    ({"data__progressive": {parse("20 %"): 8, parse("2 epochs"): 9}}, "data.progressive", "one time twice"),
+    ({"data__progressive": {parse("10 epochs"): 8}}, "data.progressive", "not within the run"),
+    ({"data__progressive": {parse("100 %"): 8}}, "data.progressive", "not within the run"),
+    ({"data__progressive": {parse("10000 samples"): 8}}, "data.progressive", "before the end at 10 epochs"),
+    ({"data__progressive": {parse("1 epoch"): 8}, "speed__cuda_graph": True}, "speed.cuda_graph", "of one size"),
+    (
+        {"data__progressive": {parse(f"{n} epochs"): 8 * n for n in range(1, 9)}, "speed__compile": True},
+        "speed.compile",
+        "found true with 9 resolutions",
+    ),
+    ({"evaluate__resolution": 4}, "evaluate.resolution", "from 8 to 65535"),
 ]
 
 

@@ -8,8 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnet_dist.models import MODELS, ResNet, build_model
+from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import ModelRecipe
-from resnet_dist.telemetry.flops import flops_per_image, peak_flops
+from resnet_dist.telemetry.bottleneck import StepTimes
+from resnet_dist.telemetry.flops import flops_per_image, mean_flops_per_image, peak_flops
 
 
 def test_resnet50_takes_three_times_its_forward_pass() -> None:
@@ -47,6 +49,15 @@ def test_the_operations_of_a_changed_network_are_those_of_its_layers(changes: di
     with counter:
         model(images).sum().backward()
     assert flops_per_image(model, resolution=32) == counter.get_total_flops()
+
+
+def test_the_operations_of_a_run_are_the_mean_over_the_steps_of_its_windows() -> None:
+    model = build_model(ModelRecipe(name="resnet20", num_classes=10), seed=0)
+    resolutions = Resolutions(first_steps=(0, 5), pixels=(16, 32))
+    small, large = (flops_per_image(model, pixels) for pixels in (16, 32))
+    windows = [StepTimes(num, 1.0, (), 0.0, 0.0, last_step) for num, last_step in ((2, 4), (4, 8))]
+    # steps 3 to 8, of which step 6, after five completed ones, is the first with large images
+    assert mean_flops_per_image(model, resolutions, windows) == pytest.approx((3 * small + 3 * large) / 6)
 
 
 def test_a_cpu_is_measured() -> None:

@@ -94,6 +94,18 @@ def test_activations_grow_with_the_image_and_shrink_with_the_precision() -> None
     assert sample_bytes(32, "float64") == pytest.approx(sample_bytes(32, "float32") * 2, rel=0.05)
 
 
+def test_memory_is_that_of_the_largest_resolution_of_training() -> None:
+    def sample_bytes(resolution: int, **parts: int) -> int:
+        progressive = {Duration.parse(time.replace("_", " ")): pixels for time, pixels in parts.items()}
+        data = DataRecipe(root="/data", resolution=resolution, progressive=progressive)
+        return memory.step_bytes(replace(RECIPE, data=data))[1]
+
+    largest = sample_bytes(64)
+    times = [{"0_epochs": 32, "1_epoch": 64}, {"0_epochs": 64, "1_epoch": 32}]
+    assert [sample_bytes(96, **parts) for parts in times] == [largest, largest]
+    assert sample_bytes(64, **{"1_epoch": 32}) == largest
+
+
 def test_the_count_is_that_of_a_real_backward_pass() -> None:
     """Tensors that autograd keeps of a real batch, against the count without memory."""
     from resnet_dist.models import build_model

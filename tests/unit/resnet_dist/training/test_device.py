@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_dist.data.erasing import RandomErasing
-from resnet_dist.data.loader import HostBatch, normalise
+from resnet_dist.data.loader import BadImage, HostBatch, normalise
 from resnet_dist.data.mixing import PairMixing
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
@@ -50,6 +50,25 @@ def test_without_regularizers_images_are_only_normalised(training: bool, precisi
     assert torch.equal(own.images, normalise(batch().images, PLAIN.data.mean, PLAIN.data.std, dtype))
     assert torch.equal(own.labels, batch().labels)
     assert own.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("broken", [[2], [3], [2, 3], [0, 5]])
+def test_broken_samples_are_removed_and_their_partners_are_not_mixed(broken: list[int]) -> None:
+    host, to_device = batch(), ToDevice(ALL, CPU, training=True)
+    whole = to_device(host)
+    own = to_device(replace(host, broken={number: BadImage(f"{number}.jpg", "") for number in broken}))
+    erased = ToDevice(replace(ALL, regularization=RegularizationRecipe(random_erasing=0.5)), CPU, training=True)(host)
+    partners = [number ^ 1 for number in broken]
+    kept = [number for number in range(NUM) if number not in broken]
+    assert (len(own.images), len(own.labels), own.num_broken) == (NUM - len(broken), NUM - len(broken), len(broken))
+    assert own.images.is_contiguous(memory_format=torch.channels_last)
+    for number, image, label in zip(kept, own.images, own.labels, strict=True):
+        if number in partners:
+            assert torch.equal(image, erased.images[number])
+            assert torch.equal(label, torch.eye(NUM_CLASSES)[host.labels[number]])
+        else:
+            assert torch.equal(image, whole.images[number])
+            assert torch.equal(label, whole.labels[number])
 
 
 def test_evaluation_neither_erases_nor_mixes() -> None:

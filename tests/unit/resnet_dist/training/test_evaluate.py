@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.errors import DataError
 from resnet_dist.training.evaluate import Evaluation, evaluate
 
 CPU = torch.device("cpu")
@@ -49,6 +51,18 @@ def test_every_sample_counts_once_whatever_the_batches(size: int) -> None:
     assert found.top5 == sum(rank < 5 for rank in ranks) / NUM
     assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-12)
     assert found.num_samples == NUM
+
+
+def test_broken_samples_are_counted_and_left_out() -> None:
+    first, second = batches(23)[0], MicroBatch(torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.int64), num_broken=2)
+    found = evaluate(Lookup(), [replace(first, num_broken=1), second], NUM + 3, CPU)
+    assert found == replace(evaluate(Lookup(), batches(23), NUM, CPU), num_bad=3)
+    assert found.record()["num_bad"] == 3
+    assert replace(found, num_bad=0, train=found).record()["train_num_bad"] == 3
+    with pytest.raises(RuntimeError, match=f"evaluation saw {NUM + 3} samples of {NUM}"):
+        evaluate(Lookup(), [replace(first, num_broken=1), second], NUM, CPU)
+    with pytest.raises(DataError, match="all 2 are broken"):
+        evaluate(Lookup(), [second], 2, CPU)
 
 
 @pytest.mark.parametrize("num_samples", [NUM - 1, NUM + 1])

@@ -1,0 +1,77 @@
+"""Requests for decoders: of an index, or of encoded images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from resnet_dist.data import BatchRequest, Index
+from resnet_dist.data.crops import flips, training_windows
+from resnet_dist.data.files import files_of
+from resnet_dist.data.requests import Decoder
+from resnet_dist.errors import DataError
+
+RESOLUTION = 32
+FIRST_ID = 40
+
+Window = tuple[int, int, int, int]
+
+
+class Contents:
+    """Images in memory; their ids begin at FIRST_ID. None is a file that is missing."""
+
+    def __init__(self, contents: Sequence[bytes | None]) -> None:
+        self._contents = contents
+
+    def name(self, sample_id: int) -> str:
+        return f"image-{sample_id}.jpg"
+
+    def read(self, sample_id: int) -> bytes:
+        content = self._contents[sample_id - FIRST_ID]
+        if content is None:
+            raise DataError(self.name(sample_id), "cannot be read: it is gone", sample_id)
+        return content
+
+
+def request_for(index: Index, first: int, last: int) -> BatchRequest:
+    """Random windows of positions first..last; the images of the index in their order, again and again."""
+    positions = np.arange(first, last, dtype=np.int64)
+    ids = positions % len(index)
+    windows = training_windows(index.heights[ids], index.widths[ids], positions, 0, (0.08, 1.0), (3 / 4, 4 / 3))
+    return BatchRequest.of(index, files_of(index), positions, ids, windows, flips(positions, 0), RESOLUTION)
+
+
+def requests_for(index: Index, sizes: list[int]) -> Iterator[BatchRequest]:
+    ends = np.cumsum(sizes).tolist()
+    return (request_for(index, end - size, end) for size, end in zip(sizes, ends, strict=True))
+
+
+def request_of(
+    contents: Sequence[bytes | None],
+    windows: Sequence[Window],
+    flip: Sequence[bool] = (),
+    resolution: int = RESOLUTION,
+) -> BatchRequest:
+    """Windows of images of unknown kinds."""
+    num = len(contents)
+    return BatchRequest(
+        positions=np.arange(num),
+        sample_ids=np.arange(FIRST_ID, FIRST_ID + num),
+        windows=np.array(windows, dtype=np.int32).reshape(num, 4),
+        flips=np.array(flip or [False] * num),
+        kinds=np.zeros(num, np.uint8),
+        orientations=np.ones(num, np.uint8),
+        resolution=resolution,
+        files=Contents(contents),
+    )
+
+
+def images_of(decoder: Decoder, requests: Iterator[BatchRequest]) -> torch.Tensor:
+    """All images, which must have no errors: uint8 [n, 3, RESOLUTION, RESOLUTION]."""
+    batches = []
+    for decoded in decoder.decode(requests):
+        assert not decoded.errors
+        batches.append(decoded.images)
+    return torch.cat(batches)
