@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import shuffle_quality
 from benchmarks.measure import RESULTS, table, table_of
 from benchmarks.speed_keys import speed_table
 
@@ -55,6 +56,7 @@ def page(results: Path = RESULTS) -> str:
         ("training_cpu", _training),
         ("optimizers", _optimizers),
         ("input", _input),
+        ("shuffle_quality", _shuffle_quality),
         ("checkpoint_stall", _stall),
         ("checkpoint_formats", _formats),
         ("soak", _soak),
@@ -94,6 +96,12 @@ def _input(found: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"- {row['what']}: {row['note']}" for row in found["rows"] if row["note"])
     yield from (f"- {name}: not measured, {reason}" for name, reason in found["absent"].items())
     yield ""
+
+
+def _shuffle_quality(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## How well `data.order: shards` mixes (`python -m benchmarks.shuffle_quality`)\n"
+    yield _machine(found)
+    yield from shuffle_quality.section(found)
 
 
 def _stall(found: Mapping[str, Any]) -> Iterator[str]:

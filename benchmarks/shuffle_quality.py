@@ -108,18 +108,18 @@ def accuracies(images: Path) -> tuple[dict[str, float], dict[str, list[float]]]:
 def section(found: Mapping[str, Any]) -> Iterator[str]:
     """The tables, as Markdown."""
     large, small, top1 = found["deviations"], found["small_deviations"], found["top1"]
-    yield f"Class counts in batches of {BATCH}; {NUM:,} samples, {CLASSES:,} classes, {PER_SHARD:,} samples a shard:\n"
+    yield "The standard deviation of the number of samples of a class in a batch, relative to random batches.\n"
+    yield f"Batches of {BATCH}; {NUM:,} samples, {CLASSES:,} classes, {PER_SHARD:,} samples a shard:\n"
     rows = [[f"{w:,}", f"{large[f'sorted {w}']:.2f}", f"{large[f'shuffled {w}']:.2f}"] for w in WINDOWS]
     yield table(["shuffle_window", "shards sorted by class", "shuffled shards"], rows) + "\n"
-    yield (
-        f"Fashion-MNIST, {SMALL:,} images, shards of {SMALL_PER_SHARD}, batches of {SMALL_BATCH}, {EPOCHS} epochs, "
-        f"{len(found['seeds'])} seeds: deviation of the class counts, and top-1 (mean ± standard deviation):\n"
-    )
-    rows = [["order: uniform", "1.00", _top1(top1["uniform"]), "1.00", _top1(top1["uniform"])]]
+    yield f"Fashion-MNIST: {SMALL:,} images, shards of {SMALL_PER_SHARD}, batches of {SMALL_BATCH}, {EPOCHS} epochs,"
+    yield f"a small ResNet. Top-1 on the 10,000 test images: mean and deviation of {len(found['seeds'])} seeds.\n"
+    uniform = [f"{small['uniform']:.2f}", _top1(top1["uniform"])]
+    rows = [["order: uniform", *uniform, *uniform]]
     for w in SMALL_WINDOWS:
-        cells = ((f"{small[name]:.2f}", _top1(top1[name])) for name in (f"sorted {w}", f"shuffled {w}"))
+        cells = ([f"{small[name]:.2f}", _top1(top1[name])] for name in (f"sorted {w}", f"shuffled {w}"))
         rows.append([f"{w:,}", *(cell for pair in cells for cell in pair)])
-    yield table(["shuffle_window", "sorted", "top-1", "shuffled", "top-1"], rows) + "\n"
+    yield table(["shuffle_window", "sorted by class", "top-1", "shuffled shards", "top-1"], rows) + "\n"
 
 
 def _top1(values: Sequence[float]) -> str:

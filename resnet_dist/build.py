@@ -144,7 +144,7 @@ def build(
     model = whole_model(_with_weights(recipe, worker, resumed=resumed), spans, worker.device)
     masks = add_masks(model, recipe)
     liveness.watch(model, worker.device, lambda: spans.waited_s)
-    of_data = facts_of_data(train, val)
+    of_data = facts_of_data(train, val, recipe.data.order)
     checkpoint = None if resume is None else _load(resume, worker, of_data, train)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)

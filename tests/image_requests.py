@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,3 +77,18 @@ def images_of(decoder: Decoder, requests: Iterator[BatchRequest]) -> torch.Tenso
         assert not decoded.errors
         batches.append(decoded.images)
     return torch.cat(batches)
+
+
+def growth(decoder: Decoder, index: Index, num_batches: int = 500) -> int:
+    """The bytes of memory that this process has more after `num_batches` batches of 4 images than after 100."""
+    sizes = []
+    for number, _ in enumerate(decoder.decode(requests_for(index, [4] * num_batches))):
+        if number in (99, num_batches - 1):
+            gc.collect()
+            sizes.append(_anonymous_bytes())
+    return sizes[1] - sizes[0]
+
+
+def _anonymous_bytes() -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1]) * 1024

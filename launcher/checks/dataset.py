@@ -20,14 +20,13 @@ from resnet_dist.data.files import files_of
 from resnet_dist.data.image_folder import an_image, class_names
 from resnet_dist.data.image_headers import image_header
 from resnet_dist.data.index import Kind
-from resnet_dist.data.known_bad import known_names
 from resnet_dist.data.listing import SPLITS
 from resnet_dist.data.loader import decoder_for
 from resnet_dist.data.packed import packed_index
 from resnet_dist.data.parquet import row_group_warnings
 from resnet_dist.data.remote import RemoteStorage
 from resnet_dist.data.remote_folder import an_object
-from resnet_dist.data.shared_index import check_indices, saved_index
+from resnet_dist.data.shared_index import check_broken, check_indices, saved_index
 from resnet_dist.data.sources import LISTINGS, check_root
 from resnet_dist.errors import DataError, RecipeError, StoreUnavailable
 from resnet_dist.object_stores import is_address
@@ -68,11 +67,8 @@ def _indexed(config: RunConfig, train: Index, val: Index) -> Iterator[Finding]:
     crowded = shared_disks.warning(config.data, len(train) + len(val))
     train, val = select(config.data, train, val)
     check_indices(config.data, config.model.num_classes, train, val)
-    if config.data.on_error == "fail":
-        for index in (train, val):
-            broken = np.flatnonzero(index.kinds == Kind.BROKEN)
-            if len(broken):  # somebody may have repaired them
-                check_whole(refreshed(index.take(broken), data=config.data), known_names(config.data))
+    if broken := [index.take(np.array(list(index.problems))) for index in (train, val) if index.problems]:
+        check_broken(config.data, *(refreshed(index, data=config.data) for index in broken))  # if still so
     found = f"index of {len(train):,} train and {len(val):,} val images in {len(train.classes)} classes"
     yield passed("data", found)
     notes = [*train.notes, *val.notes, *_fewer_classes(config, train.classes[: config.model.num_classes])]

@@ -39,8 +39,8 @@ _LABELS = {
 _CAUSES = {
     "sample_ids": "the runs used different images: seed, data, batch size or first step differ",
     "learning_rate": "the images agree and the LR differs: schedule, duration or batch size differ",
-    "loss": "images and LR agree and the loss differs: initial weights, augmentation, batch norm, precision or the"
-    " steps before differ",
+    "loss": "images and LR agree and the loss differs: initial weights, augmentation, batch norm, precision, broken"
+    " images that were left out (num_left_out) or the steps before differ",
     "gradient_norm": "the losses agree and the gradients differ: backward pass, averaging or weight decay differ",
 }
 

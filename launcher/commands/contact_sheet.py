@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Sample:
     classes    names of the classes and their parts of the label, the largest first
     window     top, left, height, width in the original
     flipped    left to right, after it was cut out
-    original   the whole image; None if it is broken
-    seen       what the network sees, without the normalisation
+    original   the whole image; None if it cannot be read
+    seen       what the network sees, without the normalisation; None for a broken image, which it does not see
     """
 
     position: int
@@ -42,7 +43,7 @@ class Sample:
     window: tuple[int, int, int, int]
     flipped: bool
     original: Image.Image | None
-    seen: Image.Image
+    seen: Image.Image | None
 
 
 def draw(samples: Sequence[Sample], titles: Sequence[str]) -> Image.Image:
@@ -63,16 +64,17 @@ def draw(samples: Sequence[Sample], titles: Sequence[str]) -> Image.Image:
 
 
 def _draw_sample(sheet: Image.Image, pen: ImageDraw.ImageDraw, sample: Sample, left: int, top: int) -> None:
-    if sample.original is None:
-        pen.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=_FAINT)
-        pen.text((left + _GAP, top + _GAP), "broken", _INK, _font())
-    else:
+    for image, start in ((sample.original, left), (sample.seen, left + SIDE + 6)):
+        if image is not None:
+            sheet.paste(_resized(image), (start, top))
+        else:
+            pen.rectangle((start, top, start + SIDE - 1, top + SIDE - 1), outline=_FAINT)
+            pen.text((start + _GAP, top + _GAP), "broken", _INK, _font())
+    if sample.original is not None:
         factor = SIDE / max(sample.original.size)
-        sheet.paste(_resized(sample.original), (left, top))
         window_top, window_left, height, width = (factor * pixels for pixels in sample.window)
         right, bottom = left + window_left + width - 1, top + window_top + height - 1
         pen.rectangle((left + window_left, top + window_top, right, bottom), outline=_WINDOW, width=2)
-    sheet.paste(_resized(sample.seen), (left + SIDE + 6, top))
     for number, line in enumerate(_caption(sample)):
         where = (left, top + SIDE + 6 + number * _LINE_PX)
         pen.text(where, _shortened(line, _WIDTH), _FAINT if number else _INK, _font())
@@ -109,7 +111,7 @@ def _shortened(text: str, width: int) -> str:
     def without_middle(kept: int) -> str:
         return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
 
-    kept = bisect_left(range(1, len(text)), width, key=lambda kept: _font().getlength(without_middle(kept)))
+    kept = bisect_left(range(1, len(text)), width, key=lambda kept: math.ceil(_font().getlength(without_middle(kept))))
     return without_middle(kept)
 
 

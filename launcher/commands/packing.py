@@ -30,6 +30,7 @@ from resnet_dist.data.files import Files, files_of
 from resnet_dist.data.image_headers import header_of
 from resnet_dist.data.index import Index, Kind
 from resnet_dist.data.listing import SPLITS, Split
+from resnet_dist.data.order import Stream
 from resnet_dist.data.packed import CARD, FORMAT, index_path, read_card
 from resnet_dist.data.pillow import open_image
 from resnet_dist.data.shared_index import index_file, saved_index
@@ -54,6 +55,7 @@ class Options:
     quality: int | None = None  # of images that are made smaller
     skip_broken: bool = False
     threads: int | None = None
+    shuffle: bool = False  # write training images in random order; their numbers stay those of the source
 
 
 def pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
@@ -131,7 +133,10 @@ def _index(data: DataRecipe, split: Split, output: Path) -> Index:
 
 def _write(index: Index, split: str, output: Path, options: Options) -> list[Part]:
     """Write the shards of a split."""
-    rows = np.flatnonzero(index.kinds != Kind.BROKEN).tolist()
+    whole = np.flatnonzero(index.kinds != Kind.BROKEN)
+    if options.shuffle and split == "train" and len(whole):
+        whole = whole[Stream(len(whole), seed=0).sample_ids(np.arange(len(whole)))]
+    rows = whole.tolist()
     files, progress = files_of(index), Progress(f"packing {split}", len(rows), "images")
     skipped, lock = [0], threading.Lock()
 
@@ -203,9 +208,11 @@ def _suffix(name: str, content: bytes) -> str:
 def _packed_index(index: Index, parts: list[Part]) -> Index:
     """The index of the shards: names and labels are those of `index`."""
     joined: dict[str, Any] = {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns}
-    rows = joined.pop("rows")
-    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [part.num_samples for part in parts])
-    kept = index if len(rows) == len(index) else index.take(rows)
+    written = joined.pop("rows")
+    in_turn = np.argsort(written)
+    joined = {name: column[in_turn] for name, column in joined.items()}
+    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), [part.num_samples for part in parts])[in_turn]
+    kept = index if len(written) == len(index) else index.take(written[in_turn])
     shards = tuple(part.name for part in parts)
     return Index(
         root="",
@@ -255,6 +262,7 @@ def _card(data: DataRecipe, options: Options, plan: str, splits: dict[str, Any])
         "format": FORMAT,
         "source": {"root": data.root, "source": identity(data), "classes": data.classes},
         "resized": resized,
+        "shuffled": options.shuffle,
         "splits": splits,
         "versions": {"resnet-launcher": metadata.version("resnet-launcher"), "pillow": PIL.__version__},
         "plan": plan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,7 +101,7 @@ def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
         if data.source == "webdataset":
             found = f"is not given, and tar files in {data.root} would be read whole to count their images"
             raise RecipeError("data.num_samples", found, "the number of training images")
-    elif not where.is_dir():
+    elif not os.path.isdir(where):  # noqa: PTH112  Path.is_dir raises if the folder above cannot be read
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
         raise RecipeError("data.root", f"there is no folder {where} on this machine", allowed)
     from resnet_dist.data.classes import in_use  # the package imports torch, which takes seconds
@@ -190,7 +191,7 @@ def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
     root = Path(config.data.root)
     if config.data.subset is not None and config.data.num_samples is not None:
         yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
-    if config.data.source == "imagefolder" and not is_address(config.data.root) and not (root / "train").is_dir():
+    if config.data.source == "imagefolder" and not is_address(config.data.root) and not os.path.isdir(root / "train"):  # noqa: PTH112
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
     yield from plan_disks.lines(config.data, mean_bytes)
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"

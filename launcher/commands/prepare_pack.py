@@ -1,7 +1,8 @@
 """`launcher prepare pack SOURCE OUTPUT`: a data set as packed shards with a finished index.
 
-Images are copied byte for byte, in the order of the source's index and under its names, so that a run on the packed
-shards has the same samples, windows and pixels. With --shorter-side, larger images are made smaller.
+Images are copied byte for byte, under the numbers and names of the source's index, so that a run on the packed shards
+has the same samples, windows and pixels. With --shorter-side, larger images are made smaller. With --shuffle, training
+images are written in random order, for `data.order: shards`; those in a folder are sorted by class.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def add_parser(kinds: Any) -> None:
     kind.add_argument("--shard-mb", metavar="N", type=int, help=f"size of a shard in MB (default: {_SHARD_MB})")
     kind.add_argument("--shorter-side", metavar="N", type=int, help="make larger images smaller: pixels of this side")
     kind.add_argument("--quality", metavar="Q", type=int, help=f"of JPEGs made smaller, 1 to 95 (default: {QUALITY})")
+    kind.add_argument("--shuffle", action="store_true", help="write training images in random order: for order shards")
     kind.add_argument("--skip-broken", action="store_true", help="leave out broken images; otherwise they are an error")
     kind.add_argument("--threads", metavar="N", type=int, help="default: the number of CPUs")
     kind.add_argument("--verify", action="store_true", help="compare the hashes of packed shards, nothing else")
@@ -37,7 +39,7 @@ def _run(given: argparse.Namespace) -> int:
 
     if given.verify:
         options = ("output", "kind", "shard_mb", "shorter_side", "quality", "threads")
-        if any(getattr(given, name) is not None for name in options) or given.skip_broken:
+        if any(getattr(given, name) is not None for name in options) or given.skip_broken or given.shuffle:
             raise UsageError("--verify: only with the folder of packed shards")
         lines = packing.verify(given.source)
     else:
@@ -79,4 +81,4 @@ def _options(given: argparse.Namespace) -> Any:
             raise UsageError(f"--{name.replace('_', '-')} {value}. Allowed: a whole number from {low} to {high:,}")
     quality = None if given.shorter_side is None else given.quality or QUALITY
     shard_mb = _SHARD_MB if given.shard_mb is None else given.shard_mb
-    return packing.Options(shard_mb, given.shorter_side, quality, given.skip_broken, given.threads)
+    return packing.Options(shard_mb, given.shorter_side, quality, given.skip_broken, given.threads, given.shuffle)

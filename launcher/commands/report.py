@@ -129,7 +129,7 @@ def _left_out(run: RunDirectory) -> Facts:
     found: dict[str, Any] = {}
     for record in records:  # the newest numbers
         found |= {key: record[key] for key in ("num_left_out", "num_bad") if key in record}
-    images = {str(record["detail"].get("path")) for record in records if record.get("event") == "bad_image"}
+    images = {str(record.get("detail", {}).get("path")) for record in records if record.get("event") == "bad_image"}
     return {**found, "num_bad_images": len(images)}
 
 

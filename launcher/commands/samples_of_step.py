@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.decode_cpu import pillow_window
 from resnet_dist.data.files import files_of
+from resnet_dist.data.known_bad import known_names, with_known_bad
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.order import order_of
 from resnet_dist.data.requests import Decoded, Decoder
@@ -53,15 +55,19 @@ class Shown:
 def splits(config: RunConfig) -> tuple[Index, Index]:
     """The images that the run trains on, and those that it evaluates. Raises the errors of the data.
 
-    The indices that the run has saved are used, if there are any; here none are saved.
+    The index is the one that the runs of the storage share; it is made if there is none.
     """
     if config.data.source == "synthetic":
         raise RecipeError("data.source", "found synthetic, whose images are random pixels", "a source with images")
-    saved = RunDirectory(Path(config.storage), config.name).index
+    data, shared = config.data, RunDirectory(Path(config.storage), config.name).shared_index
     with tempfile.TemporaryDirectory() as folder:
-        place = saved if saved.is_dir() else Path(folder)
-        train, val = shared_indices(config.data, config.model.num_classes, 0, 1, place)
-    return trained_on(config.data, config.seed, train, rank=0), val
+        indices = shared_indices(data, config.model.num_classes, 0, 1, Path(folder), shared, tell=_tell)
+    train, val = indices if data.known_bad is None else with_known_bad(indices, known_names(data), warn=True)
+    return trained_on(data, config.seed, train, rank=0), val
+
+
+def _tell(detail: Mapping[str, Any]) -> None:
+    print(detail["text"], file=sys.stderr, flush=True)
 
 
 def trained(config: RunConfig, index: Index, step: int, rank: int, num: int) -> Shown:
@@ -146,21 +152,23 @@ def _samples(
     for number, batch in enumerate(batches):
         wanted = min(num - len(found), len(batch.positions))
         whole_pairs = wanted + wanted % 2 if training else wanted  # pairs may be mixed
-        seen = to_device(_first(batch, min(whole_pairs, len(batch.positions))))
-        pixels = _pixels(seen.images, recipe.data)
+        some = _first(batch, min(whole_pairs, len(batch.positions)))
+        seen = to_device(some)  # without the broken images
+        good = zip(_pixels(seen.images, recipe.data), seen.labels, strict=True)
         request = recorder.requests[number]
         for row in range(wanted):
-            classes = _parts(seen.labels[row], index.classes)
+            pixels, label = (None, some.labels[row]) if row in some.broken else next(good)
+            sample_id = int(request.sample_ids[row])
             found.append(
                 Sample(
                     position=int(request.positions[row]),
-                    sample_id=int(request.sample_ids[row]),
-                    path=index.paths[int(request.sample_ids[row])],
-                    classes=classes,
+                    sample_id=sample_id,
+                    path=index.paths[sample_id],
+                    classes=_parts(label, index.classes),
                     window=tuple(request.windows[row].tolist()),
                     flipped=bool(request.flips[row]),
                     original=_original(index, request, row),
-                    seen=Image.fromarray(pixels[row]),
+                    seen=None if pixels is None else Image.fromarray(pixels),
                 )
             )
         if len(found) == num:
@@ -172,7 +180,8 @@ def _first(batch: HostBatch, num: int) -> HostBatch:
     """The first `num` samples of `batch`: a step's batch may have thousands."""
     columns = {part.name: getattr(batch, part.name) for part in dataclasses.fields(batch)}
     of_samples: dict[str, Any] = {name: column[:num] for name, column in columns.items() if isinstance(column, Tensor)}
-    return dataclasses.replace(batch, **of_samples)
+    broken = {row: problem for row, problem in batch.broken.items() if row < num}
+    return dataclasses.replace(batch, **of_samples, broken=broken)
 
 
 def _pixels(images: Tensor, data: DataRecipe) -> NDArray[np.uint8]:

@@ -121,7 +121,12 @@ RULES = (
         Retry.NEVER,
         "correct the value that the message names; launcher plan checks it",
     ),
-    Rule(errors.DataError, ExitCode.DATA, Retry.NEVER, "repair or remove the file that the message names"),
+    Rule(
+        errors.DataError,
+        ExitCode.DATA,
+        Retry.NEVER,
+        "repair the file that the message names, or list it in `data.known_bad`; then run the same command again",
+    ),
     Rule(
         errors.StoreUnavailable,
         ExitCode.UNAVAILABLE,

@@ -81,8 +81,8 @@ def num_training_images(config: RunConfig) -> int | None:
     """
     data = config.data
     known = data.num_trained()
-    root = Path(data.root)
-    if known is not None or not (root / "train" if data.source == "imagefolder" else root).is_dir():
+    root = Path(data.root, "train") if data.source == "imagefolder" else Path(data.root)
+    if known is not None or not os.path.isdir(root):  # noqa: PTH112  Path.is_dir raises if it cannot read above
         return known
     from resnet_dist.data.sources import listed, num_in_use
 

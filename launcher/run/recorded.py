@@ -29,6 +29,10 @@ FIXED = ("seed", "model", "data", "batch.size", "batch_norm", "optimizer.name", 
 # compared elsewhere.
 FREE = (
     "data.root",
+    "data.source",
+    "data.image_key",
+    "data.label_key",
+    "data.cache",
     "data.decoder",
     "data.prefetch",
     "data.num_samples",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Protocol
 
 from launcher.exit_codes import ExitCode
@@ -16,8 +15,6 @@ from launcher.study.plan import Plan, PlannedRun
 from launcher.study.rounds import Job, Round, has_reached, next_round
 from launcher.study.state import ENDED, State
 from launcher.study.training import Answer, Ended, Moment, Order
-
-NUM_TABLES = 2  # of the training and the val split
 
 
 class Runner(Protocol):
@@ -58,7 +55,7 @@ def carry_out(plan: Plan, only: Sequence[PlannedRun], runner: Runner, stop: Stop
             break
         is_first = False
         line.begin(now, jobs)
-        for job, answer in runner.run(jobs, lambda job: _order(plan, job)):
+        for job, answer in runner.run(jobs, lambda job: Order(job.run.config, job.pause_at)):
             if isinstance(answer, Moment):
                 line.moments[job.run.name] = answer
             elif isinstance(answer, Ended):
@@ -93,19 +90,3 @@ def _ended(job: Job, answer: Ended, stop: StopSignals) -> State:
         return state
     reason = answer.reason or f"it was stopped by another process at step {state.step}"
     return replace(state, status="failed", reason=reason, code=answer.code)
-
-
-def _order(plan: Plan, job: Job) -> Order:
-    return Order(job.run.config, job.pause_at, _index(plan, job.run))
-
-
-def _index(plan: Plan, run: PlannedRun) -> Path | None:
-    """The tables of the images of another run with the same data; None if there is none."""
-    if run.config.data.source != "imagefolder" or _tables(run):
-        return None
-    same = (other for other in plan.runs if other is not run and other.config.data == run.config.data)
-    return next((other.directory.index for other in same if len(_tables(other)) >= NUM_TABLES), None)
-
-
-def _tables(run: PlannedRun) -> list[Path]:
-    return list(run.directory.index.glob("[!.]*"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -26,11 +25,10 @@ REPORT_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Order:
-    """A run to train. `index`: a folder with tables of the same images; `pause_at`: the fraction to train now."""
+    """A run to train. `pause_at`: the fraction to train now."""
 
     config: RunConfig
     pause_at: Fraction | None = None
-    index: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,6 @@ def carry_out(order: Order, stop: RunStop, say: Callable[[Answer], None]) -> End
     stop.paused = False
     with _output(run) as stream:
         try:
-            _copy_index(order.index, run.index)
             faults = dataclasses.replace(order.config.faults, max_failures=0)  # this process trains: no child does
             config = dataclasses.replace(order.config, faults=faults)
             code, _ = train(config, "auto", Reporter(stream, order, stop, say), attended=True, stop=stop)
@@ -124,14 +121,3 @@ def _output(run: RunDirectory) -> Iterator[TextIO]:
             for descriptor, before in zip((1, 2), kept, strict=True):
                 os.dup2(before, descriptor)
                 os.close(before)
-
-
-def _copy_index(source: Path | None, target: Path) -> None:
-    """Copy the tables of the images, unless there are some. The run checks that they are those of its data."""
-    if source is None or not source.is_dir():
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.glob("[!.]*"):
-        if not (target / file.name).exists():
-            shutil.copyfile(file, target / f".{file.name}")
-            (target / f".{file.name}").replace(target / file.name)

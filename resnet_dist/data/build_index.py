@@ -107,15 +107,20 @@ def refreshed(index: Index, *, data: DataRecipe | None = None, report: Report = 
     return index if same and problems == dict(index.problems) else _filled(index, table, problems)
 
 
-def check_whole(index: Index, known_bad: frozenset[str] = frozenset()) -> None:
-    """Raise one DataError for all broken images of an index, except for those with names in `known_bad`."""
-    rows = [row for row in sorted(index.problems) if not known_bad or index.paths[row] not in known_bad]
-    if not rows:
+def check_whole(*indices: Index, known_bad: frozenset[str] = frozenset()) -> None:
+    """Raise one DataError for all broken images of `indices`, except for those with names in `known_bad`."""
+    found = [
+        (index.path(row), problem)
+        for index in indices
+        for row, problem in sorted(index.problems.items())
+        if not known_bad or index.paths[row] not in known_bad
+    ]
+    if not found:
         return
-    first, others = rows[0], [f"{index.path(row)}: {index.problems[row]}" for row in rows[1:_NAMED]]
-    more = f"; and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-    counted = f". The first of {len(rows)} broken files; the others are {'; '.join(others)}{more}" if others else ""
-    raise DataError(index.path(first), f"{index.problems[first]}{counted}")
+    others = "; ".join(f"{path}: {problem}" for path, problem in found[1:_NAMED])
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    counted = f". The first of {len(found)} broken files; the others are {others}{more}" if others else ""
+    raise DataError(found[0][0], f"{found[0][1]}{counted}")
 
 
 def _filled(index: Index, table: Table, problems: Mapping[int, str]) -> Index:
@@ -153,6 +158,8 @@ def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str], data
 
 def _names(index: Index, rows: Rows) -> Sequence[str]:
     paths = index.paths
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1:  # ascending: all rows between them
+        return paths[int(rows[0]) : int(rows[-1]) + 1]
     return paths.take(rows)[:] if isinstance(paths, Texts) else [paths[row] for row in rows.tolist()]
 
 

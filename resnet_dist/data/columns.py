@@ -104,6 +104,13 @@ class Texts(Sequence[str]):
         content = np.frombuffer(encoded, dtype=np.uint8)
         return cls(content, np.flatnonzero(content == 0) + 1)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """All texts of `parts`, one part after the other."""
+        starts = np.cumsum([0, *(len(part.content) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts[:-1].tolist(), strict=True)]
+        return cls(np.concatenate([part.content for part in parts]), np.concatenate(ends))
+
     def take(self, rows: NDArray[np.int64]) -> Texts:
         """The texts `rows`, in that order."""
         ends = self.ends[rows]

@@ -26,7 +26,8 @@ from resnet_dist.errors import DataError
 
 _LARGEST_PART = 8  # samples that a thread takes at once
 
-_resize = torch.ops.aten._upsample_bilinear2d_aa  # torch.nn.functional.interpolate(mode="bilinear", antialias=True)
+# As torch.nn.functional.interpolate(mode="bilinear", antialias=True), which cannot write into the batch.
+_resize = torch._C._nn._upsample_bilinear2d_aa
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def _decode(request: BatchRequest, numbers: range, windows: _Windows, images: Te
             row.zero_()
             continue
         if request.flips[number]:  # flipped after resizing, which does not treat left and right alike
-            torch.ops.aten.flip.out(_resize.default(window, size, False), [3], out=row)
+            row.copy_(_resize(window, size, False).flip(3))
         else:
-            _resize.out(window, size, False, out=row)
+            _resize(window, size, False, out=row)
     return errors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from resnet_dist.data.image_headers import tail_of
+from resnet_dist.data.image_headers import Header, header_of, tail_of
 from resnet_dist.data.index import Index
 from resnet_dist.data.storage import Storage, storage_of
 from resnet_dist.errors import DataError
@@ -50,7 +50,10 @@ class StoredFiles:
                 content = self._storage.read(index.paths[sample_id], version=version)
         except DataError as error:
             raise DataError(self.name(sample_id), error.problem, sample_id) from error
-        check_unchanged(index, sample_id, content)
+        if len(index.tails):
+            check_unchanged(index, sample_id, content)
+        else:  # an index of a user's function
+            _check_pixels(index, sample_id, content)
         return content
 
 
@@ -72,5 +75,25 @@ def check_unchanged(index: Index, sample_id: int, content: bytes) -> None:
     if recorded in (0, found) and int(index.tails[sample_id]) == tail_of(content):
         return
     was = f"it has {found:,} bytes, not {recorded:,}" if recorded not in (0, found) else "other bytes at its end"
-    problem = f"has changed since it was indexed ({was}). Restore it, or start a run under another name"
-    raise DataError(index.path(sample_id), problem, sample_id)
+    raise DataError(index.path(sample_id), _changed(was), sample_id)
+
+
+def _check_pixels(index: Index, sample_id: int, content: bytes) -> None:
+    """Raise DataError unless an image has the height and width of the index."""
+    header = header_in(content, index.path(sample_id), sample_id)
+    height, width = int(index.heights[sample_id]), int(index.widths[sample_id])
+    if (header.height, header.width) != (height, width):
+        was = f"it has {header.height} x {header.width} pixels, not {height} x {width}"
+        raise DataError(index.path(sample_id), _changed(was), sample_id)
+
+
+def _changed(was: str) -> str:
+    return f"has changed since it was indexed ({was}). Restore it, or start a run under another name"
+
+
+def header_in(content: bytes, name: str, sample_id: int) -> Header:
+    """The header of an encoded image. Raises DataError, with its name and id, if it is refused."""
+    try:
+        return header_of(name, len(content), lambda num, offset: content[offset : offset + num])
+    except DataError as error:
+        raise DataError(name, error.problem, sample_id) from error

@@ -76,8 +76,8 @@ def header_of(name: str, num_bytes: int, read: Read) -> Header:
         if not ends and jpeg_headers.END not in read(num_bytes - frame, frame):
             raise DataError(name, jpeg_headers.truncated(num_bytes))
     elif head.startswith(png_headers.MAGIC):
-        height, width, ordinary, has_metadata = png_headers.png_header(name, num_bytes, head, read)
-        orientation = _orientation(read(num_bytes, 0)) if has_metadata else 1
+        height, width, may_be_turned = png_headers.png_header(name, num_bytes, head, read)
+        ordinary, orientation = False, _orientation(read(num_bytes, 0)) if may_be_turned else 1
     else:
         height, width, orientation = _by_pillow(name, read(num_bytes, 0))
         ordinary = False

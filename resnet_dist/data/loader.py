@@ -102,6 +102,7 @@ def training_batches(
     cannot be decoded.
     """
     resolutions = Resolutions.of(recipe, batch_size=layout.size, num_samples=len(index))
+    complete = np.zeros(len(index), dtype=np.bool_)
 
     def requests() -> Iterator[BatchRequest]:
         for step in steps:
@@ -111,7 +112,7 @@ def training_batches(
                 heights, widths = index.heights[ids], index.widths[ids]
                 windows = crops.training_windows(heights, widths, positions, seed, recipe.crop_area, recipe.crop_aspect)
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
-                yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step))
+                yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step), complete)
 
     return _decoded(index, requests(), decoder, recipe, augmentation)
 

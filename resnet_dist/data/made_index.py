@@ -71,8 +71,8 @@ def make_index(
 ) -> str:
     """See to it that `folder` has the index of a split, a saved one if it is current, else a new one; its fingerprint.
 
-    A warning says what has changed since the last index. Raises DataError for broken images under `data.on_error: fail`
-    and, for a `resumed` run, if its images have changed; StorageError if `folder` cannot be written.
+    A warning says what has changed since the last index. Broken images are in it, see `check_broken`. Raises DataError
+    if the images of a `resumed` run have changed; StorageError if `folder` cannot be written.
     """
     own = index_file(folder, split)
     before = _load(own) or load_old(own.with_suffix(".npz"))
@@ -83,7 +83,7 @@ def make_index(
     else:
         index, file = dataclasses.replace(index_of(data, split), source=identity(data)), None
     if resumed and before is not None:
-        _check_broken(data, index)
+        check_broken(data, index)
         merged = _as_it_began(data, split, before, index)
         index, file = merged, file if merged is index else None
     elif last is not None and last.root == index.root and (changed := changes(last, index)):
@@ -93,13 +93,13 @@ def make_index(
             index.save(own)
     except OSError as error:
         raise StorageError(str(own), error.strerror or str(error)) from error
-    _check_broken(data, index)  # once it is saved: the next start reads the broken ones only
     return index.fingerprint()
 
 
-def _check_broken(data: DataRecipe, index: Index) -> None:
-    if data.on_error == "fail" and index.problems:
-        check_whole(index, known_names(data))
+def check_broken(data: DataRecipe, *indices: Index) -> None:
+    """Raise one DataError for all broken images under `data.on_error: fail`, except for `data.known_bad`."""
+    if data.on_error == "fail" and any(index.problems for index in indices):
+        check_whole(*indices, known_bad=known_names(data))
 
 
 def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) -> Index:

@@ -26,7 +26,7 @@ from resnet_dist.recipe.schema import DataRecipe
 _ROUNDS = 24
 _BLOCK = 1_000  # consecutive rows of an index without shards that `order: shards` keeps together
 _COUNTED = 200  # batches
-_MOST_UNEVEN = 1.3  # without a warning; docs/data.md has the accuracy of small runs
+_MOST_UNEVEN = 1.2  # without a warning; docs/benchmarks.md has the accuracy of small runs
 _EPOCHS = 4  # whose order of shards is kept: of the steps that are read ahead
 
 _log = logging.getLogger(__name__)
@@ -162,8 +162,8 @@ def warn_of_classes(order: Order, labels: NDArray[np.int64], batch_size: int) ->
     if isinstance(order, ShardStream) and (found := unevenness(order, labels, batch_size)) > _MOST_UNEVEN:
         _log.warning(
             "data.order: shards: the number of images of a class varies %.1f times as much from batch to batch as in "
-            "random batches: shards are sorted by class. Accuracy suffers. Write the shards in random order, or set a "
-            "larger data.shuffle_window, or data.order: uniform",
+            "random batches: shards are sorted by class. Accuracy suffers. Write the shards in random order (launcher "
+            "prepare pack --shuffle), or set a larger data.shuffle_window, or data.order: uniform",
             found,
         )
 

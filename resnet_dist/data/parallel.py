@@ -11,8 +11,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 CHUNK = 256  # rows: long enough that handing a range to a thread costs nothing, short enough to see progress
-_FIRST, _MOST = 2, 64  # threads; a network disk answers 64 requests at once, and no faster for more
-_BUSY = 0.7  # seconds of all threads a second: with more of them, more threads only wait for the interpreter
+_FIRST, _MOST = 1, 64  # threads; a network disk answers 64 requests at once, and no faster for more
+_BUSY = 0.5  # seconds of all threads a second: with more of them, more threads only wait for the interpreter
 
 
 def in_chunks(num: int, work: Callable[[int, int], T]) -> Iterator[tuple[int, int, T]]:
@@ -63,7 +63,7 @@ class _Load:
     """Whether threads mostly wait for something else than a CPU, by what they report; over a tenth of a second."""
 
     def __init__(self) -> None:
-        self._since, self._busy_s = time.monotonic(), 0.0
+        self._since, self._busy_s, self._own_s = time.monotonic(), 0.0, _busy_s()
 
     def is_low(self, busy_s: float) -> bool:
         """Count `busy_s` of a thread; True at the end of a period in which they were few."""
@@ -71,8 +71,9 @@ class _Load:
         elapsed = time.monotonic() - self._since
         if elapsed < 0.1:
             return False
-        low = self._busy_s < _BUSY * elapsed
-        self._since, self._busy_s = time.monotonic(), 0.0
+        own_s = _busy_s()
+        low = self._busy_s + own_s - self._own_s < _BUSY * elapsed
+        self._since, self._busy_s, self._own_s = time.monotonic(), 0.0, own_s
         return low
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.files import Files
-from resnet_dist.data.image_headers import header_of
+from resnet_dist.data.files import Files, header_in
 from resnet_dist.data.index import Index, Kind
 from resnet_dist.data.jpeg_data import is_complete_jpeg
 from resnet_dist.errors import DataError
@@ -32,6 +31,8 @@ class BatchRequest:
     orientations  uint8 [n]: the EXIF orientation to apply; 1: none
     resolution    height and width of the decoded images
     files         reads the encoded images
+    complete      bool [images of the index], changed by `encoded`: which ones were found to be complete JPEGs. Requests
+                  that share it look for damage once per image. None: each time
     """
 
     positions: NDArray[np.int64]
@@ -42,6 +43,7 @@ class BatchRequest:
     orientations: NDArray[np.uint8]
     resolution: int
     files: Files
+    complete: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         num = len(self.sample_ids)
@@ -60,10 +62,11 @@ class BatchRequest:
         windows: NDArray[np.int32],
         flips: NDArray[np.bool_],
         resolution: int,
+        complete: NDArray[np.bool_] | None = None,
     ) -> BatchRequest:
         """A request for rows `sample_ids` of `index`."""
         kinds, orientations = index.kinds[sample_ids], index.orientations[sample_ids]
-        return cls(positions, sample_ids, windows, flips, kinds, orientations, resolution, files)
+        return cls(positions, sample_ids, windows, flips, kinds, orientations, resolution, files, complete)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -82,24 +85,21 @@ class BatchRequest:
         """The encoded image of sample `number`, and whether it is a JPEG that every decoder decodes to the same pixels.
 
         If not, `resnet_dist.data.decode_cpu.pillow_window` decodes it under every decoder. Raises DataError if it
-        cannot be read or is known to be broken.
+        cannot be read, is known to be broken, or if its header is refused.
         """
         sample_id, kind = int(self.sample_ids[number]), int(self.kinds[number])
         if kind == Kind.BROKEN:
             raise DataError(self.files.name(sample_id), "is known to be broken", sample_id)
         content = self.files.read(sample_id)
         if kind == Kind.UNKNOWN:
-            kind = _kind(content)
-        ordinary = kind == Kind.ORDINARY and self.orientations[number] == 1
-        return content, ordinary and is_complete_jpeg(content)
-
-
-def _kind(content: bytes) -> Kind:
-    """The kind of an encoded image of which the index does not know it."""
-    try:
-        return header_of("", len(content), lambda num, offset: content[offset : offset + num]).kind
-    except DataError:
-        return Kind.PILLOW  # which says what is wrong, if the pixels are
+            kind = header_in(content, self.name(number), sample_id).kind
+        if kind != Kind.ORDINARY or self.orientations[number] != 1:
+            return content, False
+        if self.complete is None:
+            return content, is_complete_jpeg(content)
+        if not self.complete[sample_id]:
+            self.complete[sample_id] = is_complete_jpeg(content)
+        return content, bool(self.complete[sample_id])
 
 
 @dataclass(frozen=True, eq=False)

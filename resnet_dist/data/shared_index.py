@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from resnet_dist.data.classes import select
 from resnet_dist.data.index_changes import check_sub_folders
 from resnet_dist.data.index_progress import IndexProgress
 from resnet_dist.data.listing import SPLITS, Split
-from resnet_dist.data.made_index import index_file, make_index, saved_index
+from resnet_dist.data.made_index import check_broken, index_file, make_index, saved_index
 from resnet_dist.data.parquet import row_group_warnings
 from resnet_dist.data.sources import check_num_samples
 from resnet_dist.data.synthetic import synthetic_indices
@@ -58,7 +59,9 @@ def shared_indices(
             tell(detail)
 
     made = run_long_on_rank_0(make_both, rank, world_size, done=lambda: progress.count, beat=beat, tick=tick)
-    train, val = select(data, *(_loaded(index_file(folder, split), made[split], rank) for split in SPLITS))
+    whole = [_loaded(index_file(folder, split), made[split], rank) for split in SPLITS]
+    check_broken(data, *whole)  # now that they are saved: the next start reads the broken ones only
+    train, val = select(data, *whole)
     check_indices(data, num_classes, train, val)
     if rank == 0:
         fewer = compare_classes(data.root, train.classes[:num_classes], num_classes)
@@ -89,9 +92,13 @@ def check_indices(data: DataRecipe, num_classes: int, train: Index, val: Index) 
         check_labels(index, num_classes)
 
 
-def facts_of_data(train: Index, val: Index) -> dict[str, str | None]:
-    """What checkpoints record about the images of a run: names, labels and sizes (`data`), and their bytes."""
+def facts_of_data(train: Index, val: Index, order: str = "uniform") -> dict[str, str | None]:
+    """What checkpoints record about the images of a run: names, labels and sizes (`data`), and their bytes.
+
+    Under `data.order: shards` also which sample is in which shard, which decides about the order.
+    """
     return {
+        "data_shards": hashlib.sha256(train.shard_numbers.tobytes()).hexdigest() if order == "shards" else None,
         "data": train.fingerprint(),
         "data_contents": train.contents(),
         "val_data": val.fingerprint(),
@@ -110,10 +117,11 @@ def check_same_data(now: Mapping[str, str | None], state: Mapping[str, Any], ste
         check_sub_folders(train, state["data"], f"The checkpoint of step {step} was trained")
     for key in changed:
         split = "val" if key.startswith("val") else "train"
-        what = "bytes" if key.endswith("contents") else "files, labels or sizes"
+        kinds = {"contents": "bytes", "shards": "shards (data.order: shards)"}
+        what = kinds.get(key.rpartition("_")[2], "files, labels or sizes")
         advice = "Restore them, or start a run under another name"
         problem = f"{what} of {split} have changed since the checkpoint of step {step}. {advice}"
         raise DataError(train.root, problem)
 
 
-__all__ = ["SPLITS", "check_indices", "index_file", "saved_index", "shared_indices"]
+__all__ = ["SPLITS", "check_broken", "check_indices", "index_file", "saved_index", "shared_indices"]

@@ -116,7 +116,7 @@ class DataRecipe:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # of the RGB channels in [0, 1]; ImageNet's (torchvision)
     on_error: Literal["fail", "replace"] = "fail"  # a broken image ends the run, or has weight 0
-    max_bad_images: int | float = 0.001  # on_error replace: number (from 1) or fraction (below 1) that is accepted
+    max_bad_images: int | float = 0.001  # on_error replace: accepted images, a number or a fraction of the training set
     known_bad: str | None = None  # text file with the path of an image per line: they are not read, and have weight 0
     num_samples: int | None = None  # images in the training split, before `subset`; for `plan` where there is no data
     prefetch: int = 2  # micro-batches that are decoded ahead

@@ -53,7 +53,11 @@ PLANTS = [
     Plant("cluster makes text: it knows neither the other packages nor Ray nor torch", "cluster/profile.py", "torch"),
     Plant("A recipe is read without torch", "resnet_dist/recipe/schema.py", "torch"),
     Plant("Only launcher.ray_backend imports Ray", "launcher/worker/train.py", "ray"),
-    Plant("Only data.decode_dali imports DALI", "resnet_dist/data/loader.py", "nvidia"),
+    Plant(
+        "Only data.decode_dali imports DALI, and only data.decode_regions nvImageCodec",
+        "resnet_dist/data/loader.py",
+        "nvidia",
+    ),
     Plant("Only engines.zero imports DeepSpeed", "resnet_dist/training/checkpointing.py", "deepspeed"),
     Plant("Only object_stores imports fsspec", "resnet_dist/checkpoint/mirror.py", "fsspec"),
 ]

@@ -61,9 +61,9 @@ def _shrink(file: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (Path.unlink, "cannot be decoded: [Errno 2] No such file or directory"),
-        (_cut, "cannot be decoded: "),  # why, the codec says in words of its own
-        (_shrink, "is too small for its window"),  # the index no longer fits
+        (Path.unlink, "cannot be read: No such file or directory"),
+        (_cut, "has changed since it was indexed (it has "),
+        (_shrink, "has changed since it was indexed (it has "),
     ],
     ids=["vanished", "cut in half", "replaced by a smaller one"],
 )

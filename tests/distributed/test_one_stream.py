@@ -89,7 +89,7 @@ def write_images(folder: Path) -> None:
                         member = tarfile.TarInfo(f"{row:03}.{suffix}")
                         member.size = len(content)
                         archive.addfile(member, io.BytesIO(content))
-    list(pack(DataRecipe(root=str(loose)), folder / "packed", Options(shard_mb=1)))
+    list(pack(DataRecipe(root=str(loose)), folder / "packed", Options(shard_mb=1, shuffle=True)))
 
 
 def recipe(case: Case, folder: Path) -> Recipe:

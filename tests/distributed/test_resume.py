@@ -39,7 +39,8 @@ def test_a_killed_run_resumes_with_the_same_bits(
     config_file: Path, train: Callable[..., str], start: Start, losses_of: Losses
 ) -> None:
     storage = config_file.parent / "runs"
-    overrides = ("precision=float32", "duration=40 steps", "checkpoint.every=3 steps", "data.resolution=32")
+    resolutions = ("data.resolution=32", "data.progressive={30 %: 24, 60 %: 32}")
+    overrides = ("precision=float32", "duration=40 steps", "checkpoint.every=3 steps", *resolutions)
     train("name=undisturbed", *overrides)
     process = start("name=killed", *overrides)
     wait_for_step(storage / "killed", random.randint(4, 20), process)

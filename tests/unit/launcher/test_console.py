@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.console import Progress, summary_lines
+from launcher.console import Progress, left_out_text, summary_lines
 from launcher.run.directory import RunDirectory
 
 
@@ -45,6 +45,13 @@ def test_a_warning_of_a_worker_is_shown() -> None:
     detail = {"text": "3 files were left out"}
     Progress(stream).record({"kind": "event", "step": 0, "event": "warning", "detail": detail})
     assert stream.getvalue() == "WARNING: 3 files were left out\n"
+
+
+def test_how_far_the_index_is_is_shown() -> None:
+    stream = io.StringIO()
+    detail = {"text": "index: reading the headers of train: 1 of 2"}
+    Progress(stream).record({"kind": "event", "step": 0, "event": "indexing", "detail": detail})
+    assert stream.getvalue() == "index: reading the headers of train: 1 of 2\n"
 
 
 def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
@@ -161,3 +168,22 @@ def test_a_stream_that_cannot_be_written_does_not_end_a_run() -> None:
     ascii_only = io.TextIOWrapper(io.BytesIO(), "ascii")
     for stream in (Full(), closed, ascii_only):
         Progress(stream).print("2 \u00d7 3")
+
+
+def test_broken_images_are_named_once_and_counted(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    for rank in (0, 2):  # rank 0 has logged its own
+        detail = {"path": f"train/{rank}.jpg", "problem": "cannot be decoded", "rank": rank}
+        progress.record({"kind": "event", "step": 3, "event": "bad_image", "detail": detail})
+    numbers = {"step": 20, "top1": 0.5, "top5": 0.75, "loss": 1.0, "num_samples": 998, "num_bad": 2, "time_s": 2.0}
+    progress.record({"kind": "eval", **numbers})
+    named, evaluated = stream.getvalue().splitlines()
+    assert named == "WARNING: train/2.jpg cannot be decoded: it is left out"
+    assert "(998 images without 2 broken ones in 2.0 s)" in evaluated
+    summary = {**numbers, "images_per_s": 90.0, "duration": "2 epochs", "num_bad_images": 3, "num_left_out": 1201}
+    assert summary_lines(RunDirectory(tmp_path, "run"), summary)[2] == (
+        "  left out     3 broken images found (events bad_image in metrics.jsonl); 1,201 samples of the training"
+        " steps, 2 val images"
+    )
+    assert left_out_text({**numbers, "num_bad": 0, "num_bad_images": 0, "num_left_out": 0}) == ""

@@ -132,5 +132,5 @@ def test_a_measurement_reads_the_runs_own_images_and_leaves_nothing(
     assert found["images_per_s"] > 0
     assert bool(found["bottleneck"]) == (kind == "whole")
     left = {path.name for path in (tmp_path / "scratch").rglob("*") if path.is_file()}
-    assert left == {"train.npz", "val.npz"}
+    assert left == {"train.safetensors", "val.safetensors"}
     assert not (tmp_path / "runs").exists()

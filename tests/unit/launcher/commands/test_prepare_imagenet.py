@@ -167,6 +167,15 @@ def test_a_flat_val_is_sorted_in_place(flat: Files, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines()[1].endswith("written before")
 
 
+def test_the_message_about_a_flat_val_names_this_command(flat: Files) -> None:
+    with pytest.raises(DataError) as caught:
+        index_image_folder(str(flat.folder), "val")
+    command = str(caught.value).partition("Run: launcher ")[2].split()
+    assert command == ["prepare", "imagenet", str(flat.folder), "--devkit", "ILSVRC2012_devkit_t12.tar.gz"]
+    assert cli.main([*command[:-1], str(flat.devkit)]) == 0
+    assert len(index_image_folder(str(flat.folder), "val")) == len(VAL)
+
+
 def test_an_interrupted_sort_continues(flat: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "rename", failing_after(5, Path.rename))
     assert flat.run("devkit") == 65

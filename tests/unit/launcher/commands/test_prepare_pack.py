@@ -20,6 +20,7 @@ from launcher import cli
 from launcher.commands import pack_shards, packing
 from launcher.commands.packing import Options, pack
 from launcher.commands.progress import Progress, progress_line
+from resnet_dist.data.files import files_of
 from resnet_dist.data.sources import index_of
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
@@ -90,6 +91,24 @@ def test_the_bytes_depend_on_the_samples_alone(images: Path, tmp_path: Path) -> 
         found.append(hashes(tmp_path / name))
     assert found[0] == found[1]
     assert len([name for name in found[0] if name.startswith("train-")]) == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_images_that_are_written_in_random_order_keep_their_numbers_names_and_bytes(
+    images: Path, tmp_path: Path
+) -> None:
+    for name, shuffle in (("in-turn", False), ("shuffled", True)):
+        list(pack(data(images), tmp_path / name, Options(shard_mb=1, shuffle=shuffle)))
+    one, other = (index_of(data(tmp_path / name, "packed"), "train") for name in ("in-turn", "shuffled"))
+    assert (one.fingerprint(), one.contents()) == (other.fingerprint(), other.contents())
+    assert one.shard_numbers.tolist() == sorted(one.shard_numbers.tolist()) == sorted(other.shard_numbers.tolist())
+    assert other.shard_numbers.tolist() != one.shard_numbers.tolist()
+    files = [files_of(index) for index in (one, other)]
+    assert [files[0].read(row) for row in range(12)] == [files[1].read(row) for row in range(12)]
+    val = [hashes(tmp_path / name)["val-000000.tar"] for name in ("in-turn", "shuffled")]
+    assert val[0] == val[1]
+    with pytest.raises(DataError, match="holds a packing of other images or with other options"):
+        list(pack(data(images), tmp_path / "shuffled", Options(shard_mb=1)))
 
 
 class Stopped(BaseException):

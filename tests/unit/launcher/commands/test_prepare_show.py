@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from launcher import cli
 from launcher.commands import samples_of_step
@@ -93,7 +93,7 @@ def test_what_is_shown_is_what_is_trained_on(config_file: Path, changes: tuple[s
     found = trained(config, step, rank, num=3)
     expected = seen_in_training(config, step, rank)
     assert [np.asarray(sample.seen).tolist() for sample in found.samples] == expected[:3].tolist()
-    assert found.samples[0].seen.size == ((8, 8) if step == 0 else (16, 16))
+    assert np.asarray(found.samples[0].seen).shape == ((8, 8, 3) if step == 0 else (16, 16, 3))
 
 
 def test_each_image_has_its_position_its_file_and_its_window(config_file: Path, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_evaluations_images_have_its_resolution_and_no_changes(config_file: 
     config = configs.load(config_file, [*ALL_CHANGES, "evaluate.resolution=24"])
     found = evaluated(config, rank=1, num=3)
     assert [sample.path for sample in found.samples] == list(index_of(config.data, "val").paths[4:7])
-    assert {sample.seen.size for sample in found.samples} == {(24, 24)}
+    assert {np.asarray(sample.seen).shape for sample in found.samples} == {(24, 24, 3)}
     assert found.described == "24 pixels, central crop 0.875"
 
 
@@ -203,6 +203,36 @@ def test_a_broken_image_is_named(config_file: Path, tmp_path: Path, capsys: pyte
     assert "images/train/" in capsys.readouterr().err
 
 
+def test_broken_images_of_weight_0_are_shown_as_such(config_file: Path, tmp_path: Path) -> None:
+    replace = ("data.on_error=replace", "data.max_bad_images=4", "workers=1", "regularization.mixup=1.0")
+    config = configs.load(config_file, replace)
+    before = trained(config, 0, rank=0, num=8).samples
+    broken = before[3]
+    (tmp_path / "images" / broken.path).write_bytes(b"no image")
+    after = trained(config, 0, rank=0, num=8).samples
+    assert [(sample.position, sample.path) for sample in after] == [(one.position, one.path) for one in before]
+    assert [sample.seen is None for sample in after] == [sample is broken for sample in before]
+    assert after[3].original is None
+    for number in (0, 1, 4, 5, 6, 7):  # its partner in mixup stays as it is, the others are mixed as before
+        assert np.array_equal(np.asarray(after[number].seen), np.asarray(before[number].seen))
+    assert [part for _, part in after[2].classes] == [1.0]
+
+
+@pytest.mark.parametrize(("exif", "size"), [("ignore", (16, 12)), ("apply", (12, 16))])
+def test_an_image_is_turned_as_its_orientation_says(
+    config_file: Path, tmp_path: Path, exif: str, size: tuple[int, int]
+) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for file in (tmp_path / "images").glob("*/*/*.jpg"):
+        with Image.open(file) as image:
+            image.load()
+        image.save(file, exif=turned)
+    for sample in trained(configs.load(config_file, [f"data.exif={exif}"]), 0, rank=0, num=4).samples:
+        assert sample.original is not None
+        assert sample.original.size == size
+
+
 def test_random_pixels_are_not_shown(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = config_file.read_text()
     config_file.write_text(re.sub(r"root: [^,]*", "source: synthetic, num_samples: 64", text))
@@ -225,5 +255,5 @@ def test_captions_stay_inside_of_the_picture() -> None:
 
 
 def test_a_broken_image_has_a_place_in_the_picture() -> None:
-    broken = Sample(1, 2, "train/a/1.jpg", [("a", 1.0)], (0, 0, 1, 1), True, None, Image.new("RGB", (8, 8)))
+    broken = Sample(1, 2, "train/a/1.jpg", [("a", 1.0)], (0, 0, 1, 1), True, None, None)
     assert draw([broken], ["title"]).size == draw([sample((9, 9), 8)], ["title"]).size

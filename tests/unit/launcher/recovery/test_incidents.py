@@ -196,6 +196,24 @@ def test_a_skip_starts_at_the_checkpoint_that_the_next_attempt_can_trust(run: Ru
     assert handler.history.skips == (Skip(30, 3 * 8),)
 
 
+def test_a_report_counts_the_broken_images_of_a_run_that_goes_on(run: RunDirectory) -> None:
+    attempt(run, step=3)
+    assert "left out" not in "\n".join(report_lines(run))
+    records: list[dict[str, Any]] = [
+        {"kind": "event", "event": "bad_image", "step": 2, "detail": {"path": "a.jpg", "problem": "is gone"}},
+        {"kind": "train", "step": 2, "num_left_out": 1},
+        {"kind": "event", "event": "bad_image", "step": 3, "detail": {"path": "b.jpg", "problem": "is gone"}},
+        {"kind": "train", "step": 3, "num_left_out": 4},
+        {"kind": "eval", "step": 3, "num_bad": 2},
+    ]
+    with run.metrics.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    assert list(report_lines(run))[-1] == (
+        "left out: 2 broken images found (events bad_image in metrics.jsonl); 4 samples of the training steps, "
+        "2 val images"
+    )
+
+
 def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> None:
     failed = attempt(run, step=12, saved=10)
     handler_of(run).handle(LOST, failed, SLOTS, "host-1")

@@ -14,6 +14,7 @@ import torch
 from launcher import cli
 from launcher.run.directory import RunDirectory
 from launcher.worker.logged_warnings import LoggedWarnings
+from resnet_dist.data import index_progress
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe
 from resnet_dist.telemetry.metrics_file import read_metrics
@@ -63,8 +64,10 @@ def command(tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: p
 
 
 def test_a_start_says_what_it_leaves_out_and_a_resumed_one_does_not_load_the_weights(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(index_progress, "EVERY_S", 0.0)
+
     def told() -> list[str]:
         assert cli.main(command) == 0
         output = capsys.readouterr().out
@@ -84,6 +87,8 @@ def test_a_start_says_what_it_leaves_out_and_a_resumed_one_does_not_load_the_wei
     assert told() == [left_out, fewer, repeats]
 
     run = RunDirectory(tmp_path / "runs", "run")
+    names = [record["event"] for record in read_metrics(run.metrics) if record["kind"] == "event"]
+    assert names[:3] == ["indexing", "started", "warning"]  # the index is made before the attempt has begun to train
     events = [record for record in read_metrics(run.metrics) if record.get("event") == "warning"]
     told_twice = [left_out, fewer, repeats, head, left_out, fewer, repeats]
     assert [f"WARNING: {record['detail']['text']}" for record in events] == told_twice

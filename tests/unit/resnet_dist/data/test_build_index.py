@@ -91,7 +91,7 @@ def test_broken_images_are_rows_with_their_problems(folder: Path, tmp_path: Path
     assert Index.load(tmp_path / "index").problems == index.problems
     with pytest.raises(DataError, match=rf"ant/1\.jpg: .* The first of {len(broken)} broken files"):
         check_whole(index)
-    check_whole(index, frozenset(broken))
+    check_whole(index, known_bad=frozenset(broken))
 
 
 def test_an_interrupted_start_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from resnet_dist.data.files import files_of
 from resnet_dist.data.index import Index
 from resnet_dist.data.loader import HostBatch, training_batches
 from resnet_dist.data.order import order_of
+from resnet_dist.data.shared_index import check_same_data, facts_of_data
 from resnet_dist.data.sources import index_of
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.batch_layout import BatchLayout
@@ -125,3 +126,10 @@ def test_the_card_names_shards_versions_and_source(packed: Path, image_folder: P
     assert (card["format"], card["resized"], card["source"]["root"]) == (1, None, str(image_folder))
     assert [card["splits"][split]["images"] for split in ("train", "val")] == [12, 6]
     assert card["splits"]["train"]["shards"][0].keys() == {"name", "images", "bytes", "sha256"}
+
+
+def test_a_run_may_go_on_with_packed_shards_unless_the_order_depends_on_them(packed: Path, image_folder: Path) -> None:
+    loose, shards = (index_of(recipe(*of), "train") for of in ((image_folder, "imagefolder"), (packed, "packed")))
+    check_same_data(facts_of_data(shards, shards), facts_of_data(loose, loose), 7, shards)
+    with pytest.raises(DataError, match=r"shards \(data\.order: shards\) of train have changed since"):
+        check_same_data(facts_of_data(shards, shards, "shards"), facts_of_data(loose, loose, "shards"), 7, shards)

@@ -8,13 +8,15 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from resnet_dist.data import Index, build_index, index_image_folder, made_index
+from resnet_dist import rank_zero
+from resnet_dist.data import Index, build_index, index_image_folder, index_progress, made_index, parallel
 from resnet_dist.data.image_folder import without_sub_folders
 from resnet_dist.data.image_headers import Header, header_of
 from resnet_dist.data.index import Kind
@@ -105,6 +107,33 @@ def test_a_second_start_reads_no_header_again(folder: Path, saved: Path, read: l
     assert [index.contents() for index in first] == [index.contents() for index in second]
 
 
+def test_a_person_and_a_watchdog_see_how_far_the_index_is(
+    folder: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero, "TICK_S", 0.01)
+    monkeypatch.setattr(index_progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(parallel, "CHUNK", 1)
+    told: list[Mapping[str, Any]] = []
+    beats: list[None] = []
+
+    def slow(name: str, num_bytes: int, read: Callable[[int, int], bytes]) -> Header:
+        if name.endswith("cat/3.jpg"):
+            enough.wait(10)
+        return header_of(name, num_bytes, read)
+
+    def tell(detail: Mapping[str, Any]) -> None:
+        told.append(detail)
+        if "left" in detail["text"] and detail["done"] == 11:
+            enough.set()
+
+    enough = threading.Event()
+    monkeypatch.setattr(build_index, "header_of", slow)
+    data = DataRecipe(root=str(folder))
+    shared_indices(data, 3, 0, 1, saved, beat=lambda: beats.append(None), tell=tell)
+    assert any("index: reading the headers of train: 11 of 12, " in detail["text"] for detail in told)
+    assert beats
+
+
 def test_runs_of_a_storage_read_the_headers_once(folder: Path, tmp_path: Path, shared: Path, read: list[str]) -> None:
     runs = [tmp_path / name / "index" for name in ("a", "b", "c")]
     found = {tuple(index.fingerprint() for index in started(folder, run, shared)) for run in runs}
@@ -183,7 +212,7 @@ def test_broken_images_are_named_and_read_again_until_they_are_repaired(
             DataError, match=r"ant/1\.jpg: is not an image.* The first of 2 broken files; .*bee/2\.jpg: is em"
         ):
             started(folder, saved, shared)
-    assert len(read) == 12 + 2  # then only the broken ones; val was never reached
+    assert len(read) == 18 + 2  # then only the broken ones
     replacing = started(folder, saved, shared, on_error="replace")[0]
     assert np.flatnonzero(replacing.kinds == Kind.BROKEN).tolist() == [1, 6]
     assert sorted(replacing.problems) == [1, 6]

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from random import Random
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_dist.models.spans import Spans, SpanSlice, span_groups, span_slices
 from resnet_dist.recipe.batch_layout import BatchLayout, allowed_spans
+
+CPU = torch.device("cpu")
 
 
 @st.composite
@@ -86,3 +92,32 @@ def test_a_worker_span_is_the_share_whatever_its_size(rank: int, share: int) -> 
     assert spans.group is None
     assert spans.span_size == share
     assert spans.slices == (SpanSlice(0, 0, share, owned=True),)
+
+
+@given(layouts_with_spans(), st.randoms(use_true_random=False))
+def test_every_worker_knows_what_is_left_of_its_spans(case: tuple[BatchLayout, int], random: Random) -> None:
+    layout, span = case
+    good = np.array([random.random() < 0.6 for _ in range(layout.micro_batch_size)])
+    for team in span_groups(layout, span):
+        for rank in team.ranks:
+            own = layout.worker_micro_batch(0, rank)
+            spans = Spans(layout, rank, "worker")  # without process groups
+            spans.span_size = span
+            spans.join(team, object() if len(team.ranks) > 1 else None, layout, rank)  # type: ignore[arg-type]
+            whole, weights = spans.slices, dict(spans._own)
+            spans.leave_out(good, CPU)
+            if good.all():
+                continue
+            assert spans.num_samples == good[own.start : own.stop].sum()
+            assert [part.start for part in spans.slices[1:]] == [part.stop for part in spans.slices[:-1]]
+            assert spans.counts is not None
+            for number, (part, before) in enumerate(zip(spans.slices, whole, strict=True)):
+                start = team.positions.start + part.row * span
+                assert part.size == good[own.start + before.start : own.start + before.stop].sum()
+                assert spans.counts[number] == good[start : start + span].sum()
+                if number in spans._own:
+                    counted = spans._own[number][1].squeeze(1) * spans.counts[number]
+                    assert counted.sum().item() == pytest.approx(spans.counts[number])
+            spans.leave_out(None, CPU)
+            assert (spans.slices, spans.counts, spans.num_values(3)) == (whole, None, 3 * span)
+            assert all(spans._own[number] is kept for number, kept in weights.items())

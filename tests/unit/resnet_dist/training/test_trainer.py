@@ -15,16 +15,19 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_dist.data import Index
 from resnet_dist.data.ledger import Ledger, Tallies, tallies_of
-from resnet_dist.data.loader import HostBatch
+from resnet_dist.data.loader import BadImage, HostBatch, LeftOut
 from resnet_dist.data.order import Stream
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.errors import DivergedError, LedgerError, OutOfMemory
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.schema import DataRecipe
 from resnet_dist.telemetry.bottleneck import StepTimes
 from resnet_dist.telemetry.layers import NoLayers
 from resnet_dist.telemetry.step_totals import StepExchange, StepSums
+from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Outcome, Timetable, Trainer, TrainerParts
@@ -560,3 +563,49 @@ def test_a_sample_that_is_missing_ends_the_run_when_the_epoch_does() -> None:
     with pytest.raises(LedgerError, match="epoch 1 had 6 samples, not 8"):
         trainer(world, steps=5).fit()
     assert world.step_number == 3  # the totals of a step are read after the next has been started
+
+
+# --- broken images
+
+
+def test_broken_samples_are_counted_for_the_record_and_images_reported_in_the_step_that_met_them() -> None:
+    world = World()
+    trained = trainer(world, steps=4, checkpoint_every=2)
+    sizes, names = np.full(8, 8), tuple(f"{row}.jpg" for row in range(8))
+    index = Index("/data", ("c",), names, np.zeros(8, np.int64), sizes, sizes)
+    bad = BadImages(DataRecipe(root="/data", on_error="replace", max_bad_images=5), (index, index))
+    states: list[dict[str, Any]] = []
+
+    def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
+        for number, batch in enumerate(world.batches_from(first_step)):
+            if number == 3:
+                bad.record([BadImage("3.jpg", "is gone", 1)])
+                batch = replace(batch, left_out=LeftOut(np.array([True, False]), 4 / 3))
+            yield batch
+
+    def evaluate(step: int) -> Evaluation:
+        bad.record([BadImage("v.jpg", "is gone")])
+        return replace(EVALUATION, num_bad=1)
+
+    checkpoints = Mock(save=lambda step, **_: states.append({"step": step, **bad.state()}))
+    trained.parts = replace(
+        trained.parts, bad=bad, batches_from=batches_from, evaluate=evaluate, checkpoints=checkpoints
+    )
+    trained.fit()
+    records = world.of("train")
+    assert [record["num_left_out"] for record in records] == [0, 1, 1, 1]
+    assert [record["top1"] for record in records] == [3 / 4, 1.0, 3 / 4, 3 / 4]
+    events = [(record["step"], record["detail"]) for record in world.of("event") if record["event"] == "bad_image"]
+    assert events == [
+        (2, {"path": "3.jpg", "problem": "is gone", "rank": 1}),
+        (4, {"path": "v.jpg", "problem": "is gone", "rank": 0}),
+    ]
+    assert [(state["step"], state["num_samples"], len(state["images"])) for state in states] == [(2, 1, 1), (4, 1, 2)]
+    assert world.of("eval")[0]["num_bad"] == 1
+
+
+def test_without_broken_images_nothing_of_them_is_recorded() -> None:
+    world = World()
+    trainer(world, steps=2).fit()
+    assert "num_left_out" not in world.of("train")[0]
+    assert "num_bad" not in world.of("eval")[0]
