@@ -31,6 +31,7 @@ from benchmarks.input_images import photo_folder
 from benchmarks.measure import Row, order, speed_row, table_of, time_row, write
 from resnet_dist.data import Stream, index_of
 from resnet_dist.data.files import files_of
+from resnet_dist.data.order import order_of
 from resnet_dist.recipe.schema import DataRecipe
 
 NUM_PHOTOS, TURN = 1_200, 256  # images of the data set, and of a peer's turn
@@ -186,7 +187,7 @@ def shard_rows(folder: Path, rounds: int) -> Iterator[Row]:
     for number, name in order(list(sources), rounds):
         _drop_cache(folder)
         index = indices[name]
-        files, ids = files_of(index), _stream(sources[name], index, number).sample_ids(np.arange(len(index)))
+        files, ids = files_of(index), order_of(index, sources[name], number).sample_ids(np.arange(len(index)))
         opened[0], started = 0, time.perf_counter()
         for sample_id in ids.tolist():
             files.read(sample_id)
@@ -195,12 +196,6 @@ def shard_rows(folder: Path, rounds: int) -> Iterator[Row]:
     num = len(indices["packed"])
     note = f"order: shards; {opens['packed']} opens for {num:,} images, {opens['loose']:,} for loose files"
     yield speed_row("packed shards, cold cache", "loose files", times["packed"], times["loose"], num, 1.0, note)
-
-
-def _stream(recipe: DataRecipe, index: Any, seed: int) -> Any:
-    from resnet_dist.data.order import stream_of
-
-    return stream_of(recipe, index, seed)
 
 
 def _drop_cache(folder: Path) -> None:

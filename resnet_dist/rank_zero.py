@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Generic, TypeVar, cast
 
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from resnet_dist.errors import TrainingError
 T = TypeVar("T")
 
 TICK_S = 1.0  # between two messages of rank 0 during long work
-_FRAMES = 3  # innermost frames of a thread that show whether it moves
+_FRAMES = 8  # innermost frames of a thread that show whether it moves
 
 
 def run_on_rank_0(work: Callable[[], T], rank: int, world_size: int, errors: type[Exception] = TrainingError) -> T:
@@ -109,10 +109,10 @@ class _Work(Generic[T]):
         return cast(T, self._result)
 
 
-def _place(frame: FrameType | None) -> list[tuple[int, int]]:
-    """Where a thread is: a call that hangs stays in its place."""
-    place: list[tuple[int, int]] = []
+def _place(frame: FrameType | None) -> list[tuple[CodeType, int]]:
+    """Where in the code a thread is: one that hangs, or that wakes up now and then and waits again, stays there."""
+    place: list[tuple[CodeType, int]] = []
     while frame is not None and len(place) < _FRAMES:
-        place.append((id(frame), frame.f_lasti))
+        place.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return place

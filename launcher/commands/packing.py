@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from resnet_dist.data.index import Index, Kind
 from resnet_dist.data.listing import SPLITS, Split
 from resnet_dist.data.order import Stream
 from resnet_dist.data.packed import CARD, FORMAT, index_path, read_card
+from resnet_dist.data.parquet import row_group_warnings
 from resnet_dist.data.pillow import open_image
 from resnet_dist.data.shared_index import index_file, saved_index
 from resnet_dist.data.sources import LISTINGS, identity
@@ -87,6 +87,9 @@ def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
     if not options.skip_broken:
         for index in indices.values():
             check_whole(index)
+    if options.shuffle and any(row_group_warnings(DataRecipe(), indices["train"])):
+        problem = "is parquet, which cannot be read in random order. Allowed: pack it without --shuffle, then pack the"
+        raise DataError(data.root, f"{problem} result with --source webdataset --shuffle")
     plan = _plan(indices, options)
     if (output / CARD).exists():
         if read_card(storage_of(str(output)))["plan"] != plan:
@@ -94,8 +97,8 @@ def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
         shutil.rmtree(output / _WORK)
         yield f"{output}: is complete; `launcher prepare pack --verify {output}` compares the hashes of all shards"
         return
-    _begin(output, plan)
     _check_space(output, indices, options)
+    _begin(output, plan)
     card: dict[str, Any] = {}
     for split, index in indices.items():
         parts = _write(index, split, output, options)
@@ -138,7 +141,6 @@ def _write(index: Index, split: str, output: Path, options: Options) -> list[Par
         whole = whole[Stream(len(whole), seed=0).sample_ids(np.arange(len(whole)))]
     rows = whole.tolist()
     files, progress = files_of(index), Progress(f"packing {split}", len(rows), "images")
-    skipped, lock = [0], threading.Lock()
 
     def make(number: int) -> Sample | None:
         row = rows[number]
@@ -147,8 +149,6 @@ def _write(index: Index, split: str, output: Path, options: Options) -> list[Par
         except DataError as error:
             if not options.skip_broken:
                 raise
-            with lock:
-                skipped[0] += 1
             print(f"left out: {error}", flush=True)
             return None
 
@@ -307,9 +307,9 @@ def _check_output(output: Path) -> None:
 
 
 def _begin(output: Path, plan: str) -> None:
-    """Note the plan; raise DataError if the folder has an unfinished packing of another one."""
+    """Note the plan; raise DataError if the folder has finished shards of another one."""
     file = output / _WORK / _PLAN
-    if file.exists() and file.read_text() != plan:
+    if file.exists() and file.read_text() != plan and any(output.glob("*.tar")):
         problem = "holds an unfinished packing of other images or with other options"
         raise DataError(str(output), f"{problem}. Delete the folder, choose another, or use the same options")
     _write_text(file, plan)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from resnet_dist.data.columns import Texts
 from resnet_dist.data.files import files_of
-from resnet_dist.data.image_headers import Header, header_of
+from resnet_dist.data.image_headers import header_of
 from resnet_dist.data.index import Index, Kind
 from resnet_dist.data.index_parts import COLUMNS, Parts, Table, new_table
 from resnet_dist.data.listing import Listing
@@ -24,9 +25,9 @@ from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
 
 Rows = NDArray[np.int64]
+_Found = tuple[tuple[int, ...], str]  # values of COLUMNS, and what is wrong with a broken image
 Report = Callable[[int, int], object]  # called after every few hundred images: how many are done, of how many
 
-_BROKEN = (1, 1, Kind.BROKEN, 1, 0, 0, 0)  # a row of the table
 _NAMED = 5  # files that a message lists
 
 
@@ -71,7 +72,7 @@ def build_index(
     index, num = unread_index(listing, root, source), len(listing.paths)
     table, problems, saved = new_table(num), dict[int, str](), Parts(parts, index)
     done = saved.load(table, problems)
-    changed = _outdated(index, table, np.arange(done))
+    changed = np.union1d(_outdated(index, table, np.arange(done)), np.array(list(problems), dtype=np.int64))
     for row in changed.tolist():
         problems.pop(row, None)
     rows = np.concatenate([changed, np.arange(done, num)])
@@ -133,20 +134,15 @@ def _filled(index: Index, table: Table, problems: Mapping[int, str]) -> Index:
 
 def _read(index: Index, rows: Rows, table: Table, problems: dict[int, str], data: DataRecipe | None) -> Iterator[int]:
     """Read `rows`, and put what is found into `table` and `problems`; yield how many of them are done."""
-    read_header = _file_reader(index) if _is_local(index) else _stored_reader(index, data)
+    read_one = _file_reader(index) if _is_local(index) else _stored_reader(index, data)
 
     def read(first: int, end: int) -> tuple[Iterable[tuple[int, ...]], dict[int, str]]:
         some, found, broken = rows[first:end], [], {}
         for row, name in zip(some.tolist(), _names(index, some), strict=True):
-            try:
-                header, time_ns = read_header(row, name)
-                found.append((*header, time_ns))
-            except DataError as error:
-                broken[row] = error.problem
-                found.append(_BROKEN)
-            except OSError as error:
-                broken[row] = f"cannot be read: {error.strerror or error}"
-                found.append(_BROKEN)
+            values, problem = read_one(row, name)
+            found.append(values)
+            if problem:
+                broken[row] = problem
         return zip(*found, strict=True), broken
 
     for first, end, (part, broken) in in_chunks(len(rows), read):
@@ -168,32 +164,52 @@ def _is_local(index: Index) -> bool:
     return not index.shards and "://" not in index.root
 
 
-def _file_reader(index: Index) -> Callable[[int, str], tuple[Header, int]]:
-    def read_header(row: int, name: str) -> tuple[Header, int]:
+def _values(name: str, num_bytes: int, read: Callable[[int, int], bytes], time_ns: int) -> _Found:
+    """The values of `COLUMNS` of an image, and what is wrong with it."""
+    try:
+        return (*header_of(name, num_bytes, read), time_ns), ""
+    except DataError as error:
+        return _broken(error, num_bytes, time_ns)
+
+
+def _broken(error: DataError | OSError, num_bytes: int = 0, time_ns: int = 0) -> _Found:
+    problem = error.problem if isinstance(error, DataError) else f"cannot be read: {error.strerror or error}"
+    return (1, 1, Kind.BROKEN, 1, num_bytes, 0, time_ns), problem
+
+
+def _file_reader(index: Index) -> Callable[[int, str], _Found]:
+    def read_one(row: int, name: str) -> _Found:
         path = f"{index.root}/{name}"
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+        except OSError as error:
+            return _broken(error)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise DataError(path, "is not a file: delete it")
-            header = header_of(path, status.st_size, lambda num, offset: os.pread(descriptor, num, offset))
-            return header, status.st_ctime_ns
+                return _broken(DataError(path, "is not a file: delete it"))
+            return _values(path, status.st_size, partial(os.pread, descriptor), status.st_ctime_ns)
+        except OSError as error:
+            return _broken(error)
         finally:
             os.close(descriptor)
 
-    return read_header
+    return read_one
 
 
-def _stored_reader(index: Index, data: DataRecipe | None) -> Callable[[int, str], tuple[Header, int]]:
+def _stored_reader(index: Index, data: DataRecipe | None) -> Callable[[int, str], _Found]:
     # Headers follow each other in a shard. What is read ahead is kept for the run.
     ahead = None if data is None else dataclasses.replace(data, order="shards")
     files, storage = files_of(index, ahead), storage_of(index.root, ahead)
 
-    def read_header(row: int, name: str) -> tuple[Header, int]:
+    def read_one(row: int, name: str) -> _Found:
         size = int(index.num_bytes[row]) if len(index.num_bytes) else 0
         if size == 0:  # unknown before the image is read
-            content = files.read(row)
-            return header_of(name, len(content), lambda num, offset: content[offset : offset + num]), 0
+            try:
+                content = files.read(row)
+            except DataError as error:
+                return _broken(error)
+            return _values(name, len(content), lambda num, offset: content[offset : offset + num], 0)
         file, start, time_ns, version = name, 0, 0, ""
         if index.shards:
             file, start = index.shards[int(index.shard_numbers[row])], int(index.offsets[row])
@@ -204,9 +220,9 @@ def _stored_reader(index: Index, data: DataRecipe | None) -> Callable[[int, str]
         def read(num: int, at: int) -> bytes:
             return storage.read(file, start + at, max(0, min(num, size - at)), version=version)
 
-        return header_of(name, size, read), time_ns
+        return _values(name, size, read, time_ns)
 
-    return read_header
+    return read_one
 
 
 def _outdated(index: Index, table: Table, rows: Rows, report: Report = lambda done, total: None) -> Rows:

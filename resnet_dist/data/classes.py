@@ -85,8 +85,7 @@ def _selected(index: Index, file: str) -> Index:
     labels = new_labels[index.labels]
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
-        problem = f"has no images of the {len(classes):,} classes of {KEY} in one of its splits"
-        raise DataError(index.root, problem)
+        raise DataError(index.root, f"has no images of the classes of {KEY} ({_listed(classes)}) in one of its splits")
     taken = index if len(rows) == len(index) else index.take(rows)
     return dataclasses.replace(taken, classes=classes, labels=labels[rows])
 

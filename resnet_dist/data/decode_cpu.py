@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from resnet_dist.errors import DataError
 _LARGEST_PART = 8  # samples that a thread takes at once
 
 # As torch.nn.functional.interpolate(mode="bilinear", antialias=True), which cannot write into the batch.
-_resize = torch._C._nn._upsample_bilinear2d_aa
+_resize: Any = torch._C._nn._upsample_bilinear2d_aa  # its type stub lacks `out`
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,18 @@ smooths an image whose finer scans are missing, which depends on the region.
 
 from __future__ import annotations
 
-import re
+import numpy as np
+from numpy.typing import NDArray
 
 # Markers (ITU-T T.81, table B.1): the byte after 0xFF.
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, with Huffman codes
 _START, _END, _SCAN, _LINES = 0xD8, 0xD9, 0xDA, 0xDC
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4}
-_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD8), 0xFF})
+_RESTARTS = range(0xD0, 0xD8)
+_WITHOUT_LENGTH = frozenset({0x00, 0x01, *_RESTARTS, 0xFF})
 _REFUSED = _OTHER_FRAMES | _WITHOUT_LENGTH | {_START, _LINES}
 
 _JPEG_MAGIC = bytes([0xFF, _START])
-_IN_A_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # a marker that ends it: not a stuffed byte, not a restart
 _NONE = 255  # no bit of a coefficient is there yet
 
 
@@ -28,7 +29,7 @@ def is_complete_jpeg(content: bytes) -> bool:
     if not content.startswith(_JPEG_MAGIC):
         return False
     missing: dict[int, bytearray] = {}  # by component: the number of low bits that each coefficient lacks
-    offset, end = 2, len(content) - 1
+    markers, offset, end = b"", 2, len(content) - 1
     while offset < end and content[offset] == 0xFF:
         marker = content[offset + 1]
         if marker == _END:
@@ -41,12 +42,23 @@ def is_complete_jpeg(content: bytes) -> bool:
                 return False
             missing = {component: bytearray([_NONE]) * 64 for component in content[offset + 10 : after : 3]}
         elif marker == _SCAN:
-            following = _IN_A_SCAN.search(content, after)
-            if following is None or not _take_scan(content[offset + 4 : after], missing):
+            if not _take_scan(content[offset + 4 : after], missing):
                 return False
-            after = following.start()
+            markers = markers or _markers(content)
+            while (after := markers.find(1, after)) >= 0 and content[after + 1] in _RESTARTS:
+                after += 2
+            if after < 0:
+                return False
         offset = after
     return False
+
+
+def _markers(content: bytes) -> bytes:
+    """1 at each byte of the data of a scan at which a marker begins: 0xFF without a stuffed 0 after it."""
+    values = np.frombuffer(content, dtype=np.uint8)
+    found: NDArray[np.bool_] = values[:-1] == 0xFF
+    found &= values[1:] != 0
+    return found.tobytes()
 
 
 def _take_scan(header: bytes, missing: dict[int, bytearray]) -> bool:

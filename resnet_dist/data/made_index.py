@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -146,7 +147,7 @@ def _new_index(data: DataRecipe, split: Split, parts: Path, progress: IndexProgr
     index: Index | None = None
     for _ in range(_LISTINGS_AT_MOST):
         progress.begin(f"listing the images of {split}")
-        listing = LISTINGS[data.source](data, split)
+        listing = LISTINGS[data.source](data, split, functools.partial(_tell, progress, split))
         progress.begin(f"reading the headers of {split}")
         known = None if listing.shards else index
         made = build_index(
@@ -159,6 +160,10 @@ def _new_index(data: DataRecipe, split: Split, parts: Path, progress: IndexProgr
             return index
     problem = f"images of {split} come and go while their index is made: {changed}. Wait until they are all there"
     raise DataError(data.root, problem)
+
+
+def _tell(progress: IndexProgress, split: Split, text: str) -> None:
+    progress.say(f"listing the images of {split}: {text}")
 
 
 def _home(data: DataRecipe, folder: Path, shared: Path | None) -> Path:

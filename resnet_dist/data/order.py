@@ -159,7 +159,11 @@ def unevenness(order: Order, labels: NDArray[np.int64], batch_size: int) -> floa
 
 def warn_of_classes(order: Order, labels: NDArray[np.int64], batch_size: int) -> None:
     """Log a warning if batches have far more of some classes than random batches would."""
-    if isinstance(order, ShardStream) and (found := unevenness(order, labels, batch_size)) > _MOST_UNEVEN:
+    if not isinstance(order, ShardStream):
+        return
+    num_counts = min(len(labels) // batch_size, _COUNTED) * len(np.unique(labels))
+    noise = 1 / math.sqrt(2 * max(num_counts, 1))  # the standard deviation of a standard deviation
+    if (found := unevenness(order, labels, batch_size)) > _MOST_UNEVEN + 3 * noise:
         _log.warning(
             "data.order: shards: the number of images of a class varies %.1f times as much from batch to batch as in "
             "random batches: shards are sorted by class. Accuracy suffers. Write the shards in random order (launcher "

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-CHUNK = 256  # rows: long enough that handing a range to a thread costs nothing, short enough to see progress
+CHUNK = 128  # rows: long enough that handing a range to a thread costs nothing, short enough to see progress
 _FIRST, _MOST = 1, 64  # threads; a network disk answers 64 requests at once, and no faster for more
 _BUSY = 0.5  # seconds of all threads a second: with more of them, more threads only wait for the interpreter
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from resnet_dist.data import shards as shard_files
 from resnet_dist.data.files import check_unchanged
 from resnet_dist.data.index import Index
-from resnet_dist.data.listing import Listing, Split
+from resnet_dist.data.listing import Listing, Split, Tell
 from resnet_dist.data.storage import Storage, storage_of
 from resnet_dist.errors import DataError, MissingPackage
 from resnet_dist.recipe.schema import DataRecipe
@@ -33,7 +33,7 @@ IMAGE, LABEL = "image", "label"  # the defaults of data.image_key and data.label
 CACHE_BYTES = 2 * 2**30  # of row groups; the default data.shuffle_window of ImageNet's images has 1.8e9 bytes
 
 
-def list_rows(recipe: DataRecipe, split: Split) -> Listing:
+def list_rows(recipe: DataRecipe, split: Split, tell: Tell = lambda text: None) -> Listing:
     """The rows of the parquet files of a split. Only labels and names are read; `offsets` are row numbers.
 
     A sample's name is the image's own path if all have different ones, else the shard and the row. Raises
@@ -58,6 +58,7 @@ def list_rows(recipe: DataRecipe, split: Split) -> Listing:
             names += _names(file, image_key, len(of_shard))
         labels += of_shard
         counts.append(len(of_shard))
+        tell(f"{len(counts):,} of {len(found.paths):,} shards")
     if not labels:
         raise DataError(recipe.root, f"has no rows in the files *.parquet of the split {split}")
     rows = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])

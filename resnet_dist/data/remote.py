@@ -56,6 +56,7 @@ class RemoteStorage:
         self._reads_blocks = data is not None and data.order == "shards"
         self._lock = threading.Lock()
         self._has_answered = False
+        self._silent_since_s = math.inf  # the first failure after the last answer
         self._told_s = -math.inf
 
     def entries(self, folder: str = "", *, deep: bool = False) -> list[Entry]:
@@ -158,20 +159,23 @@ class RemoteStorage:
     def _answer(self, path: str, request: Callable[[], _T]) -> _T:
         """The result of a request, tried again for some time after errors that may pass.
 
-        Raises DataError for what does not exist or cannot be asked for, and StoreUnavailable.
+        All threads give up together if none of them gets an answer. Raises DataError for what does not exist or cannot
+        be asked for, and StoreUnavailable.
         """
-        first_s, pause_s = None, _PAUSES_S[0]
+        first_s, pause_s = math.inf, _PAUSES_S[0]
         while True:
             try:
                 answer = request()
-                self._has_answered = True
+                self._has_answered, self._silent_since_s = True, math.inf
                 return answer
             except Exception as error:  # the libraries' error classes have no common base
                 self._raise_final(path, error)
-                first_s = time.monotonic() if first_s is None else first_s
+                now_s = time.monotonic()
+                self._silent_since_s = min(self._silent_since_s, now_s)
+                first_s = min(first_s, self._silent_since_s)
                 patience_s = PATIENCE_S if self._has_answered else FIRST_PATIENCE_S
-                if time.monotonic() - first_s + pause_s > patience_s:
-                    tried = f"does not answer ({text_of(error)}); tried for {time.monotonic() - first_s:.0f} s"
+                if now_s - first_s + pause_s > patience_s:
+                    tried = f"does not answer ({text_of(error)}); tried for {now_s - first_s:.0f} s"
                     advice = "Check the network, the address and the endpoint (for S3: AWS_ENDPOINT_URL)"
                     raise StoreUnavailable(self._address(path), f"{tried}. {advice}") from error
                 self._note_away(path, error, patience_s)

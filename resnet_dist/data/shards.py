@@ -52,9 +52,8 @@ def find_shards(storage: Storage, split: Split, suffix: str) -> Shards:
         raise DataError(storage.root, f"has no file *{suffix} of the split {split}; {expected}; found {names}")
     notes = [f"{storage.root}: {note}" for note in _gaps([entry.path for entry in own])]
     if (others := found[""]) and split == "train":
-        reason = "whose names say neither train nor val"
-        example = _some([others[0].path])
-        notes.append(f"{storage.root}: left out {len(others):,} files *{suffix} {reason}, for example {example}")
+        found_out = f"{len(others):,}, for example {_some([others[0].path])}"
+        notes.append(f"{storage.root}: left out *{suffix} whose names say neither train nor val: {found_out}")
     named = [entry for entry in everything if entry.path in _CLASS_FILES]
     times_ns = {entry.path: entry.time_ns for entry in (*own, *named)}
     return Shards(tuple(entry.path for entry in own), times_ns, tuple(notes))
@@ -147,7 +146,7 @@ def _gaps(paths: Sequence[str]) -> Iterator[str]:
         if num_missing and (total or num_missing < len(numbers)):
             first = [number for number in range(start, end) if number not in numbers][:_NAMED]
             shown = f"{', '.join(f'{prefix}{number}' for number in first)}{' ...' if num_missing > _NAMED else ''}"
-            yield f"{num_missing:,} shards are missing in a sequence of numbers: {shown}; copy them if they exist"
+            yield f"shards missing in a sequence of numbers: {num_missing:,}: {shown}; copy them if they exist"
 
 
 def _some(names: Iterable[str]) -> str:

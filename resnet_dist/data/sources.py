@@ -10,7 +10,7 @@ from resnet_dist.data.build_index import build_index, check_whole
 from resnet_dist.data.classes import in_use
 from resnet_dist.data.image_folder import class_names, list_images
 from resnet_dist.data.index import Index
-from resnet_dist.data.listing import SPLITS, Listing, Split
+from resnet_dist.data.listing import SPLITS, Listing, Split, Tell
 from resnet_dist.data.packed import packed_index
 from resnet_dist.data.parquet import list_rows
 from resnet_dist.data.remote import RemoteStorage
@@ -23,13 +23,14 @@ from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import DataRecipe
 
 
-def _list_folder(recipe: DataRecipe, split: Split) -> Listing:
+def _list_folder(recipe: DataRecipe, split: Split, tell: Tell = lambda text: None) -> Listing:
     storage = storage_of(recipe.root)
     return list_objects(storage, split) if isinstance(storage, RemoteStorage) else list_images(recipe.root, split)
 
 
-# data.source: what it lists in a split. Raises DataError for a root that it cannot read.
-LISTINGS: Mapping[str, Callable[[DataRecipe, Split], Listing]] = {
+# data.source: what it lists in a split. The third argument, a `Tell`, may be left out. Raises DataError for a root that
+# it cannot read.
+LISTINGS: Mapping[str, Callable[..., Listing]] = {
     "imagefolder": _list_folder,
     "webdataset": list_tars,
     "parquet": list_rows,

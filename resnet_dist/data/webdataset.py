@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from resnet_dist.data import shards as shard_files
-from resnet_dist.data.listing import SUFFIXES, Listing, Split
+from resnet_dist.data.listing import SUFFIXES, Listing, Split, Tell
 from resnet_dist.data.storage import Storage, storage_of
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
@@ -40,7 +40,7 @@ class _Image(NamedTuple):
 _Samples = dict[str, tuple[_Image, int]]  # images and labels by key
 
 
-def list_tars(recipe: DataRecipe, split: Split) -> Listing:
+def list_tars(recipe: DataRecipe, split: Split, tell: Tell = lambda text: None) -> Listing:
     """The samples of the tar files of a split: shard after shard, in the order of their images.
 
     Raises DataError, with the shard and the member, for a shard that is compressed or cut short, a sample without image
@@ -50,7 +50,10 @@ def list_tars(recipe: DataRecipe, split: Split) -> Listing:
     found = shard_files.find_shards(storage, split, ".tar")
     names = shard_files.class_names(storage)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tar") as pool:
-        of_shards = list(pool.map(lambda shard: _samples(storage, shard, recipe.label_key), found.paths))
+        of_shards = []
+        for samples in pool.map(lambda shard: _samples(storage, shard, recipe.label_key), found.paths):
+            of_shards.append(samples)
+            tell(f"{len(of_shards):,} of {len(found.paths):,} shards")
     images, labels = zip(*(sample for samples in of_shards for sample in samples.values()), strict=True)
     shard_numbers = np.repeat(np.arange(len(of_shards), dtype=np.int32), [len(samples) for samples in of_shards])
     if (row := shard_files.first_outside(labels, names)) is not None:

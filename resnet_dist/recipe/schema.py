@@ -76,7 +76,7 @@ class AugmentationRecipe:
 class CacheRecipe:
     """The local copy of what was read from an address such as `s3://bucket/folder`, on each node."""
 
-    folder: str | None = None  # default: a folder in the system's folder for temporary files
+    folder: str | None = None  # each user has a folder in it; default: the system's folder for temporary files
     max_gib: float = 100.0  # GiB of all files in it; the files used longest ago are deleted first
 
 
@@ -103,7 +103,7 @@ class DataRecipe:
     cache: CacheRecipe = field(default_factory=CacheRecipe)
     order: Literal["uniform", "shards"] = "uniform"  # uniform: any order is equally likely; shards: see shuffle_window
     shuffle_window: int = 16_384  # order shards: shards in random order, then samples in random order within this many
-    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, the fastest for a file on a CPU
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, else nvImageCodec; torchvision: PIL
     exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says
     resolution: int = 224  # height and width of the network's input in pixels
     progressive: Mapping[Duration, int] = field(default_factory=dict)  # training: other resolutions, from a time on

@@ -16,12 +16,13 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from launcher import cli
 from launcher.train import main
 from resnet_dist import object_stores
 from resnet_dist.data import remote
 from resnet_dist.data.files import files_of
-from resnet_dist.data.index import is_current
 from resnet_dist.data.listing import SPLITS
+from resnet_dist.data.made_index import index_file, saved_index
 from resnet_dist.data.sources import LISTINGS, index_of
 from resnet_dist.data.storage import storage_of
 from resnet_dist.errors import StoreUnavailable
@@ -202,6 +203,20 @@ def test_images_on_a_store_train_as_those_on_a_disk(
     assert losses("tars", source="webdataset", root="s3://bucket/tars", cache=cache) == on_disk
 
 
+def test_packed_shards_on_a_store_train_in_the_order_of_shards(
+    images: Path, tmp_path: Path, bucket: Any, server: tuple[str, Log], losses: Callable[..., list[float]]
+) -> None:
+    assert cli.main(["prepare", "pack", str(images), str(tmp_path / "packed")]) == 0
+    upload(bucket, tmp_path / "packed", "packed")
+    keys = {"source": "packed", "order": "shards", "shuffle_window": 4}
+    on_disk = losses("disk", root=str(tmp_path / "packed"), **keys)
+    server[1].lines.clear()
+    found = losses("packed", root="s3://bucket/packed", cache={"folder": str(tmp_path / "cache")}, **keys)
+    assert found == on_disk
+    of_shards = [line for line in server[1].gets() if ".tar" in line]
+    assert len(of_shards) == 2  # a block holds all images of a split
+
+
 @pytest.mark.parametrize("source", ["imagefolder", "webdataset"])
 def test_a_second_start_asks_for_no_content(
     source: str, images: Path, tmp_path: Path, bucket: Any, server: tuple[str, Log]
@@ -222,11 +237,12 @@ def test_a_second_start_asks_for_no_content(
         len(index) if source == "imagefolder" else 0
     )  # the headers of files are read again, with one request
     log.lines.clear()
-    assert is_current(index)
+    index.save(index_file(tmp_path / "index", "train"))
+    assert saved_index(data, "train", tmp_path / "index") is not None
     assert log.gets() == []
     changed = "data/train/cat/0.jpg" if source == "imagefolder" else "data/train-0.tar"
     bucket.pipe_file(f"bucket/{changed}", bucket.cat_file(f"bucket/{changed}") + b"0")
-    assert not is_current(index)
+    assert saved_index(data, "train", tmp_path / "index") is None
 
 
 def on_disk(images: Path) -> DataRecipe:

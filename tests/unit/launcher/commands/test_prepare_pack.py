@@ -154,6 +154,7 @@ def test_a_complete_packing_is_kept(images: Path, tmp_path: Path) -> None:
 
 def test_other_images_do_not_continue_an_unfinished_packing(images: Path, tmp_path: Path) -> None:
     packing._begin(_made(tmp_path / "packed" / packing._WORK).parent, "of other images")
+    (tmp_path / "packed" / "train-000000.tar").touch()
     with pytest.raises(DataError, match="holds an unfinished packing of other images or with other options"):
         list(pack(data(images), tmp_path / "packed", SMALL))
 
@@ -261,6 +262,15 @@ def test_tar_and_parquet_shards_are_packed_with_their_names_and_classes(tmp_path
             )  # type: ignore[arg-type]
             assert index.fingerprint() == of_source.fingerprint()
             assert index.classes == of_source.classes
+
+
+def test_parquet_is_not_read_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        write_parquet(tmp_path / "rows" / f"{split}-0.parquet", [jpeg(0)], [0])
+    monkeypatch.setattr("resnet_dist.data.parquet.CACHE_BYTES", 1)
+    with pytest.raises(DataError, match="is parquet, which cannot be read in random order"):
+        list(pack(data(tmp_path / "rows", "parquet"), tmp_path / "packed", Options(shuffle=True)))
+    list(pack(data(tmp_path / "rows", "parquet"), tmp_path / "packed", SMALL))
 
 
 def test_a_config_says_what_is_packed(images: Path, tmp_path: Path) -> None:

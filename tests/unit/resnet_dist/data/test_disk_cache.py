@@ -152,7 +152,7 @@ def test_a_disk_that_others_fill_gets_entries_back(
 ) -> None:
     cache = DiskCache(folder, 2**30)
     age(cache, folder, list("abcdefgh"))
-    disk = types.SimpleNamespace(f_blocks=10_000, f_bavail=600, f_frsize=1)  # 100 bytes, and 5 % for others
+    disk = types.SimpleNamespace(f_blocks=10_000, f_bavail=1400, f_frsize=1)  # 900 bytes, and 5 % for others
     monkeypatch.setattr(os, "statvfs", lambda path: disk)
     cache.put("i", b"i" * 1000)
     kept = [key for key in "abcdefghi" if cache.get(key) is not None]

@@ -11,7 +11,7 @@ import pytest
 from resnet_dist.data import Index
 from resnet_dist.data.files import StoredFiles, files_of
 from resnet_dist.data.image_headers import tail_of
-from resnet_dist.data.storage import storage_of
+from resnet_dist.data.storage import LocalStorage, storage_of
 from resnet_dist.errors import DataError
 
 
@@ -80,3 +80,26 @@ def test_a_shard_cut_short_is_refused(in_shards: Index) -> None:
     assert tail_of(files.read(last - 2)) == in_shards.tails[last - 2]
     with pytest.raises(DataError, match="has changed since it was indexed"):
         files.read(last)
+
+
+class NotedVersions(LocalStorage):
+    """Notes what the cache of an address would tell contents apart by."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.versions: list[tuple[str, str]] = []
+
+    def read(self, path: str, offset: int = 0, num_bytes: int | None = None, *, version: str = "") -> bytes:
+        self.versions.append((path, version))
+        return super().read(path, offset, num_bytes)
+
+
+def test_the_version_is_that_of_the_shard_or_else_of_the_file(train_index: Index, in_shards: Index) -> None:
+    noted = NotedVersions(in_shards.root)
+    StoredFiles(dataclasses.replace(in_shards, folder_times_ns={"a": 17, "b": 18}), noted).read(1)
+    StoredFiles(dataclasses.replace(in_shards, folder_times_ns={}), noted).read(0)
+    assert noted.versions == [("b", "18"), ("a", "")]
+    noted = NotedVersions(train_index.root)
+    StoredFiles(dataclasses.replace(train_index, times_ns=np.arange(len(train_index)) + 5), noted).read(2)
+    StoredFiles(dataclasses.replace(train_index, times_ns=np.zeros(0, np.int64)), noted).read(2)
+    assert noted.versions == [(train_index.paths[2], "7"), (train_index.paths[2], "")]

@@ -94,7 +94,7 @@ def test_a_saved_index_reads_the_same_column(tmp_path: Path) -> None:
 def test_missing_shards_are_noted(root: Path) -> None:
     (root / "data/train-00000-of-00002.parquet").unlink()
     (note,) = list_rows(recipe(root), "train").notes
-    assert "1 shards are missing in a sequence of numbers: data/train-0" in note
+    assert "shards missing in a sequence of numbers: 1: data/train-0" in note
 
 
 @pytest.mark.parametrize(

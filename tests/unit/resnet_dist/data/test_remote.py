@@ -242,6 +242,20 @@ def test_a_store_that_is_away_ends_the_wait(
     assert patience_s / 4 < sum(pauses_s) < patience_s
 
 
+def test_all_threads_give_up_together(requests: Requests, pauses_s: list[float]) -> None:
+    found = storage_of(ROOT)
+    found.read("one")
+    requests.errors = [OSError(16, "Slow Down")] * 1000
+    for _ in range(2):  # the second as one that was waiting meanwhile
+        with pytest.raises(StoreUnavailable):
+            found.read("one")
+    assert sum(pauses_s) < remote.PATIENCE_S
+    requests.errors = []
+    assert found.read("one") == CONTENT
+    requests.errors = [OSError(16, "Slow Down")] * 2
+    assert found.read("one") == CONTENT
+
+
 class NoCredentialsError(Exception):
     """Named as botocore's."""
 

@@ -96,7 +96,7 @@ def test_a_word_in_the_name_or_a_folder_says_the_split(names: tuple[str, str], t
     for number, split in enumerate(("train", "val")):
         listing = list_tars(recipe(tmp_path), split)  # type: ignore[arg-type]
         assert list(listing.paths) == [f"{number:04d}.jpg"]
-    left_out = f"{tmp_path}: left out 1 files *.tar whose names say neither train nor val, for example strained.tar"
+    left_out = f"{tmp_path}: left out *.tar whose names say neither train nor val: 1, for example strained.tar"
     assert left_out in list_tars(recipe(tmp_path), "train").notes
 
 
@@ -112,11 +112,17 @@ def test_equal_names_in_two_shards_get_the_name_of_the_shard(tmp_path: Path) -> 
     assert list(listing.paths) == ["train-0/0000.jpg", "train-0/0001.jpg", "train-1/0000.jpg", "train-1/0001.jpg"]
 
 
+def test_a_listing_says_how_far_it_is(root: Path) -> None:
+    told: list[str] = []
+    list_tars(recipe(root), "train", told.append)
+    assert told == ["1 of 2 shards", "2 of 2 shards"]
+
+
 def test_missing_shards_are_noted(root: Path) -> None:
     for number in (4, 5):
         write_tar(root / f"train-{number:06d}.tar", samples([10 * number]))
     (note,) = list_tars(recipe(root), "train").notes
-    assert note == f"{root}: 2 shards are missing in a sequence of numbers: train-2, train-3; copy them if they exist"
+    assert note == f"{root}: shards missing in a sequence of numbers: 2: train-2, train-3; copy them if they exist"
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "classnames.txt"])
