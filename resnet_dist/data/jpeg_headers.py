@@ -38,7 +38,8 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _ENTRY_BYTES = 12
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 9: 4, 10: 8}  # the usual types of an entry; 3 is SHORT
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 7: 1, 9: 4, 10: 8}  # the usual types of an entry
+_EXPECTED = {_ORIENTATION: (3, 1), 0x011A: (5, 1), 0x0128: (3, 1)}  # type and count; also of what Pillow needs for dpi
 
 
 def jpeg_header(name: str, num_bytes: int, head: bytes, read: Read) -> tuple[int, int, bool, int, int]:
@@ -80,8 +81,9 @@ def jpeg_header(name: str, num_bytes: int, head: bytes, read: Read) -> tuple[int
     fields = window[at + 10 : at + 10 + 3 * components]  # id, sampling, table of each component
     if bits != 8 or height == 0 or width == 0 or components not in (1, 3, 4) or marker in _UNKNOWN_FRAMES:
         raise DataError(name, _refused_frame(marker, bits, height, width, components))
-    ordinary = marker in _HUFFMAN_FRAMES and ycbcr and fields[1::3] in _SAMPLINGS and fields[::3] != _RGB_IDS
-    return height, width, ordinary, _orientation(exif, xmp) if exif or xmp else 1, start + at
+    orientation, usual = _orientation(exif, xmp) if exif or xmp else (1, True)
+    usual &= ycbcr and fields[1::3] in _SAMPLINGS and fields[::3] != _RGB_IDS
+    return height, width, usual and marker in _HUFFMAN_FRAMES, orientation, start + at
 
 
 def _window(name: str, num_bytes: int, start: int, read: Read) -> bytes:
@@ -108,12 +110,17 @@ def truncated(num_bytes: int) -> str:
     return f"is truncated: no end marker in its {num_bytes:,} bytes; copy it again or delete it"
 
 
-def _orientation(exif: bytes, xmp: bytes) -> int:
-    """As PIL.ImageOps.exif_transpose sees it: the EXIF tag, else XMP's; 1 if it is absent or invalid."""
+def _orientation(exif: bytes, xmp: bytes) -> tuple[int, bool]:
+    """As PIL.ImageOps.exif_transpose sees it: the EXIF tag, else XMP's; 1 if it is absent or invalid.
+
+    And whether the block is written as usual. If not, Pillow may refuse the whole image where other decoders do not.
+    """
     found: object = 1
+    usual = True
     try:
         found = _first_directory(exif)
-    except (struct.error, KeyError, IndexError):  # not written as usual
+    except (struct.error, KeyError, IndexError):
+        usual = False
         without_warnings()
         with contextlib.suppress(Exception):
             block = Image.Exif()
@@ -121,7 +128,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
             found = block.get(_ORIENTATION)
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1, usual
 
 
 def _first_directory(exif: bytes) -> int | None:
@@ -140,8 +147,8 @@ def _first_directory(exif: bytes) -> int | None:
         num_bytes = count * _TYPE_BYTES[kind]
         if num_bytes > 4 and value + num_bytes > len(exif):  # `value` is an offset; Pillow reads no further
             raise IndexError(value)
+        if (kind, count) != _EXPECTED.get(tag, (kind, count)):
+            raise KeyError(tag)
         if tag == _ORIENTATION:
-            if (kind, count) != (3, 1):
-                raise KeyError(kind)
             found = value >> 16 if order == ">" else value & 0xFFFF
     return found

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 CHUNK = 128  # rows: long enough that handing a range to a thread costs nothing, short enough to see progress
-_FIRST, _MOST = 1, 64  # threads; a network disk answers 64 requests at once, and no faster for more
+_FIRST, _MOST = 1, 64  # threads; assumption: a network disk is no faster for more than 64 requests at once
 _BUSY = 0.5  # seconds of all threads a second: with more of them, more threads only wait for the interpreter
 
 
@@ -60,7 +60,7 @@ def in_chunks(num: int, work: Callable[[int, int], T]) -> Iterator[tuple[int, in
 
 
 class _Load:
-    """Whether threads mostly wait for something else than a CPU, by what they report; over a tenth of a second."""
+    """Whether threads mostly wait for something else than a CPU, by what they report; over a quarter of a second."""
 
     def __init__(self) -> None:
         self._since, self._busy_s, self._own_s = time.monotonic(), 0.0, _busy_s()
@@ -69,7 +69,7 @@ class _Load:
         """Count `busy_s` of a thread; True at the end of a period in which they were few."""
         self._busy_s += busy_s
         elapsed = time.monotonic() - self._since
-        if elapsed < 0.1:
+        if elapsed < 0.25:
             return False
         own_s = _busy_s()
         low = self._busy_s + own_s - self._own_s < _BUSY * elapsed
