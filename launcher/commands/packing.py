@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import PIL
-from PIL import Image
 
 from launcher.commands.pack_shards import Part, Sample, sha256_of, write_shards
 from launcher.commands.progress import Progress
+from launcher.commands.smaller_images import smaller_jpeg
 from launcher.formatting import count, in_bytes
 from resnet_dist.data.build_index import build_index, check_whole
 from resnet_dist.data.classes import select
@@ -32,7 +31,6 @@ from resnet_dist.data.listing import SPLITS, Split
 from resnet_dist.data.order import Stream
 from resnet_dist.data.packed import CARD, FORMAT, index_path, read_card
 from resnet_dist.data.parquet import row_group_warnings
-from resnet_dist.data.pillow import open_image
 from resnet_dist.data.shared_index import index_file, saved_index
 from resnet_dist.data.sources import LISTINGS, identity
 from resnet_dist.data.storage import storage_of
@@ -42,7 +40,6 @@ from resnet_dist.recipe.schema import DataRecipe
 _WORK = ".pack"  # folder in the output: what belongs to a packing that is not finished
 _PLAN = "plan.json"
 _CLASSES = "classes.txt"
-_ORIENTATION = 0x0112  # EXIF's tag
 _NAMED = 5  # images that a message lists
 
 
@@ -168,33 +165,17 @@ def _write(index: Index, split: str, output: Path, options: Options) -> list[Par
 def _sample(index: Index, files: Files, row: int, options: Options) -> Sample:
     """The sample to write. Raises DataError, with its name, if the image is broken."""
     content, name = files.read(row), files.name(row)
-    smaller = (
-        None if options.shorter_side is None else _smaller(name, row, content, options, int(index.orientations[row]))
-    )
+    smaller: bytes | None = None
+    if options.shorter_side is not None and options.quality is not None:
+        orientation = int(index.orientations[row])
+        try:
+            smaller = smaller_jpeg(content, options.shorter_side, options.quality, orientation)
+        except Exception as error:  # Pillow's, for broken files: which ones depends on the format
+            raise DataError(name, f"cannot be decoded: {error}", row) from error
     kept = content if smaller is None else smaller
     header = header_of(name, len(kept), lambda num, offset: kept[offset : offset + num])
     suffix = "jpg" if smaller is not None else _suffix(index.paths[row], content)
     return Sample(row, int(index.labels[row]), suffix, kept, header, smaller is not None)
-
-
-def _smaller(name: str, row: int, content: bytes, options: Options, orientation: int) -> bytes | None:
-    """The image with a shorter side of `options.shorter_side` pixels, as JPEG; None if it is not larger than that."""
-    assert options.shorter_side is not None
-    try:
-        image = open_image(content)
-        factor = options.shorter_side / min(image.size)
-        if factor >= 1:
-            return None
-        pixels = image if image.mode in ("L", "RGB") else image.convert("RGB")
-        width, height = (max(options.shorter_side, round(side * factor)) for side in image.size)
-        made, exif = io.BytesIO(), Image.Exif()
-        if orientation != 1:
-            exif[_ORIENTATION] = orientation
-        resized = pixels.resize((width, height), Image.Resampling.BICUBIC)
-        resized.save(made, "JPEG", quality=options.quality, exif=exif)
-        return made.getvalue()
-    except Exception as error:  # Pillow's, for broken files: which ones depends on the format
-        raise DataError(name, f"cannot be decoded: {error}", row) from error
 
 
 def _suffix(name: str, content: bytes) -> str:

@@ -32,15 +32,15 @@ _NAMED = 5  # files that a message lists
 
 
 def unread_index(listing: Listing, root: str, source: str) -> Index:
-    """The index of `listing` before its images are read: sizes are 1, and kinds unknown."""
+    """The index of `listing` before its images are read: sizes are 0, and kinds unknown."""
     num = len(listing.paths)
     return Index(
         root=root,
         classes=listing.classes,
         paths=listing.paths,
         labels=np.asarray(listing.labels, dtype=np.int64),
-        heights=np.broadcast_to(np.int32(1), num),
-        widths=np.broadcast_to(np.int32(1), num),
+        heights=np.broadcast_to(np.int32(0), num),
+        widths=np.broadcast_to(np.int32(0), num),
         folder_times_ns=listing.folder_times_ns,
         notes=listing.notes,
         source=source,

@@ -52,7 +52,7 @@ class StoredFiles:
             raise DataError(self.name(sample_id), error.problem, sample_id) from error
         if len(index.tails):
             check_unchanged(index, sample_id, content)
-        else:  # an index of a user's function
+        elif index.heights[sample_id]:  # an index of a user's function; 0: images are read for the first time
             _check_pixels(index, sample_id, content)
         return content
 

@@ -25,6 +25,7 @@ import os
 import secrets
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_dist.data.build_index import build_index, check_whole, refreshed
@@ -58,29 +59,59 @@ def shared_folder(data: DataRecipe, shared: Path) -> Path:
     return shared / hashlib.sha256(f"{data.root}\0{identity(data)}".encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Folders:
+    """Folders of the indices of one data set."""
+
+    own: Path  # of the run
+    shared: Path  # of all runs; `own` without one
+    home: Path  # where an index is made: `shared` if it can be written, else `own`
+
+    @classmethod
+    def of(cls, data: DataRecipe, own: Path, shared: Path | None) -> Folders:
+        """The folders for a run, whose own is `own`. A warning says that `shared` cannot be written."""
+        if shared is None or data.source not in LISTINGS:
+            return cls(own, own, own)
+        folder = shared_folder(data, shared)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return cls(own, folder, folder)
+        except OSError as error:
+            _log.warning(
+                "%s: cannot be written (%s): other runs do not share the index", folder, error.strerror or error
+            )
+            return cls(own, folder, own)
+
+    def files(self, split: Split) -> list[Path]:
+        """The files in which the index may be: that of all runs first, since others may have refreshed it."""
+        return [index_file(folder, split) for folder in dict.fromkeys((self.shared, self.own))]
+
+
 def saved_index(data: DataRecipe, split: Split, folder: Path, shared: Path | None = None) -> Index | None:
     """The index in `shared` or in `folder`, if it is what would be listed now; else None.
 
     Compared are the root, the source, and the times of the folders or shards; files are not.
     """
-    found = (_current(data, split, file) for file in _files(data, split, folder, shared))
+    files = [index_file(folder, split)]
+    if shared is not None:
+        files.insert(0, index_file(shared_folder(data, shared), split))
+    found = (_current(data, split, file) for file in files)
     return next((index for index in found if index is not None), None)
 
 
-def make_index(
-    data: DataRecipe, split: Split, folder: Path, shared: Path | None, progress: IndexProgress, *, resumed: bool
-) -> str:
-    """See to it that `folder` has the index of a split, a saved one if it is current, else a new one; its fingerprint.
+def make_index(data: DataRecipe, split: Split, folders: Folders, progress: IndexProgress, *, resumed: bool) -> str:
+    """Put the index of a split into `folders.own`, a saved one if it is current, else a new one; its fingerprint.
 
     A warning says what has changed since the last index. Broken images are in it, see `check_broken`. Raises DataError
-    if the images of a `resumed` run have changed; StorageError if `folder` cannot be written.
+    if the images of a `resumed` run have changed; StorageError if the folder cannot be written.
     """
-    own = index_file(folder, split)
+    own = index_file(folders.own, split)
     before = _load(own) or load_old(own.with_suffix(".npz"))
     last = before
     if data.source in LISTINGS:
-        last = before or (None if shared is None else _load(index_file(shared_folder(data, shared), split)))
-        index, file = _listed_index(data, split, folder, shared, progress)
+        last = before or _load(index_file(folders.home, split))
+        index, file = _listed_index(data, split, folders, progress)
     else:
         index, file = dataclasses.replace(index_of(data, split), source=identity(data)), None
     if resumed and before is not None:
@@ -115,27 +146,26 @@ def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) ->
 
 
 def _listed_index(
-    data: DataRecipe, split: Split, folder: Path, shared: Path | None, progress: IndexProgress
+    data: DataRecipe, split: Split, folders: Folders, progress: IndexProgress
 ) -> tuple[Index, Path | None]:
     """The index of a split, and the file that has it, if there is one."""
-    home = _home(data, folder, shared)
-    turn = Turn(home / f".{split}.making")
+    turn = Turn(folders.home / f".{split}.making")
     while True:
-        for file in _files(data, split, folder, shared):
+        for file in folders.files(split):
             index = _current(data, split, file)
             if index is None:
                 continue
             progress.begin(f"comparing the files of {split} with the index")
             fresh = refreshed(index, data=data, report=progress.report)
             if fresh is not index:
-                return fresh, _shared(fresh, split, home, folder)
-            _linked(file, index_file(home, split))
+                return fresh, _shared(fresh, split, folders)
+            _linked(file, index_file(folders.home, split))
             return index, file
         with turn.taken() as is_ours:
             # another process may have made it in the meantime
-            if is_ours and _current(data, split, index_file(home, split)) is None:
-                index = _new_index(data, split, home / f".{split}.parts", progress)
-                return index, _shared(index, split, home, folder)
+            if is_ours and _current(data, split, index_file(folders.home, split)) is None:
+                index = _new_index(data, split, folders.home / f".{split}.parts", progress)
+                return index, _shared(index, split, folders)
         if not is_ours:
             progress.say(f"waiting for the index of {split}, which {turn.holder()} makes")
             time.sleep(_POLL_S)
@@ -166,25 +196,11 @@ def _tell(progress: IndexProgress, split: Split, text: str) -> None:
     progress.say(f"listing the images of {split}: {text}")
 
 
-def _home(data: DataRecipe, folder: Path, shared: Path | None) -> Path:
-    """The folder in which an index is made: the shared one if it can be written, else the run's own."""
-    if shared is None:
-        return folder
-    home = shared_folder(data, shared)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            return home
-    except OSError as error:
-        _log.warning("%s: cannot be written (%s): other runs do not share the index", home, error.strerror or error)
-        return folder
-
-
-def _shared(index: Index, split: Split, home: Path, own: Path) -> Path | None:
+def _shared(index: Index, split: Split, folders: Folders) -> Path | None:
     """Save an index in the folder of all runs, and return the file; None, with a warning, if that fails."""
-    if home == own:
+    if folders.home == folders.own:
         return None
-    file = index_file(home, split)
+    file = index_file(folders.home, split)
     try:
         index.save(file)
         return file
@@ -208,12 +224,6 @@ def _linked(source: Path, target: Path) -> bool:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _files(data: DataRecipe, split: Split, folder: Path, shared: Path | None) -> list[Path]:
-    """The files in which the index may be: that of all runs first, since others may have refreshed it."""
-    folders = [folder] if shared is None else [shared_folder(data, shared), folder]
-    return [index_file(one, split) for one in folders]
 
 
 def _current(data: DataRecipe, split: Split, file: Path) -> Index | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -79,9 +80,8 @@ class _Load:
 
 def _busy_s() -> float:
     """Seconds in which this thread had a CPU, or was waiting for one (Linux tells; see proc(5), schedstat)."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123 - Path objects are slow
-            on_cpu_ns, waiting_ns, _ = file.read().split()
-        return (int(on_cpu_ns) + int(waiting_ns)) / 1e9
-    except (OSError, ValueError):
-        return time.thread_time()
+    waiting_ns = 0
+    with contextlib.suppress(OSError, ValueError), open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123
+        _, waiting, _ = file.read().split()
+        waiting_ns = int(waiting)
+    return time.thread_time() + waiting_ns / 1e9

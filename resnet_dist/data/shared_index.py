@@ -15,7 +15,7 @@ from resnet_dist.data.classes import select
 from resnet_dist.data.index_changes import check_sub_folders
 from resnet_dist.data.index_progress import IndexProgress
 from resnet_dist.data.listing import SPLITS, Split
-from resnet_dist.data.made_index import check_broken, index_file, make_index, saved_index
+from resnet_dist.data.made_index import Folders, check_broken, index_file, make_index, saved_index
 from resnet_dist.data.parquet import row_group_warnings
 from resnet_dist.data.sources import check_num_samples
 from resnet_dist.data.synthetic import synthetic_indices
@@ -52,7 +52,8 @@ def shared_indices(
     progress = IndexProgress()
 
     def make_both() -> dict[Split, str]:
-        return {split: make_index(data, split, folder, shared, progress, resumed=resumed) for split in SPLITS}
+        folders = Folders.of(data, folder, shared)
+        return {split: make_index(data, split, folders, progress, resumed=resumed) for split in SPLITS}
 
     def tick() -> None:
         if (detail := progress.news()) is not None:

@@ -51,7 +51,8 @@ class Storage(Protocol):
     def entries(self, folder: str = "", *, deep: bool = False) -> list[Entry]:
         """All files in a folder of the root, sorted by path. `deep`: also those in the folders in it.
 
-        Left out are files and folders whose name begins with a dot, and what is neither a file nor a link to one.
+        Left out are files and folders whose name begins with a dot, folders lost+found, and what is neither a file nor
+        a link to one.
         """
         ...
 
@@ -119,7 +120,7 @@ class LocalStorage:
         with os.scandir(absolute) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name == "lost+found":  # the latter cannot be read
                     continue
                 if entry.is_dir():
                     folders.append(path)

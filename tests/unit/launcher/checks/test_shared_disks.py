@@ -24,6 +24,7 @@ def mounts(tmp_path: Path) -> Path:
         f"10.0.0.1@tcp:/lustre {place}/local lustre rw 0 0\n"
         f"/dev/nvme0n1 {place}/local/nested xfs rw 0 0\n"
         f"s3fs {place}/fuse fuse.s3fs rw 0 0\n"
+        "/dev/sdb1 / btrfs rw 0 0\n"
         "a line that is torn\n"
     )
     return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import shutil
@@ -20,6 +21,7 @@ from torchvision.transforms.v2.functional import resize, to_image
 
 from resnet_dist.data import Index, decode_regions, index_image_folder
 from resnet_dist.data.decode_cpu import CpuDecoder
+from resnet_dist.data.jpeg_data import is_complete_jpeg
 from resnet_dist.data.requests import BatchRequest, Decoded
 
 has_regions = decode_regions.version() is not None
@@ -169,6 +171,24 @@ def test_damage_below_the_window_has_the_verdict_of_damage_inside(
     for window in ((0, 0, 8, 8), (48, 48, 16, 16)):
         decoded = decode(request_of([bytes(content)], [window]), regions=regions)
         assert "cannot be decoded" in str(decoded.errors[0])
+
+
+def test_damage_is_looked_for_once_per_image_by_requests_that_share_what_they_found(
+    make_photo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def is_complete(content: bytes) -> bool:
+        asked.append(content)
+        return is_complete_jpeg(content)
+
+    monkeypatch.setattr("resnet_dist.data.requests.is_complete_jpeg", is_complete)
+    good = encoded(make_photo(40, 40, 1))
+    damaged = good[:-50] + b"\xff\xda" + good[-48:]
+    request = request_of([good, damaged], [(0, 0, 8, 8)] * 2)
+    request = dataclasses.replace(request, complete=np.zeros(FIRST_ID + 2, dtype=np.bool_))
+    assert [request.encoded(number)[1] for number in (0, 1, 0, 1)] == [True, False, True, False]
+    assert asked == [good, damaged, damaged]
 
 
 @both

@@ -101,6 +101,13 @@ def test_a_cut_jpeg_is_found_wherever_it_is_cut(kept: float, jpeg: bytes) -> Non
         header(jpeg[: int(len(jpeg) * kept)])
 
 
+def test_the_end_of_a_thumbnail_is_not_taken_for_that_of_the_image(jpeg: bytes) -> None:
+    frame = jpeg.index(b"\xff\xc0")
+    thumbnail = b"\xff\xe1\x00\x06ab\xff\xd9"
+    with pytest.raises(DataError, match="truncated: no end marker"):
+        header(jpeg[:frame] + thumbnail + jpeg[frame : frame + 40])
+
+
 @pytest.mark.parametrize("cut", [1, 4, 11, 12, 13, 60, 400])
 def test_a_cut_png_is_found(cut: int, make_photo: Photo) -> None:
     with pytest.raises(DataError, match="truncated"):

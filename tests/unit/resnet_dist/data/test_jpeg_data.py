@@ -70,6 +70,12 @@ def test_missing_doubled_and_exchanged_scans_are_found() -> None:
     assert not is_complete_jpeg(b"".join([*refining, END]))
 
 
+def test_two_frames_are_not_one_jpeg() -> None:
+    start = BASELINE.index(b"\xff\xc0")
+    frame = BASELINE[start : start + 2 + int.from_bytes(BASELINE[start + 2 : start + 4], "big")]
+    assert not is_complete_jpeg(BASELINE[:start] + frame + BASELINE[start:])
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"404 not found", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_jpeg_is_not_complete(content: bytes) -> None:
     assert not is_complete_jpeg(content)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from resnet_dist.data import Index, build_index, index_image_folder, index_progr
 from resnet_dist.data.image_folder import without_sub_folders
 from resnet_dist.data.image_headers import Header, header_of
 from resnet_dist.data.index import Kind
+from resnet_dist.data.index_turn import Turn
 from resnet_dist.data.listing import Split
 from resnet_dist.data.made_index import shared_folder
 from resnet_dist.data.shared_index import (
@@ -347,6 +350,50 @@ def test_two_runs_that_start_at_once_read_the_headers_once(
     }
 
 
+def test_an_index_that_was_made_just_before_our_turn_is_used(
+    folder: Path, saved: Path, tmp_path: Path, shared: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Turn):
+        def taken(self) -> contextlib.AbstractContextManager[bool]:
+            monkeypatch.setattr(made_index, "Turn", Turn)
+            started(folder, tmp_path / "other", shared)
+            return super().taken()
+
+    monkeypatch.setattr(made_index, "Turn", Late)
+    started(folder, saved, shared)
+    assert len(read) == 18
+
+
+def write_shard(file: Path, images: list[Path]) -> None:
+    """A tar with these images; the class of each is its number modulo 2."""
+    with tarfile.open(file, "w") as tar:
+        for number, image in enumerate(images):
+            for suffix, content in (("jpg", image.read_bytes()), ("cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(f"{file.stem}-{number}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def test_the_index_of_shards_is_used_until_a_shard_comes_or_changes(
+    folder: Path, tmp_path: Path, saved: Path, shared: Path, read: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    images, shards = sorted((folder / "train" / "ant").iterdir()), tmp_path / "shards"
+    shards.mkdir()
+    for name in ("train-0", "train-1", "val-0"):
+        write_shard(shards / f"{name}.tar", images)
+    for _ in range(2):
+        assert [len(index) for index in started(shards, saved, shared, source="webdataset")] == [8, 4]
+        assert len(read) == 12
+    write_shard(shards / "train-2.tar", images[:2])
+    assert [len(index) for index in started(shards, saved, shared, source="webdataset")] == [10, 4]
+    assert "train has changed since its last index: 2 images are new: train-2-0.jpg, train-2-1.jpg" in caplog.text
+    assert len(read) == 12 + 10
+    write_shard(shards / "val-0.tar", images[::-1])
+    touch(shards / "val-0.tar")
+    with pytest.raises(DataError, match="val has changed since the run began: 4 images are of other content: val-0-0"):
+        started(shards, saved, shared, source="webdataset", resumed=True)
+
+
 @contextlib.contextmanager
 def unwritable(folder: Path) -> Iterator[None]:
     """A file in its place: root may write to folders without permission."""
@@ -361,7 +408,8 @@ def test_a_shared_folder_that_cannot_be_written_is_a_warning(
 ) -> None:
     with unwritable(shared):
         assert [len(index) for index in started(folder, saved, shared)] == [12, 6]
-    assert "other runs do not share the index" in caplog.text
+    (warning,) = caplog.messages
+    assert "other runs do not share the index" in warning
 
 
 def test_a_run_directory_that_cannot_be_written_is_an_error(folder: Path, tmp_path: Path) -> None:

@@ -219,3 +219,9 @@ def test_random_damage_is_found_or_harmless(tmp_path: Path) -> None:
         except DataError:
             continue
         assert len(listing.paths) == len(listing.labels) == 3
+
+
+def test_folders_of_the_file_system_are_no_obstacle(root: Path) -> None:
+    for name in ("lost+found", ".snapshots"):
+        write_tar(root / name / "train-9.tar", samples([99]))
+    assert len(list_tars(recipe(root), "train").paths) == 9
