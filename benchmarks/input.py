@@ -30,8 +30,8 @@ from PIL import Image
 from benchmarks.input_images import photo_folder
 from benchmarks.measure import Row, order, speed_row, table_of, time_row, write
 from resnet_dist.data import Stream, index_of
-from resnet_dist.data.files import files_of
 from resnet_dist.data.order import order_of
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.schema import DataRecipe
 
 NUM_PHOTOS, TURN = 1_200, 256  # images of the data set, and of a peer's turn

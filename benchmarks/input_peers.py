@@ -35,8 +35,8 @@ def ours(folder: Path, **keys: Any) -> Batches:
     """Our input pipeline on a CPU; `keys` of `data`."""
     from resnet_dist.data import Stream, index_of
     from resnet_dist.data.augmentation import augmentation_of
-    from resnet_dist.data.files import files_of
     from resnet_dist.data.loader import decoder_for, training_batches
+    from resnet_dist.data.storage.files import files_of
     from resnet_dist.recipe.batch_layout import BatchLayout
     from resnet_dist.recipe.schema import DataRecipe
 

@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.measure import table, write
 from resnet_dist.data import Index, index_image_folder
 from resnet_dist.data.order import Order, ShardStream, Stream, unevenness
-from resnet_dist.data.subset import subset_of
+from resnet_dist.data.sources.subset import subset_of
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe
 

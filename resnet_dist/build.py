@@ -19,14 +19,14 @@ from resnet_dist.checkpoint.format import step_of
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
 from resnet_dist.data.augmentation import augmentation_of
-from resnet_dist.data.files import files_of
-from resnet_dist.data.index import Kind
-from resnet_dist.data.known_bad import known_names, with_known_bad
+from resnet_dist.data.index.shared import check_same_data, facts_of_data, shared_indices
+from resnet_dist.data.index.table import Kind
 from resnet_dist.data.ledger import Ledger
 from resnet_dist.data.loader import HostBatch, decoder_for, describe_decoders, evaluation_batches, training_batches
 from resnet_dist.data.order import Order, order_of, warn_of_classes
-from resnet_dist.data.shared_index import check_same_data, facts_of_data, shared_indices
-from resnet_dist.data.subset import trained_on
+from resnet_dist.data.sources.known_bad import known_names, with_known_bad
+from resnet_dist.data.sources.subset import trained_on
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.models import build_model

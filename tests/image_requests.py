@@ -11,8 +11,8 @@ import torch
 
 from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.crops import flips, training_windows
-from resnet_dist.data.files import files_of
-from resnet_dist.data.requests import Decoder
+from resnet_dist.data.decoding.requests import Decoder
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError
 
 RESOLUTION = 32

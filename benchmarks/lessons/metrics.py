@@ -14,11 +14,11 @@ from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.data.crops import evaluation_windows
-from resnet_dist.data.index import Index
+from resnet_dist.data.decoding.requests import BatchRequest
+from resnet_dist.data.index.shared import index_file
+from resnet_dist.data.index.table import Index
 from resnet_dist.data.loader import normalise
 from resnet_dist.data.order import Stream
-from resnet_dist.data.requests import BatchRequest
-from resnet_dist.data.shared_index import index_file
 from resnet_dist.models import build_model
 from resnet_dist.models.loss import cross_entropy_sum, num_correct
 from resnet_dist.telemetry.metrics_file import read_metrics

@@ -14,20 +14,20 @@ from launcher.checks.finding import Finding, failed, graded, passed, skipped
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.data import BatchRequest, Index, compare_classes
-from resnet_dist.data.build_index import build_index, check_whole, refreshed
-from resnet_dist.data.classes import in_use, select
-from resnet_dist.data.files import files_of
-from resnet_dist.data.image_folder import an_image, class_names
-from resnet_dist.data.image_headers import image_header
-from resnet_dist.data.index import Kind
-from resnet_dist.data.listing import SPLITS
+from resnet_dist.data.headers.image import image_header
+from resnet_dist.data.index.build import build_index, check_whole, refreshed
+from resnet_dist.data.index.shared import check_broken, check_indices, saved_index
+from resnet_dist.data.index.table import Kind
 from resnet_dist.data.loader import decoder_for
-from resnet_dist.data.packed import packed_index
-from resnet_dist.data.parquet import row_group_warnings
-from resnet_dist.data.remote import RemoteStorage
-from resnet_dist.data.remote_folder import an_object
-from resnet_dist.data.shared_index import check_broken, check_indices, saved_index
-from resnet_dist.data.sources import LISTINGS, check_root
+from resnet_dist.data.sources.by_name import LISTINGS, check_root
+from resnet_dist.data.sources.classes import in_use, select
+from resnet_dist.data.sources.image_folder import an_image, class_names
+from resnet_dist.data.sources.listing import SPLITS
+from resnet_dist.data.sources.packed import packed_index
+from resnet_dist.data.sources.parquet import row_group_warnings
+from resnet_dist.data.sources.remote_folder import an_object
+from resnet_dist.data.storage.files import files_of
+from resnet_dist.data.storage.remote import RemoteStorage
 from resnet_dist.errors import DataError, RecipeError, StoreUnavailable
 from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.schema import DataRecipe

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnet_dist.data.image_folder import list_images
-from resnet_dist.data.listing import Split
+from resnet_dist.data.sources.image_folder import list_images
+from resnet_dist.data.sources.listing import Split
 from resnet_dist.errors import DataError, MissingPackage
 
 _NEIGHBOURS = range(1, 6)

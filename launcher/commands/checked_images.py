@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from launcher.commands.progress import Progress
 from launcher.formatting import count
-from resnet_dist.data.build_index import unread_index
-from resnet_dist.data.columns import Texts
-from resnet_dist.data.files import Files, files_of
-from resnet_dist.data.image_headers import header_of
-from resnet_dist.data.index import Index, Kind
-from resnet_dist.data.jpeg_data import is_complete_jpeg
-from resnet_dist.data.listing import Split
-from resnet_dist.data.packed import packed_index
-from resnet_dist.data.pillow import open_image
-from resnet_dist.data.sources import LISTINGS, identity
+from resnet_dist.data.decoding.pillow import open_image
+from resnet_dist.data.headers.image import header_of
+from resnet_dist.data.headers.jpeg_data import is_complete_jpeg
+from resnet_dist.data.index.build import unread_index
+from resnet_dist.data.index.columns import Texts
+from resnet_dist.data.index.table import Index, Kind
+from resnet_dist.data.sources.by_name import LISTINGS, identity
+from resnet_dist.data.sources.listing import Split
+from resnet_dist.data.sources.packed import packed_index
+from resnet_dist.data.storage.files import Files, files_of
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.input_files import printable
 from resnet_dist.recipe.schema import DataRecipe

@@ -19,7 +19,7 @@ from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import ModelRecipe, plain
 
 if TYPE_CHECKING:
-    from resnet_dist.data.listing import Listing
+    from resnet_dist.data.sources.listing import Listing
 
 _SAMPLED = 500  # images whose sizes are read, of each split
 _SMALL = 64  # pixels: up to this size a network without an early reduction, as on CIFAR-10
@@ -117,8 +117,8 @@ def look_at(folder: Path) -> Images:
     """
     import numpy as np  # it and the images' modules take time that other verbs should not pay
 
-    from resnet_dist.data.image_folder import list_images
-    from resnet_dist.data.image_headers import image_header
+    from resnet_dist.data.headers.image import image_header
+    from resnet_dist.data.sources.image_folder import list_images
 
     train, val = list_images(str(folder), "train"), list_images(str(folder), "val")
     if len(train.classes) < 2:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data import columns
+from resnet_dist.data.index import columns
 
 _END = bytes(2 * tarfile.BLOCKSIZE)  # of a tar file
 _AHEAD = 4  # samples for each thread that are read ahead of the writer

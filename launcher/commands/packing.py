@@ -22,18 +22,18 @@ from launcher.commands.pack_shards import Part, Sample, sha256_of, write_shards
 from launcher.commands.progress import Progress
 from launcher.commands.smaller_images import smaller_jpeg
 from launcher.formatting import count, in_bytes
-from resnet_dist.data.build_index import build_index, check_whole
-from resnet_dist.data.classes import select
-from resnet_dist.data.files import Files, files_of
-from resnet_dist.data.image_headers import header_of
-from resnet_dist.data.index import Index, Kind
-from resnet_dist.data.listing import SPLITS, Split
+from resnet_dist.data.headers.image import header_of
+from resnet_dist.data.index.build import build_index, check_whole
+from resnet_dist.data.index.shared import index_file, saved_index
+from resnet_dist.data.index.table import Index, Kind
 from resnet_dist.data.order import Stream
-from resnet_dist.data.packed import CARD, FORMAT, index_path, read_card
-from resnet_dist.data.parquet import row_group_warnings
-from resnet_dist.data.shared_index import index_file, saved_index
-from resnet_dist.data.sources import LISTINGS, identity
-from resnet_dist.data.storage import storage_of
+from resnet_dist.data.sources.by_name import LISTINGS, identity
+from resnet_dist.data.sources.classes import select
+from resnet_dist.data.sources.listing import SPLITS, Split
+from resnet_dist.data.sources.packed import CARD, FORMAT, index_path, read_card
+from resnet_dist.data.sources.parquet import row_group_warnings
+from resnet_dist.data.storage.files import Files, files_of
+from resnet_dist.data.storage.local import storage_of
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 

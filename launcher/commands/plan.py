@@ -104,9 +104,9 @@ def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
     elif not os.path.isdir(where):  # noqa: PTH112  Path.is_dir raises if the folder above cannot be read
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
         raise RecipeError("data.root", f"there is no folder {where} on this machine", allowed)
-    from resnet_dist.data.classes import in_use  # the package imports torch, which takes seconds
-    from resnet_dist.data.index import compare_classes
-    from resnet_dist.data.sources import listed, num_in_use
+    from resnet_dist.data.index.table import compare_classes
+    from resnet_dist.data.sources.by_name import listed, num_in_use
+    from resnet_dist.data.sources.classes import in_use  # the package imports torch, which takes seconds
 
     train, val = listed(data, "train"), listed(data, "val")
     if train is None or val is None:  # a source that the rules refuse

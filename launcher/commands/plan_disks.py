@@ -11,8 +11,8 @@ import numpy as np
 from resnet_dist.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
-    from resnet_dist.data.index import Index
-    from resnet_dist.data.listing import Listing
+    from resnet_dist.data.index.table import Index
+    from resnet_dist.data.sources.listing import Listing
 
 IMAGENET_BYTES = 147_897_477_120 / 1_281_167  # ILSVRC2012_img_train.tar, its bytes and images
 _SAMPLED = 1000  # files whose sizes are read

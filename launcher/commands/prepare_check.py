@@ -35,7 +35,7 @@ def _run(given: argparse.Namespace) -> int:
     if not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"--threads {threads}. Allowed: a whole number from 1 to {_MOST_THREADS:,}")
     from launcher.commands import checked_images  # NumPy and Pillow: other verbs do without
-    from resnet_dist.data.listing import SPLITS
+    from resnet_dist.data.sources.listing import SPLITS
 
     data = data_of(given.root, given.source)
     bad_list = None if given.bad_list is None else given.bad_list.expanduser().absolute()

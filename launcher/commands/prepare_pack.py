@@ -52,7 +52,7 @@ def _run(given: argparse.Namespace) -> int:
 def data_of(place: str, kind: str | None) -> Any:
     """The DataRecipe of the root of a data set, or of a config; `kind` is its source (default: imagefolder)."""
     from launcher.config import load as configs
-    from resnet_dist.data.storage import is_address
+    from resnet_dist.object_stores import is_address
     from resnet_dist.recipe.schema import DataRecipe
 
     if Path(place).suffix in (".yaml", ".yml"):

@@ -28,14 +28,14 @@ from launcher.run.directory import RunDirectory
 from launcher.worker.train import skipped_steps
 from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.augmentation import augmentation_of
-from resnet_dist.data.decode_cpu import pillow_window
-from resnet_dist.data.files import files_of
-from resnet_dist.data.known_bad import known_names, with_known_bad
+from resnet_dist.data.decoding.cpu import pillow_window
+from resnet_dist.data.decoding.requests import Decoded, Decoder
+from resnet_dist.data.index.shared import shared_indices
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches, training_batches
 from resnet_dist.data.order import order_of
-from resnet_dist.data.requests import Decoded, Decoder
-from resnet_dist.data.shared_index import shared_indices
-from resnet_dist.data.subset import trained_on
+from resnet_dist.data.sources.known_bad import known_names, with_known_bad
+from resnet_dist.data.sources.subset import trained_on
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
 from resnet_dist.recipe.schema import DataRecipe, Recipe

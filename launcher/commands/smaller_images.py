@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from resnet_dist.data.pillow import open_image
+from resnet_dist.data.decoding.pillow import open_image
 
 _ORIENTATION = 0x0112  # EXIF's tag
 

@@ -39,7 +39,7 @@ def check(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> None:
         if weights is not None and not has_checkpoint and not Path(weights).exists():
             allowed = "a .pt, .pth, .pth.tar or .safetensors file, or a checkpoint or run directory"
             raise RecipeError("model.weights", f"{weights}: no such file or folder", allowed)
-        from resnet_dist.data.sources import check_root
+        from resnet_dist.data.sources.by_name import check_root
 
         check_root(config.data)
     check_sizes(config)
@@ -84,7 +84,7 @@ def num_training_images(config: RunConfig) -> int | None:
     root = Path(data.root, "train") if data.source == "imagefolder" else Path(data.root)
     if known is not None or not os.path.isdir(root):  # noqa: PTH112  Path.is_dir raises if it cannot read above
         return known
-    from resnet_dist.data.sources import listed, num_in_use
+    from resnet_dist.data.sources.by_name import listed, num_in_use
 
     try:
         found = call_within(COUNT_S, lambda: listed(data, "train"), "count images")

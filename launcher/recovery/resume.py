@@ -14,8 +14,8 @@ from launcher.recovery.preconditions import check_mode, refuse_missing_checkpoin
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import mirror, restore
-from resnet_dist.data.shared_index import saved_index
-from resnet_dist.data.sources import num_in_use
+from resnet_dist.data.index.shared import saved_index
+from resnet_dist.data.sources.by_name import num_in_use
 from resnet_dist.optim import build_schedule
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.data import random_bits
+from resnet_dist.data.decoding.requests import Decoded
+from resnet_dist.data.decoding.threads import single_threads
 from resnet_dist.data.policies import ColorJitter, Policy, RandAugment, Steps, TrivialAugment, apply
-from resnet_dist.data.requests import Decoded
-from resnet_dist.data.threads import single_threads
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import function_for, is_reference
 from resnet_dist.recipe.schema import DataRecipe

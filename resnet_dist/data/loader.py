@@ -15,15 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnet_dist.data import crops, decode_dali, decode_regions, random_bits
+from resnet_dist.data import crops, random_bits
 from resnet_dist.data.augmentation import Augmentation
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import Files
-from resnet_dist.data.index import Index, Kind
+from resnet_dist.data.decoding import dali as decode_dali
+from resnet_dist.data.decoding import regions as decode_regions
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.requests import BatchRequest, Decoded, Decoder
+from resnet_dist.data.index.table import Index, Kind
 from resnet_dist.data.ledger import Tallies, tallies_of
 from resnet_dist.data.order import Order
-from resnet_dist.data.requests import BatchRequest, Decoded, Decoder
-from resnet_dist.data.synthetic import SyntheticDecoder
+from resnet_dist.data.sources.synthetic import SyntheticDecoder
+from resnet_dist.data.storage.files import Files
 from resnet_dist.recipe.batch_layout import BatchLayout, split
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import DataRecipe

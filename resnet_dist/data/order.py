@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.index import Index
+from resnet_dist.data.index.table import Index
 from resnet_dist.data.random_bits import Purpose, element, states
 from resnet_dist.recipe.schema import DataRecipe
 

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from resnet_dist.data.index import Index
-from resnet_dist.data.known_bad import unlisted_broken
+from resnet_dist.data.index.table import Index
 from resnet_dist.data.loader import BadImage, HostBatch
+from resnet_dist.data.sources.known_bad import unlisted_broken
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_dist.data.index import Index
+from resnet_dist.data.index.table import Index
 from resnet_dist.data.order import Stream
 from tests.distributed.fault_runs import STEPS, FaultRun
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_dist.data import decode_dali, decode_regions
+from resnet_dist.data.decoding import dali as decode_dali
+from resnet_dist.data.decoding import regions as decode_regions
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,8 +19,8 @@ import io, itertools, sys
 import numpy as np
 from PIL import Image
 from image_requests import request_of
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.decode_dali import DaliDecoder
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.dali import DaliDecoder
 
 stream = io.BytesIO()
 Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)).save(stream, "JPEG")

@@ -18,9 +18,11 @@ import torch.distributed as dist
 from PIL import Image
 
 from resnet_dist import rank_zero
-from resnet_dist.data import build_index, index_parts, parallel
-from resnet_dist.data.image_headers import Header, header_of
-from resnet_dist.data.shared_index import shared_indices
+from resnet_dist.data.headers.image import Header, header_of
+from resnet_dist.data.index import build as build_index
+from resnet_dist.data.index import parts as index_parts
+from resnet_dist.data.index.shared import shared_indices
+from resnet_dist.data.storage import parallel
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
 from tests.distributed.forked import run_forked, run_script

@@ -19,12 +19,12 @@ from moto.server import ThreadedMotoServer
 from launcher import cli
 from launcher.train import main
 from resnet_dist import object_stores
-from resnet_dist.data import remote
-from resnet_dist.data.files import files_of
-from resnet_dist.data.listing import SPLITS
-from resnet_dist.data.made_index import index_file, saved_index
-from resnet_dist.data.sources import LISTINGS, index_of
-from resnet_dist.data.storage import storage_of
+from resnet_dist.data.index.made import index_file, saved_index
+from resnet_dist.data.sources.by_name import LISTINGS, index_of
+from resnet_dist.data.sources.listing import SPLITS
+from resnet_dist.data.storage import remote
+from resnet_dist.data.storage.files import files_of
+from resnet_dist.data.storage.local import storage_of
 from resnet_dist.errors import StoreUnavailable
 from resnet_dist.recipe.schema import CacheRecipe, DataRecipe
 from resnet_dist.telemetry.metrics_file import read_metrics

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from resnet_dist.data.augmentation import Decoded, augmentation_of
+from resnet_dist.data.decoding.requests import BatchRequest
 from resnet_dist.data.loader import HostBatch
-from resnet_dist.data.requests import BatchRequest
 from resnet_dist.models.loss import loss_of
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from resnet_dist.data import BatchRequest, crops, index_image_folder
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import files_of
-from resnet_dist.data.requests import Decoded
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.requests import Decoded
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.engines.ddp import DdpEngine, LossSum
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.telemetry.step_totals import StepSums

@@ -19,7 +19,7 @@ from launcher.commands.packing import Options, pack
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
-from resnet_dist.data.shared_index import shared_indices
+from resnet_dist.data.index.shared import shared_indices
 from resnet_dist.recipe.schema import CacheRecipe, DataRecipe
 
 

@@ -11,7 +11,7 @@ from odd_images import OddImage, good_images, refused_images
 
 from launcher.cli import main
 from launcher.exit_codes import ExitCode
-from resnet_dist.data.known_bad import known_names
+from resnet_dist.data.sources.known_bad import known_names
 from resnet_dist.recipe.schema import DataRecipe
 
 Images = Callable[[Path], Path]

@@ -20,8 +20,8 @@ from launcher import cli
 from launcher.commands import pack_shards, packing
 from launcher.commands.packing import Options, pack
 from launcher.commands.progress import Progress, progress_line
-from resnet_dist.data.files import files_of
-from resnet_dist.data.sources import index_of
+from resnet_dist.data.sources.by_name import index_of
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError, RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 
@@ -267,7 +267,7 @@ def test_tar_and_parquet_shards_are_packed_with_their_names_and_classes(tmp_path
 def test_parquet_is_not_read_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "val"):
         write_parquet(tmp_path / "rows" / f"{split}-0.parquet", [jpeg(0)], [0])
-    monkeypatch.setattr("resnet_dist.data.parquet.CACHE_BYTES", 1)
+    monkeypatch.setattr("resnet_dist.data.sources.parquet.CACHE_BYTES", 1)
     with pytest.raises(DataError, match="is parquet, which cannot be read in random order"):
         list(pack(data(tmp_path / "rows", "parquet"), tmp_path / "packed", Options(shuffle=True)))
     list(pack(data(tmp_path / "rows", "parquet"), tmp_path / "packed", SMALL))

@@ -16,9 +16,9 @@ from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from resnet_dist.data import index_of
 from resnet_dist.data.augmentation import augmentation_of
-from resnet_dist.data.files import files_of
 from resnet_dist.data.loader import decoder_for, training_batches
 from resnet_dist.data.order import order_of
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.training.device import ToDevice
 

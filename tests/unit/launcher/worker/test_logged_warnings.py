@@ -14,7 +14,7 @@ import torch
 from launcher import cli
 from launcher.run.directory import RunDirectory
 from launcher.worker.logged_warnings import LoggedWarnings
-from resnet_dist.data import index_progress
+from resnet_dist.data.index import progress as index_progress
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe
 from resnet_dist.telemetry.metrics_file import read_metrics

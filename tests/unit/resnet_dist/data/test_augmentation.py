@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from resnet_dist.data.augmentation import augmentation_of
+from resnet_dist.data.decoding.requests import BatchRequest, Decoded
 from resnet_dist.data.policies import ColorJitter, RandAugment, apply
 from resnet_dist.data.random_bits import Purpose
 from resnet_dist.data.random_bits import uniform as random_numbers
-from resnet_dist.data.requests import BatchRequest, Decoded
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.schema import AugmentationRecipe, DataRecipe
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from resnet_dist.data import Index, index_image_folder
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import files_of
-from resnet_dist.data.index import Kind
-from resnet_dist.data.known_bad import with_known_bad
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.index.table import Kind
 from resnet_dist.data.loader import HostBatch, evaluation_batches, training_batches
 from resnet_dist.data.order import Stream
+from resnet_dist.data.sources.known_bad import with_known_bad
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import DataRecipe

@@ -13,11 +13,12 @@ from odd_images import OddImage, good_images
 from PIL import Image
 from torch import Tensor
 
-from resnet_dist.data import BatchRequest, Index, crops, decode_dali, index_image_folder
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.decode_dali import DaliDecoder
-from resnet_dist.data.files import files_of
-from resnet_dist.data.requests import Decoder
+from resnet_dist.data import BatchRequest, Index, crops, index_image_folder
+from resnet_dist.data.decoding import dali as decode_dali
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.dali import DaliDecoder
+from resnet_dist.data.decoding.requests import Decoder
+from resnet_dist.data.storage.files import files_of
 
 RESOLUTION = 24
 TURNED = [image for image in good_images() if image.orientation != 1]

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from resnet_dist.data import BatchRequest, Index, Stream, decode_dali, decode_regions, loader
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import files_of
+from resnet_dist.data import BatchRequest, Index, Stream, loader
+from resnet_dist.data.decoding import dali as decode_dali
+from resnet_dist.data.decoding import regions as decode_regions
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.requests import Decoded
 from resnet_dist.data.loader import (
     HostBatch,
     decoder_for,
@@ -22,7 +24,7 @@ from resnet_dist.data.loader import (
     normalise,
     training_batches,
 )
-from resnet_dist.data.requests import Decoded
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import DataRecipe
 

@@ -12,10 +12,11 @@ from image_requests import request_of
 from odd_images import OddImage, good_images, refused_images
 from torchvision.transforms.v2.functional import resize
 
-from resnet_dist.data import decode_dali, decode_regions
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.decode_dali import DaliDecoder
-from resnet_dist.data.requests import BatchRequest, Decoder
+from resnet_dist.data.decoding import dali as decode_dali
+from resnet_dist.data.decoding import regions as decode_regions
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.dali import DaliDecoder
+from resnet_dist.data.decoding.requests import BatchRequest, Decoder
 
 SIZE = 8  # of the windows and of the decoded images: only images that are smaller are resized
 RESIZED = 10  # levels between DALI's resize and torch's, see test_decode_dali.py

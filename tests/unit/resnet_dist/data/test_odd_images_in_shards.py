@@ -12,13 +12,13 @@ from odd_images import odd_images
 from shard_files import write_parquet, write_tar
 
 from launcher.commands.packing import Options, pack
-from resnet_dist.data.build_index import build_index
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import files_of
-from resnet_dist.data.index import Index
-from resnet_dist.data.packed import packed_index
-from resnet_dist.data.requests import BatchRequest
-from resnet_dist.data.sources import LISTINGS
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.requests import BatchRequest
+from resnet_dist.data.index.build import build_index
+from resnet_dist.data.index.table import Index
+from resnet_dist.data.sources.by_name import LISTINGS
+from resnet_dist.data.sources.packed import packed_index
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.schema import DataRecipe
 
 IMAGES = odd_images()

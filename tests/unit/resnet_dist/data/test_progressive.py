@@ -10,11 +10,11 @@ import torch
 
 from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.augmentation import augmentation_of
-from resnet_dist.data.decode_cpu import CpuDecoder
-from resnet_dist.data.files import files_of
+from resnet_dist.data.decoding.cpu import CpuDecoder
+from resnet_dist.data.decoding.requests import Decoded
 from resnet_dist.data.loader import training_batches
 from resnet_dist.data.order import order_of
-from resnet_dist.data.requests import Decoded
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import AugmentationRecipe, DataRecipe

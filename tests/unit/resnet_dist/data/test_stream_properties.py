@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.crops import flips, training_windows
-from resnet_dist.data.files import files_of
+from resnet_dist.data.decoding.requests import Decoded
 from resnet_dist.data.ledger import Tallies, added, tallies_of
 from resnet_dist.data.loader import training_batches
 from resnet_dist.data.order import ShardStream, Stream, order_of
-from resnet_dist.data.requests import Decoded
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.schema import DataRecipe
 

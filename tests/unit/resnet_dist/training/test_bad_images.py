@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_dist.data import Index
-from resnet_dist.data.index import Kind
+from resnet_dist.data.index.table import Kind
 from resnet_dist.data.loader import BadImage, HostBatch
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe

@@ -1,0 +1,1 @@
+"""The bytes of a data set, on file systems and in object stores."""
