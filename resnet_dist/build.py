@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,10 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.format import step_of
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
-from resnet_dist.data.augmentation import augmentation_of
-from resnet_dist.data.index.shared import check_same_data, facts_of_data, shared_indices
-from resnet_dist.data.index.table import Kind
+from resnet_dist.data.index.shared import check_same_data, facts_of_data
 from resnet_dist.data.ledger import Ledger
-from resnet_dist.data.loader import HostBatch, decoder_for, describe_decoders, evaluation_batches, training_batches
-from resnet_dist.data.order import Order, order_of, warn_of_classes
-from resnet_dist.data.sources.known_bad import known_names, with_known_bad
-from resnet_dist.data.sources.subset import trained_on
+from resnet_dist.data.loader import decoder_for, describe_decoders, evaluation_batches
+from resnet_dist.data.order import order_of, warn_of_classes
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.engines.factory import autocast_dtype, build_engine
 from resnet_dist.engines.protocol import Engine, MicroBatch
@@ -35,9 +30,8 @@ from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
-from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe import rules
-from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
+from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.durations import Duration, Every, resolved
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import Recipe
@@ -53,10 +47,11 @@ from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training import initial_weights
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
-from resnet_dist.training.device import ToDevice, seed_generators, set_up_torch
+from resnet_dist.training.device import ToDevice, Worker, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import Autocast
 from resnet_dist.training.evaluator import Evaluator, Split, load_metrics
+from resnet_dist.training.input import splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
@@ -64,17 +59,6 @@ from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One training process: its rank and its device."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    num_threads: int  # for decoding, and for torch on a CPU
-    largest_world_size: int | None = None  # of an elastic run
 
 
 @dataclass(frozen=True)
@@ -112,25 +96,15 @@ def build(
     set_up_torch(recipe, worker.device, worker.num_threads)
     resumed = resume is not None
     liveness = Liveness() if liveness is None else liveness
-    train, val = shared_indices(
-        recipe.data,
-        recipe.model.num_classes,
-        worker.rank,
-        worker.world_size,
+    train, val, bad = splits_of(
+        recipe,
+        worker,
         options.index,
         options.shared_index,
         resumed=resumed,
         beat=liveness.beat,
         tell=partial(_tell, sink, resume),
     )
-    known_bad: frozenset[str] = frozenset()
-    if recipe.data.known_bad is not None:
-        known_bad = run_on_rank_0(partial(known_names, recipe.data), worker.rank, worker.world_size)
-        train, val = with_known_bad((train, val), known_bad, warn=worker.rank == 0)
-    train = trained_on(recipe.data, recipe.seed, train, worker.rank)
-    bad = None
-    if recipe.data.on_error == "replace" or any(Kind.BROKEN in index.kinds for index in (train, val)):
-        bad = BadImages(recipe.data, (train, val), known_bad)
     rules.check(recipe, worker.world_size, len(train))
     if worker.rank == 0:
         log.info("images: %s", describe_decoders(recipe.data, on_gpu=worker.device.type == "cuda"))
@@ -139,7 +113,6 @@ def build(
         log.warning(found, recipe.batch.size, len(train))
     layout = BatchLayout.of(recipe, worker.world_size)
 
-    liveness = Liveness() if liveness is None else liveness
     spans = Spans(layout, worker.rank, recipe.batch_norm.fixed_span)
     model = whole_model(_with_weights(recipe, worker, resumed=resumed), spans, worker.device)
     masks = add_masks(model, recipe)
@@ -187,7 +160,7 @@ def build(
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
     if bad is not None and checkpoint is not None:
         bad.load_state(checkpoint.state.get("bad_images", {}))
-    batches_from = _batches_from(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
+    batches_from = training_input(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
     to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
     if leaving_out is not None:
         to_device = leaving_out.applied(to_device)
@@ -244,38 +217,6 @@ def _tell(sink: Sink, resume: Path | None, detail: Mapping[str, object]) -> None
     """Record how far the making of the index is."""
     step = 0 if resume is None else step_of(resume.name) or 0
     sink.write({"kind": "event", "step": step, "event": "indexing", "detail": detail})
-
-
-def _batches_from(
-    recipe: Recipe,
-    worker: Worker,
-    train: Index,
-    order: Order,
-    layout: BatchLayout,
-    total_steps: int,
-    skipped: tuple[tuple[int, int], ...],
-    leaving_out: LeavingOut | None = None,
-) -> Callable[[int], Generator[HostBatch, None, None]]:
-    """A function that yields this worker's micro-batches from a given step on."""
-    left_out = [range(*run) for run in skipped]
-    augmentation = augmentation_of(recipe.data, seed=recipe.seed, device=worker.device, num_threads=worker.num_threads)
-
-    def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
-        decoder = decoder_for(
-            recipe.data,
-            device=worker.device,
-            num_threads=worker.num_threads,
-            max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
-        )
-        steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
-        files = files_of(train, recipe.data)
-        decoded = training_batches(
-            train, files, order, layout, worker.rank, recipe.data, recipe.seed, decoder, steps, augmentation
-        )
-        with closing(decoded):
-            yield from decoded if leaving_out is None else leaving_out.agreed(decoded)
-
-    return batches_from
 
 
 def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from resnet_dist.data.decode_torchvision import TorchvisionDecoder
 from torch import Tensor, nn
 
 from launcher.api import Run
@@ -14,11 +13,13 @@ from launcher.config.schema import RunConfig
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint.restore import newest
 from resnet_dist.data.crops import evaluation_windows
+from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.requests import BatchRequest
 from resnet_dist.data.index.shared import index_file
 from resnet_dist.data.index.table import Index
 from resnet_dist.data.loader import normalise
 from resnet_dist.data.order import Stream
+from resnet_dist.data.storage.files import files_of
 from resnet_dist.models import build_model
 from resnet_dist.models.loss import cross_entropy_sum, num_correct
 from resnet_dist.telemetry.metrics_file import read_metrics
@@ -138,7 +139,8 @@ def _val_images(run: Run, config: RunConfig) -> tuple[Tensor, Tensor]:
     positions = np.arange(MODE_IMAGES, dtype=np.int64)
     ids = Stream(len(index), 0).sample_ids(positions)
     windows = evaluation_windows(index.heights[ids], index.widths[ids], config.data.evaluation_crop)
-    request = BatchRequest.of(index, positions, ids, windows, np.zeros(len(ids), dtype=np.bool_))
-    ((_, images),) = TorchvisionDecoder(1, 1).decode(iter([request]), config.data.resolution)
-    pixels = normalise(images, config.data.mean, config.data.std, torch.float32)
+    flips, files = np.zeros(len(ids), dtype=np.bool_), files_of(index)
+    request = BatchRequest.of(index, files, positions, ids, windows, flips, config.data.resolution)
+    (decoded,) = CpuDecoder(1, 1).decode(iter([request]))
+    pixels = normalise(decoded.images, config.data.mean, config.data.std, torch.float32)
     return pixels, torch.from_numpy(index.labels[ids])

@@ -3,7 +3,7 @@
 FOLDER/train/CLASS/*.JPEG, FOLDER/val/CLASS/*.JPEG
 FOLDER/imagenet.json         classes, images and bytes of each split
 FOLDER/.train-partial/       classes that are whole, and in .CLASS the one that is being written
-FOLDER/.train-finished.jsonl the classes that are whole
+FOLDER/.train-finished the classes that are whole
 FOLDER/.val-partial/         val from a tar
 FOLDER/.val-sorting/         FOLDER/val while its images are moved into the folders of their classes
 """
@@ -27,6 +27,7 @@ from launcher.commands.progress import Progress
 from launcher.formatting import in_bytes, listed
 from resnet_dist.errors import DataError
 from resnet_dist.input_files import record_of
+from resnet_dist.telemetry import json_lines
 
 NUM_CLASSES = 1000
 NUM_IMAGES: Mapping[str, int] = {"train": 1_281_167, "val": 50_000}  # if there are 1,000 classes
@@ -113,7 +114,7 @@ def _check(split: str, num_classes: int, num_images: int, source: Path) -> None:
 
 
 def _write_train(folder: Path, tar: Path, of_val: Collection[str]) -> Counts:
-    new, record = folder / ".train-partial", folder / ".train-finished.jsonl"
+    new, record = folder / ".train-partial", folder / ".train-finished"
     with imagenet_files.opened(tar, "ILSVRC2012_img_train.tar") as archive, ThreadPoolExecutor(_THREADS) as pool:
         members = imagenet_files.class_tars(archive, tar)
         _check_classes(tar, set(members), set(of_val))
@@ -134,8 +135,7 @@ def _write_train(folder: Path, tar: Path, of_val: Collection[str]) -> Counts:
                 files = ((new / f".{wnid}" / name, content) for name, content in images)
                 finished[wnid] = _write_files(pool, files)
                 (new / f".{wnid}").rename(new / wnid)
-                with record.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps({"class": wnid, "tar": members[wnid].size, **asdict(finished[wnid])}) + "\n")
+                json_lines.append(record, {"class": wnid, "tar": members[wnid].size, **asdict(finished[wnid])})
                 done += members[wnid].size
         progress.end()
     counts = [sum(getattr(one, name) for one in finished.values()) for name in ("classes", "images", "bytes")]
@@ -162,13 +162,16 @@ def _keep_only(folder: Path, finished: Collection[str]) -> None:
 
 def _finished(record: Path) -> dict[str, tuple[int, Counts]]:
     """The classes that an interrupted command has written: the size of their tar, and what is in it."""
-    found: dict[str, tuple[int, Counts]] = {}
-    with contextlib.suppress(OSError):
-        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # the last line may be torn
-                one = json.loads(line)
-                found[one["class"]] = one["tar"], Counts(one["classes"], one["images"], one["bytes"])
-    return found
+    if not record.is_file():
+        return {}
+    return {name: (size, counts) for name, size, counts in json_lines.read(record, _finished_class)}
+
+
+def _finished_class(line: object) -> tuple[str, int, Counts] | None:
+    match line:
+        case {"class": str(name), "tar": int(size), "classes": int(classes), "images": int(images), "bytes": int(num)}:
+            return name, size, Counts(classes, images, num)
+    return None
 
 
 def _counted(folder: Path) -> Counts:

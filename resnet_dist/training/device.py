@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,17 @@ from resnet_dist.data.loader import HostBatch, normalise
 from resnet_dist.data.mixing import PairMixing
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One training process: its rank and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    num_threads: int  # for decoding, and for torch on a CPU
+    largest_world_size: int | None = None  # of an elastic run
 
 
 def set_up_torch(recipe: Recipe, device: torch.device, num_threads: int) -> None:

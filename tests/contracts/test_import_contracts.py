@@ -54,7 +54,7 @@ PLANTS = [
     Plant("A recipe is read without torch", "resnet_dist/recipe/schema.py", "torch"),
     Plant("Only launcher.ray_backend imports Ray", "launcher/worker/train.py", "ray"),
     Plant(
-        "Only data.decode_dali imports DALI, and only data.decode_regions nvImageCodec",
+        "Only data.decoding.dali and data.decoding.regions import nvidia",
         "resnet_dist/data/loader.py",
         "nvidia",
     ),

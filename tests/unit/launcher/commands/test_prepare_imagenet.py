@@ -259,7 +259,7 @@ def test_a_torn_record_of_the_classes_is_no_obstacle(files: Files, monkeypatch: 
     monkeypatch.setattr(Path, "write_bytes", failing_after(10, Path.write_bytes))
     assert files.run("train") == 65
     monkeypatch.undo()
-    record = files.folder / ".train-finished.jsonl"
+    record = files.folder / ".train-finished"
     record.write_bytes(record.read_bytes()[:-9] + b"\xff\x00")
     assert files.run("train") == 0
     assert contents(files.folder / "train") == expected("train")
