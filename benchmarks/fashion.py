@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import write
-from launcher.commands.baselines import classical_baselines
+from launcher.prepare.baselines import classical_baselines
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "configs/fashion_cpu.yaml"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, write
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits_cpu.yaml"

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.soak import CHECKPOINT_EVERY, Soak, kill
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 
 PLAIN = """
 import json, os, sys, tempfile, time

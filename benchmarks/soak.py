@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import restore

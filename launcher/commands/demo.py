@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.prepare import write_demo_images
 from launcher.config import load as configs
 from launcher.console import Progress
+from launcher.prepare.digits import write_demo_images
 from launcher.signals import StopSignals
 from launcher.train import train
 

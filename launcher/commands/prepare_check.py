@@ -34,7 +34,7 @@ def _run(given: argparse.Namespace) -> int:
     threads = (os.cpu_count() or 1) if given.threads is None else given.threads
     if not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"--threads {threads}. Allowed: a whole number from 1 to {_MOST_THREADS:,}")
-    from launcher.commands import checked_images  # NumPy and Pillow: other verbs do without
+    from launcher.prepare import checked_images  # NumPy and Pillow: other verbs do without
     from resnet_dist.data.sources.listing import SPLITS
 
     data = data_of(given.root, given.source)

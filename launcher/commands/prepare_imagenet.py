@@ -27,7 +27,7 @@ def _run(given: argparse.Namespace) -> int:
     if given.train_tar is None and given.devkit is None:
         allowed = "--train-tar FILE; --val-tar FILE --devkit FILE; or --devkit FILE alone"
         raise UsageError(f"there is nothing to do. Allowed: {allowed}")
-    from launcher.commands.imagenet_folders import write_imagenet
+    from launcher.prepare.imagenet_folders import write_imagenet
 
     given_files = (given.train_tar, given.val_tar, given.devkit)
     files = [None if file is None else file.expanduser().absolute() for file in given_files]

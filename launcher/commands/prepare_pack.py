@@ -35,7 +35,7 @@ def add_parser(kinds: Any) -> None:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from launcher.commands import packing  # it imports torch, which takes seconds
+    from launcher.prepare import packing  # it imports torch, which takes seconds
 
     if given.verify:
         options = ("output", "kind", "shard_mb", "shorter_side", "quality", "threads")
@@ -70,7 +70,7 @@ def _output(given: argparse.Namespace) -> Path:
 
 
 def _options(given: argparse.Namespace) -> Any:
-    from launcher.commands import packing
+    from launcher.prepare import packing
 
     if given.quality is not None and given.shorter_side is None:
         raise UsageError("--quality: images that keep their size are copied. Allowed: with --shorter-side")

@@ -32,7 +32,10 @@ def _run(given: argparse.Namespace) -> int:
         raise UsageError("--step: an evaluation has the same images after every step. Allowed: without --split val")
     if given.output is not None and given.output.suffix.lower() != ".png":
         raise UsageError(f"--output {given.output}: Allowed: a file NAME.png")
-    from launcher.commands import contact_sheet, samples_of_step  # torch: seconds that other verbs should not pay
+    from launcher.prepare import (
+        contact_sheet,
+        samples_of_step,  # torch: seconds that other verbs should not pay
+    )
 
     config = configs.load(given.config, given.overrides)
     _check_range("--num", given.num, MOST_IMAGES)

@@ -37,7 +37,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def _prepare(given: argparse.Namespace) -> int:
-    from launcher.commands.prepare import prepare
+    from launcher.prepare.digits import prepare
 
     folder = (given.folder or HOME / given.dataset).expanduser().absolute()
     source = None if given.source is None else given.source.expanduser().absolute()

@@ -16,7 +16,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 from launcher.train import main
 from resnet_dist.telemetry.metrics_file import read_metrics
 from tests.distributed.fault_runs import FaultRun

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from launcher import cli
-from launcher.commands.prepare import write_drawn_digits
 from launcher.config import load as configs
+from launcher.prepare.digits import write_drawn_digits
 from resnet_dist.checkpoint import restore
 from resnet_dist.models import build_model
 from resnet_dist.recipe.schema import ModelRecipe

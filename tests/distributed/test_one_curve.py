@@ -32,7 +32,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint import restore
 from resnet_dist.checkpoint.retention import Retention

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from launcher.commands.packing import Options, pack
+from launcher.prepare.packing import Options, pack
 from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint import restore
 from resnet_dist.checkpoint.saver import CheckpointOptions

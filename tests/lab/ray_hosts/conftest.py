@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.commands.prepare import write_digits
+from launcher.prepare.digits import write_digits
 from resnet_dist.telemetry.metrics_file import read_metrics
 
 BIN = Path(sys.executable).parent

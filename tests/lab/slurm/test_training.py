@@ -17,8 +17,8 @@ import yaml
 from cluster.profile import SlurmProfile
 from cluster.slurm.script import Launcher, ray_socket, render
 from cluster.spec import RunSpec
-from launcher.commands.prepare import write_digits
 from launcher.config import load as configs
+from launcher.prepare.digits import write_digits
 from resnet_dist.telemetry.metrics_file import read_metrics
 
 pytestmark = pytest.mark.lab

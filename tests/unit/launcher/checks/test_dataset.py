@@ -15,9 +15,9 @@ from shard_files import samples, write_tar
 
 from launcher.checks import dataset
 from launcher.checks.finding import Finding
-from launcher.commands.packing import Options, pack
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
+from launcher.prepare.packing import Options, pack
 from launcher.run.directory import RunDirectory
 from resnet_dist.data.index.shared import shared_indices
 from resnet_dist.recipe.schema import CacheRecipe, DataRecipe

@@ -106,7 +106,7 @@ def test_odd_images_are_listed_by_what_is_odd(root: Path, capsys: pytest.Capture
 def test_very_large_images_are_listed(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.commands.checked_images._LARGE", 45 * 71 - 1)
+    monkeypatch.setattr("launcher.prepare.checked_images._LARGE", 45 * 71 - 1)
     (root / "train" / "cat" / "large.jpg").write_bytes(named("jpeg-grey.jpg").content)
     assert below(check(capsys, root)[1], "very large") == ["train/cat/large.jpg"]
 
@@ -156,7 +156,7 @@ def test_shards_are_checked_alike(root: Path, capsys: pytest.CaptureFixture[str]
 def test_progress_is_shown_on_standard_error(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.commands.progress._FILE_S", 0.0)
+    monkeypatch.setattr("launcher.prepare.progress._FILE_S", 0.0)
     main(["prepare", "check", str(root)])
     assert "train: 0 of 8 images" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from launcher import cli
-from launcher.commands import imagenet_files, imagenet_folders
+from launcher.prepare import imagenet_files, imagenet_folders
 from resnet_dist.data import index_image_folder
 from resnet_dist.errors import DataError
 

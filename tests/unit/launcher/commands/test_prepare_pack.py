@@ -17,9 +17,9 @@ from PIL import Image
 from shard_files import jpeg, samples, write_parquet, write_tar
 
 from launcher import cli
-from launcher.commands import pack_shards, packing
-from launcher.commands.packing import Options, pack
-from launcher.commands.progress import Progress, progress_line
+from launcher.prepare import pack_shards, packing
+from launcher.prepare.packing import Options, pack
+from launcher.prepare.progress import Progress, progress_line
 from resnet_dist.data.sources.by_name import index_of
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError, RecipeError
@@ -331,7 +331,7 @@ def test_progress_has_a_rate_and_the_time_left(
 ) -> None:
     assert progress_line("packing", "images", 50, 100, 0, 1.0) == "packing: 50 of 100 images"
     assert progress_line("packing", "images", 50, 100, 25, 5.0) == "packing: 50 of 100 images, 5 a second, 10 s left"
-    monkeypatch.setattr("launcher.commands.progress._FILE_S", 0.0)
+    monkeypatch.setattr("launcher.prepare.progress._FILE_S", 0.0)
     progress = Progress("packing", 100, "images")
     progress.update(10)
     progress.end()

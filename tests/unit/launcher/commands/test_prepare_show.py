@@ -10,10 +10,10 @@ import torch
 from PIL import ExifTags, Image
 
 from launcher import cli
-from launcher.commands import samples_of_step
-from launcher.commands.contact_sheet import SIDE, Sample, draw
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
+from launcher.prepare import samples_of_step
+from launcher.prepare.contact_sheet import SIDE, Sample, draw
 from resnet_dist.data import index_of
 from resnet_dist.data.augmentation import augmentation_of
 from resnet_dist.data.loader import decoder_for, training_batches

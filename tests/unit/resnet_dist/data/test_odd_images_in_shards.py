@@ -11,7 +11,7 @@ import torch
 from odd_images import odd_images
 from shard_files import write_parquet, write_tar
 
-from launcher.commands.packing import Options, pack
+from launcher.prepare.packing import Options, pack
 from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.requests import BatchRequest
 from resnet_dist.data.index.build import build_index

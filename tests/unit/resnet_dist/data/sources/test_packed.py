@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.commands.packing import Options, pack
+from launcher.prepare.packing import Options, pack
 from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.index.shared import check_same_data, facts_of_data
 from resnet_dist.data.index.table import Index

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from launcher.commands import prepared_folder
-from launcher.commands.baselines import classical_baselines
-from launcher.commands.prepare_cifar10 import write_cifar10
-from launcher.commands.prepare_idx import write_fashion_mnist
 from launcher.errors import UsageError
+from launcher.prepare import folder as prepared_folder
+from launcher.prepare.baselines import classical_baselines
+from launcher.prepare.cifar10 import write_cifar10
+from launcher.prepare.idx import write_fashion_mnist
 from resnet_dist.errors import MissingPackage
 
 SIDE = 32  # pixels of a written image

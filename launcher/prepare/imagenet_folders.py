@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.commands import imagenet_files
-from launcher.commands.progress import Progress
 from launcher.formatting import in_bytes, listed
+from launcher.prepare import imagenet_files
+from launcher.prepare.progress import Progress
 from resnet_dist.errors import DataError
 from resnet_dist.input_files import record_of
 from resnet_dist.telemetry import json_lines

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from launcher.commands import prepared_folder
+from launcher.prepare import folder as prepared_folder
 from resnet_dist import input_files
 from resnet_dist.errors import DataError
 

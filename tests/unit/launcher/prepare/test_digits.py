@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launcher.commands import prepare
+from launcher.prepare import digits as prepare
 from resnet_dist.data import index_image_folder
 from resnet_dist.errors import DataError, MissingPackage
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.commands.progress import Progress
 from launcher.formatting import count
+from launcher.prepare.progress import Progress
 from resnet_dist.data.decoding.pillow import open_image
 from resnet_dist.data.headers.image import header_of
 from resnet_dist.data.headers.jpeg_data import is_complete_jpeg

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from launcher import cli
-from launcher.commands import prepare_idx
-from launcher.commands.prepare_idx import CLASSES, write_fashion_mnist
+from launcher.prepare import idx as prepare_idx
+from launcher.prepare.idx import CLASSES, write_fashion_mnist
 from resnet_dist.data import index_image_folder
 from resnet_dist.errors import DataError
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from launcher import cli
-from launcher.commands import prepare_cifar10
-from launcher.commands.prepare_cifar10 import write_cifar10
+from launcher.prepare import cifar10 as prepare_cifar10
+from launcher.prepare.cifar10 import write_cifar10
 from resnet_dist.data import index_image_folder
 from resnet_dist.errors import DataError
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from launcher.commands.contact_sheet import Sample
 from launcher.config.schema import RunConfig
+from launcher.prepare.contact_sheet import Sample
 from launcher.recovery.history import recorded_skips
 from launcher.run.directory import RunDirectory
 from launcher.worker.train import skipped_steps

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import PIL
 
-from launcher.commands.pack_shards import Part, Sample, sha256_of, write_shards
-from launcher.commands.progress import Progress
-from launcher.commands.smaller_images import smaller_jpeg
 from launcher.formatting import count, in_bytes
+from launcher.prepare.pack_shards import Part, Sample, sha256_of, write_shards
+from launcher.prepare.progress import Progress
+from launcher.prepare.smaller_images import smaller_jpeg
 from resnet_dist.data.headers.image import header_of
 from resnet_dist.data.index.build import build_index, check_whole
 from resnet_dist.data.index.shared import index_file, saved_index

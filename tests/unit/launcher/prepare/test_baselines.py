@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from launcher import cli
-from launcher.commands import baselines, prepare
-from launcher.commands.baselines import classical_baselines
+from launcher.prepare import baselines
+from launcher.prepare import digits as prepare
+from launcher.prepare.baselines import classical_baselines
 from resnet_dist.errors import DataError, MissingPackage
 
 needs_sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")

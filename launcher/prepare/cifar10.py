@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.commands import prepared_folder
-from launcher.commands.prepare_idx import png
+from launcher.prepare import folder as prepared_folder
+from launcher.prepare.idx import png
 from resnet_dist import input_files
 from resnet_dist.errors import DataError
 
