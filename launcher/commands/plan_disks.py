@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from resnet_dist.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ def image_bytes(data: DataRecipe, found: Listing | Index | None) -> float | None
     if found.shards:
         files, num = [f"{data.root}/{shard}" for shard in found.shards], len(found.paths)
     else:
-        rows = np.linspace(0, len(found.paths) - 1, min(_SAMPLED, len(found.paths))).astype(int).tolist()
+        rows = range(0, len(found.paths), max(1, len(found.paths) // _SAMPLED))
         files, num = [f"{data.root}/{found.paths[row]}" for row in rows], len(rows)
     try:
         return sum(Path(file).stat().st_size for file in files) / num
