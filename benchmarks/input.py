@@ -11,6 +11,7 @@ processes. "Again" rows compare a pipeline with a second process of itself: they
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ from resnet_dist.data.order import order_of
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.schema import DataRecipe
 
-NUM_PHOTOS, TURN = 1_200, 256  # images of the data set, and of a peer's turn
+NUM_PHOTOS, TURN = 1_200, 512  # images of the data set, and of a peer's turn
 
 # what, peer, goal
 PIPELINES: tuple[tuple[str, str, float | None], ...] = (
@@ -199,12 +200,15 @@ def shard_rows(folder: Path, rounds: int) -> Iterator[Row]:
 
 
 def _drop_cache(folder: Path) -> None:
+    """Drop the folder's files from the file cache and, as root, all inodes and directory entries."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def order_rows(rounds: int) -> Iterator[Row]:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.input_peers NAME FOLDER
 
-reads a number of images from each line of standard input, decodes so many, and prints the seconds and CPU seconds that
-this took as a line of JSON. CPU seconds are those of the process and of all processes that it has started.
+reads a number of images from each line of standard input, decodes so many, and prints the CPU seconds since the last
+such line as a line of JSON: a pipeline that works ahead between two turns pays for it. CPU seconds are those of the
+process and of all processes that it has started.
 
 All pipelines make random crops of 224 × 224 pixels with torchvision's distribution, flip half of them, and yield
-batches of uint8 images: normalising them is left out. Pipelines of other projects are written after their
+batches of normalised float32 images: what a network takes. Pipelines of other projects are written after their
 documentation; no code is copied.
 """
 
@@ -26,6 +27,7 @@ import torch
 from PIL import Image
 
 BATCH, THREADS, RESOLUTION = 32, 2, 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _AREA, _ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 Batches = Iterator[int]  # the number of images in each batch, endless
@@ -35,7 +37,7 @@ def ours(folder: Path, **keys: Any) -> Batches:
     """Our input pipeline on a CPU; `keys` of `data`."""
     from resnet_dist.data import Stream, index_of
     from resnet_dist.data.augmentation import augmentation_of
-    from resnet_dist.data.loader import decoder_for, training_batches
+    from resnet_dist.data.loader import decoder_for, normalise, training_batches
     from resnet_dist.data.storage.files import files_of
     from resnet_dist.recipe.batch_layout import BatchLayout
     from resnet_dist.recipe.schema import DataRecipe
@@ -50,7 +52,7 @@ def ours(folder: Path, **keys: Any) -> Batches:
         index, files_of(index), stream, layout, 0, recipe, 0, decoder, itertools.count(), augmentation
     )
     for batch in batches:
-        yield len(batch.images)
+        yield len(normalise(batch.images, recipe.mean, recipe.std, torch.float32))
 
 
 def _policy(name: str) -> Any:
@@ -71,7 +73,9 @@ def dali_native(folder: Path) -> Batches:
             encoded, output_type=types.RGB, random_area=_AREA, random_aspect_ratio=_ASPECT, num_attempts=10
         )
         images = fn.resize(images, size=[RESOLUTION, RESOLUTION], interp_type=types.INTERP_LINEAR, antialias=True)
-        pipeline.set_outputs(fn.flip(images, horizontal=fn.random.coin_flip()), labels)
+        mean, std = ([255 * value for value in values] for values in (MEAN, STD))
+        images = fn.crop_mirror_normalize(images, mean=mean, std=std, mirror=fn.random.coin_flip())
+        pipeline.set_outputs(images, labels)
     pipeline.build()
     while True:
         images, _ = pipeline.run()
@@ -80,15 +84,14 @@ def dali_native(folder: Path) -> Batches:
 
 def torchvision_folder(folder: Path, *, tensors: bool) -> Batches:
     """torchvision's ImageFolder with its transforms of PIL images, or with v2's of tensors."""
-    from torchvision import datasets, transforms
+    from torchvision import datasets
     from torchvision.transforms import v2
 
+    transform = _pil_transform()
     if tensors:
         crop = v2.RandomResizedCrop(RESOLUTION, scale=_AREA, ratio=_ASPECT, antialias=True)
-        transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-    else:
-        crop = transforms.RandomResizedCrop(RESOLUTION, scale=_AREA, ratio=_ASPECT)
-        transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.PILToTensor()])
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        transform = v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip(), to_float, v2.Normalize(MEAN, STD)])
     yield from _loaded(datasets.ImageFolder(str(folder / "train"), transform))
 
 
@@ -97,9 +100,7 @@ def timm_loader(folder: Path) -> Batches:
     from timm.data import create_dataset, create_transform
 
     dataset = create_dataset("", str(folder), split="train")
-    dataset.transform = create_transform(
-        RESOLUTION, is_training=True, use_prefetcher=True, interpolation="bilinear", color_jitter=None
-    )
+    dataset.transform = create_transform(RESOLUTION, is_training=True, interpolation="bilinear", color_jitter=None)
     yield from _loaded(dataset)
 
 
@@ -107,6 +108,8 @@ def spdl_pipeline(folder: Path) -> Batches:
     """SPDL: FFmpeg decodes, crops and scales in threads."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
+
+    from resnet_dist.data.loader import normalise
 
     paths = sorted(str(path) for path in (folder / "train").glob("*/*.jpg"))
     random = np.random.default_rng(0)
@@ -123,7 +126,8 @@ def spdl_pipeline(folder: Path) -> Batches:
         return spdl.io.decode_packets(packets, filter_desc=f"{wanted},format=pix_fmts=rgb24")
 
     def together(frames: list[Any]) -> int:
-        return int(spdl.io.to_numpy(spdl.io.convert_frames(frames)).shape[0])
+        images = torch.from_numpy(spdl.io.to_numpy(spdl.io.convert_frames(frames))).permute(0, 3, 1, 2)
+        return len(normalise(images, MEAN, STD, torch.float32))
 
     builder = PipelineBuilder().add_source(shuffled()).pipe(decode, concurrency=THREADS).aggregate(BATCH)
     pipeline = builder.pipe(together).add_sink(2).build(num_threads=THREADS)
@@ -166,7 +170,8 @@ def _pil_transform() -> Callable[[Image.Image], torch.Tensor]:
     from torchvision import transforms
 
     crop = transforms.RandomResizedCrop(RESOLUTION, scale=_AREA, ratio=_ASPECT)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.PILToTensor()])  # type: ignore[no-any-return]
+    to_float = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    return transforms.Compose([crop, transforms.RandomHorizontalFlip(), *to_float])  # type: ignore[no-any-return]
 
 
 def _loaded(dataset: Any) -> Batches:
@@ -212,7 +217,7 @@ PEERS: dict[str, Callable[[Path], Batches]] = {
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and its descendants, running and ended, from /proc."""
+    """User and system time of this process and its descendants; of the latter, running and ended, from /proc."""
     parents: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -223,12 +228,13 @@ def cpu_seconds() -> float:
                 continue
             parents.setdefault(int(fields[1]), []).append(int(entry.name))
             ticks[int(entry.name)] = sum(map(int, fields[11:15]))  # utime, stime, and those of waited-for children
-    waiting, total = [os.getpid()], 0
+    waiting, total = list(parents.get(os.getpid(), [])), 0
     while waiting:
         process = waiting.pop()
         total += ticks.get(process, 0)
         waiting += parents.get(process, [])
-    return total / os.sysconf("SC_CLK_TCK")
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system + total / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -236,13 +242,14 @@ def main() -> int:
     name, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     batches = PEERS[name](folder)
+    before = cpu_seconds()
     for line in sys.stdin:
         num, wanted = 0, int(line)
-        before, started = cpu_seconds(), time.perf_counter()
         while num < wanted:
             num += next(batches)
-        spent = {"images": num, "wall_s": time.perf_counter() - started, "cpu_s": cpu_seconds() - before}
-        print(json.dumps(spent), flush=True)
+        now = cpu_seconds()
+        print(json.dumps({"images": num, "cpu_s": now - before}), flush=True)
+        before = now
     os._exit(0)  # threads of other projects may not end
 
 

@@ -38,8 +38,8 @@ projects, with their networks and optimizers.
 """
 
 INPUT = """Photo-like JPEG files of about 500 by 375 pixels and 80 kB in the file cache, random crops of 224 pixels with
-torchvision's distribution, 2 threads, batches of 32 uint8 images. CPU seconds are those of all threads and processes.
-"Again" is a second process of the same pipeline: it shows the noise."""
+torchvision's distribution, 2 threads, batches of 32 normalised float32 images. CPU seconds are those of all threads and
+processes. "Again" is a second process of the same pipeline: it shows the noise."""
 
 NO_GPU = """## On a GPU
 

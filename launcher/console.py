@@ -150,12 +150,15 @@ def target_text(summary: Mapping[str, Any]) -> str:
 
 
 def left_out_text(summary: Mapping[str, Any]) -> str:
-    """How many broken images a finished run has left out; empty if there were none."""
-    images, samples = (summary.get(key) or 0 for key in ("num_bad_images", "num_left_out"))
+    """How many broken images a run has left out; empty if there were none."""
+    images, listed, samples = (summary.get(key) or 0 for key in ("num_bad_images", "num_known_bad", "num_left_out"))
     in_val = summary.get("num_bad") or 0
     if not (images or samples or in_val):
         return ""
-    found = f"{count(images, 'broken image')} found (events bad_image in metrics.jsonl)"
+    parts = [f"{count(images, 'broken image')} found (events bad_image in metrics.jsonl)"] if images else []
+    if listed or not images:  # a run that goes on has not recorded how many are listed
+        parts.append(f"{f'{listed:,}' if listed else 'images'} listed in data.known_bad")
+    found = ", ".join(parts)
     return f"{found}; {count(samples, 'sample')} of the training steps, {count(in_val, 'val image')}"
 
 

@@ -4,7 +4,7 @@ TrainingError
 ├── RecipeError            the recipe is invalid                         never retried
 │   └── MissingPackage     a package that it needs is not installed
 ├── DataError              an image, a folder or an index is invalid     never retried
-├── StoreUnavailable       an object store does not answer, or refuses   never retried
+├── StoreUnavailable       a store or disk stays away, or refuses        never retried
 ├── CheckpointError        a checkpoint is damaged or of another run
 ├── DivergedError          the loss or the gradient is not finite
 ├── OutOfMemory            a micro-batch does not fit into memory
@@ -55,7 +55,9 @@ class DataError(TrainingError):
 
 
 class StoreUnavailable(TrainingError):  # noqa: N818 - reads as what happened
-    """An object store with data that does not answer for minutes, or refuses access. `path` is an address in it."""
+    """A place of data that stays away: an object store that does not answer or refuses access, or a disk or network
+    file system that keeps failing. `path` is an address or a file in it.
+    """
 
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from resnet_dist.data import BatchRequest, Index
 from resnet_dist.data.crops import flips, training_windows
@@ -68,6 +72,22 @@ def request_of(
         resolution=resolution,
         files=Contents(contents),
     )
+
+
+def narrow_requests(make_photo: Callable[..., Any], height: int, width: int) -> list[BatchRequest]:
+    """Windows of that size at every left and at every top of JPEGs of 34 × 34 pixels, resized to squares of `width`.
+
+    34 is two columns and rows more than whole blocks of chroma.
+    """
+    tops, lefts = range(34 - height + 1), range(34 - width + 1)
+    places = [*itertools.product((0, tops[-1] // 2, tops[-1]), lefts), *itertools.product(tops, (0, 17, lefts[-1]))]
+    windows = [(top, left, height, width) for top, left in places]
+    requests = []
+    for options in ({}, {"progressive": True}, {"subsampling": 1}):
+        stream = io.BytesIO()
+        Image.fromarray(make_photo(34, 34, 0)).save(stream, "JPEG", **options)
+        requests.append(request_of([stream.getvalue()] * len(windows), windows, resolution=width))
+    return requests
 
 
 def images_of(decoder: Decoder, requests: Iterator[BatchRequest]) -> torch.Tensor:

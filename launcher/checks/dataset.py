@@ -57,10 +57,13 @@ def data(config: RunConfig) -> Iterator[Finding]:
             yield passed("data", f"{config.data.root}: has shards; the run lists and indexes the images when it starts")
         else:
             yield skipped("data", f"{config.data.source} is your own function; it is called when the run starts")
-    except (DataError, RecipeError) as error:
-        yield failed("data", str(error), "repair the data or data.root; the run would end with exit code 65")
+    except RecipeError as error:
+        yield failed("data", str(error), "correct the config; until then `launcher train` ends with exit code 78")
+    except DataError as error:
+        advice = "repair the data or data.root; until then `launcher train` ends with exit code 65"
+        yield failed("data", str(error), advice)
     except StoreUnavailable as error:
-        yield failed("data", str(error), "the run would end with exit code 69")
+        yield failed("data", str(error), "until it answers, `launcher train` ends with exit code 69")
 
 
 def _indexed(config: RunConfig, train: Index, val: Index) -> Iterator[Finding]:

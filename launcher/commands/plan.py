@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -64,7 +65,7 @@ def _plan(given: argparse.Namespace) -> int:
     assumed = _assumptions(given, config)
     numbers = [] if given.nodes is None else _nodes(given.nodes)
     if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
-        print("\n".join(lines(config, images.mean_bytes)))
+        print("\n".join(lines(config, images.mean_bytes, images.num_shards)))
         for note in images.notes:
             print(f"  WARNING: {note}")
     if given.ablate:
@@ -81,10 +82,11 @@ def _plan(given: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """What is known of the images: notes on what was left out, and the mean size of a training image, if any."""
+    """What is known of the images: notes on what was left out, the mean size of a training image, and the shards."""
 
     notes: tuple[str, ...] = ()
     mean_bytes: float | None = None
+    num_shards: int | None = None
 
 
 def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
@@ -102,8 +104,13 @@ def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
             found = f"is not given, and tar files in {data.root} would be read whole to count their images"
             raise RecipeError("data.num_samples", found, "the number of training images")
     elif not os.path.isdir(where):  # noqa: PTH112  Path.is_dir raises if the folder above cannot be read
+        from resnet_dist.data.sources.image_folder import fitting_source
+
+        hint = ""
+        with contextlib.suppress(OSError):
+            hint = fitting_source(os.listdir(data.root))  # noqa: PTH208
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
-        raise RecipeError("data.root", f"there is no folder {where} on this machine", allowed)
+        raise RecipeError("data.root", f"there is no folder {where} on this machine{hint}", allowed)
     from resnet_dist.data.index.table import compare_classes
     from resnet_dist.data.sources.by_name import listed, num_in_use
     from resnet_dist.data.sources.classes import in_use  # the package imports torch, which takes seconds
@@ -119,7 +126,7 @@ def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
     config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
     for problem in problems(config, config.data.num_trained()):
         raise problem
-    return config, _Images(tuple(notes), plan_disks.image_bytes(data, train))
+    return config, _Images(tuple(notes), plan_disks.image_bytes(data, train), len(train.shards))
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -166,10 +173,10 @@ def _workload(config: RunConfig, mean_bytes: float | None = None) -> Workload:
     )
 
 
-def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
+def lines(config: RunConfig, mean_bytes: float | None = None, num_shards: int | None = None) -> Iterator[str]:
     """The plan, line by line. Raises ConfigError if the size of the data set is not given.
 
-    `mean_bytes`: the mean size of an encoded training image, if it is known.
+    `mean_bytes`: the mean size of an encoded training image; `num_shards`: of the training split; if they are known.
     """
     num_samples = config.data.num_trained()
     if num_samples is None:
@@ -193,7 +200,7 @@ def lines(config: RunConfig, mean_bytes: float | None = None) -> Iterator[str]:
         yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
     if config.data.source == "imagefolder" and not is_address(config.data.root) and not os.path.isdir(root / "train"):  # noqa: PTH112
         yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
-    yield from plan_disks.lines(config.data, mean_bytes)
+    yield from plan_disks.lines(config.data, mean_bytes, num_shards)
     yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
     yield f"  images        {describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here"
     yield from _batch(config, layout)

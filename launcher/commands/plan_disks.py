@@ -33,10 +33,15 @@ def image_bytes(data: DataRecipe, found: Listing | Index | None) -> float | None
         return None
 
 
-def lines(data: DataRecipe, mean_bytes: float | None) -> Iterator[str]:
-    """What the disks must deliver for each 1,000 images a second."""
+def lines(data: DataRecipe, mean_bytes: float | None, num_shards: int | None = None) -> Iterator[str]:
+    """What the disks must deliver for each 1,000 images a second, and what `order: shards` does."""
     if data.source == "synthetic":
         return
+    if data.order == "shards":
+        blocks = "blocks of 1,000 images" if num_shards == 0 or data.source == "imagefolder" else "shards"
+        parts = f"{num_shards:,} {blocks}" if num_shards else blocks
+        window = f"samples are shuffled within windows of {data.shuffle_window:,}"
+        yield f"  order         {parts} in random order; {window}"
     size = IMAGENET_BYTES if mean_bytes is None else mean_bytes
     origin = " (ImageNet's mean, not measured here)" if mean_bytes is None else ""
     opens = {"imagefolder": "1,000 opens/s", "parquet": "an open and a whole row group at a time"}

@@ -28,9 +28,8 @@ def _run(given: argparse.Namespace) -> int:
         allowed = "--train-tar FILE; --val-tar FILE --devkit FILE; or --devkit FILE alone"
         raise UsageError(f"there is nothing to do. Allowed: {allowed}")
     from launcher.prepare.imagenet_folders import write_imagenet
+    from launcher.prepare.progress import print_lines
 
     given_files = (given.train_tar, given.val_tar, given.devkit)
     files = [None if file is None else file.expanduser().absolute() for file in given_files]
-    for line in write_imagenet(given.folder.expanduser().absolute(), *files):
-        print(line, flush=True)
-    return 0
+    return print_lines(write_imagenet(given.folder.expanduser().absolute(), *files))

@@ -21,7 +21,7 @@ def add_parser(kinds: Any) -> None:
     """pack SOURCE OUTPUT [--source KIND] [--shard-mb N] [--shorter-side N [--quality Q]] [--skip-broken] ..."""
     kind = kinds.add_parser("pack", help="pack a data set into few large files, for shared disks and object stores")
     kind.add_argument("source", metavar="SOURCE", help="root of a data set, or a config; with --verify, packed shards")
-    kind.add_argument("output", metavar="OUTPUT", type=Path, nargs="?", help="folder for the packed shards")
+    kind.add_argument("output", metavar="OUTPUT", nargs="?", help="folder for the packed shards")
     sources = ("imagefolder", "webdataset", "parquet")
     kind.add_argument("--source", dest="kind", choices=sources, help="what is in SOURCE (default: imagefolder)")
     kind.add_argument("--shard-mb", metavar="N", type=int, help=f"size of a shard in MB (default: {_SHARD_MB})")
@@ -36,17 +36,16 @@ def add_parser(kinds: Any) -> None:
 
 def _run(given: argparse.Namespace) -> int:
     from launcher.prepare import packing  # it imports torch, which takes seconds
+    from launcher.prepare.progress import print_lines
 
     if given.verify:
         options = ("output", "kind", "shard_mb", "shorter_side", "quality", "threads")
         if any(getattr(given, name) is not None for name in options) or given.skip_broken or given.shuffle:
             raise UsageError("--verify: only with the folder of packed shards")
-        lines = packing.verify(given.source)
-    else:
-        lines = packing.pack(data_of(given.source, given.kind), _output(given), _options(given))
-    for line in lines:
-        print(line, flush=True)
-    return 0
+        for line in packing.verify(given.source):
+            print(line, flush=True)
+        return 0
+    return print_lines(packing.pack(data_of(given.source, given.kind), _output(given), _options(given)))
 
 
 def data_of(place: str, kind: str | None) -> Any:
@@ -64,8 +63,13 @@ def data_of(place: str, kind: str | None) -> Any:
 
 
 def _output(given: argparse.Namespace) -> Path:
+    from resnet_dist.object_stores import is_address
+
     if given.output is None:
         raise UsageError("OUTPUT is missing: the folder for the packed shards")
+    if is_address(given.output):
+        problem = "is an address. Allowed: a folder on this machine; upload it afterwards with the store's client"
+        raise UsageError(f"OUTPUT {given.output}: {problem}")
     return Path(given.output).expanduser().absolute()
 
 

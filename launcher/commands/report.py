@@ -130,7 +130,8 @@ def _left_out(run: RunDirectory) -> Facts:
     for record in records:  # the newest numbers
         found |= {key: record[key] for key in ("num_left_out", "num_bad") if key in record}
     images = {str(record.get("detail", {}).get("path")) for record in records if record.get("event") == "bad_image"}
-    return {**found, "num_bad_images": len(images)}
+    listed = (run.summary() or {}).get("num_known_bad")
+    return {**found, "num_bad_images": len(images), "num_known_bad": listed}
 
 
 def _attempt_lines(run: RunDirectory, attempt: Attempt) -> Iterator[str]:

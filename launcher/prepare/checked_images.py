@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.formatting import count
+from launcher.prepare.in_order import in_order
 from launcher.prepare.progress import Progress
 from resnet_dist.data.decoding.pillow import open_image
 from resnet_dist.data.headers.image import header_of
@@ -23,6 +22,7 @@ from resnet_dist.data.index.build import unread_index
 from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.table import Index, Kind
 from resnet_dist.data.sources.by_name import LISTINGS, identity
+from resnet_dist.data.sources.known_bad import line_of
 from resnet_dist.data.sources.listing import Split
 from resnet_dist.data.sources.packed import packed_index
 from resnet_dist.data.storage.files import Files, files_of
@@ -134,11 +134,11 @@ def check(data: DataRecipe, split: Split, threads: int, found: Found) -> Iterato
     yield from (f"  {note}" for note in index.notes)
     files, progress = files_of(index, data), Progress(split, len(index), "images")
 
-    def checked(first: int, end: int) -> list[Checked]:
-        return [_checked(index, files, row) for row in range(first, end)]
+    def checked(first: int) -> list[Checked]:
+        return [_checked(index, files, row) for row in range(first, min(first + _CHUNK, len(index)))]
 
     def all_checked() -> Iterator[Checked]:
-        for first, part in _in_order(len(index), checked, threads):
+        for first, part in in_order(range(0, len(index), _CHUNK), checked, threads):
             progress.update(first)
             yield from part
 
@@ -150,7 +150,8 @@ def check(data: DataRecipe, split: Split, threads: int, found: Found) -> Iterato
 
 def write_bad_list(file: Path, root: str, names: Sequence[str]) -> None:
     """Write a file for `data.known_bad`. Raises DataError if it cannot be written."""
-    text = "".join(f"{line}\n" for line in (f"# broken images in {root}, found by `launcher prepare check`", *names))
+    first = f"# broken images in {root!r}, found by `launcher prepare check`"
+    text = "".join(f"{line}\n" for line in (first, *map(line_of, names)))
     try:
         file.write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
@@ -164,22 +165,6 @@ def _listed(data: DataRecipe, split: Split) -> Index:
         raise RecipeError("data.source", f"{data.source} cannot be checked", ", ".join(("packed", *LISTINGS)))
     index = unread_index(LISTINGS[data.source](data, split), data.root, identity(data))
     return dataclasses.replace(index, paths=Texts.of(index.paths))
-
-
-def _in_order(num: int, work: Callable[[int, int], list[Checked]], threads: int) -> Iterator[tuple[int, list[Checked]]]:
-    """(first, work(first, end)) of ranges that cover `num` rows, in order; a few of them are worked on ahead."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="check")
-    ahead: deque[tuple[int, Future[list[Checked]]]] = deque()
-    try:
-        for first in range(0, num, _CHUNK):
-            ahead.append((first, pool.submit(work, first, min(first + _CHUNK, num))))
-            if len(ahead) > 2 * threads:
-                start, part = ahead.popleft()
-                yield start, part.result()
-        for start, part in ahead:
-            yield start, part.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _checked(index: Index, files: Files, row: int) -> Checked:

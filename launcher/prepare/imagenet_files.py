@@ -18,6 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from resnet_dist import input_files
 from resnet_dist.errors import DataError, MissingPackage
@@ -98,7 +99,7 @@ def images(archive: tarfile.TarFile, place: str) -> Iterator[tuple[str, bytes]]:
                 continue
             name = Path(member.name).name
             if not (member.isreg() and _IMAGE.fullmatch(name)) or name in seen:
-                found = "twice" if name in seen else "which is no image"
+                found = "twice" if name in seen else "which is not an image"
                 raise DataError(place, f"holds {member.name!r}, {found}. Allowed: images NAME.JPEG")
             stream = archive.extractfile(member)
             assert stream is not None
@@ -107,6 +108,11 @@ def images(archive: tarfile.TarFile, place: str) -> Iterator[tuple[str, bytes]]:
         yield name, content
     if not seen:
         raise DataError(place, f"holds no image. {_AGAIN}")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file has a name as ImageNet's images have."""
+    return _IMAGE.fullmatch(name) is not None
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
@@ -127,7 +133,7 @@ def true_classes(file: Path) -> dict[str, str]:
     if importlib.util.find_spec("scipy") is None:
         raise MissingPackage("--devkit (its MATLAB file)", "scipy", "pip install scipy")
     found: dict[str, bytes] = {}
-    with reading(file), input_files.open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
+    with reading(file), input_files.open_regular(file) as stream, _devkit(stream, file) as archive:
         for member in archive:
             for wanted in (GROUND_TRUTH, META):
                 if member.isreg() and f"/{member.name}".endswith(f"/{wanted}") and member.size <= _MOST_BYTES:
@@ -145,6 +151,13 @@ def true_classes(file: Path) -> dict[str, str]:
     if not classes:
         raise DataError(place, "is empty")
     return classes
+
+
+def _devkit(stream: BinaryIO, file: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r:*")
+    except tarfile.ReadError as error:  # what each kind of compression says about it
+        raise DataError(str(file), f"is not ILSVRC2012_devkit_t12.tar.gz, or is damaged. {_AGAIN}") from error
 
 
 def _names(content: bytes, place: str) -> dict[str, str]:

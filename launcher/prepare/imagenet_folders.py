@@ -17,13 +17,14 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.formatting import in_bytes, listed
+from launcher.formatting import count, in_bytes, listed
 from launcher.prepare import imagenet_files
+from launcher.prepare.locks import locked
 from launcher.prepare.progress import Progress
 from resnet_dist.errors import DataError
 from resnet_dist.input_files import record_of
@@ -32,7 +33,7 @@ from resnet_dist.telemetry import json_lines
 NUM_CLASSES = 1000
 NUM_IMAGES: Mapping[str, int] = {"train": 1_281_167, "val": 50_000}  # if there are 1,000 classes
 
-_CARD = "imagenet.json"
+_CARD, _LOCK = "imagenet.json", ".imagenet-lock"
 _AT_ONCE = 64  # images that the threads write before the next ones are read
 _THREADS = 8  # a shared disk takes milliseconds to create a file
 _MB = 10**6
@@ -46,6 +47,7 @@ class Counts:
     classes: int
     images: int
     bytes: int
+    tar_bytes: int | None = None  # size of the file it was written from
 
 
 def write_imagenet(folder: Path, train_tar: Path | None, val_tar: Path | None, devkit: Path | None) -> Iterator[str]:
@@ -64,23 +66,51 @@ def write_imagenet(folder: Path, train_tar: Path | None, val_tar: Path | None, d
             next(imagenet_files.images(archive, str(val_tar)))
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if train_tar is not None:
-        yield from _once(folder, "train", partial(_write_train, folder, train_tar, set(truth.values())))
-    if val_tar is not None:
-        yield from _once(folder, "val", partial(_write_val, folder, val_tar, truth))
-    elif train_tar is None:
-        yield from _once(folder, "val", partial(_sort_val, folder, truth), in_place=True)
+    with contextlib.ExitStack() as stack:
+        with _writing(folder):
+            stack.enter_context(locked(folder / _LOCK, folder))
+        if train_tar is not None:
+            yield from _once(folder, "train", train_tar, partial(_write_train, folder, train_tar, set(truth.values())))
+        if val_tar is not None:
+            assert devkit is not None
+            yield from _once(folder, "val", val_tar, partial(_write_val, folder, val_tar, devkit, truth))
+        elif train_tar is None:
+            assert devkit is not None
+            yield from _once(folder, "val", None, partial(_sort_val, folder, devkit, truth))
 
 
-def _once(folder: Path, split: str, write: Callable[[], Counts], *, in_place: bool = False) -> Iterator[str]:
-    """Write a split, or keep it if the card says that it was written; `in_place`: it is changed where it is."""
+def _once(folder: Path, split: str, tar: Path | None, write: Callable[[], Counts]) -> Iterator[str]:
+    """Write a split from `tar`, or sort it where it is; keep it if the card says that this command has written it."""
     final = folder / split
     known = record_of(Counts, _card(folder).get(split)) if final.exists() else None
-    if final.exists() and known is None and not in_place:
-        raise DataError(str(final), "exists, and this command has not written it. Allowed: another folder")
+    if tar is not None and final.exists():
+        _check_written(final, known, tar)
+    if tar is None and known is not None and _loose(final):
+        known = None
     counts = write() if known is None else known
-    written = f"{counts.images:,} images in {counts.classes:,} classes"
+    of_all = f" of ImageNet's {NUM_CLASSES:,}" if counts.classes < NUM_CLASSES else ""
+    written = f"{counts.images:,} images in {counts.classes:,}{of_all} classes"
     yield f"{final}: {written}{'' if known is None else ', written before'}"
+
+
+def _check_written(final: Path, known: Counts | None, tar: Path) -> None:
+    """Raise DataError if the folder of a split is not what this command has written from `tar`."""
+    if known is None:
+        raise DataError(str(final), "exists, and this command has not written it. Allowed: another folder")
+    if loose := _loose(final):
+        problem = f"has images outside of class folders: {listed(sorted(loose))}"
+        raise DataError(str(final), f"{problem}. Sort them with --devkit alone, or choose another folder")
+    with imagenet_files.reading(tar):
+        size = tar.stat().st_size
+    if known.tar_bytes not in (None, size):
+        written = f"was written from a tar of {known.tar_bytes:,} bytes, and {tar} has {size:,}"
+        raise DataError(str(final), f"{written}. Allowed: the same file, or another folder")
+
+
+def _loose(split: Path) -> set[str]:
+    """The names of the images in the folder of a split that lie outside of class folders."""
+    with _writing(split), os.scandir(split) as entries:
+        return {entry.name for entry in entries if imagenet_files.is_image(entry.name) and entry.is_file()}
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -139,7 +169,7 @@ def _write_train(folder: Path, tar: Path, of_val: Collection[str]) -> Counts:
                 done += members[wnid].size
         progress.end()
     counts = [sum(getattr(one, name) for one in finished.values()) for name in ("classes", "images", "bytes")]
-    whole = _finish(folder, "train", new, Counts(*counts), tar)
+    whole = _finish(folder, "train", new, Counts(*counts, tar.stat().st_size), tar)
     with _writing(folder):
         record.unlink(missing_ok=True)
     return whole
@@ -185,7 +215,7 @@ def _counted(folder: Path) -> Counts:
 # --- val
 
 
-def _write_val(folder: Path, tar: Path, truth: Mapping[str, str]) -> Counts:
+def _write_val(folder: Path, tar: Path, devkit: Path, truth: Mapping[str, str]) -> Counts:
     new = folder / ".val-partial"
     with imagenet_files.opened(tar, "ILSVRC2012_img_val.tar") as archive, ThreadPoolExecutor(_THREADS) as pool:
         _check_space(folder, tar.stat().st_size)
@@ -195,6 +225,9 @@ def _write_val(folder: Path, tar: Path, truth: Mapping[str, str]) -> Counts:
             for name, content in imagenet_files.images(archive, str(tar)):
                 progress.update(archive.offset // _MB)
                 if (wnid := truth.get(Path(name).stem)) is None:
+                    if name.startswith("ILSVRC2012_val_"):
+                        more = f"has the classes of {len(truth):,} images, and {tar} has more: {name}"
+                        raise DataError(str(devkit), f"{more}. Copy or download it again")
                     raise DataError(str(tar), f"holds {name}, of which the devkit has no class: is it the tar of val?")
                 yield new / wnid / name, content
 
@@ -204,21 +237,15 @@ def _write_val(folder: Path, tar: Path, truth: Mapping[str, str]) -> Counts:
         progress.end()
     if counts.images != len(truth):
         raise DataError(str(tar), f"has {counts.images:,} images, and the devkit has the classes of {len(truth):,}")
-    return _finish(folder, "val", new, counts, tar)
+    return _finish(folder, "val", new, replace(counts, tar_bytes=tar.stat().st_size), tar)
 
 
-def _sort_val(folder: Path, truth: Mapping[str, str]) -> Counts:
+def _sort_val(folder: Path, devkit: Path, truth: Mapping[str, str]) -> Counts:
     """Move the images that lie in folder/val into folders of their classes. Nothing is moved unless all are there."""
     flat, sorting = folder / "val", folder / ".val-sorting"
-    if not sorting.exists():
-        missing = [f"{name}.JPEG" for name in truth if not (flat / f"{name}.JPEG").is_file()]
-        if len(missing) == len(truth):
-            found = f"has no image {missing[0]} outside of class folders"
-            raise DataError(str(flat), f"{found}. Allowed: the images of ILSVRC2012_img_val.tar; or --val-tar FILE")
-        if missing:
-            raise DataError(str(flat), f"{len(missing):,} images are missing: {listed(missing)}")
-    elif flat.exists():
+    if flat.exists() and sorting.exists():
         raise DataError(str(sorting), f"is what an interrupted sort has left, and {flat} exists, too. Move one away")
+    _check_flat(sorting if sorting.exists() else flat, devkit, truth, is_new=not sorting.exists())
     num_bytes = 0
     progress = Progress("val", len(truth), "images")
     with _writing(folder):
@@ -234,6 +261,21 @@ def _sort_val(folder: Path, truth: Mapping[str, str]) -> Counts:
     progress.end()
     counts = Counts(len(set(truth.values())), len(truth), num_bytes)
     return _finish(folder, "val", sorting, counts, flat)
+
+
+def _check_flat(flat: Path, devkit: Path, truth: Mapping[str, str], *, is_new: bool) -> None:
+    """Raise DataError unless all images of `truth`, and no others, are in the folder or in those of their classes."""
+    loose = _loose(flat) if flat.exists() else set()
+    images = {f"{name}.JPEG": wnid for name, wnid in truth.items()}
+    if is_new and loose.isdisjoint(images):
+        found = f"has no image {next(iter(images))} outside of class folders"
+        raise DataError(str(flat), f"{found}. Allowed: the images of ILSVRC2012_img_val.tar; or --val-tar FILE")
+    if more := sorted(loose - images.keys()):
+        found = f"has no class for {count(len(more), 'image')} in {flat}: {listed(more)}"
+        raise DataError(str(devkit), f"{found}. Nothing was moved. Copy or download it again")
+    missing = [name for name, wnid in images.items() if name not in loose and not (flat / wnid / name).is_file()]
+    if missing:
+        raise DataError(str(flat), f"{len(missing):,} images are missing: {listed(missing)}")
 
 
 # --- files

@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,10 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.prepare.in_order import in_order
 from resnet_dist.data.index import columns
 
 _END = bytes(2 * tarfile.BLOCKSIZE)  # of a tar file
-_AHEAD = 4  # samples for each thread that are read ahead of the writer
 _COLUMNS = {
     "rows": np.int64,
     "offsets": np.int64,
@@ -64,6 +62,7 @@ class Part:
     end: int
     num_resized: int
     columns: dict[str, NDArray[Any]]
+    was_finished: bool = False  # by an earlier command
 
     @property
     def num_samples(self) -> int:
@@ -89,7 +88,7 @@ def write_shards(
     while (part := _finished(folder, parts, _name(split, number))) is not None:
         yield part
         number, start = number + 1, part.end
-    samples = _in_order(start, num, make, threads)
+    samples = in_order(range(start, num), make, threads)
     try:
         held = next(samples, None)
         while held is not None:
@@ -109,35 +108,8 @@ def write_shards(
         samples.close()
 
 
-def sha256_of(file: Path, report: Callable[[int], object] = lambda num_bytes: None) -> str:
-    """The hash of a file; `report` gets the number of bytes of each piece. Raises OSError."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**20))
-    with file.open("rb", buffering=0) as stream:
-        while num_bytes := stream.readinto(buffer):
-            digest.update(buffer[:num_bytes])
-            report(num_bytes)
-    return digest.hexdigest()
-
-
 def _name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
-
-
-def _in_order(start: int, num: int, make: _Make, threads: int) -> Generator[tuple[int, Sample | None], None, None]:
-    """(number, make(number)) in order, made ahead in threads."""
-    waiting: deque[tuple[int, Future[Sample | None]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="pack") as pool:
-        try:
-            for number in range(start, num):
-                waiting.append((number, pool.submit(make, number)))
-                if len(waiting) > _AHEAD * threads:
-                    first, made = waiting.popleft()
-                    yield first, made.result()
-            while waiting:
-                first, made = waiting.popleft()
-                yield first, made.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class _Shard:
@@ -225,7 +197,7 @@ def _finished(folder: Path, parts: Path, name: str) -> Part | None:
     """The shard `name` if it was finished by an earlier call, and is still there with its size."""
     try:
         found, metadata = columns.read(parts / f"{name}.safetensors")
-        part = Part(name=name, columns=found, **json.loads(metadata["part"]))
+        part = Part(name=name, columns=found, was_finished=True, **json.loads(metadata["part"]))
         if set(found) != set(_COLUMNS) or (folder / name).stat().st_size != part.num_bytes:
             return None
     except (OSError, ValueError, KeyError, TypeError):

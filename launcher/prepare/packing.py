@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -19,28 +18,33 @@ import numpy as np
 import PIL
 
 from launcher.formatting import count, in_bytes
-from launcher.prepare.pack_shards import Part, Sample, sha256_of, write_shards
+from launcher.prepare.locks import locked
+from launcher.prepare.pack_shards import Part, Sample, write_shards
 from launcher.prepare.progress import Progress
 from launcher.prepare.smaller_images import smaller_jpeg
 from resnet_dist.data.headers.image import header_of
-from resnet_dist.data.index.build import build_index, check_whole
+from resnet_dist.data.index.build import build_index, check_whole, refreshed
 from resnet_dist.data.index.shared import index_file, saved_index
 from resnet_dist.data.index.table import Index, Kind
+from resnet_dist.data.names import some
 from resnet_dist.data.order import Stream
 from resnet_dist.data.sources.by_name import LISTINGS, identity
 from resnet_dist.data.sources.classes import select
+from resnet_dist.data.sources.known_bad import known_names, with_known_bad
 from resnet_dist.data.sources.listing import SPLITS, Split
 from resnet_dist.data.sources.packed import CARD, FORMAT, index_path, read_card
 from resnet_dist.data.sources.parquet import row_group_warnings
 from resnet_dist.data.storage.files import Files, files_of
-from resnet_dist.data.storage.local import storage_of
+from resnet_dist.data.storage.local import Storage, storage_of
 from resnet_dist.errors import DataError, RecipeError
+from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.schema import DataRecipe
 
 _WORK = ".pack"  # folder in the output: what belongs to a packing that is not finished
 _PLAN = "plan.json"
+_LOCK = ".pack-lock"  # not in that folder: NFS does not delete a folder with an open file
 _CLASSES = "classes.txt"
-_NAMED = 5  # images that a message lists
+_PIECE = 2**20  # bytes that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Options:
 
 
 def pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
-    """Write the packed shards of `data`; yield what was done, line by line.
+    """Write the packed shards of `data`; yield what was done, line by line. Images in `data.known_bad` are left out.
 
     Continues after an interruption. Raises DataError for broken images, unless they are left out; for an output that
     holds something else, or another packing; for a disk that is full or read-only; and if a shard's bytes on the disk
@@ -64,26 +68,33 @@ def pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
     """
     if data.source not in LISTINGS:
         raise RecipeError("data.source", f"{data.source} cannot be packed", ", ".join(LISTINGS))
+    if data.subset is not None:
+        problem = "all images are packed, and the subset is chosen when a run starts"
+        raise RecipeError("data.subset", problem, "leave the key out here, and keep it in the config of the run")
     with _writing(output):
         _check_output(output)
         (output / _WORK / "shards").mkdir(parents=True, exist_ok=True)
-        with _locked(output):
+        with locked(output / _LOCK, output):
             yield from _pack(data, output, options)
 
 
 def verify(root: str) -> Iterator[str]:
-    """Compare each shard with the hash in the card; yield the result. Raises DataError for all that differ."""
+    """Compare each shard with the hash in the card; yield the result. `root` is a folder or an address.
+
+    Raises DataError for all that differ, and StoreUnavailable.
+    """
     storage = storage_of(root)
     shards = [shard for split in read_card(storage)["splits"].values() for shard in split["shards"]]
-    _compare(Path(root), shards)
+    _compare(storage, shards)
     yield f"{root}: {count(len(shards), 'shard')} of {in_bytes(sum(shard['bytes'] for shard in shards))} are intact"
 
 
 def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
-    indices = dict(zip(SPLITS, select(data, *(_index(data, split, output) for split in SPLITS)), strict=True))
+    known_bad = known_names(data)
+    selected = select(data, *(_index(data, split, output) for split in SPLITS))
     if not options.skip_broken:
-        for index in indices.values():
-            check_whole(index)
+        check_whole(*selected, known_bad=known_bad)
+    indices = dict(zip(SPLITS, with_known_bad(selected, known_bad, warn=True), strict=True))
     if options.shuffle and any(row_group_warnings(DataRecipe(), indices["train"])):
         problem = "is parquet, which cannot be read in random order. Allowed: pack it without --shuffle, then pack the"
         raise DataError(data.root, f"{problem} result with --source webdataset --shuffle")
@@ -104,7 +115,7 @@ def _pack(data: DataRecipe, output: Path, options: Options) -> Iterator[str]:
         kept.save(output / index_path(split))
         left_out = f", {card[split]['left_out']:,} left out" if card[split]["left_out"] else ""
         yield f"{split}: {count(len(kept), 'image')} in {count(len(parts), 'shard')}{left_out}"
-    _compare(output, [shard for split in card.values() for shard in split["shards"]])
+    _compare(storage_of(str(output)), [shard for split in card.values() for shard in split["shards"]])
     _write_text(output / _CLASSES, "".join(f"{name}\n" for name in indices["train"].classes))
     _write_text(output / CARD, json.dumps(_card(data, options, plan, card), indent=2) + "\n")
     shutil.rmtree(output / _WORK)
@@ -115,7 +126,7 @@ def _index(data: DataRecipe, split: Split, output: Path) -> Index:
     """The index of the source; an interrupted packing has saved it, or a part of it."""
     work = output / _WORK
     if (saved := saved_index(data, split, work)) is not None:
-        return saved
+        return refreshed(saved, data=data)
     listing = LISTINGS[data.source](data, split)
     progress = Progress(f"reading the headers of {split}", len(listing.paths), "images")
     index = build_index(
@@ -153,9 +164,10 @@ def _write(index: Index, split: str, output: Path, options: Options) -> list[Par
     threads = options.threads or os.cpu_count() or 1
     folder = output / _WORK / "shards"
     shards = write_shards(output, folder, split, len(rows), make, shard_bytes=options.shard_mb * 10**6, threads=threads)
+    progress.before(0)
     for part in shards:
         parts.append(part)
-        progress.update(part.end)
+        (progress.before if part.was_finished else progress.update)(part.end)
     progress.end()
     if not parts:
         raise DataError(index.root, f"has no whole images in the split {split}")
@@ -224,6 +236,7 @@ def _plan(indices: dict[Split, Index], options: Options) -> str:
     digest = hashlib.sha256()
     for index in indices.values():
         digest.update(f"{index.fingerprint()} {index.contents()} {index.classes}".encode())
+        digest.update(np.flatnonzero(index.kinds == Kind.BROKEN).tobytes())  # they are left out
     kept = dataclasses.asdict(options) | {"threads": None}
     digest.update(json.dumps([FORMAT, kept, PIL.__version__ if options.shorter_side else None]).encode())
     return digest.hexdigest()
@@ -250,30 +263,30 @@ def _card(data: DataRecipe, options: Options, plan: str, splits: dict[str, Any])
     }
 
 
-def _compare(folder: Path, shards: list[dict[str, Any]]) -> None:
+def _compare(storage: Storage, shards: list[dict[str, Any]]) -> None:
     """Raise one DataError for all shards whose bytes are not those of the card."""
     progress = Progress("comparing the hashes", sum(shard["bytes"] for shard in shards) // 10**6, "MB")
-    done, wrong = [0], []
-
-    def report(num_bytes: int) -> None:
-        done[0] += num_bytes
-        progress.update(done[0] // 10**6)
-
+    done, wrong, piece = 0, [], memoryview(bytearray(_PIECE))
     for shard in shards:
+        digest, before = hashlib.sha256(), done
         try:
-            found = sha256_of(folder / shard["name"], report)
-            if found != shard["sha256"]:
+            with storage.open(shard["name"]) as stream:
+                while num_bytes := stream.readinto(piece):  # type: ignore[attr-defined]  # BinaryIO lacks it
+                    digest.update(piece[:num_bytes])
+                    done += num_bytes
+                    progress.update(done // 10**6)
+            if done - before != shard["bytes"]:
+                wrong.append(f"{shard['name']}: {done - before:,} bytes, and {CARD} says {shard['bytes']:,}")
+            elif digest.hexdigest() != shard["sha256"]:
                 wrong.append(f"{shard['name']}: other bytes")
-        except OSError as error:
-            wrong.append(f"{shard['name']}: {error.strerror}")
+        except DataError as error:
+            wrong.append(f"{shard['name']}: {error.problem}")
     progress.end()
     if wrong:
-        named = f"{'; '.join(wrong[:_NAMED])}{' ...' if len(wrong) > _NAMED else ''}"
-        raise DataError(
-            str(folder),
-            f"{len(wrong):,} of {len(shards):,} shards are not what was packed: {named}. Delete these and {CARD}, and "
-            "pack again; check the disk",
-        )
+        found = f"{len(wrong):,} of {len(shards):,} shards are not what was packed: {some(wrong)}"
+        again = f"Delete these and {CARD}, and pack again; check the disk"
+        advice = "Copy these there again" if is_address(storage.root) else again
+        raise DataError(storage.root, f"{found}. {advice}")
 
 
 def _check_output(output: Path) -> None:
@@ -282,9 +295,7 @@ def _check_output(output: Path) -> None:
         return
     names = sorted(entry.name for entry in output.iterdir())
     if names and CARD not in names and _WORK not in names:
-        raise DataError(
-            str(output), f"is not empty and holds no packed shards: {', '.join(names[:_NAMED])}. Choose another"
-        )
+        raise DataError(str(output), f"is not empty and holds no packed shards: {some(names)}. Choose another")
 
 
 def _begin(output: Path, plan: str) -> None:
@@ -326,16 +337,3 @@ def _writing(output: Path) -> Iterator[None]:
         raise DataError(
             str(output), f"{problem}. Finished shards are kept: the same command goes on after them"
         ) from error
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep other processes from packing into the same folder. Raises DataError if one does already."""
-    with (output / _WORK / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                str(output), "another process is packing into this folder: wait until it has ended"
-            ) from error
-        yield

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
+
+from launcher.exit_codes import ExitCode
 
 _TERMINAL_S, _FILE_S = 0.5, 30.0  # between two reports: to a terminal, whose line is written over, or to a file
 
@@ -19,13 +22,18 @@ class Progress:
         self._width = 0
 
     def update(self, done: int) -> None:
-        """`done` units are done. The first call says what was done before this command."""
+        """`done` units are done. The first call says what was done before this command, unless `before` has said it."""
         if self._first is None:
-            self._first = done
+            self.before(done)
+        assert self._first is not None
         now = time.monotonic()
         if now - self._reported >= (_TERMINAL_S if self._over_line else _FILE_S):
             self._reported = now
             self._write(progress_line(self._task, self._unit, done, self._total, done - self._first, now - self._began))
+
+    def before(self, done: int) -> None:
+        """`done` units were done before this command: they do not count for the rate."""
+        self._first, self._began = done, time.monotonic()
 
     def end(self) -> None:
         """Remove the line from a terminal."""
@@ -44,7 +52,7 @@ def progress_line(task: str, unit: str, done: int, total: int, since: int, elaps
     """What is done of what, and if `since` units took `elapsed_s` seconds, the rate and the time left.
 
     >>> progress_line("train", "images", 600_000, 1_281_167, 300_000, 600.0)
-    'train: 600,000 of 1,281,167 images, 500 a second, 23 min left'
+    'train: 600,000 of 1,281,167 images, 500 images/s, 23 min left'
     """
     line = f"{task}: {done:,} of {total:,} {unit}"
     if since <= 0 or elapsed_s <= 0:
@@ -54,4 +62,16 @@ def progress_line(task: str, unit: str, done: int, total: int, since: int, elaps
     left = (
         f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min" if left_s < 7200 else f"{left_s / 3600:.1f} h"
     )
-    return f"{line}, {rate:,.0f} a second, {left} left"
+    return f"{line}, {rate:,.0f} {unit}/s, {left} left"
+
+
+def print_lines(lines: Iterable[str]) -> ExitCode:
+    """Print what a command yields, if the same command continues after Ctrl-C; returns the exit code."""
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        begin = "\n" if sys.stderr.isatty() else ""  # behind the progress and ^C
+        print(f"{begin}interrupted: the same command goes on", file=sys.stderr, flush=True)
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK

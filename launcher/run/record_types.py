@@ -63,6 +63,7 @@ class _Summary:
     num_nonfinite: int | None = None
     num_bad: int | None = None
     num_bad_images: int | None = None
+    num_known_bad: int | None = None
     num_left_out: int | None = None
     top1: float | None = None
     top5: float | None = None

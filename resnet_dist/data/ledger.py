@@ -2,7 +2,10 @@
 
 A `Tally` counts samples and adds up hashes of them, so it depends neither on their order nor on which worker had them.
 The tallies of a step are summed in the all-reduce that each step makes anyway. Every worker has the same ledger, and a
-checkpoint has it too. At the end of an epoch it must say that each sample came exactly once.
+checkpoint has it too. At the end of an epoch it must say that each sample came exactly once, at its position.
+
+A tally is that of the requests from which batches were made: the ledger proves what was asked for, on which worker and
+in which step, not which bytes were read.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from resnet_dist.errors import LedgerError
 from resnet_dist.recipe.batch_layout import stream_step
 
 _MODULUS = 2**32  # sums of hashes are kept modulo it: sums over up to 2^21 workers are exact in float64
-_AT_ONCE = 2**20  # samples whose hashes are computed together
+_AT_ONCE = 2**16  # samples whose hashes are computed together
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ class Ledger:
         """Add the `sums` of step number `step` over all workers; yield a record of each epoch that it completes.
 
         Records have the keys epoch (1 is the first), num_samples, samples and pairs (see `Tally`), and num_skipped.
-        Raises LedgerError if an epoch does not consist of every sample once, without the skipped ones.
+        Raises LedgerError if an epoch does not consist of every sample once, at its position in the order, without the
+        skipped ones. This takes 0.2 µs of CPU time for each sample of the epoch.
         """
         first = self._first_position(step - 1) // self._num
         numbers = [int(number) for number in sums]
@@ -142,6 +146,10 @@ class Ledger:
         if tally.samples != samples_expected:
             found = f"epoch {epoch + 1} had {num_expected:,} samples, but some twice and others never"
             raise LedgerError(f"{found} (sum of their hashes {tally.samples}, not {samples_expected})")
+        whole = self._in_order(epoch * self._num, (epoch + 1) * self._num)
+        if tally.pairs != (pairs_expected := (whole.pairs - left_out.pairs) % _MODULUS):
+            found = f"epoch {epoch + 1} had every sample, but some at the position of another"
+            raise LedgerError(f"{found} (sum of the hashes of the pairs {tally.pairs}, not {pairs_expected})")
         numbers = {"num_samples": tally.num_samples, "samples": tally.samples, "pairs": tally.pairs}
         return {"epoch": epoch + 1, **numbers, "num_skipped": left_out.num_samples}
 
@@ -149,9 +157,15 @@ class Ledger:
         """The samples of an epoch that are in skipped steps of the stream."""
         start, end, tally = epoch * self._num, (epoch + 1) * self._num, Tally()
         for run in self._skipped:
-            for first in range(max(start, run.start * self._size), min(end, run.stop * self._size), _AT_ONCE):
-                positions = np.arange(first, min(first + _AT_ONCE, end, run.stop * self._size), dtype=np.int64)
-                tally += Tally.of(self._order.sample_ids(positions), positions)
+            tally += self._in_order(max(start, run.start * self._size), min(end, run.stop * self._size))
+        return tally
+
+    def _in_order(self, start: int, end: int) -> Tally:
+        """The samples that the order has at the positions from `start` to `end`."""
+        tally = Tally()
+        for first in range(start, end, _AT_ONCE):
+            positions = np.arange(first, min(first + _AT_ONCE, end), dtype=np.int64)
+            tally += Tally.of(self._order.sample_ids(positions), positions)
         return tally
 
     @cached_property

@@ -104,7 +104,6 @@ def training_batches(
     cannot be decoded.
     """
     resolutions = Resolutions.of(recipe, batch_size=layout.size, num_samples=len(index))
-    complete = np.zeros(len(index), dtype=np.bool_)
 
     def requests() -> Iterator[BatchRequest]:
         for step in steps:
@@ -114,7 +113,7 @@ def training_batches(
                 heights, widths = index.heights[ids], index.widths[ids]
                 windows = crops.training_windows(heights, widths, positions, seed, recipe.crop_area, recipe.crop_aspect)
                 flips = crops.flips(positions, seed) if recipe.flip else np.zeros(len(positions), dtype=np.bool_)
-                yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step), complete)
+                yield BatchRequest.of(index, files, positions, ids, windows, flips, resolutions.at(step))
 
     return _decoded(index, requests(), decoder, recipe, augmentation)
 
@@ -176,18 +175,23 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], d
     Computed in float32 (in float64 if `dtype` is float64) and rounded to `dtype` once.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    scaled_mean, scaled_std = _channels(mean, std, exact, images.device)
-    return images.to(exact).sub_(scaled_mean).div_(scaled_std).to(dtype)
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        scaled_mean, scaled_std = _channels(mean, std, 1, exact, images.device)[:, :, None, None]
+        return images.to(exact).sub_(scaled_mean).div_(scaled_std).to(dtype)
+    # Whole rows of pixels: on a CPU, kernels are five times as fast as with three channels as the last dimension.
+    rows = images.permute(0, 2, 3, 1).flatten(2)
+    scaled_mean, scaled_std = _channels(mean, std, images.shape[3], exact, images.device)
+    normalised = rows.to(exact).sub_(scaled_mean).div_(scaled_std).to(dtype)
+    return normalised.view(*rows.shape[:2], -1, len(mean)).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=16)
 def _channels(
-    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """255 × mean and 255 × std, [3, 1, 1], on the device; cached, since a copy waits for the GPU."""
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """255 × mean and 255 × std of `width` pixels, [2, 3 × width], on the device; cached: a copy waits for the GPU."""
     both = torch.tensor([mean, std], dtype=torch.float64) * 255
-    scaled = both.to(dtype).to(device)[:, :, None, None]
-    return scaled[0], scaled[1]
+    return both.repeat(1, width).to(dtype).to(device)
 
 
 def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, max_batch_size: int) -> Decoder:

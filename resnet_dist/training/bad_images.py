@@ -47,6 +47,7 @@ class BadImages:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self.num_samples = 0
         indexed = [BadImage(*found) for index in splits for found in unlisted_broken(index, self._known).items()]
+        self._num_known = sum(len(unlisted_broken(index, ())) for index in splits) - len(indexed)
         if indexed and data.on_error == "fail":
             raise DataError(data.root, f"{_named(indexed)}. Repair or delete them, or list them in data.known_bad")
         if self._rank == 0:
@@ -109,8 +110,8 @@ class BadImages:
         return [{"path": image.name, "problem": image.problem, "rank": image.rank} for image in new]
 
     def summary(self) -> dict[str, int]:
-        """What a run's summary says: the distinct images, and the samples of training steps."""
-        return {"num_bad_images": len(self), "num_left_out": self.num_samples}
+        """What a run's summary says: the images found, those of `data.known_bad`, and the samples of training steps."""
+        return {"num_bad_images": len(self), "num_known_bad": self._num_known, "num_left_out": self.num_samples}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON."""

@@ -88,6 +88,14 @@ def test_an_image_that_is_harmed_on_the_way_ends_the_run_named_and_for_good(
         assert f"{victim} (sample {sample_id}): {reason}" in text
     assert "Traceback" not in output
     assert [attempt.exit_code for attempt in run.directory.attempts()] == [65]
+    if harm is not Path.unlink:
+        return
+    listed = tmp_path / "bad.txt"  # what the message advises
+    listed.write_text(f"{victim}\n")
+    run.pace(all=0.0)
+    run.start(f"data.known_bad={listed}")
+    assert "resumes at step" in run.end()
+    assert sorted(run.losses()) == list(range(1, STEPS + 1))
 
 
 @pytest.fixture(scope="module")

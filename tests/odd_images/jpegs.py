@@ -169,9 +169,19 @@ def _framed() -> dict[str, bytes]:
         "thumbnail": _with_thumbnail(),
         "garbled": bytes(garbled),
         "hole": bytes(hole),
+        "comment-behind-the-frame": _behind_the_frame(whole, 0xFE, b"a comment"),
+        "adobe-0-behind-the-frame": _behind_the_frame(
+            writer.write(planes("RGB"), _SAMPLINGS["444"], head=b""), 0xEE, writer.adobe(0)[4:]
+        ),
         "named.png": whole,
         "named.webp": whole,
     }
+
+
+def _behind_the_frame(content: bytes, marker: int, *contents: bytes) -> bytes:
+    """Segments between the frame header of a JPEG and its data."""
+    scan = content.index(b"\xff\xda")
+    return content[:scan] + b"".join(writer.segment(marker, text) for text in contents) + content[scan:]
 
 
 def _with_thumbnail() -> bytes:
@@ -221,6 +231,9 @@ def _turned() -> dict[str, tuple[bytes, int]]:
         "xmp-and-exif": (with_block(six, xmp % b'tiff:Orientation="8"'), 6),
         "xmp-beside-exif-without": (with_block(none, xmp % b'tiff:Orientation="3"'), 3),
         "xmp-invalid": (with_block(xmp % b'tiff:Orientation="9"'), 1),
+        "behind-the-frame": (_behind_the_frame(whole, 0xE1, six), 6),
+        "xmp-behind-the-frame": (_behind_the_frame(whole, 0xE1, xmp % b'tiff:Orientation="8"'), 8),
+        "long-behind-the-frame": (_behind_the_frame(whole, 0xE1, b"other" + bytes(9000), six), 6),
         "upside-down-and-data-behind": (with_block(block(">", (0x0112, 3, 1, 3))) + bytes(100), 3),
     }
 

@@ -129,8 +129,8 @@ def pillow_window(request: BatchRequest, number: int, content: bytes) -> NDArray
             if top + height <= image.height and left + width <= image.width:
                 cut = image.crop((left, top, left + width, top + height))  # decodes
                 return np.array(cut if cut.mode == "RGB" else cut.convert("RGB"))
-    except MemoryError:
-        raise
+    except MemoryError as error:  # says nothing about the image
+        raise MemoryError(f"while decoding {request.name(number)}") from error
     except Exception as error:  # which one depends on the format
         raise DataError(request.name(number), f"cannot be decoded: {error}", sample_id) from error
     raise DataError(

@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 # Others are no photographs, run other programs (EPS), or have no mark at their beginning (TGA).
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -26,6 +26,23 @@ def open_image(content: bytes) -> Image.Image:
     """
     without_warnings()
     return Image.open(io.BytesIO(content), formats=_formats())
+
+
+def orientation_in(name: str, content: bytes) -> int:
+    """The EXIF orientation of the image `name`; 1 if Pillow cannot read it: then it cannot be decoded either."""
+    try:
+        with open_image(content) as image:
+            return orientation_of(image)
+    except MemoryError as error:
+        raise MemoryError(f"while reading {name}") from error
+    except Exception:  # which one depends on the damage
+        return 1
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an image; 1 if it has none."""
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def without_warnings() -> None:

@@ -31,8 +31,8 @@ class BatchRequest:
     orientations  uint8 [n]: the EXIF orientation to apply; 1: none
     resolution    height and width of the decoded images
     files         reads the encoded images
-    complete      bool [images of the index], changed by `encoded`: which ones were found to be complete JPEGs. Requests
-                  that share it look for damage once per image. None: each time
+    seen          uint8 [images of the index], changed by `encoded`: the kinds of images that were read: PILLOW also for
+                  JPEGs that are damaged. Requests that share it look for that once per image. None: each time
     """
 
     positions: NDArray[np.int64]
@@ -43,7 +43,7 @@ class BatchRequest:
     orientations: NDArray[np.uint8]
     resolution: int
     files: Files
-    complete: NDArray[np.bool_] | None = None
+    seen: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         num = len(self.sample_ids)
@@ -62,11 +62,10 @@ class BatchRequest:
         windows: NDArray[np.int32],
         flips: NDArray[np.bool_],
         resolution: int,
-        complete: NDArray[np.bool_] | None = None,
     ) -> BatchRequest:
         """A request for rows `sample_ids` of `index`."""
         kinds, orientations = index.kinds[sample_ids], index.orientations[sample_ids]
-        return cls(positions, sample_ids, windows, flips, kinds, orientations, resolution, files, complete)
+        return cls(positions, sample_ids, windows, flips, kinds, orientations, resolution, files, index.seen)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -86,20 +85,29 @@ class BatchRequest:
 
         If not, `resnet_dist.data.decoding.cpu.pillow_window` decodes it under every decoder. Raises DataError if it
         cannot be read, is known to be broken, or if its header is refused.
+
+        Windows of one column are left to Pillow: other decoders compute the colours of some of them in another way.
         """
         sample_id, kind = int(self.sample_ids[number]), int(self.kinds[number])
         if kind == Kind.BROKEN:
             raise DataError(self.files.name(sample_id), "is known to be broken", sample_id)
         content = self.files.read(sample_id)
+        if kind != Kind.PILLOW:
+            kind = self._seen(sample_id, kind, content)
+        as_stored, width = self.orientations[number] == 1, self.windows[number, 3]
+        return content, bool(kind == Kind.ORDINARY and as_stored and width > 1)
+
+    def _seen(self, sample_id: int, kind: int, content: bytes) -> int:
+        """ORDINARY or PILLOW, for an image that the index knows as `kind`: ORDINARY or UNKNOWN."""
+        if self.seen is not None and self.seen[sample_id]:
+            return int(self.seen[sample_id])
         if kind == Kind.UNKNOWN:
-            kind = header_in(content, self.name(number), sample_id).kind
-        if kind != Kind.ORDINARY or self.orientations[number] != 1:
-            return content, False
-        if self.complete is None:
-            return content, is_complete_jpeg(content)
-        if not self.complete[sample_id]:
-            self.complete[sample_id] = is_complete_jpeg(content)
-        return content, bool(self.complete[sample_id])
+            kind = header_in(content, self.files.name(sample_id), sample_id).kind
+        if kind == Kind.ORDINARY and not is_complete_jpeg(content):
+            kind = Kind.PILLOW
+        if self.seen is not None:
+            self.seen[sample_id] = kind
+        return kind
 
 
 @dataclass(frozen=True, eq=False)

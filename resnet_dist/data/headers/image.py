@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from resnet_dist.data.decoding.pillow import max_pixels, open_image
+from resnet_dist.data.decoding.pillow import max_pixels, open_image, orientation_in, orientation_of
 from resnet_dist.data.headers import jpeg as jpeg_headers
 from resnet_dist.data.headers import png as png_headers
 from resnet_dist.data.headers.jpeg import Read
 from resnet_dist.data.index.table import Kind
+from resnet_dist.data.names import why
 from resnet_dist.errors import DataError
 
 _HEAD_BYTES = 4096  # contains the frame header of most files, unless a thumbnail or a colour profile precedes it
@@ -26,7 +27,6 @@ _TAIL_BYTES = 64  # some programs write a few bytes after the end marker
 
 # Pillow's modes that become 8-bit RGB in one clear way. Others: I and F (more bits), LAB, HSV.
 _CLEAR_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
-_ORIENTATION = 0x0112  # EXIF
 _ORDINARY, _PILLOW = Kind.ORDINARY, Kind.PILLOW  # looking up a member of an enum takes time
 
 
@@ -49,7 +49,7 @@ def image_header(path: str) -> Header:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a FIFO would wait for a writer
     except OSError as error:
-        raise DataError(path, f"cannot be read: {error.strerror}") from error
+        raise DataError(path, f"cannot be read: {why(error)}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -78,7 +78,7 @@ def header_of(name: str, num_bytes: int, read: Read) -> Header:
             raise DataError(name, jpeg_headers.truncated(num_bytes))
     elif head.startswith(png_headers.MAGIC):
         height, width, may_be_turned = png_headers.png_header(name, num_bytes, head, read)
-        ordinary, orientation = False, _orientation(read(num_bytes, 0)) if may_be_turned else 1
+        ordinary, orientation = False, orientation_in(name, read(num_bytes, 0)) if may_be_turned else 1
     else:
         height, width, orientation = _by_pillow(name, read(num_bytes, 0))
         ordinary = False
@@ -99,11 +99,13 @@ def _by_pillow(name: str, content: bytes) -> tuple[int, int, int]:
         with open_image(content) as image:
             _check_clear(name, image)
             # Pillow turns a TIFF when it reads its pixels, and tells its size after that.
-            return image.height, image.width, 1 if image.format == "TIFF" else _orientation_of(image)
+            return image.height, image.width, 1 if image.format == "TIFF" else orientation_of(image)
     except UnidentifiedImageError as error:
         raise DataError(name, "is not an image of a known format; delete it or restore the image") from error
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError as error:
+        raise MemoryError(f"while reading {name}") from error
     except Exception as error:  # which one depends on the format
         raise DataError(name, f"cannot be read as an image: {error}") from error
 
@@ -119,19 +121,3 @@ def _check_clear(name: str, image: Image.Image) -> None:
         raise DataError(name, f"has more than 8 bits a channel (Pillow's mode {image.mode}); convert it to 8 bits")
     if image.mode not in _CLEAR_MODES:
         raise DataError(name, f"has colours of Pillow's mode {image.mode}; convert it to RGB")
-
-
-def _orientation(content: bytes) -> int:
-    """The EXIF orientation of a PNG; 1 if Pillow cannot read it: then it cannot be decoded either."""
-    try:
-        with open_image(content) as image:
-            return _orientation_of(image)
-    except MemoryError:
-        raise
-    except Exception:  # which one depends on the damage
-        return 1
-
-
-def _orientation_of(image: Image.Image) -> int:
-    found = image.getexif().get(_ORIENTATION)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1

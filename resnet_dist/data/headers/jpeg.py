@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from resnet_dist.data.decoding.pillow import without_warnings
+from resnet_dist.data.decoding.pillow import orientation_in, without_warnings
 from resnet_dist.errors import DataError
 
 Read = Callable[[int, int], bytes]  # (number of bytes, offset) -> bytes of an encoded image; fewer at its end
@@ -24,6 +24,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all, without DHT,
 _UNKNOWN_FRAMES = _FRAMES - _HUFFMAN_FRAMES - {0xC3, 0xC9, 0xCA}  # Pillow knows lossless and arithmetic coding
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0..7
 _APP1, _APP14 = 0xE1, 0xEE
+_SCAN = b"\xff\xda"
 _UNUSUAL = _WITHOUT_LENGTH | {0xFF, _APP1, _APP14, 0xD8, 0xD9, 0xDA}  # fill byte; start, end, scan
 
 _FRAME = struct.Struct(">BHHB")  # after marker and length: bits, height, width, components
@@ -82,6 +83,10 @@ def jpeg_header(name: str, num_bytes: int, head: bytes, read: Read) -> tuple[int
     if bits != 8 or height == 0 or width == 0 or components not in (1, 3, 4) or marker in _UNKNOWN_FRAMES:
         raise DataError(name, _refused_frame(marker, bits, height, width, components))
     orientation, usual = _orientation(exif, xmp) if exif or xmp else (1, True)
+    tables = read(_WINDOW_BYTES, start + at) if window.find(_SCAN, at) < 0 else window[at:]
+    tables, scan, _ = tables.partition(_SCAN)
+    if not scan or b"\xff\xe1" in tables or b"\xff\xee" in tables:  # EXIF or Adobe's segment behind the frame header
+        orientation, usual = orientation_in(name, read(num_bytes, 0)), False
     usual &= ycbcr and fields[1::3] in _SAMPLINGS and fields[::3] != _RGB_IDS
     return height, width, usual and marker in _HUFFMAN_FRAMES, orientation, start + at
 

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Markers (ITU-T T.81, table B.1): the byte after 0xFF.
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, with Huffman codes
+_SEQUENTIAL = frozenset({0xC0, 0xC1})  # baseline and extended, with Huffman codes
+_PROGRESSIVE = 0xC2
+_FRAMES = _SEQUENTIAL | {_PROGRESSIVE}
+_WHOLE = bytes([0, 63, 0])  # a scan of all coefficients with all bits
 _START, _END, _SCAN, _LINES = 0xD8, 0xD9, 0xDA, 0xDC
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4}
 _RESTARTS = range(0xD0, 0xD8)
@@ -29,7 +32,7 @@ def is_complete_jpeg(content: bytes) -> bool:
     if not content.startswith(_JPEG_MAGIC):
         return False
     missing: dict[int, bytearray] = {}  # by component: the number of low bits that each coefficient lacks
-    markers, offset, end = b"", 2, len(content) - 1
+    sequential, markers, offset, end = False, b"", 2, len(content) - 1
     while offset < end and content[offset] == 0xFF:
         marker = content[offset + 1]
         if marker == _END:
@@ -40,9 +43,11 @@ def is_complete_jpeg(content: bytes) -> bool:
         if marker in _FRAMES:
             if missing:
                 return False
+            sequential = marker in _SEQUENTIAL
             missing = {component: bytearray([_NONE]) * 64 for component in content[offset + 10 : after : 3]}
         elif marker == _SCAN:
-            if not _take_scan(content[offset + 4 : after], missing):
+            header = content[offset + 4 : after]
+            if not _take_scan(header, missing) or (sequential and not header.endswith(_WHOLE)):
                 return False
             markers = markers or _markers(content)
             while (after := markers.find(1, after)) >= 0 and content[after + 1] in _RESTARTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,9 +18,10 @@ from resnet_dist.data.headers.image import header_of
 from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.parts import COLUMNS, Parts, Table, new_table
 from resnet_dist.data.index.table import Index, Kind
+from resnet_dist.data.names import why
 from resnet_dist.data.sources.listing import Listing
 from resnet_dist.data.storage.files import files_of
-from resnet_dist.data.storage.local import storage_of
+from resnet_dist.data.storage.local import Storage, storage_of
 from resnet_dist.data.storage.parallel import in_chunks
 from resnet_dist.errors import DataError
 from resnet_dist.recipe.schema import DataRecipe
@@ -29,6 +31,9 @@ _Found = tuple[tuple[int, ...], str]  # values of COLUMNS, and what is wrong wit
 Report = Callable[[int, int], object]  # called after every few hundred images: how many are done, of how many
 
 _NAMED = 5  # files that a message lists
+# Errors of this process or machine, and of disks and networks: none of a file. They are tried again, or raised.
+_OF_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_OF_PLACE = _OF_PROCESS | {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EAGAIN}
 
 
 def unread_index(listing: Listing, root: str, source: str) -> Index:
@@ -118,10 +123,11 @@ def check_whole(*indices: Index, known_bad: frozenset[str] = frozenset()) -> Non
     ]
     if not found:
         return
-    others = "; ".join(f"{path}: {problem}" for path, problem in found[1:_NAMED])
-    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    counted = f". The first of {len(found)} broken files; the others are {others}{more}" if others else ""
-    raise DataError(found[0][0], f"{found[0][1]}{counted}")
+    lines = [f"  {path}: {problem}" for path, problem in found[1:_NAMED]]
+    if len(found) > _NAMED:
+        lines.append(f"  and {len(found) - _NAMED:,} more")
+    counted = [f". The first of {len(found):,} broken files; the others are", *lines] if lines else []
+    raise DataError(found[0][0], found[0][1] + "\n".join(counted))
 
 
 def _filled(index: Index, table: Table, problems: Mapping[int, str]) -> Index:
@@ -169,32 +175,47 @@ def _values(name: str, num_bytes: int, read: Callable[[int, int], bytes], time_n
     try:
         return (*header_of(name, num_bytes, read), time_ns), ""
     except DataError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _OF_PROCESS:
+            raise
         return _broken(error, num_bytes, time_ns)
 
 
 def _broken(error: DataError | OSError, num_bytes: int = 0, time_ns: int = 0) -> _Found:
-    problem = error.problem if isinstance(error, DataError) else f"cannot be read: {error.strerror or error}"
+    problem = error.problem if isinstance(error, DataError) else f"cannot be read: {why(error)}"
     return (1, 1, Kind.BROKEN, 1, num_bytes, 0, time_ns), problem
 
 
 def _file_reader(index: Index) -> Callable[[int, str], _Found]:
+    storage = storage_of(index.root)
+
     def read_one(row: int, name: str) -> _Found:
-        path = f"{index.root}/{name}"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+            return _read_file(f"{index.root}/{name}")
         except OSError as error:
-            return _broken(error)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return _broken(DataError(path, "is not a file: delete it"))
-            return _values(path, status.st_size, partial(os.pread, descriptor), status.st_ctime_ns)
-        except OSError as error:
-            return _broken(error)
-        finally:
-            os.close(descriptor)
+            return _read_again(storage, name) if error.errno in _OF_PLACE else _broken(error)
 
     return read_one
+
+
+def _read_file(path: str) -> _Found:
+    """What is in a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return _broken(DataError(path, "is not a file: delete it"))
+        return _values(path, status.st_size, partial(os.pread, descriptor), status.st_ctime_ns)
+    finally:
+        os.close(descriptor)
+
+
+def _read_again(storage: Storage, name: str) -> _Found:
+    """What is in a file that could not be read for a reason that may pass: the storage waits, and raises if it stays.
+
+    The time is 0: the next start reads the file again.
+    """
+    content = storage.read(name)
+    return _values(f"{storage.root}/{name}", len(content), lambda num, offset: content[offset : offset + num], 0)
 
 
 def _stored_reader(index: Index, data: DataRecipe | None) -> Callable[[int, str], _Found]:

@@ -1,9 +1,9 @@
-"""What has changed between two indices of a split: which images are new, missing, or have other content."""
+"""What has changed between two indices of a split: which images are new, missing or changed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,11 @@ import numpy as np
 from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.parts import COLUMNS
 from resnet_dist.data.index.table import Index, Kind
+from resnet_dist.data.names import NAMED, some
 from resnet_dist.data.sources import remote_folder
 from resnet_dist.data.sources.image_folder import without_sub_folders
 from resnet_dist.errors import DataError
 from resnet_dist.object_stores import is_address
-
-_NAMED = 3  # images in a message, of each kind of change
 
 
 def changes(before: Index, now: Index) -> str:
@@ -41,9 +40,9 @@ def changes(before: Index, now: Index) -> str:
     other_content = (old.heights != new.heights) | (old.widths != new.widths)
     if len(old.tails) and len(new.tails):
         other_content |= (old.tails != new.tails) | (old.num_bytes != new.num_bytes)
-    found.append(_said(new.paths, np.flatnonzero(other_content).tolist(), "of other content"))
+    found.append(_said(new.paths, np.flatnonzero(other_content).tolist()))
     if before.classes != now.classes:
-        found.append(f"the classes were {_some(before.classes)}, and are {_some(now.classes)}")
+        found.append(f"the classes were {some(before.classes)}, and are {some(now.classes)}")
     elif not np.array_equal(old.labels, new.labels):
         found.append(_said(new.paths, np.flatnonzero(old.labels != new.labels).tolist(), "of another class"))
     if not in_order:
@@ -51,15 +50,19 @@ def changes(before: Index, now: Index) -> str:
     return "; ".join(text for text in found if text)
 
 
-def as_it_began(before: Index, now: Index, *, newly_broken: bool) -> Index:
-    """`now`, with what `before` has of images that were broken then, and, if `newly_broken`, of those that are now.
+def as_it_began(before: Index, now: Index, known_bad: Collection[str] = ()) -> Index:
+    """`now`, with what `before` has of the images that are broken in one of them, or whose names are in `known_bad`.
 
-    A run goes on with the images that it began with: one that it leaves out stays out, although it was repaired, and
-    one that has become broken is found when it is decoded. Only for indices of the same names.
+    A run goes on with the images that it began with: one that it leaves out stays out, although it was repaired; one
+    that has become broken is found when it is decoded; and those in `known_bad` are not read, whatever they are now, or
+    if their files are gone. `now` itself if other images are missing or new.
     """
-    kept = np.array(before.kinds == Kind.BROKEN)
-    if newly_broken:
-        kept |= now.kinds == Kind.BROKEN
+    now = _with_missing(before, now, known_bad)
+    if Texts.of(before.paths) != Texts.of(now.paths):
+        return now
+    kept = np.array((before.kinds == Kind.BROKEN) | (now.kinds == Kind.BROKEN))
+    if known_bad:
+        kept |= np.fromiter((name in known_bad for name in before.paths[:]), bool, len(before))
     rows = np.flatnonzero(kept)
     if not len(rows):
         return now
@@ -72,6 +75,24 @@ def as_it_began(before: Index, now: Index, *, newly_broken: bool) -> Index:
     others = {row: text for row, text in now.problems.items() if not kept[row]}
     problems = others | {row: text for row, text in before.problems.items() if kept[row]}
     return dataclasses.replace(now, **merged, problems=dict(sorted(problems.items())))
+
+
+def _with_missing(before: Index, now: Index, known_bad: Collection[str]) -> Index:
+    """`now` with the samples of `before` that are files in `known_bad` and are gone, where they were.
+
+    `now` itself if anything else is missing or new. The new index has no times of folders: it is no list of the folders
+    any more, so no other run takes it for one.
+    """
+    if now.shards or before.shards or len(now) >= len(before) or before.classes != now.classes:
+        return now
+    rows = {name: row for row, name in enumerate(now.paths[:])}
+    numbers = np.array([rows.get(name, -1) for name in before.paths[:]], dtype=np.int64)
+    gone = np.flatnonzero(numbers < 0)
+    if len(before) - len(gone) != len(now) or any(before.paths[row] not in known_bad for row in gone.tolist()):
+        return now
+    filled = now.take(np.maximum(numbers, 0))  # `as_it_began` replaces what row 0 gives to those that are gone
+    labels = np.where(numbers < 0, before.labels, filled.labels)
+    return dataclasses.replace(filled, paths=before.paths, labels=labels, folder_times_ns={})
 
 
 def check_sub_folders(index: Index, fingerprint: str, began: str) -> None:
@@ -91,16 +112,13 @@ def check_sub_folders(index: Index, fingerprint: str, began: str) -> None:
     )
 
 
-def _said(names: Sequence[str], rows: list[int], what: str) -> str:
+def _said(names: Sequence[str], rows: list[int], what: str = "") -> str:
+    """`2 images are WHAT: NAMES`, or without `what`: have changed; empty without rows."""
     if not rows:
         return ""
-    images = "1 image is" if len(rows) == 1 else f"{len(rows):,} images are"
-    return f"{images} {what}: {_some([names[row] for row in rows[:_NAMED]], len(rows))}"
-
-
-def _some(names: Sequence[str], num: int | None = None) -> str:
-    shown = [name if name.isprintable() else ascii(name) for name in names[:_NAMED]]
-    return f"{', '.join(shown)}{' ...' if (len(names) if num is None else num) > len(shown) else ''}"
+    one, more = (f"is {what}", f"are {what}") if what else ("has changed", "have changed")
+    images = f"1 image {one}" if len(rows) == 1 else f"{len(rows):,} images {more}"
+    return f"{images}: {some([names[row] for row in rows[:NAMED]], len(rows))}"
 
 
 def is_current(index: Index) -> bool:

@@ -30,14 +30,14 @@ from pathlib import Path
 
 from resnet_dist.data.index.build import build_index, check_whole, refreshed
 from resnet_dist.data.index.changes import as_it_began, changes, check_sub_folders, is_current
-from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.old import load_old
 from resnet_dist.data.index.progress import IndexProgress
 from resnet_dist.data.index.table import Index
 from resnet_dist.data.index.turn import Turn
 from resnet_dist.data.sources.by_name import LISTINGS, identity, index_of
+from resnet_dist.data.sources.classes import select
 from resnet_dist.data.sources.known_bad import known_names
-from resnet_dist.data.sources.listing import Split
+from resnet_dist.data.sources.listing import SPLITS, Split
 from resnet_dist.data.sources.shards import find_shards
 from resnet_dist.data.storage.local import storage_of
 from resnet_dist.errors import DataError, StorageError
@@ -100,32 +100,50 @@ def saved_index(data: DataRecipe, split: Split, folder: Path, shared: Path | Non
     return next((index for index in found if index is not None), None)
 
 
-def make_index(data: DataRecipe, split: Split, folders: Folders, progress: IndexProgress, *, resumed: bool) -> str:
-    """Put the index of a split into `folders.own`, a saved one if it is current, else a new one; its fingerprint.
+def make_indices(data: DataRecipe, folders: Folders, progress: IndexProgress, *, resumed: bool) -> dict[Split, str]:
+    """Put the index of each split into `folders.own`, a saved one if it is current, else a new one; their digests.
 
     A warning says what has changed since the last index. Broken images are in it, see `check_broken`. Raises DataError
     if the images of a `resumed` run have changed; StorageError if the folder cannot be written.
     """
+    befores = {split: _of_the_run(folders, split) for split in SPLITS}
+    lasts = {split: befores[split] or _load(index_file(folders.home, split)) for split in SPLITS}
+    found = {split: _found(data, split, folders, progress) for split in SPLITS}
+    if resumed:
+        check_broken(data, *select(data, found["train"][0], found["val"][0]))
+    for split, (index, file) in found.items():
+        before, last = befores[split], lasts[split]
+        if resumed and before is not None:
+            merged = _as_it_began(data, split, before, index)
+            _put(merged, file if merged is index else None, index_file(folders.own, split))
+            continue
+        if last is not None and last.root == index.root and (changed := changes(last, index)):
+            _log.warning("%s: %s has changed since its last index: %s", data.root, split, changed)
+        _put(index, file, index_file(folders.own, split))
+    return {split: Index.load(index_file(folders.own, split)).digest() for split in SPLITS}
+
+
+def _of_the_run(folders: Folders, split: Split) -> Index | None:
+    """The index that an earlier start of the run has used."""
     own = index_file(folders.own, split)
-    before = _load(own) or load_old(own.with_suffix(".npz"))
-    last = before
+    return _load(own) or load_old(own.with_suffix(".npz"))
+
+
+def _found(data: DataRecipe, split: Split, folders: Folders, progress: IndexProgress) -> tuple[Index, Path | None]:
+    """The index of what is there now, and the file that has it, if there is one."""
+    progress.begin(f"asking {data.root} what {split} has now")
     if data.source in LISTINGS:
-        last = before or _load(index_file(folders.home, split))
-        index, file = _listed_index(data, split, folders, progress)
-    else:
-        index, file = dataclasses.replace(index_of(data, split), source=identity(data)), None
-    if resumed and before is not None:
-        check_broken(data, index)
-        merged = _as_it_began(data, split, before, index)
-        index, file = merged, file if merged is index else None
-    elif last is not None and last.root == index.root and (changed := changes(last, index)):
-        _log.warning("%s: %s has changed since its last index: %s", data.root, split, changed)
+        return _listed_index(data, split, folders, progress)
+    return dataclasses.replace(index_of(data, split), source=identity(data)), None
+
+
+def _put(index: Index, file: Path | None, own: Path) -> None:
+    """Make `own` the file of `index`, which `file` has already if it is given. Raises StorageError."""
     try:
         if file is None or not _linked(file, own):
             index.save(own)
     except OSError as error:
         raise StorageError(str(own), error.strerror or str(error)) from error
-    return index.fingerprint()
 
 
 def check_broken(data: DataRecipe, *indices: Index) -> None:
@@ -135,12 +153,12 @@ def check_broken(data: DataRecipe, *indices: Index) -> None:
 
 
 def _as_it_began(data: DataRecipe, split: Split, before: Index, index: Index) -> Index:
-    """`index` for a run that began with `before`. Raises DataError if its images have changed."""
-    if Texts.of(before.paths) == Texts.of(index.paths):
-        index = as_it_began(before, index, newly_broken=data.on_error == "replace")
+    """`index` for a run that began with `before`. Raises DataError if images that it reads have changed."""
+    index = as_it_began(before, index, known_names(data))
     if changed := changes(before, index):
         check_sub_folders(index, before.fingerprint(), "The run began")
-        advice = "Restore them, or start a run under another name"
+        advice = "Restore them, list those that are missing or changed in data.known_bad, or start a run under another "
+        advice += "name"
         raise DataError(data.root, f"{split} has changed since the run began: {changed}. {advice}")
     return index
 
@@ -167,7 +185,7 @@ def _listed_index(
                 index = _new_index(data, split, folders.home / f".{split}.parts", progress)
                 return index, _shared(index, split, folders)
         if not is_ours:
-            progress.say(f"waiting for the index of {split}, which {turn.holder()} makes")
+            progress.say(f"waiting for the index of {split} (made by {turn.holder()})")
             time.sleep(_POLL_S)
 
 
@@ -241,7 +259,8 @@ def _is_current(index: Index, data: DataRecipe, split: Split) -> bool:
     if index.shards:
         suffix = os.path.splitext(index.shards[0])[1]  # noqa: PTH122
         with contextlib.suppress(DataError):  # it is raised again when the shards are listed
-            return find_shards(storage_of(data.root, data), split, suffix).times_ns == dict(index.folder_times_ns)
+            found = find_shards(storage_of(data.root, data), split, suffix, data.num_samples)
+            return found.times_ns == dict(index.folder_times_ns)
         return False
     return is_current(index)
 

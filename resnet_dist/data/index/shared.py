@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_dist.data import Index, check_labels, check_same_classes, compare_classes
 from resnet_dist.data.index.changes import check_sub_folders
-from resnet_dist.data.index.made import Folders, check_broken, index_file, make_index, saved_index
+from resnet_dist.data.index.made import Folders, check_broken, index_file, make_indices, saved_index
 from resnet_dist.data.index.progress import IndexProgress
-from resnet_dist.data.sources.by_name import check_num_samples
+from resnet_dist.data.sources.by_name import LISTINGS, check_num_samples
 from resnet_dist.data.sources.classes import select
 from resnet_dist.data.sources.listing import SPLITS, Split
 from resnet_dist.data.sources.parquet import row_group_warnings
 from resnet_dist.data.sources.synthetic import synthetic_indices
-from resnet_dist.errors import DataError, StorageError
+from resnet_dist.errors import DataError, RecipeError, StorageError
 from resnet_dist.rank_zero import run_long_on_rank_0
 from resnet_dist.recipe.schema import DataRecipe
 
@@ -52,8 +54,7 @@ def shared_indices(
     progress = IndexProgress()
 
     def make_both() -> dict[Split, str]:
-        folders = Folders.of(data, folder, shared)
-        return {split: make_index(data, split, folders, progress, resumed=resumed) for split in SPLITS}
+        return make_indices(data, Folders.of(data, folder, shared), progress, resumed=resumed)
 
     def tick() -> None:
         if (detail := progress.news()) is not None:
@@ -61,8 +62,9 @@ def shared_indices(
 
     made = run_long_on_rank_0(make_both, rank, world_size, done=lambda: progress.count, beat=beat, tick=tick)
     whole = [_loaded(index_file(folder, split), made[split], rank) for split in SPLITS]
-    check_broken(data, *whole)  # now that they are saved: the next start reads the broken ones only
     train, val = select(data, *whole)
+    check_broken(data, train, val)  # now that they are saved: the next start reads the broken ones only
+    _check_exif(data, train, val)
     check_indices(data, num_classes, train, val)
     if rank == 0:
         fewer = compare_classes(data.root, train.classes[:num_classes], num_classes)
@@ -71,18 +73,27 @@ def shared_indices(
     return train.with_exif(data.exif), val.with_exif(data.exif)
 
 
-def _loaded(file: Path, fingerprint: str, rank: int) -> Index:
+def _loaded(file: Path, digest: str, rank: int) -> Index:
     """The index that rank 0 has left in `file`. Raises StorageError if this worker does not find it there."""
     deadline = time.monotonic() + VISIBLE_S
     while True:
         with contextlib.suppress(DataError):
             index = Index.load(file)
-            if index.fingerprint() == fingerprint:
+            if index.digest() == digest:
                 return index
         if time.monotonic() > deadline:
             problem = f"is not the index that rank 0 has written, after {VISIBLE_S:g} s, on rank {rank}"
             raise StorageError(str(file), f"{problem}: the storage must be the same folder on all nodes")
         time.sleep(1)
+
+
+def _check_exif(data: DataRecipe, *indices: Index) -> None:
+    """Raise RecipeError for `data.exif: apply` if a user's source does not say how its images are turned."""
+    if data.exif == "ignore" or data.source in (*LISTINGS, "packed"):
+        return
+    if all(bool(np.all(index.orientations == 1)) for index in indices):
+        found = f"is apply, and {data.source} returns an Index without orientations: no image would be turned"
+        raise RecipeError("data.exif", found, "ignore, or an Index with `orientations`", ("data.source",))
 
 
 def check_indices(data: DataRecipe, num_classes: int, train: Index, val: Index) -> None:
@@ -110,7 +121,7 @@ def facts_of_data(train: Index, val: Index, order: str = "uniform") -> dict[str,
 def check_same_data(now: Mapping[str, str | None], state: Mapping[str, Any], step: int, train: Index) -> None:
     """Raise DataError if the images are not those that the `state` of the checkpoint of `step` records.
 
-    Checkpoints of version 0.1 have `data` only. `make_index` has compared the images with the run's own index and names
+    Checkpoints of version 0.1 have `data` only. `make_indices` has compared the images with the run's own index and names
     those that have changed; this is for a run whose index is lost.
     """
     changed = [key for key, value in now.items() if None not in (value, state.get(key)) and state[key] != value]

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,11 @@ class Index:
         shard = self.shards[int(self.shard_numbers[sample_id])]
         return f"{self.root}/{shard}: {self.paths[sample_id]}"
 
+    @cached_property
+    def seen(self) -> NDArray[np.uint8]:
+        """uint8 [n], the kinds of images that were read in this process; see `BatchRequest.seen`."""
+        return np.full(len(self), Kind.UNKNOWN, np.uint8)
+
     def take(self, rows: NDArray[np.int64]) -> Index:
         """The samples `rows`, in that order."""
         taken: dict[str, Any] = {
@@ -144,6 +150,14 @@ class Index:
         if not len(self.tails):
             return None
         return hashlib.sha256(self.num_bytes.astype("<i8").tobytes() + self.tails.astype("<u4").tobytes()).hexdigest()
+
+    def digest(self) -> str:
+        """sha256 of all that workers must agree about: what `fingerprint` has, and all columns, shards and times."""
+        told = [self.root, self.classes, self.shards, self.image_key, sorted(self.folder_times_ns.items())]
+        digest = hashlib.sha256(f"{self.fingerprint()} {json.dumps(told)}".encode())
+        for name in _COLUMNS:
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()
 
     def save(self, file: Path) -> None:
         """Write to `file` atomically; create its parents. Raises OSError."""

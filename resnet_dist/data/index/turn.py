@@ -52,11 +52,11 @@ class Turn:
                     self._file.unlink()
 
     def holder(self) -> str:
-        """The process that has the turn, for a person; the text changes while it works."""
+        """The process that has the turn, such as `process 12 on HOST for 4 s`; the text changes while it works."""
         parts = self._seen.decode("utf-8", "replace").split()
         if len(parts) != 4 or not parts[3].isdigit():
             return "another process"
-        return f"process {parts[1]} on {parts[2]}, for {int(parts[3]) * BEAT_S:.0f} s"
+        return f"process {parts[1]} on {parts[2]} for {int(parts[3]) * BEAT_S:.0f} s"
 
     def _take(self) -> bool:
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def check_root(recipe: DataRecipe) -> None:
         elif recipe.source == "packed":
             in_use(recipe, packed_index(recipe, split).classes)
         elif recipe.source in ("webdataset", "parquet"):
-            find_shards(storage, split, ".tar" if recipe.source == "webdataset" else ".parquet")
+            find_shards(storage, split, ".tar" if recipe.source == "webdataset" else ".parquet", recipe.num_samples)
 
 
 def check_num_samples(recipe: DataRecipe, train: Index) -> None:

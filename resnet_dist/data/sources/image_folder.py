@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,12 @@ import numpy as np
 
 from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.table import Index, check_same_classes
-from resnet_dist.data.sources.listing import SUFFIXES, Listing, Split
+from resnet_dist.data.names import shown, some
+from resnet_dist.data.sources.listing import SUFFIXES, LeftOut, Listing, Split
+from resnet_dist.data.storage.local import HIDDEN, RECOVERED
 from resnet_dist.errors import DataError
 
 LAYOUT = "expected ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, one folder per class"
-
-_NAMED = 5  # files that a message lists
 
 _SORT_TINY = (
     "val_annotations.txt has their classes. Move each into the folder of its class; in that folder: while read -r file "
@@ -28,8 +28,6 @@ _SORT_TINY = (
 )
 
 # What a listing leaves out, as a note names it.
-_HIDDEN = "hidden files or folders"
-_RECOVERED = "folders of the file system's own repairs"
 _OUTSIDE = "files outside of the class folders"
 _UNKNOWN = "files without the suffix of an image"
 
@@ -49,7 +47,7 @@ def list_images(root: str, split: Split) -> Listing:
     above: tuple[str, ...] = ("train", split)  # the classes of val are those of train
     times_ns = {name: _stat(root, name).st_mtime_ns for name in above if _is_folder(root, name)}
     classes = class_names(root, split)
-    left_out = _LeftOut()
+    left_out = LeftOut()
     own: set[str] = set()
     for name, is_folder in _entries(root, split, left_out):
         if is_folder:
@@ -72,7 +70,7 @@ def list_images(root: str, split: Split) -> Listing:
         raise DataError(str(folder), f"is a class without images; it contains {found}; known suffixes: {suffixes}")
     notes = left_out.notes(root, split)
     if without:
-        notes.append(f"{root}/{split}: {len(without):,} of {len(classes):,} classes have no images: {_some(without)}")
+        notes.append(f"{root}/{split}: {len(without):,} of {len(classes):,} classes have no images: {some(without)}")
     labels = np.repeat(np.arange(len(classes)), [len(files) for files in paths])
     return Listing(classes, Texts.joined(paths), labels, times_ns, tuple(notes))
 
@@ -81,7 +79,7 @@ def an_image(root: str, split: Split) -> str:
     """The path of one image of root/split. Raises DataError as `list_images` does, for the folders that it reads."""
     for name in class_names(root, split):
         if _is_folder(root, f"{split}/{name}"):
-            for folder, _, names in _folders(root, f"{split}/{name}", _LeftOut()):
+            for folder, _, names in _folders(root, f"{split}/{name}", LeftOut()):
                 if names:
                     return str(Path(root) / folder / min(names))
     raise DataError(str(Path(root) / split), "has no images")
@@ -101,6 +99,20 @@ def class_names(root: str, split: Split) -> tuple[str, ...]:
     return names["train"]
 
 
+def fitting_source(names: Sequence[str]) -> str:
+    """The `data.source` that reads files of these names, as the end of a message; nothing if none does.
+
+    >>> fitting_source(["card.json", "train-000000.tar"]), fitting_source(["notes.txt"])
+    ('. card.json is of packed shards: set data.source=packed', '')
+    """
+    if "card.json" in names:
+        return ". card.json is of packed shards: set data.source=packed"
+    for suffix, source in ((".tar", "webdataset"), (".parquet", "parquet")):
+        if found := next((name for name in names if name.lower().endswith(suffix)), None):
+            return f". For {shown(found)} and other *{suffix} set data.source={source}"
+    return ""
+
+
 def without_sub_folders(index: Index) -> Index | None:
     """The samples that are directly in a class folder: those of indices of version 0.1. None if that is all or none."""
     directly = np.array([path.count("/") == 2 for path in index.paths])
@@ -113,14 +125,15 @@ def _class_folders(root: str, split: Split) -> tuple[str, ...]:
     folder = Path(root) / split
     if not _is_folder(root, split):
         above = f"contains {_contents(folder.parent)}" if _is_folder(root, ".") else "does not exist either"
-        raise DataError(str(folder), f"no such folder; {LAYOUT}; the folder above {above}")
-    entries = list(_entries(root, split, _LeftOut()))
+        hint = fitting_source(_names(folder.parent)) if _is_folder(root, ".") else ""
+        raise DataError(str(folder), f"no such folder; {LAYOUT}; the folder above {above}{hint}")
+    entries = list(_entries(root, split, LeftOut()))
     names = tuple(sorted(name for name, is_folder in entries if is_folder))
     if split == "val" and "val_annotations.txt" in (name for name, _ in entries):
         raise DataError(str(folder), f"has Tiny-ImageNet's images in one folder. {_SORT_TINY}")
     if not names:
         images = [name for name, _ in entries if name.lower().endswith(SUFFIXES)]
-        found = f"; {_flat(root, split, images)}" if images else ""
+        found = f"; {_flat(root, split, images)}" if images else fitting_source([name for name, _ in entries])
         raise DataError(str(folder), f"has no class folder; {LAYOUT}; it contains {_contents(folder)}{found}")
     return names
 
@@ -133,25 +146,7 @@ def _flat(root: str, split: Split, images: list[str]) -> str:
     return f"its {len(images):,} images lie flat. Move each into the folder of its class, {split}/CLASS"
 
 
-class _LeftOut:
-    """What a listing leaves out: how many, and the first in sorted order, for each reason."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
-
-    def add(self, reason: str, path: str) -> None:
-        num, first = self._found.get(reason, (0, path))
-        self._found[reason] = (num + 1, min(first, path))
-
-    def notes(self, root: str, split: Split) -> list[str]:
-        """A note for each reason; the example is relative to root/split."""
-        return [
-            f"{root}/{split}: left out {reason}: {num:,}, for example {_shown(first.removeprefix(f'{split}/'))}"
-            for reason, (num, first) in sorted(self._found.items())
-        ]
-
-
-def _folders(root: str, top: str, left_out: _LeftOut) -> Iterator[tuple[str, int, list[str]]]:
+def _folders(root: str, top: str, left_out: LeftOut) -> Iterator[tuple[str, int, list[str]]]:
     """(path, modification time in ns, image names) of the folder `top` and of all folders in it, unordered."""
     waiting = [(top, frozenset(_identity(_stat(root, above)) for above in (".", os.path.dirname(top))))]  # noqa: PTH120
     while waiting:
@@ -172,15 +167,15 @@ def _folders(root: str, top: str, left_out: _LeftOut) -> Iterator[tuple[str, int
         yield folder, stat.st_mtime_ns, names
 
 
-def _entries(root: str, folder: str, left_out: _LeftOut) -> Iterator[tuple[str, bool]]:
+def _entries(root: str, folder: str, left_out: LeftOut) -> Iterator[tuple[str, bool]]:
     """(name, is a folder) of all entries of a folder that are not hidden."""
     with _folder_errors(Path(root) / folder), os.scandir(Path(root) / folder) as entries:
         for entry in entries:
             name = entry.name
             if name.startswith("."):
-                left_out.add(_HIDDEN, f"{folder}/{name}")
+                left_out.add(HIDDEN, f"{folder}/{name}")
             elif name == "lost+found":
-                left_out.add(_RECOVERED, f"{folder}/{name}")
+                left_out.add(RECOVERED, f"{folder}/{name}")
             else:
                 yield name, entry.is_dir(follow_symlinks=False) or _is_link_to_folder(entry)
 
@@ -219,16 +214,10 @@ def _folder_errors(folder: Path) -> Iterator[None]:
         raise DataError(str(folder), f"cannot be read: {error.strerror}") from error
 
 
-def _shown(name: str) -> str:
-    """A name of a file for a person: escaped if it has control characters or bytes that are not text."""
-    return name if name.isprintable() else ascii(name)
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = [_shown(name) for name in names]
-    return f"{', '.join(shown[:_NAMED])}{' ...' if len(shown) > _NAMED else ''}" if shown else "nothing"
-
-
 def _contents(folder: Path) -> str:
+    return some(_names(folder))
+
+
+def _names(folder: Path) -> list[str]:
     with _folder_errors(folder):
-        return _some(sorted(entry.name for entry in folder.iterdir()))
+        return sorted(entry.name for entry in folder.iterdir())

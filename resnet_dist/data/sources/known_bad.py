@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from resnet_dist.data.index.table import Index, Kind
+from resnet_dist.data.names import some
 from resnet_dist.errors import RecipeError
 from resnet_dist.input_files import read_whole
 from resnet_dist.recipe.schema import DataRecipe
 
-_NAMED = 5  # names in a warning
+_IN_SHARD = re.compile(r"^[^:]+\.(tar|parquet): ")
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ _log = logging.getLogger(__name__)
 def known_names(data: DataRecipe) -> frozenset[str]:
     """The names in the file `data.known_bad`: paths as in the index, relative to the root. Empty without the key.
 
-    A line has one name; empty lines and those that begin with # are left out. Raises RecipeError if the file cannot be
-    read.
+    A line has one name; empty lines and those that begin with # are left out. A name in double quotes is a string of
+    JSON, as `line_of` writes it. Of a sample in a shard, `SHARD: NAME` is its name too, as messages have it. Raises
+    RecipeError if the file cannot be read.
     """
     if data.known_bad is None:
         return frozenset()
@@ -33,9 +37,24 @@ def known_names(data: DataRecipe) -> frozenset[str]:
     except OSError as error:
         found = f"{data.known_bad} cannot be read: {error.strerror or error}"
         raise RecipeError("data.known_bad", found, "a text file with the path of an image per line") from error
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip(" \t\r") for line in text.split("\n"))
     prefix = data.root.rstrip("/") + "/"
-    return frozenset(line.removeprefix(prefix).removeprefix("./") for line in lines if line and line[0] != "#")
+    names = (_unquoted(line).removeprefix(prefix).removeprefix("./") for line in lines if line and line[0] != "#")
+    return frozenset(names if data.source == "imagefolder" else (_IN_SHARD.sub("", name) for name in names))
+
+
+def line_of(name: str) -> str:
+    """The line for an image in the file `data.known_bad`, without its end: the name, in quotes where it must be."""
+    plain = name and name[0] not in '#"' and name == name.strip(" \t\r") and "\n" not in name
+    return name if plain else json.dumps(name)
+
+
+def _unquoted(line: str) -> str:
+    try:
+        name = json.loads(line) if line[0] == '"' else line
+    except ValueError:
+        return line
+    return name if isinstance(name, str) else line
 
 
 def with_known_bad(indices: Sequence[Index], names: Collection[str], *, warn: bool = False) -> list[Index]:
@@ -55,9 +74,8 @@ def with_known_bad(indices: Sequence[Index], names: Collection[str], *, warn: bo
         marked.append(dataclasses.replace(index, kinds=kinds))
     missing = sorted(wanted - found)
     if missing and warn:
-        more = f"{', '.join(missing[:_NAMED])}{' ...' if len(missing) > _NAMED else ''}"
         text = "data.known_bad: %d of %d names are not in the data set: %s%s"
-        _log.warning(text, len(missing), len(wanted), more, _nearest(missing[0], indices))
+        _log.warning(text, len(missing), len(wanted), some(missing), _nearest(missing[0], indices))
     return marked
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from resnet_dist.data.names import shown
+
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 Tell = Callable[[str], object]  # called with how far a listing is, such as "12 of 147 shards"
@@ -32,3 +34,23 @@ class Listing:
     num_bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     times_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     image_key: str = ""
+
+
+class LeftOut:
+    """What a listing leaves out: how many, and the first in sorted order, for each reason."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        """Count a file or folder."""
+        num, first = self._found.get(reason, (0, path))
+        self._found[reason] = (num + 1, min(first, path))
+
+    def notes(self, root: str, folder: str = "") -> list[str]:
+        """A note for each reason; the example is relative to `folder` of the root, if that is given."""
+        place, above = (f"{root}/{folder}", f"{folder}/") if folder else (root, "")
+        return [
+            f"{place}: left out {reason}: {num:,}, for example {shown(first.removeprefix(above))}"
+            for reason, (num, first) in sorted(self._found.items())
+        ]

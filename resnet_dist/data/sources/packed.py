@@ -16,7 +16,6 @@ from typing import Any
 
 from resnet_dist.data.index.table import Index
 from resnet_dist.data.sources.listing import Split
-from resnet_dist.data.sources.shards import find_shards
 from resnet_dist.data.storage.local import Storage, storage_of
 from resnet_dist.errors import DataError
 from resnet_dist.object_stores import is_address
@@ -47,14 +46,18 @@ def packed_index(recipe: DataRecipe, split: Split) -> Index:
             raise DataError(path, f"is missing; {AGAIN}")
         if entry.num_bytes != sizes.get(shard):
             raise DataError(path, f"has {entry.num_bytes:,} bytes, and {CARD} says {sizes.get(shard, 0):,}; {AGAIN}")
-    times_ns = find_shards(storage, split, ".tar").times_ns
+    times_ns = {shard: entries[shard].time_ns for shard in index.shards}
     return dataclasses.replace(index, root=recipe.root, source=recipe.source, folder_times_ns=times_ns)
 
 
 def read_card(storage: Storage) -> dict[str, Any]:
     """The card of packed shards. Raises DataError if there is none, or if it is damaged or of another version."""
     path = f"{storage.root}/{CARD}"
-    if CARD not in {entry.path for entry in storage.entries()}:
+    names = {entry.path for entry in storage.entries()}
+    if CARD not in names:
+        if not any(name.endswith(".tar") for name in names):
+            problem = "does not exist, and no shards: pack a data set with `launcher prepare pack SOURCE OUTPUT`"
+            raise DataError(path, problem)
         problem = "does not exist: these are no packed shards, or packing them was interrupted and goes on with"
         raise DataError(path, f"{problem} the same `launcher prepare pack` command")
     try:

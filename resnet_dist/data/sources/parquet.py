@@ -42,7 +42,7 @@ def list_rows(recipe: DataRecipe, split: Split, tell: Tell = lambda text: None) 
     """
     storage = storage_of(recipe.root, recipe)
     image_key, label_key = recipe.image_key or IMAGE, recipe.label_key or LABEL
-    found = shard_files.find_shards(storage, split, ".parquet")
+    found = shard_files.find_shards(storage, split, ".parquet", recipe.num_samples)
     names: list[str | None] = []
     labels: list[int] = []
     counts: list[int] = []

@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from resnet_dist.data.index.table import Index, check_same_classes
-from resnet_dist.data.sources.image_folder import LAYOUT
+from resnet_dist.data.names import some
+from resnet_dist.data.sources.image_folder import LAYOUT, fitting_source
 from resnet_dist.data.sources.listing import SPLITS, SUFFIXES, Listing, Split
 from resnet_dist.data.storage.local import Entry
 from resnet_dist.data.storage.remote import RemoteStorage
 from resnet_dist.errors import DataError
 
 _THREADS = 16  # classes that are listed at once: a request has up to 1,000 keys
-_NAMED = 5  # names that a message lists
 
 
 def list_objects(storage: RemoteStorage, split: Split) -> Listing:
@@ -36,7 +36,7 @@ def list_objects(storage: RemoteStorage, split: Split) -> Listing:
     counts = [sum(map(_is_image, of_class)) for of_class in found]
     without = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if without and (split == "train" or not entries):
-        contents = _some([entry.path for entry in found[classes.index(without[0])]])
+        contents = some([entry.path for entry in found[classes.index(without[0])]])
         problem = f"is a class without images; it contains {contents}; known suffixes: {' '.join(SUFFIXES)}"
         raise DataError(f"{storage.root}/{split}/{without[0]}", problem)
     return Listing(
@@ -78,7 +78,8 @@ def _class_names(storage: RemoteStorage, split: Split) -> tuple[tuple[str, ...],
     own = tuple(storage.folders(split)) if split in top else ()
     if not own:
         problem = "no such folder" if split not in top else "has no class folder"
-        raise DataError(f"{storage.root}/{split}", f"{problem}; {LAYOUT}; the address above contains {_some(top)}")
+        hint = fitting_source([entry.path.rpartition("/")[2] for entry in storage.entries(split if split in top else "")])
+        raise DataError(f"{storage.root}/{split}", f"{problem}; {LAYOUT}; the address above contains {some(top)}{hint}")
     other: Split = "val" if split == "train" else "train"
     if other not in top:
         return own, own
@@ -118,9 +119,5 @@ def _notes(
         reason = "files without the suffix of an image"
         notes.append(f"{root}/{split}: left out {reason}: {len(others):,}, for example {example}")
     if without:
-        notes.append(f"{root}/{split}: {len(without):,} of {len(classes):,} classes have no images: {_some(without)}")
+        notes.append(f"{root}/{split}: {len(without):,} of {len(classes):,} classes have no images: {some(without)}")
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}" if names else "nothing"

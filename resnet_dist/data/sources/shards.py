@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnet_dist.data.sources.listing import Split
-from resnet_dist.data.storage.local import Entry, Storage
+from resnet_dist.data.names import NAMED, some
+from resnet_dist.data.sources.listing import LeftOut, Split
+from resnet_dist.data.storage.local import NO_FILE, Entry, Storage
 from resnet_dist.errors import DataError
 
 # The words in names of shards that say which split they belong to; `test` is val where there is no other val.
@@ -20,7 +22,6 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 _CLASS_FILES = ("classes.txt", "classnames.txt")
 _CLASS_FILE_BYTES = 16 * 2**20  # a larger one is another file
 _MAX_CLASSES = 1_000_000  # without names: a larger label is something else, such as an identifier
-_NAMED = 5  # files that a message lists
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,43 @@ class Shards:
     notes: tuple[str, ...]
 
 
-def find_shards(storage: Storage, split: Split, suffix: str) -> Shards:
+def find_shards(storage: Storage, split: Split, suffix: str, num_samples: int | None = None) -> Shards:
     """The files of `split` that end with `suffix`, at any depth: their name, or else a folder, says the split.
 
-    That is a word of letters: `train` or `training`; `val`, `valid` or `validation`; without those, `test`. Notes name
-    missing numbers in a sequence of shards, and count files without such a word.
+    That is a word of letters: `train` or `training`; `val`, `valid` or `validation`; without those, `test`. Notes count
+    files without such a word, and what is left out. `num_samples` is `data.num_samples`: with it, numbers that are
+    missing in the sequence of the training shards are a note.
 
-    Raises DataError if there are none.
+    Raises DataError if there are no shards, if numbers are missing, and for a shard that is not a file.
     """
-    everything = storage.entries(deep=True)
+    left_out = LeftOut()
+
+    def leave_out(reason: str, path: str) -> None:
+        if reason == NO_FILE and path.lower().endswith(suffix):
+            problem = "is not a file, or a link that leads nowhere. Copy the shard, or delete this"
+            raise DataError(f"{storage.root}/{path}", problem)
+        left_out.add(reason, path)
+
+    everything = storage.entries(deep=True, left_out=leave_out)
     entries = [entry for entry in everything if entry.path.lower().endswith(suffix)]
     found: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         found[_split_of(entry.path)].append(entry)
     own = found[split] or (found["test"] if split == "val" else [])
     if not own:
-        names = _some(entry.path for entry in entries or everything)
+        names = some([entry.path for entry in entries or everything])
         expected = f"expected names such as train-000000{suffix} and val-000000{suffix}"
         raise DataError(storage.root, f"has no file *{suffix} of the split {split}; {expected}; found {names}")
-    notes = [f"{storage.root}: {note}" for note in _gaps([entry.path for entry in own])]
-    if (others := found[""]) and split == "train":
-        found_out = f"{len(others):,}, for example {_some([others[0].path])}"
-        notes.append(f"{storage.root}: left out *{suffix} whose names say neither train nor val: {found_out}")
+    gaps = list(_gaps([entry.path for entry in own]))
+    if gaps and (split == "val" or num_samples is None):
+        advice = "Copy them, or rename the others so that no number is missing"
+        stated = "; or set data.num_samples to the number of images that are there" if split == "train" else ""
+        raise DataError(storage.root, f"{split}: {'; '.join(gaps)}. {advice}{stated}")
+    for entry in found[""]:
+        left_out.add(f"*{suffix} whose names say neither train nor val", entry.path)
+    notes = [f"{storage.root}: {gap}" for gap in gaps]
+    if split == "train":  # of both splits, and said once
+        notes += left_out.notes(storage.root)
     named = [entry for entry in everything if entry.path in _CLASS_FILES]
     times_ns = {entry.path: entry.time_ns for entry in (*own, *named)}
     return Shards(tuple(entry.path for entry in own), times_ns, tuple(notes))
@@ -107,7 +123,7 @@ def without_images(where: str, labels: Sequence[int], classes: Sequence[str]) ->
     """A note that counts the classes without images, if there are any."""
     missing = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist()
     if missing:
-        names = _some([classes[label] for label in missing])
+        names = some([classes[label] for label in missing])
         yield f"{where}: {len(missing):,} of {len(classes):,} classes have no images: {names}"
 
 
@@ -129,7 +145,7 @@ def _split_of(path: str) -> str:
 
 
 def _gaps(paths: Sequence[str]) -> Iterator[str]:
-    """A note for each sequence of shards with missing numbers: train-0007.tar, or train-00007-of-00294.parquet.
+    """A text for each sequence of shards with missing numbers: train-0007.tar, or train-00007-of-00294.parquet.
 
     Numbers start with 0 or 1. Of names without a total, the numbers after the last one cannot be known, and nothing is
     said about numbers of which most are missing: they are something else, such as dates.
@@ -144,11 +160,6 @@ def _gaps(paths: Sequence[str]) -> Iterator[str]:
         end = max(total + start, last + 1)
         num_missing = end - start - len(numbers)
         if num_missing and (total or num_missing < len(numbers)):
-            first = [number for number in range(start, end) if number not in numbers][:_NAMED]
-            shown = f"{', '.join(f'{prefix}{number}' for number in first)}{' ...' if num_missing > _NAMED else ''}"
-            yield f"shards missing in a sequence of numbers: {num_missing:,}: {shown}; copy them if they exist"
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = [name if name.isprintable() else ascii(name) for name in names]
-    return f"{', '.join(shown[:_NAMED])}{' ...' if len(shown) > _NAMED else ''}" if shown else "nothing"
+            first = itertools.islice((number for number in range(start, end) if number not in numbers), NAMED)
+            shown = some([f"{prefix}{number}" for number in first], num_missing)
+            yield f"shards missing in a sequence of numbers: {num_missing:,}: {shown}"

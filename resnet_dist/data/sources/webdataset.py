@@ -47,7 +47,7 @@ def list_tars(recipe: DataRecipe, split: Split, tell: Tell = lambda text: None) 
     or label, two images of one key, and a label that is not a whole number or has no class name.
     """
     storage = storage_of(recipe.root, recipe)
-    found = shard_files.find_shards(storage, split, ".tar")
+    found = shard_files.find_shards(storage, split, ".tar", recipe.num_samples)
     names = shard_files.class_names(storage)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="tar") as pool:
         of_shards = []

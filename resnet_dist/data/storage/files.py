@@ -82,13 +82,15 @@ def _check_pixels(index: Index, sample_id: int, content: bytes) -> None:
     """Raise DataError unless an image has the height and width of the index."""
     header = header_in(content, index.path(sample_id), sample_id)
     height, width = int(index.heights[sample_id]), int(index.widths[sample_id])
+    if index.orientations[sample_id] >= 5:  # the index has the size after turning it by 90 degrees
+        height, width = width, height
     if (header.height, header.width) != (height, width):
         was = f"it has {header.height} x {header.width} pixels, not {height} x {width}"
         raise DataError(index.path(sample_id), _changed(was), sample_id)
 
 
 def _changed(was: str) -> str:
-    return f"has changed since it was indexed ({was}). Restore it, or start a run under another name"
+    return f"has changed since it was indexed ({was}). Restore it; a new run or a new packing takes what is there"
 
 
 def header_in(content: bytes, name: str, sample_id: int) -> Header:

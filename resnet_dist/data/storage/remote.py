@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from resnet_dist.data.storage.disk_cache import DiskCache
-from resnet_dist.data.storage.local import Entry
+from resnet_dist.data.storage.local import HIDDEN, Entry, SayLeftOut
 from resnet_dist.errors import DataError, StoreUnavailable
 from resnet_dist.object_stores import open_for_reading, refuses_access, text_of
 from resnet_dist.recipe.schema import DataRecipe
@@ -59,7 +59,9 @@ class RemoteStorage:
         self._silent_since_s = math.inf  # the first failure after the last answer
         self._told_s = -math.inf
 
-    def entries(self, folder: str = "", *, deep: bool = False) -> list[Entry]:
+    def entries(
+        self, folder: str = "", *, deep: bool = False, left_out: SayLeftOut = lambda reason, path: None
+    ) -> list[Entry]:
         """See `Storage.entries`."""
         base = self._absolute(folder)
 
@@ -68,11 +70,14 @@ class RemoteStorage:
             return everything or cast("list[dict[str, Any]]", self._files.ls(base, detail=True))  # raises if missing
 
         infos = self._answer(folder, listed)
-        found = [_entry(info, self._path) for info in infos if info["type"] == "file" and info["name"][-1] != "/"]
+        found, kept = [info for info in infos if info["type"] == "file" and info["name"][-1] != "/"], []
         shown = folder.count("/") + 1 if folder else 0  # parts of the folder itself may begin with a dot
-        return sorted(
-            entry for entry in found if not any(part.startswith(".") for part in entry.path.split("/")[shown:])
-        )
+        for entry in (_entry(info, self._path) for info in found):
+            if any(part.startswith(".") for part in entry.path.split("/")[shown:]):
+                left_out(HIDDEN, entry.path)
+            else:
+                kept.append(entry)
+        return sorted(kept)
 
     def folders(self, folder: str = "") -> list[str]:
         """The names of the folders in a folder, sorted, without those that begin with a dot.
@@ -194,7 +199,8 @@ class RemoteStorage:
         is_invalid = type(error).__name__ == "ParamValidationError"  # botocore's: a bucket's name
         if isinstance(error, _FINAL) or is_invalid or getattr(error, "errno", None) == errno.EINVAL:
             problem = "there is no such object or bucket" if isinstance(error, FileNotFoundError) else "cannot be read"
-            raise DataError(address, f"{problem} ({text_of(error)})") from error
+            is_path = str(error).strip("/") in address  # many libraries say nothing else
+            raise DataError(address, problem if is_path else f"{problem} ({text_of(error)})") from error
 
     def _note_away(self, path: str, error: Exception, patience_s: float) -> None:
         with self._lock:

@@ -153,6 +153,41 @@ def test_shards_are_checked_alike(root: Path, capsys: pytest.CaptureFixture[str]
     assert broken.startswith(name)
 
 
+@pytest.mark.parametrize("place", ["packed", "object store"])
+def test_packed_shards_and_images_at_an_address_are_checked_alike(
+    place: str, root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (root / "val/dog/7.jpg").write_bytes((root / "val/dog/1.jpg").read_bytes())
+    (root / "train/dog/8.webp").write_bytes(named("webp-exif-4.webp").content)
+    broken = root / "train/cat/0.jpg"
+    if place == "packed":
+        assert main(["prepare", "pack", str(root), str(tmp_path / "packed")]) == 0
+        arguments = [str(tmp_path / "packed"), "--source", "packed"]
+        [broken] = (tmp_path / "packed").glob("train-*.tar")
+    else:
+        fsspec = pytest.importorskip("fsspec")
+        store, path = fsspec.core.url_to_fs(f"memory://{tmp_path.name}")
+        store.put(str(root), f"{path}/images", recursive=True)
+        arguments = [f"memory://{tmp_path.name}/images"]
+
+    code, lines = check(capsys, *arguments)
+    assert code == ExitCode.OK
+    assert below(lines, "broken: 0 images") == []
+    assert below(lines, "with an EXIF orientation") == ["train/dog/8.webp"]
+    assert below(lines, "with the same bytes: 2 images in 1 group") == ["val/dog/1.jpg = val/dog/7.jpg"]
+
+    if place == "packed":
+        content = broken.read_bytes()
+        start = content.index(b"\xff\xd8\xff")  # of the first image
+        broken.write_bytes(content[:start] + bytes(400) + content[start + 400 :])
+    else:
+        store.pipe_file(f"{path}/images/train/cat/0.jpg", broken.read_bytes()[:-9])
+    code, lines = check(capsys, *arguments)
+    assert code == ExitCode.DATA
+    [line] = below(lines, "broken: 1 image")
+    assert line.startswith("train/cat/0.jpg: ")
+
+
 def test_progress_is_shown_on_standard_error(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,123 +1,45 @@
-"""A small ImageNet in the files of the real one: five classes, three images each in train, eleven images in val."""
+"""`launcher prepare imagenet` with the files of a small ImageNet: see small_imagenet.py."""
 
 from __future__ import annotations
 
 import errno
-import gzip
-import io
-import os
 import shutil
-import tarfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_imagenet import (
+    IDS,
+    TRAIN,
+    TRUTH,
+    VAL,
+    Files,
+    contents,
+    devkit,
+    expected,
+    failing_after,
+    jpeg,
+    names,
+    tar,
+    write_files,
+)
 
 from launcher import cli
-from launcher.prepare import imagenet_files, imagenet_folders
+from launcher.prepare import imagenet_folders
 from resnet_dist.data import index_image_folder
 from resnet_dist.errors import DataError
-
-scipy_io = pytest.importorskip("scipy.io")
-
-# In the devkit, the numbers of the classes are not in the order of their names.
-IDS = {1: "n02119789", 2: "n01440764", 3: "n02100735", 4: "n02110185", 5: "n01443537"}
-TRUTH = [3, 1, 5, 2, 4, 4, 1, 2, 3, 5, 1]
-VAL = {f"ILSVRC2012_val_{number:08d}": IDS[label] for number, label in enumerate(TRUTH, start=1)}
-
-
-def jpeg(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (9, 12, 3), dtype=np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG")
-    return content.getvalue()
-
-
-TRAIN = {
-    f"{wnid}.tar": {f"{wnid}_{number}.JPEG": jpeg(100 * label + number) for number in (7, 3, 5)}
-    for label, wnid in IDS.items()
-}
-
-
-def tar(files: Mapping[str, bytes], mode: str = "w") -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode=mode) as archive:  # type: ignore[call-overload]
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return content.getvalue()
-
-
-def meta(names: Mapping[int, str] = IDS) -> bytes:
-    """synsets as in the devkit: those with a number above the classes have children."""
-    fields = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("num_children", object)]
-    rows = [(label, wnid, f"the {wnid}", 0) for label, wnid in names.items()] + [(6, "n00001740", "entity", 5)]
-    synsets = np.array(rows, dtype=fields)[:, None]
-    content = io.BytesIO()
-    scipy_io.savemat(content, {"synsets": synsets}, do_compression=True)
-    return content.getvalue()
-
-
-def devkit(truth: str = "\n".join(map(str, TRUTH)) + "\n", mat: bytes | None = None) -> bytes:
-    top = "ILSVRC2012_devkit_t12"
-    files = {
-        f"{top}/readme.txt": b"...",
-        f"{top}/data/meta.mat": meta() if mat is None else mat,
-        f"{top}/data/ILSVRC2012_validation_ground_truth.txt": truth.encode(),
-    }
-    return tar(files, "w:gz")
-
-
-@dataclass(frozen=True)
-class Files:
-    """The downloaded files, and the folder to write to."""
-
-    folder: Path
-    train: Path
-    val: Path
-    devkit: Path
-
-    def arguments(self, *names: str) -> list[str]:
-        options = {"train": ["--train-tar", str(self.train)], "val": ["--val-tar", str(self.val)]}
-        options["devkit"] = ["--devkit", str(self.devkit)]
-        return [text for name in names or options for text in options[name]]
-
-    def run(self, *names: str) -> int:
-        return cli.main(["prepare", "imagenet", str(self.folder), *self.arguments(*names)])
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    found = Files(tmp_path / "imagenet", tmp_path / "train.tar", tmp_path / "val.tar", tmp_path / "devkit.tar.gz")
-    found.train.write_bytes(tar({name: tar(images) for name, images in TRAIN.items()}))
-    found.val.write_bytes(tar({f"{name}.JPEG": jpeg(number) for number, name in enumerate(VAL)}))
-    found.devkit.write_bytes(devkit())
-    return found
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def expected(split: str) -> dict[str, bytes]:
-    if split == "train":
-        return {f"{name[:-4]}/{image}": data for name, images in TRAIN.items() for image, data in images.items()}
-    return {f"{wnid}/{name}.JPEG": jpeg(number) for number, (name, wnid) in enumerate(VAL.items())}
+    return write_files(tmp_path)
 
 
 def test_it_writes_the_folders_of_both_splits(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert files.run() == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{files.folder}/train: 15 images in 5 classes",
-        f"{files.folder}/val: 11 images in 5 classes",
+        f"{files.folder}/train: 15 images in 5 of ImageNet's 1,000 classes",
+        f"{files.folder}/val: 11 images in 5 of ImageNet's 1,000 classes",
     ]
     for split in ("train", "val"):
         assert contents(files.folder / split) == expected(split)
@@ -130,14 +52,25 @@ def test_it_writes_the_folders_of_both_splits(files: Files, capsys: pytest.Captu
 def test_splits_can_be_written_one_by_one_and_are_kept(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert files.run("train") == 0
     assert files.run("val", "devkit") == 0
-    files.train.write_bytes(files.train.read_bytes()[:1000])  # it is not read again
+    files.train.write_bytes(bytes(files.train.stat().st_size))  # it is not read again
     capsys.readouterr()
     assert files.run() == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{files.folder}/train: 15 images in 5 classes, written before",
-        f"{files.folder}/val: 11 images in 5 classes, written before",
+        f"{files.folder}/train: 15 images in 5 of ImageNet's 1,000 classes, written before",
+        f"{files.folder}/val: 11 images in 5 of ImageNet's 1,000 classes, written before",
     ]
     assert contents(files.folder / "train") == expected("train")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_is_not_kept_for_another_tar(files: Files, split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert files.run() == 0
+    file = getattr(files, split)
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes() + bytes(512))
+    assert files.run() == 65
+    said = f"{split}: was written from a tar of {size:,} bytes, and {file} has {size + 512:,}. Allowed: the same file"
+    assert said in capsys.readouterr().err
 
 
 def test_kaggles_list_has_the_classes_as_well(files: Files) -> None:
@@ -193,6 +126,46 @@ def test_nothing_is_moved_if_an_image_is_missing(flat: Files, capsys: pytest.Cap
     assert contents(flat.folder) == before
 
 
+SHORT = devkit("\n".join(map(str, TRUTH[:8])) + "\n")  # classes of 8 of the 11 images
+
+
+def test_nothing_is_moved_if_an_image_has_no_class(flat: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    flat.devkit.write_bytes(SHORT)
+    before = contents(flat.folder)
+    assert flat.run("devkit") == 65
+    found = f"{flat.devkit}: has no class for 3 images in {flat.folder}/val: ILSVRC2012_val_00000009.JPEG, "
+    assert found in capsys.readouterr().err
+    assert contents(flat.folder) == before
+
+
+def test_a_val_with_loose_images_is_not_kept_and_the_right_devkit_sorts_them(
+    flat: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "ILSVRC2012_val_00000009"
+    assert flat.run("devkit") == 0
+    (flat.folder / "val" / VAL[name] / f"{name}.JPEG").rename(flat.folder / "val" / f"{name}.JPEG")
+    assert flat.run("val", "devkit") == 65
+    assert f"val: has images outside of class folders: {name}.JPEG. Sort them with" in capsys.readouterr().err
+    assert flat.run("devkit") == 0
+    assert not capsys.readouterr().out.endswith("written before\n")
+    assert contents(flat.folder / "val") == expected("val")
+
+
+def test_an_interrupted_sort_is_not_ended_by_another_devkit(
+    flat: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing_after(5, Path.rename))
+        assert flat.run("devkit") == 65
+    whole = flat.devkit.read_bytes()
+    flat.devkit.write_bytes(SHORT)
+    assert flat.run("devkit") == 65
+    assert "has no class for 3 images in" in capsys.readouterr().err
+    flat.devkit.write_bytes(whole)
+    assert flat.run("devkit") == 0
+    assert contents(flat.folder / "val") == expected("val")
+
+
 def test_without_a_flat_val_there_is_nothing_to_sort(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert files.run("devkit") == 65
     assert "val: has no image ILSVRC2012_val_00000001.JPEG outside of class folders" in capsys.readouterr().err
@@ -201,17 +174,19 @@ def test_without_a_flat_val_there_is_nothing_to_sort(files: Files, capsys: pytes
 # --- interruptions
 
 
-def failing_after(calls: int, function: Callable[..., object], error: int = errno.ENOSPC) -> Callable[..., object]:
-    done = 0
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_ctrl_c_is_told(
+    files: Files, split: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    def call(*arguments: object, **options: object) -> object:
-        nonlocal done
-        done += 1
-        if done > calls:
-            raise OSError(error, os.strerror(error), str(arguments[0]))
-        return function(*arguments, **options)
-
-    return call
+    with monkeypatch.context() as patched:
+        patched.setattr(imagenet_folders, f"_write_{split}", interrupted)
+        assert files.run() == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
+    assert files.run() == 0
+    assert contents(files.folder / "val") == expected("val")
 
 
 @pytest.mark.parametrize("after", [0, 4, 10, 14])
@@ -273,120 +248,6 @@ def test_a_killed_val_is_written_again(files: Files, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert files.run() == 0
     assert contents(files.folder / "val") == expected("val")
-
-
-# --- wrong files
-
-
-def changed(name: str, content: bytes | Callable[[bytes], bytes]) -> Callable[[Files], None]:
-    def change(files: Files) -> None:
-        file = getattr(files, name)
-        file.write_bytes(content if isinstance(content, bytes) else content(file.read_bytes()))
-
-    return change
-
-
-WRONG: Mapping[str, tuple[Callable[[Files], object], str]] = {
-    "no train": (lambda files: files.train.unlink(), "train.tar: cannot be read: No such file"),
-    "a folder": (
-        lambda files: files.train.rename(files.train.with_suffix(".old")) and files.train.mkdir(),
-        "train.tar: cannot be read",
-    ),
-    "train compressed": (changed("train", gzip.compress), "train.tar: is no tar file"),
-    "train cut in a class": (changed("train", lambda old: old[: len(old) * 2 // 3]), "train.tar: is cut short"),
-    "train cut after a class": (
-        changed("train", lambda old: old[: 512 + len(tar(TRAIN["n02119789.tar"]))]),
-        "train.tar: is cut short or damaged (there is no mark of the end)",
-    ),
-    "train empty": (changed("train", tar({})), "train.tar: holds nothing"),
-    "val as train": (
-        changed("train", tar({"ILSVRC2012_val_00000001.JPEG": jpeg(0)})),
-        "train.tar: holds 'ILSVRC2012_val_00000001.JPEG'. Allowed: one tar nNNNNNNNN.tar for each class",
-    ),
-    "a class cut short": (
-        changed("train", tar({name: tar(images)[:1536] for name, images in TRAIN.items()})),
-        "train.tar: n02119789.tar: is cut short",
-    ),
-    "a class missing": (
-        changed("train", tar({name: tar(images) for name, images in list(TRAIN.items())[1:]})),
-        "has 4 classes, and the devkit has 5; missing in the tar: n02119789; missing in the devkit: none",
-    ),
-    "a path": (
-        changed("train", tar({name: tar({"../../x": b"..."}) for name in TRAIN})),
-        "n02119789.tar: holds '../../x', which is no image",
-    ),
-    "val cut short": (changed("val", lambda old: old[:4000]), "val.tar: is cut short"),
-    "val incomplete": (
-        changed("val", tar({f"{name}.JPEG": jpeg(0) for name in list(VAL)[:-1]})),
-        "val.tar: has 10 images, and the devkit has the classes of 11",
-    ),
-    "test as val": (
-        changed("val", tar({"ILSVRC2012_test_00000001.JPEG": jpeg(0)})),
-        "val.tar: holds ILSVRC2012_test_00000001.JPEG, of which the devkit has no class",
-    ),
-    "val twice": (changed("val", lambda old: _twice()), "holds 'ILSVRC2012_val_00000001.JPEG', twice"),
-    "train as val": (changed("val", tar({"n02119789.tar": b""})), "holds 'n02119789.tar', which is no image"),
-    "no devkit": (lambda files: files.devkit.unlink(), "devkit.tar.gz: cannot be read: No such file"),
-    "devkit cut short": (changed("devkit", lambda old: old[: len(old) // 2]), "devkit.tar.gz: is cut short"),
-    "devkit of another task": (changed("devkit", tar({"readme.txt": b""}, "w:gz")), "holds no data/ILSVRC2012_val"),
-    "a wrong label": (
-        changed("devkit", devkit("1\n2\n6\n")),
-        "ground_truth.txt: line 3 is '6'. Allowed: a class from 1 to 5",
-    ),
-    "no labels": (changed("devkit", devkit("\n")), "ground_truth.txt: is empty"),
-    "a damaged meta.mat": (changed("devkit", devkit(mat=b"MATLAB 5.0" * 20)), "data/meta.mat: cannot be read"),
-    "names that are none": (changed("devkit", devkit(mat=meta({1: "dog"}))), "data/meta.mat: names a class 'dog'"),
-}
-
-
-def _twice() -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        for _ in range(2):
-            archive.addfile(tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG"), io.BytesIO())
-    return content.getvalue()
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_files_are_named_and_nothing_half_written_has_a_splits_name(
-    files: Files, case: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    change, said = WRONG[case]
-    change(files)
-    assert files.run() == 65
-    assert said in capsys.readouterr().err
-    for split in ("train", "val"):
-        if (files.folder / split).exists():
-            assert contents(files.folder / split) == expected(split)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("ImageId\nx\n", "is no list of images and classes"),
-        ("ImageId,PredictionString\n", "is no list of images and classes"),
-        ("ImageId,PredictionString\nILSVRC2012_val_00000001,dog 1 2 3 4\n", "is no list of images and classes"),
-        ("ImageId,PredictionString\nILSVRC2012_val_00000001,\udcff\n", "cannot be read"),
-    ],
-)
-def test_another_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "list.csv"
-    file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(DataError, match=said):
-        imagenet_files.true_classes(file)
-
-
-def test_the_counts_of_the_thousand_classes_are_known(
-    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert imagenet_folders.NUM_IMAGES == {"train": 1_281_167, "val": 50_000}
-    monkeypatch.setattr(imagenet_folders, "NUM_CLASSES", 5)
-    monkeypatch.setattr(imagenet_folders, "NUM_IMAGES", {"train": 16, "val": 11})
-    assert files.run() == 65
-    assert "train.tar: has 15 images of 5 classes; ImageNet's train split has 16" in capsys.readouterr().err
-    assert not (files.folder / "train").exists()
-    monkeypatch.setattr(imagenet_folders, "NUM_IMAGES", {"train": 15, "val": 11})
-    assert files.run() == 0
 
 
 # --- the target

@@ -18,6 +18,7 @@ from shard_files import jpeg, samples, write_parquet, write_tar
 
 from launcher import cli
 from launcher.prepare import pack_shards, packing
+from launcher.prepare.locks import locked
 from launcher.prepare.packing import Options, pack
 from launcher.prepare.progress import Progress, progress_line
 from resnet_dist.data.sources.by_name import index_of
@@ -174,8 +175,11 @@ def test_a_folder_with_something_else_is_left_alone(images: Path, tmp_path: Path
 def test_two_processes_do_not_pack_into_one_folder(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "packed"
     _made(output / packing._WORK)
-    with packing._locked(output), pytest.raises(DataError, match="another process is packing into this folder"):
+    lock = output / packing._LOCK
+    with locked(lock, output), pytest.raises(DataError, match="packed: another process is writing to this folder"):
         list(pack(data(images), output, SMALL))
+    list(pack(data(images), output, SMALL))
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize(("number", "text"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only")])
@@ -298,7 +302,7 @@ def test_verification_names_shards_with_other_bytes(
         file.write(b"x")
     (output / "train-000000.tar").unlink()
     assert cli.main(["prepare", "pack", "--verify", str(output)]) == 65
-    wrong = "train-000000.tar: No such file or directory; val-000000.tar: other bytes"
+    wrong = "train-000000.tar: cannot be read: No such file or directory, val-000000.tar: other bytes"
     assert f"2 of 2 shards are not what was packed: {wrong}" in capsys.readouterr().err
 
 
@@ -321,6 +325,52 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_packed_shards_at_an_address_are_verified_there(
+    damaged: bool, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    list(pack(data(images), tmp_path / "packed", SMALL))
+    address = f"memory://{tmp_path.name}/packed"
+    store, path = fsspec.core.url_to_fs(address)
+    store.put(str(tmp_path / "packed"), path, recursive=True)
+    if damaged:
+        content = store.cat_file(f"{path}/val-000000.tar")
+        store.pipe_file(f"{path}/val-000000.tar", content[:1500] + b"x" + content[1501:])
+    assert cli.main(["prepare", "pack", "--verify", address]) == (65 if damaged else 0)
+    said = capsys.readouterr()
+    if damaged:
+        wrong = "1 of 2 shards are not what was packed: val-000000.tar: other bytes. Copy these there again"
+        assert f"{address}: {wrong}" in said.err
+    else:
+        assert f"{address}: 2 shards of" in said.out
+
+
+def test_known_bad_images_are_left_out_and_not_refused(images: Path, tmp_path: Path) -> None:
+    (images / "train/ant/04.JPEG").write_bytes(jpeg(4)[:300])
+    (tmp_path / "bad.txt").write_text("train/ant/04.JPEG\ntrain/bee/01.JPEG\n")
+    source = DataRecipe(root=str(images), known_bad=str(tmp_path / "bad.txt"))
+    lines = list(pack(source, tmp_path / "packed", SMALL))
+    index = index_of(data(tmp_path / "packed", "packed"), "train")
+    assert lines[0] == "train: 10 images in 1 shard, 2 left out"
+    names = {str(file.relative_to(images)) for file in (images / "train").glob("*/*")}
+    assert names - set(index.paths) == {"train/ant/04.JPEG", "train/bee/01.JPEG"}
+    with pytest.raises(DataError, match="holds a packing of other images or with other options"):
+        list(pack(data(images), tmp_path / "packed", Options(shard_mb=1, skip_broken=True)))
+
+
+def test_a_subset_is_not_packed(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.subset: all images are packed, and the subset is chosen when a run"):
+        list(pack(DataRecipe(root=str(images), subset=0.5), tmp_path / "packed", SMALL))
+
+
+def test_an_image_that_changes_while_it_is_packed_is_indexed_again(images: Path, tmp_path: Path) -> None:
+    before = packing._index(data(images), "train", _made(tmp_path / "packed" / packing._WORK).parent)
+    (images / before.paths[0]).write_bytes(jpeg(99) + b"more")
+    after = packing._index(data(images), "train", tmp_path / "packed")
+    assert after.contents() != before.contents()
+
+
 def test_a_source_that_is_not_packed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="synthetic cannot be packed"):
         list(pack(DataRecipe(source="synthetic"), tmp_path / "packed", SMALL))
@@ -330,9 +380,31 @@ def test_progress_has_a_rate_and_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert progress_line("packing", "images", 50, 100, 0, 1.0) == "packing: 50 of 100 images"
-    assert progress_line("packing", "images", 50, 100, 25, 5.0) == "packing: 50 of 100 images, 5 a second, 10 s left"
+    assert progress_line("packing", "images", 50, 100, 25, 5.0) == "packing: 50 of 100 images, 5 images/s, 10 s left"
     monkeypatch.setattr("launcher.prepare.progress._FILE_S", 0.0)
     progress = Progress("packing", 100, "images")
     progress.update(10)
     progress.end()
     assert capsys.readouterr().err.splitlines() == ["packing: 10 of 100 images"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_rate_does_not_count_what_an_earlier_command_has_packed(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, told = packing._sample, list[tuple[object, ...]]()
+
+    def stops(index, files, row, options):  # type: ignore[no-untyped-def]
+        if row == 9:
+            raise KeyboardInterrupt
+        return sample(index, files, row, options)
+
+    arguments = ["prepare", "pack", str(images), str(tmp_path / "packed"), "--threads", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "_sample", stops)
+        assert cli.main(arguments) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
+    monkeypatch.setattr("launcher.prepare.progress._FILE_S", 0.0)
+    monkeypatch.setattr("launcher.prepare.progress.progress_line", lambda *given: f"{told.append(given)}")  # type: ignore[func-returns-value]
+    assert cli.main(arguments) == 0
+    assert [given[2:5] for given in told if given[0] == "packing train"] == [(12, 12, 4)]  # of three shards, the last

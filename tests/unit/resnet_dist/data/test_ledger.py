@@ -131,12 +131,16 @@ def test_samples_that_no_worker_had_are_found() -> None:
         run(ledger, order, 4, range(3, 4))
 
 
-def test_another_order_changes_the_pairs_alone() -> None:
-    order = Stream(8, seed=0)
-    [expected] = run(Ledger(order, 8), order, 8, range(1, 2))
-    [found] = run(Ledger(order, 8), order, 8, range(1, 2), consumed=lambda step, ids: ids[::-1])
-    assert found["samples"] == expected["samples"]
-    assert found["pairs"] != expected["pairs"]
+@pytest.mark.parametrize("skipped", [(), SKIPPED])
+def test_samples_at_each_others_positions_are_found(skipped: tuple[tuple[int, int], ...]) -> None:
+    order = Stream(30, seed=0)
+    run(Ledger(order, 4, skipped), order, 4, range(1, 9), 2, skipped)
+
+    def exchanged(step: int, ids: Ids) -> Ids:
+        return ids[[1, 0, 2, 3]] if step == 6 else ids
+
+    with pytest.raises(LedgerError, match="epoch 1 had every sample, but some at the position of another"):
+        run(Ledger(order, 4, skipped), order, 4, range(1, 9), 2, skipped, exchanged)
 
 
 def test_samples_of_an_epoch_that_the_step_does_not_reach_are_an_error() -> None:

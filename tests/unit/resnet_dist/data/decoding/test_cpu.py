@@ -10,20 +10,36 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from image_requests import FIRST_ID, RESOLUTION, Window, growth, images_of, request_for, request_of, requests_for
+from image_requests import (
+    FIRST_ID,
+    RESOLUTION,
+    Window,
+    growth,
+    images_of,
+    narrow_requests,
+    request_for,
+    request_of,
+    requests_for,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2.functional import resize, to_image
 
-from resnet_dist.data import Index, index_image_folder
+from resnet_dist.data import Index, Stream, index_image_folder
 from resnet_dist.data.decoding import regions as decode_regions
 from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.requests import BatchRequest, Decoded
 from resnet_dist.data.headers.jpeg_data import is_complete_jpeg
+from resnet_dist.data.index.table import Kind
+from resnet_dist.data.loader import evaluation_batches, training_batches
+from resnet_dist.data.storage.files import files_of, header_in
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.schema import DataRecipe
 
 has_regions = decode_regions.version() is not None
 needs_regions = pytest.mark.skipif(not has_regions, reason="nvImageCodec is not installed")
@@ -93,6 +109,17 @@ def test_a_sample_depends_neither_on_its_batch_nor_on_threads_nor_on_reading_ahe
 
 
 @needs_regions
+@pytest.mark.parametrize("size", range(1, 5))
+def test_nvimagecodec_gives_the_pixels_of_pillow_in_the_narrowest_windows(
+    size: int, make_photo: Callable[..., Any]
+) -> None:
+    for request in [*narrow_requests(make_photo, size, size), *narrow_requests(make_photo, 33, size)]:
+        found, expected = decode(request, regions=True), decode(request, regions=False)
+        assert not found.errors
+        assert torch.equal(found.images, expected.images)
+
+
+@needs_regions
 def test_nvimagecodec_gives_the_pixels_of_pillow(
     make_photo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +135,7 @@ def test_nvimagecodec_gives_the_pixels_of_pillow(
     for number in range(60):
         height, width = random.integers(9, 90, 2).tolist()
         contents.append(encoded(make_photo(height, width, number), **kinds[number % len(kinds)]))
-        size = random.integers(1, height + 1), random.integers(1, width + 1)
+        size = random.integers(1, height + 1), random.integers(2, width + 1)
         corner = random.integers(0, height - size[0] + 1), random.integers(0, width - size[1] + 1)
         windows.append((*corner, *size))
     expected = decode(request_of(contents, windows), regions=False)
@@ -187,9 +214,58 @@ def test_damage_is_looked_for_once_per_image_by_requests_that_share_what_they_fo
     good = encoded(make_photo(40, 40, 1))
     damaged = good[:-50] + b"\xff\xda" + good[-48:]
     request = request_of([good, damaged], [(0, 0, 8, 8)] * 2)
-    request = dataclasses.replace(request, complete=np.zeros(FIRST_ID + 2, dtype=np.bool_))
+    request = dataclasses.replace(request, seen=np.zeros(FIRST_ID + 2, dtype=np.uint8))
     assert [request.encoded(number)[1] for number in (0, 1, 0, 1)] == [True, False, True, False]
-    assert asked == [good, damaged, damaged]
+    assert asked == [good, damaged]
+    assert request.seen is not None
+    assert request.seen[FIRST_ID:].tolist() == [Kind.ORDINARY, Kind.PILLOW]
+
+
+def test_training_and_evaluations_of_an_index_look_for_damage_once_per_image(
+    train_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_complete, header = Mock(wraps=is_complete_jpeg), Mock(wraps=header_in)
+    monkeypatch.setattr("resnet_dist.data.decoding.requests.is_complete_jpeg", is_complete)
+    monkeypatch.setattr("resnet_dist.data.decoding.requests.header_in", header)
+    of_user = Index(
+        train_index.root,
+        train_index.classes,
+        train_index.paths,
+        train_index.labels,
+        train_index.heights,
+        train_index.widths,
+    )
+    for index, num_headers in ((train_index.take(np.arange(len(train_index))), 0), (of_user, len(of_user))):
+        is_complete.reset_mock()
+        header.reset_mock()
+        layout, recipe, decoder = BatchLayout(size=2 * len(index)), DataRecipe(resolution=8), CpuDecoder(1, 1)
+        stream = Stream(len(index), 0)
+        list(training_batches(index, files_of(index), stream, layout, 0, recipe, 0, decoder, range(2)))
+        for _ in range(2):
+            list(evaluation_batches(index, files_of(index), 1, 0, 5, recipe, decoder))
+        assert (is_complete.call_count, header.call_count) == (len(index), num_headers)
+
+
+@both
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_orientations_of_a_users_index_are_applied(
+    orientation: int, regions: bool, make_photo: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(make_photo(20, 30, 0)))
+    height, width, turns = np.full(1, 20, np.int32), np.full(1, 30, np.int32), np.full(1, orientation, np.uint8)
+    index = Index(str(tmp_path), ("a",), ("a.jpg",), np.zeros(1, np.int64), height, width, orientations=turns)
+    index = index.with_exif("apply")
+    decoded = decode(request_for(index, 0, 1), regions=regions)
+    assert not decoded.errors
+
+
+@both
+def test_an_image_for_which_memory_is_short_is_named(
+    regions: bool, make_photo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image.Image, "crop", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError, match=rf"while decoding image-{FIRST_ID}\.jpg"):
+        decode(request_of([encoded(make_photo(40, 40, 1), kind="PNG")], [(0, 0, 8, 8)]), regions=regions)
 
 
 @both

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from image_requests import FIRST_ID, RESOLUTION, growth, images_of, request_of, requests_for
+from image_requests import FIRST_ID, RESOLUTION, growth, images_of, narrow_requests, request_of, requests_for
 from PIL import Image
 
 from resnet_dist.data import Index
@@ -53,6 +53,15 @@ def test_windows_and_flips_are_cut_exactly(photos: list[bytes]) -> None:
     images = images_of(DaliDecoder(2, 1, 4), iter([request]))
     assert torch.equal(images, images_of(CpuDecoder(1, 1), iter([request])))
     assert torch.equal(images[1], images[0].flip(2))
+
+
+@needs_dali
+def test_the_narrowest_windows_are_cut_exactly(make_photo: Callable[..., Any]) -> None:
+    requests = [request for size in range(1, 5) for request in narrow_requests(make_photo, size, size)]
+    found = DaliDecoder(2, 1, max(map(len, requests))).decode(iter(requests))
+    for decoded, expected in zip(found, CpuDecoder(2, 1).decode(iter(requests)), strict=True):
+        assert not decoded.errors
+        assert torch.equal(decoded.images, expected.images)
 
 
 @needs_dali

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -93,6 +94,30 @@ def test_a_frame_header_is_found_behind_long_segments(mode: str, options: dict[s
 def test_a_frame_header_is_found_at_the_end_of_what_is_read_at_once(padding: int, jpeg: bytes) -> None:
     content = jpeg[:2] + b"\xff\xef" + (padding + 2).to_bytes(2, "big") + bytes(padding) + jpeg[2:]
     assert header(content)[:3] == (60, 80, Kind.ORDINARY)
+
+
+@pytest.mark.parametrize("padding", range(3400, 4000, 20))
+def test_exif_behind_the_frame_header_is_found_at_the_end_of_what_is_read_at_once(padding: int, jpeg: bytes) -> None:
+    scan = jpeg.index(b"\xff\xda")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    padded = jpeg[:2] + b"\xff\xef" + (padding + 2).to_bytes(2, "big") + bytes(padding) + jpeg[2:scan]
+    turned = padded + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
+    assert header(padded + jpeg[scan:])[:4] == (60, 80, Kind.ORDINARY, 1)
+    assert header(turned + jpeg[scan:])[:4] == (60, 80, Kind.PILLOW, 6)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_a_file_for_which_memory_is_short_is_named(
+    kind: str, make_photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(make_photo(20, 20, 0), kind, exif=exif)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError, match=r"while reading image\.jpg"):
+        header(content)
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.999])

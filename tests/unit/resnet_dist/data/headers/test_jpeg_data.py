@@ -70,6 +70,12 @@ def test_missing_doubled_and_exchanged_scans_are_found() -> None:
     assert not is_complete_jpeg(b"".join([*refining, END]))
 
 
+@pytest.mark.parametrize("code", [0xC0, 0xC1])
+def test_the_scans_of_a_progressive_jpeg_in_another_frame_are_found(code: int) -> None:
+    assert not is_complete_jpeg(PROGRESSIVE.replace(b"\xff\xc2", bytes([0xFF, code])))
+    assert is_complete_jpeg(BASELINE.replace(b"\xff\xc0", bytes([0xFF, code])))
+
+
 def test_two_frames_are_not_one_jpeg() -> None:
     start = BASELINE.index(b"\xff\xc0")
     frame = BASELINE[start : start + 2 + int.from_bytes(BASELINE[start + 2 : start + 4], "big")]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +22,9 @@ from resnet_dist.data.index.build import check_whole, refreshed
 from resnet_dist.data.index.table import Kind
 from resnet_dist.data.sources.image_folder import list_images
 from resnet_dist.data.sources.listing import Listing
-from resnet_dist.data.storage import parallel
+from resnet_dist.data.storage import local, parallel
 from resnet_dist.data.storage.parallel import in_chunks
-from resnet_dist.errors import DataError
+from resnet_dist.errors import DataError, StoreUnavailable
 
 
 @pytest.fixture
@@ -176,3 +179,36 @@ def test_headers_in_shards_are_read_where_the_samples_are(folder: Path, tmp_path
     assert refreshed(index).problems == index.problems
     (tmp_path / "a.tar").write_bytes(shard)  # a disk or network that has recovered
     assert refreshed(index).fingerprint() == whole.fingerprint()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, number: int, times: int) -> None:
+    """The first `times` that cat/0.jpg is opened fail with error `number`."""
+    opened, left = os.open, iter(range(times))
+
+    def fails(path: Any, *arguments: Any, **keys: Any) -> int:
+        if str(path).endswith("cat/0.jpg") and next(left, None) is not None:
+            raise OSError(number, os.strerror(number))
+        return opened(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "open", fails)
+    monkeypatch.setattr(local, "_PAUSES_S", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_an_error_that_passes_makes_no_image_broken(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    failing(monkeypatch, number, 2)
+    index = built(folder)
+    assert not index.problems
+    assert np.flatnonzero(index.times_ns == 0).tolist() == [8]  # so the next start reads it again
+    assert refreshed(index).fingerprint() == built(folder).fingerprint() == index.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(errno.ESTALE, StoreUnavailable), (errno.EMFILE, DataError), (errno.ENOMEM, DataError)]
+)
+def test_an_error_that_stays_and_is_none_of_the_file_ends_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[Exception]
+) -> None:
+    failing(monkeypatch, number, 1000)
+    with pytest.raises(error, match=rf"cat/0\.jpg: cannot be read.*: {os.strerror(number)}"):
+        built(folder)

@@ -26,10 +26,10 @@ def changed(**columns: object) -> Index:
     [
         (changed(root="/elsewhere", times_ns=np.arange(4)), ""),
         (changed(kinds=np.full(4, Kind.PILLOW)), ""),
-        (changed(tails=np.array([0, 1, 9, 3])), "1 image is of other content: c"),
-        (changed(num_bytes=np.zeros(4)), "3 images are of other content: b, c, d"),
+        (changed(tails=np.array([0, 1, 9, 3])), "1 image has changed: c"),
+        (changed(num_bytes=np.zeros(4)), "3 images have changed: b, c, d"),
         (changed(num_bytes=np.zeros(0), tails=np.zeros(0)), ""),  # unknown
-        (changed(heights=np.full(4, 5)), "4 images are of other content: a, b, c ..."),
+        (changed(heights=np.full(4, 5)), "4 images have changed: a, b, c ..."),
         (changed(labels=np.array([0, 1, 1, 1])), "1 image is of another class: b"),
         (changed(classes=("ant", "cat")), "the classes were ant, bee, and are ant, cat"),
         (changed(paths=("a", "b", "c", "e\n")), r"1 image is new: 'e\n'; 1 image is missing: d"),
@@ -48,10 +48,24 @@ def test_changes_are_counted_and_named(now: Index, expected: str) -> None:
 def test_broken_images_stay_as_they_were() -> None:
     before = changed(kinds=np.array([1, 3, 1, 1]), heights=np.array([9, 1, 11, 12]), problems={1: "is empty"})
     now = changed(kinds=np.array([1, 1, 1, 3]), heights=np.array([9, 10, 11, 1]), problems={3: "is gone"})
-    went_on = as_it_began(before, now, newly_broken=True)
+    went_on = as_it_began(before, now)
     assert (went_on.kinds.tolist(), went_on.heights.tolist(), went_on.problems) == (
         [1, 3, 1, 1], [9, 1, 11, 12], {1: "is empty"},
     )  # fmt: skip
-    known = as_it_began(before, now, newly_broken=False)
-    assert (known.kinds.tolist(), known.problems) == ([1, 3, 1, 3], {1: "is empty", 3: "is gone"})
-    assert as_it_began(BEFORE, BEFORE, newly_broken=True) is BEFORE
+    assert as_it_began(BEFORE, BEFORE) is BEFORE
+
+
+def test_known_images_may_change_or_be_gone() -> None:
+    before = changed(problems={0: "is empty"}, kinds=np.array([3, 1, 1, 1]))
+    now = changed(tails=np.array([0, 9, 9, 3]), problems={0: "is cut"}, kinds=np.array([3, 1, 1, 1]))
+    assert changes(before, as_it_began(before, now, {"b", "c"})) == ""
+    assert changes(before, as_it_began(before, now, {"b"})) == "1 image has changed: c"
+    fewer = now.take(np.array([0, 1]))
+    went_on = as_it_began(before, fewer, {"b", "c", "d"})
+    assert changes(before, went_on) == ""
+    for column in ("paths", "labels", "heights", "tails", "kinds"):
+        assert list(getattr(went_on, column)) == list(getattr(before, column))
+    assert (went_on.problems, went_on.folder_times_ns) == ({0: "is empty"}, {})
+    assert as_it_began(before, fewer, {"b", "c"}) is fewer  # d is missing
+    other = changed(paths=("a", "b", "e", "f")).take(np.array([0, 1, 2]))
+    assert as_it_began(before, other, {"c", "d"}) is other  # e is new

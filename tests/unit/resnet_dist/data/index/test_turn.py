@@ -19,7 +19,7 @@ def test_one_has_the_turn_and_the_others_see_who(tmp_path: Path) -> None:
         second = Turn(file)
         with second.taken() as is_ours:
             assert (first, is_ours) == (True, False)
-        assert second.holder() == f"process {os.getpid()} on {socket.gethostname()}, for 0 s"
+        assert second.holder() == f"process {os.getpid()} on {socket.gethostname()} for 0 s"
     with second.taken() as is_ours:
         assert is_ours
     assert list(file.parent.iterdir()) == []

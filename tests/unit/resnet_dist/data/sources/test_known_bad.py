@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launcher.prepare.checked_images import write_bad_list
 from resnet_dist.data import Index
 from resnet_dist.data.index.table import Kind
-from resnet_dist.data.sources.known_bad import known_names, unlisted_broken, with_known_bad
+from resnet_dist.data.sources.known_bad import known_names, line_of, unlisted_broken, with_known_bad
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.schema import DataRecipe
 
@@ -24,6 +25,40 @@ def test_a_line_is_a_name_relative_to_the_root(tmp_path: Path) -> None:
     text = "# broken since May\n\ntrain/ant/0.jpg\n  ./val/a b/1.jpg  \n/data/train/cat/2.jpg\n"
     assert names_in(tmp_path, text) == {"train/ant/0.jpg", "val/a b/1.jpg", "train/cat/2.jpg"}
     assert known_names(DataRecipe(root="/data")) == frozenset()
+
+
+NAMES = (
+    "#1.jpg",
+    '"a" b.jpg',
+    " a.jpg",
+    "a.jpg ",
+    "a\nb.jpg",
+    "a\rb.jpg",
+    "a\x0bb\x1c.jpg",
+    "ä\u2028.jpg",
+    "\udcff.jpg",
+    "a\x85",
+)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=map(ascii, NAMES))
+def test_any_name_that_is_written_is_read_back(tmp_path: Path, name: str) -> None:
+    write_bad_list(tmp_path / "bad.txt", "/data\nx", ["first", name])
+    assert known_names(DataRecipe(root="/data", known_bad=str(tmp_path / "bad.txt"))) == {"first", name}
+
+
+def test_ordinary_names_need_no_quotes() -> None:
+    assert [line_of(name) for name in ("train/a b/1.jpg", 'a "b".jpg', "a#b")] == [
+        "train/a b/1.jpg",
+        'a "b".jpg',
+        "a#b",
+    ]
+
+
+def test_a_sample_in_a_shard_is_named_as_in_messages(tmp_path: Path) -> None:
+    (tmp_path / "bad.txt").write_text("/data/a/train-0.tar: train/ant/0.jpg\ntrain-1.parquet: row 7\n12\n")
+    data = DataRecipe(root="/data", source="webdataset", known_bad=str(tmp_path / "bad.txt"))
+    assert known_names(data) == {"train/ant/0.jpg", "row 7", "12"}
 
 
 def test_a_file_that_cannot_be_read_is_an_error_of_the_config(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def recipe(root: Path, **keys: str) -> DataRecipe:
+def recipe(root: Path, **keys: str | int) -> DataRecipe:
     return DataRecipe(root=str(root), source="parquet", **keys)  # type: ignore[arg-type]
 
 
@@ -91,10 +91,12 @@ def test_a_saved_index_reads_the_same_column(tmp_path: Path) -> None:
     assert files_of(Index.load(tmp_path / "index")).read(0) == jpeg(0)
 
 
-def test_missing_shards_are_noted(root: Path) -> None:
-    (root / "data/train-00000-of-00002.parquet").unlink()
-    (note,) = list_rows(recipe(root), "train").notes
-    assert "shards missing in a sequence of numbers: 1: data/train-0" in note
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_missing_shard_of_a_total_is_refused(root: Path, number: int) -> None:
+    (root / f"data/train-0000{number}-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=f"train: shards missing in a sequence of numbers: 1: data/train-{number}[.] "):
+        list_rows(recipe(root), "train")
+    assert len(list_rows(recipe(root, num_samples=4), "train").notes) == 1
 
 
 @pytest.mark.parametrize(

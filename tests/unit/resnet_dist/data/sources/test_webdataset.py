@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from shard_files import jpeg, samples, write_tar
 
-from resnet_dist.data.sources.by_name import index_of
+from resnet_dist.data.sources.by_name import check_root, index_of
 from resnet_dist.data.sources.webdataset import list_tars
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError
@@ -27,7 +28,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def recipe(root: Path, **keys: str) -> DataRecipe:
+def recipe(root: Path, **keys: str | int) -> DataRecipe:
     return DataRecipe(root=str(root), source="webdataset", **keys)  # type: ignore[arg-type]
 
 
@@ -118,11 +119,49 @@ def test_a_listing_says_how_far_it_is(root: Path) -> None:
     assert told == ["1 of 2 shards", "2 of 2 shards"]
 
 
-def test_missing_shards_are_noted(root: Path) -> None:
+def test_missing_shards_are_refused_unless_the_number_of_images_is_stated(root: Path) -> None:
     for number in (4, 5):
         write_tar(root / f"train-{number:06d}.tar", samples([10 * number]))
-    (note,) = list_tars(recipe(root), "train").notes
-    assert note == f"{root}: shards missing in a sequence of numbers: 2: train-2, train-3; copy them if they exist"
+    missing = "shards missing in a sequence of numbers: 2: train-2, train-3"
+    for read in (lambda: list_tars(recipe(root), "train"), lambda: check_root(recipe(root))):
+        with pytest.raises(DataError, match=rf": train: {missing}\. Copy them, .* or set data\.num_samples") as caught:
+            read()
+        assert caught.value.path == str(root)
+    assert list_tars(recipe(root, num_samples=11), "train").notes == (f"{root}: {missing}",)
+
+
+def test_missing_shards_of_val_are_refused(root: Path) -> None:
+    write_tar(root / "val-000002.tar", samples([30]))
+    with pytest.raises(DataError, match=r"val: shards missing .*: 1: val-1\. Copy them, or rename the others so that"):
+        list_tars(recipe(root, num_samples=9), "val")
+
+
+def test_numbers_of_which_most_are_missing_are_no_sequence(root: Path) -> None:
+    write_tar(root / "train-20251126.tar", samples([40]))
+    assert list_tars(recipe(root), "train").notes == ()
+
+
+@pytest.mark.parametrize("kind", ["dangling", "fifo", "itself"])
+def test_a_shard_that_is_no_file_is_refused(root: Path, kind: str) -> None:
+    shard = root / "train-000002.tar"
+    if kind == "fifo":
+        os.mkfifo(shard)
+    else:
+        shard.symlink_to(shard if kind == "itself" else root / "nothing")
+    with pytest.raises(DataError, match=r"/train-000002\.tar: is not a file, or a link that leads nowhere\. Copy the"):
+        list_tars(recipe(root), "val")
+
+
+def test_what_is_left_out_is_counted_once(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    for number in range(2):
+        (root / f"link-{number}").symlink_to(root / f"link-{number}")
+    (root / ".hidden").mkdir()
+    assert list_tars(recipe(root), "train").notes == (
+        f"{root}: left out hidden files or folders: 1, for example .hidden",
+        f"{root}: left out what is neither a file nor a folder: 3, for example link-0",
+    )
+    assert list_tars(recipe(root), "val").notes == ()
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "classnames.txt"])
