@@ -24,7 +24,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all, without DHT,
 _UNKNOWN_FRAMES = _FRAMES - _HUFFMAN_FRAMES - {0xC3, 0xC9, 0xCA}  # Pillow knows lossless and arithmetic coding
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0..7
 _APP1, _APP14 = 0xE1, 0xEE
-_SCAN = b"\xff\xda"
+_SCAN, _LATE_EXIF, _LATE_ADOBE = b"\xff\xda", b"\xff\xe1", b"\xff\xee"
 _UNUSUAL = _WITHOUT_LENGTH | {0xFF, _APP1, _APP14, 0xD8, 0xD9, 0xDA}  # fill byte; start, end, scan
 
 _FRAME = struct.Struct(">BHHB")  # after marker and length: bits, height, width, components
@@ -83,12 +83,16 @@ def jpeg_header(name: str, num_bytes: int, head: bytes, read: Read) -> tuple[int
     if bits != 8 or height == 0 or width == 0 or components not in (1, 3, 4) or marker in _UNKNOWN_FRAMES:
         raise DataError(name, _refused_frame(marker, bits, height, width, components))
     orientation, usual = _orientation(exif, xmp) if exif or xmp else (1, True)
-    tables = read(_WINDOW_BYTES, start + at) if window.find(_SCAN, at) < 0 else window[at:]
-    tables, scan, _ = tables.partition(_SCAN)
-    if not scan or b"\xff\xe1" in tables or b"\xff\xee" in tables:  # EXIF or Adobe's segment behind the frame header
+    if _has_late_segments(window, at) and _has_late_segments(read(_WINDOW_BYTES, start + at), 0):
         orientation, usual = orientation_in(name, read(num_bytes, 0)), False
     usual &= ycbcr and fields[1::3] in _SAMPLINGS and fields[::3] != _RGB_IDS
     return height, width, usual and marker in _HUFFMAN_FRAMES, orientation, start + at
+
+
+def _has_late_segments(window: bytes, at: int) -> bool:
+    """Whether EXIF or Adobe's segment is between the frame header at `at` and the data, or the data is not in reach."""
+    scan = window.find(_SCAN, at)
+    return scan < 0 or window.find(_LATE_EXIF, at, scan) >= 0 or window.find(_LATE_ADOBE, at, scan) >= 0
 
 
 def _window(name: str, num_bytes: int, start: int, read: Read) -> bytes:
