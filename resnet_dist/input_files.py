@@ -21,12 +21,13 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 T = TypeVar("T")
 
 MAX_BYTES = 16_000_000  # of a file that is read into memory; the largest, a manifest of 4,096 parts, has 1 MB
 MAX_DEPTH = 50  # of nested JSON; records of a run have 4
+_TAR_BLOCK = 512  # bytes
 _MAX_DIGITS = 20  # of an integer: those of 64 bits fit
 
 _KINDS = {
@@ -130,6 +131,15 @@ def record_of(kind: type[T], content: object) -> T | None:
         return kind(**given)
     except ValueError:
         return None
+
+
+def ends_as_tar(file: BinaryIO, offset: int) -> bool:
+    """Whether a tar file has its mark of the end, an empty block, at `offset`, which is behind its last member.
+
+    tarfile takes the end of a file that is cut short between two members, and a broken header, for the end.
+    """
+    file.seek(offset)
+    return file.read(_TAR_BLOCK) == bytes(_TAR_BLOCK)
 
 
 def is_ours(owner: int, folder: Path) -> bool:

@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 
 from resnet_dist.data import Index
-from resnet_dist.data.index.shared import (
-    shared_indices,
-)
+from resnet_dist.data.index.shared import shared_indices
 from resnet_dist.recipe.schema import DataRecipe
 
 

@@ -156,7 +156,8 @@ def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Ov
             placed = copy.copy(error)
             placed.__dict__.pop("__notes__", None)  # the list is that of `error`; its notes are added below
             place = document.place(key)
-            text = str(error).removeprefix(f"{error.path}: ") if place.endswith(f" {key}={error.path}") else str(error)
+            is_named = place.endswith(f" {key}={error.path.rstrip('/')}")
+            text = error.problem if is_named else str(error)
             placed.args = (f"{place}: {text}" if f" {key}=" in place else f"{place}: {key}: {text}",)
     if placed is error:
         return error

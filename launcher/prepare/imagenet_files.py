@@ -18,7 +18,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from resnet_dist import input_files
 from resnet_dist.errors import DataError, MissingPackage
@@ -28,7 +28,6 @@ GROUND_TRUTH, META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.m
 _WNID = re.compile(r"n[0-9]{8}")  # of a synset of WordNet
 _IMAGE = re.compile(r"[A-Za-z0-9_-]+\.(JPEG|jpeg|jpg)")
 _AGAIN = "Copy or download it again"
-_BLOCK = 512  # bytes of a tar file
 _MOST_BYTES = 1 << 26  # of a file in the devkit; the largest has 1.4 MB
 
 
@@ -116,10 +115,8 @@ def is_image(name: str) -> bool:
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """Raise ReadError unless the archive ends with an empty block: a file may be cut short between two members."""
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(_BLOCK) != bytes(_BLOCK):
+    """Raise ReadError unless the archive has the mark of its end."""
+    if not input_files.ends_as_tar(cast("BinaryIO", archive.fileobj), archive.offset):
         raise tarfile.ReadError("there is no mark of the end")
 
 

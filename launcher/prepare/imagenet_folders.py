@@ -169,7 +169,7 @@ def _write_train(folder: Path, tar: Path, of_val: Collection[str]) -> Counts:
                 done += members[wnid].size
         progress.end()
     counts = [sum(getattr(one, name) for one in finished.values()) for name in ("classes", "images", "bytes")]
-    whole = _finish(folder, "train", new, Counts(*counts, tar.stat().st_size), tar)
+    whole = _finish(folder, "train", new, replace(Counts(*counts), tar_bytes=tar.stat().st_size), tar)
     with _writing(folder):
         record.unlink(missing_ok=True)
     return whole

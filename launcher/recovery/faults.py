@@ -131,8 +131,8 @@ RULES = (
         errors.StoreUnavailable,
         ExitCode.UNAVAILABLE,
         Retry.NEVER,
-        "wait until the object store answers, or repair the credentials of the workers; then run the same command "
-        "again: it resumes",
+        "wait until the object store or file system answers, or repair the credentials of the workers; then run the "
+        "same command again: it resumes",
     ),
     Rule(
         errors.CheckpointError,

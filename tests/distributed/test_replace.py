@@ -27,10 +27,7 @@ from resnet_dist.data.loader import HostBatch, normalise
 from resnet_dist.data.order import order_of
 from resnet_dist.models import build_model
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.schema import (
-    DataRecipe,
-    ModelRecipe,
-)
+from resnet_dist.recipe.schema import DataRecipe, ModelRecipe
 from resnet_dist.stop_request import Unattended
 from resnet_dist.telemetry.metrics_file import NoSink, read_metrics
 from tests.distributed import replace_runs

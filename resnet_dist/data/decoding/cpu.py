@@ -1,7 +1,8 @@
 """Decoding on the CPU in threads: nvImageCodec or Pillow decodes and torch resizes; all of them release the GIL.
 
-Ordinary, complete JPEGs without an orientation are decoded by nvImageCodec where it is installed; all other images, and
-whatever it refuses, by Pillow. The pixels are the same bit for bit, also those of an image that is damaged inside.
+Ordinary, complete JPEGs without an orientation are decoded by nvImageCodec where it is installed; all other images,
+windows of one column, and whatever it refuses, by Pillow. The pixels are the same bit for bit, also those of images
+that are damaged inside, as far as that was checked (docs/data.md, Decoders).
 """
 
 from __future__ import annotations

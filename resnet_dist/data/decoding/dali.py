@@ -1,9 +1,9 @@
 """Decoding with NVIDIA DALI, on a GPU or on the CPU. Only this file imports DALI, when a decoder is used.
 
 Bytes, windows and flips come from the requests, so DALI decodes the same samples as every other decoder. Only ordinary,
-complete JPEGs are given to it as they are. Pillow decodes all other images, and whatever DALI refuses, and DALI gets
-the raw pixels. On the CPU its decoded windows equal those of the CPU decoder bit for bit; resizing rounds differently
-(the test of this module has the differences).
+complete JPEGs are given to it as they are. Pillow decodes all other images, windows of one column, and whatever DALI
+refuses, and DALI gets the raw pixels. On the CPU its decoded windows equal those of the CPU decoder bit for bit;
+resizing rounds differently (the test of this module has the differences).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # all, without DHT,
 _UNKNOWN_FRAMES = _FRAMES - _HUFFMAN_FRAMES - {0xC3, 0xC9, 0xCA}  # Pillow knows lossless and arithmetic coding
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RST0..7
 _APP1, _APP14 = 0xE1, 0xEE
-_SCAN, _LATE_EXIF, _LATE_ADOBE = b"\xff\xda", b"\xff\xe1", b"\xff\xee"
+_SCAN, _SCAN_OR_LATE = b"\xff\xda", re.compile(rb"\xff[\xda\xe1\xee]")  # or APP1 or APP14
 _UNUSUAL = _WITHOUT_LENGTH | {0xFF, _APP1, _APP14, 0xD8, 0xD9, 0xDA}  # fill byte; start, end, scan
 
 _FRAME = struct.Struct(">BHHB")  # after marker and length: bits, height, width, components
@@ -91,8 +91,8 @@ def jpeg_header(name: str, num_bytes: int, head: bytes, read: Read) -> tuple[int
 
 def _has_late_segments(window: bytes, at: int) -> bool:
     """Whether EXIF or Adobe's segment is between the frame header at `at` and the data, or the data is not in reach."""
-    scan = window.find(_SCAN, at)
-    return scan < 0 or window.find(_LATE_EXIF, at, scan) >= 0 or window.find(_LATE_ADOBE, at, scan) >= 0
+    found = _SCAN_OR_LATE.search(window, at)
+    return found is None or found[0] != _SCAN
 
 
 def _window(name: str, num_bytes: int, start: int, read: Read) -> bytes:

@@ -212,9 +212,14 @@ def _read_file(path: str) -> _Found:
 def _read_again(storage: Storage, name: str) -> _Found:
     """What is in a file that could not be read for a reason that may pass: the storage waits, and raises if it stays.
 
-    The time is 0: the next start reads the file again.
+    Only a file whose bytes the disk does not return (EIO) is broken. The time is 0: the next start reads it again.
     """
-    content = storage.read(name)
+    try:
+        content = storage.read(name)
+    except DataError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+            return _broken(error)
+        raise
     return _values(f"{storage.root}/{name}", len(content), lambda num, offset: content[offset : offset + num], 0)
 
 

@@ -12,11 +12,13 @@ import numpy as np
 from resnet_dist.data.index.columns import Texts
 from resnet_dist.data.index.parts import COLUMNS
 from resnet_dist.data.index.table import Index, Kind
-from resnet_dist.data.names import NAMED, some
+from resnet_dist.data.names import some
 from resnet_dist.data.sources import remote_folder
 from resnet_dist.data.sources.image_folder import without_sub_folders
 from resnet_dist.errors import DataError
 from resnet_dist.object_stores import is_address
+
+_NAMED = 3  # images in a message, of each kind of change
 
 
 def changes(before: Index, now: Index) -> str:
@@ -118,7 +120,7 @@ def _said(names: Sequence[str], rows: list[int], what: str = "") -> str:
         return ""
     one, more = (f"is {what}", f"are {what}") if what else ("has changed", "have changed")
     images = f"1 image {one}" if len(rows) == 1 else f"{len(rows):,} images {more}"
-    return f"{images}: {some([names[row] for row in rows[:NAMED]], len(rows))}"
+    return f"{images}: {some([names[row] for row in rows[:_NAMED]], len(rows))}"
 
 
 def is_current(index: Index) -> bool:

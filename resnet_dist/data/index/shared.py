@@ -121,8 +121,8 @@ def facts_of_data(train: Index, val: Index, order: str = "uniform") -> dict[str,
 def check_same_data(now: Mapping[str, str | None], state: Mapping[str, Any], step: int, train: Index) -> None:
     """Raise DataError if the images are not those that the `state` of the checkpoint of `step` records.
 
-    Checkpoints of version 0.1 have `data` only. `make_indices` has compared the images with the run's own index and names
-    those that have changed; this is for a run whose index is lost.
+    Checkpoints of version 0.1 have `data` only. `make_indices` has compared the images with the run's own index and
+    names those that have changed; this is for a run whose index is lost.
     """
     changed = [key for key, value in now.items() if None not in (value, state.get(key)) and state[key] != value]
     if "data" in changed:

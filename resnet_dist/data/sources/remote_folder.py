@@ -78,7 +78,8 @@ def _class_names(storage: RemoteStorage, split: Split) -> tuple[tuple[str, ...],
     own = tuple(storage.folders(split)) if split in top else ()
     if not own:
         problem = "no such folder" if split not in top else "has no class folder"
-        hint = fitting_source([entry.path.rpartition("/")[2] for entry in storage.entries(split if split in top else "")])
+        entries = storage.entries(split if split in top else "")
+        hint = fitting_source([entry.path.rpartition("/")[2] for entry in entries])
         raise DataError(f"{storage.root}/{split}", f"{problem}; {LAYOUT}; the address above contains {some(top)}{hint}")
     other: Split = "val" if split == "train" else "train"
     if other not in top:

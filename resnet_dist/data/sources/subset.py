@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnet_dist.data.index.table import Index
+from resnet_dist.data.names import some
 from resnet_dist.data.random_bits import Purpose, element, states
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.schema import DataRecipe
-
-_NAMED = 5  # classes in a warning
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def trained_on(data: DataRecipe, seed: int, train: Index, rank: int) -> Index:
     part = subset_of(train, num, seed)
     without = [train.classes[label] for label in np.setdiff1d(train.labels, part.labels).tolist()]
     if without and rank == 0:
-        names = f"{', '.join(without[:_NAMED])}{' ...' if len(without) > _NAMED else ''}"
+        names = some(without)
         found = "data.subset: the %d images for training have none of %d of %d classes: %s"
         _log.warning(found, num, len(without), len(train.classes), names)
     return part

@@ -19,6 +19,7 @@ from resnet_dist.data.sources import shards as shard_files
 from resnet_dist.data.sources.listing import SUFFIXES, Listing, Split, Tell
 from resnet_dist.data.storage.local import Storage, storage_of
 from resnet_dist.errors import DataError
+from resnet_dist.input_files import ends_as_tar
 from resnet_dist.recipe.schema import DataRecipe
 
 _LABEL = "label"  # the default of data.label_key
@@ -26,7 +27,6 @@ _THREADS = 8  # shards that are read at once: reading waits for the disk or the 
 _KEY = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]*)", re.DOTALL)
 _LABEL_BYTES = 2**20  # of a label file or JSON object; larger ones are something else
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_BLOCK = 512  # bytes: tar's unit
 
 
 class _Image(NamedTuple):
@@ -135,8 +135,7 @@ def _members(place: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         end = archive.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(place, f"is not a tar file, or is cut short ({error}); copy it again") from error
-    file.seek(end)
-    if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile stops at a broken header, too, and says nothing
+    if not ends_as_tar(file, end):
         raise DataError(place, f"is cut short or damaged at byte {end:,}: no end marker of a tar; copy it again")
 
 

@@ -90,7 +90,8 @@ def _check_pixels(index: Index, sample_id: int, content: bytes) -> None:
 
 
 def _changed(was: str) -> str:
-    return f"has changed since it was indexed ({was}). Restore it; a new run or a new packing takes what is there"
+    advice = "Restore it, or list it in data.known_bad; a new run or packing takes what is there"
+    return f"has changed since it was indexed ({was}). {advice}"
 
 
 def header_in(content: bytes, name: str, sample_id: int) -> Header:

@@ -199,8 +199,8 @@ class RemoteStorage:
         is_invalid = type(error).__name__ == "ParamValidationError"  # botocore's: a bucket's name
         if isinstance(error, _FINAL) or is_invalid or getattr(error, "errno", None) == errno.EINVAL:
             problem = "there is no such object or bucket" if isinstance(error, FileNotFoundError) else "cannot be read"
-            is_path = str(error).strip("/") in address  # many libraries say nothing else
-            raise DataError(address, problem if is_path else f"{problem} ({text_of(error)})") from error
+            is_told = isinstance(error, FileNotFoundError) and str(error).strip("/") in address  # it is the path alone
+            raise DataError(address, problem if is_told else f"{problem} ({text_of(error)})") from error
 
     def _note_away(self, path: str, error: Exception, patience_s: float) -> None:
         with self._lock:

@@ -187,3 +187,18 @@ def test_broken_images_are_named_once_and_counted(tmp_path: Path) -> None:
         " steps, 2 val images"
     )
     assert left_out_text({**numbers, "num_bad": 0, "num_bad_images": 0, "num_left_out": 0}) == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({"num_bad_images": 0, "num_known_bad": 6}, "6 listed in data.known_bad"),
+        (
+            {"num_bad_images": 1, "num_known_bad": 6},
+            "1 broken image found (events bad_image in metrics.jsonl), 6 listed in data.known_bad",
+        ),
+        ({}, "images listed in data.known_bad"),  # a run that goes on
+    ],
+)
+def test_images_that_are_listed_are_not_found(counts: dict[str, int], text: str) -> None:
+    assert left_out_text({**counts, "num_left_out": 7}) == f"{text}; 7 samples of the training steps, 0 val images"

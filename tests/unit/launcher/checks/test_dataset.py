@@ -180,6 +180,14 @@ def test_an_index_of_an_address_is_read_until_an_object_changes(root: Path, addr
     assert "when it starts" in next(dataset.data(run)).found
 
 
+def test_a_wrong_key_is_an_error_of_the_config(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("unknown")
+    run = config(root)
+    found = only(replace(run, data=replace(run.data, classes=str(tmp_path / "classes.txt"))))
+    assert found.status == "fail"
+    assert "`launcher train` ends with exit code 78" in found.advice
+
+
 def test_an_address_that_is_wrong_fails_with_what_the_run_would_exit_with(
     root: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

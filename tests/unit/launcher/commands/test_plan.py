@@ -11,9 +11,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from launcher import cli
+from launcher.commands import plan_disks
 from launcher.commands.plan import preemption_notice
 from launcher.errors import ConfigError
 from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.schema import DataRecipe
 
 CONFIG = str(Path(__file__).parents[4] / "configs" / "rn50_8node.yaml")
 
@@ -27,6 +29,27 @@ def test_without_images_and_without_their_number_there_is_no_plan(capsys: pytest
     assert cli.main(["plan", CONFIG, "data.root=/nowhere", "data.num_samples=null"]) == 78
     expected = "error: command line: data.root=/nowhere: data.root: there is no folder /nowhere/train on this machine."
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_shards_without_their_source_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "card.json").touch()
+    assert cli.main(["plan", CONFIG, f"data.root={tmp_path}", "data.num_samples=null"]) == 78
+    assert "on this machine. card.json is of packed shards: set data.source=packed. Allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "num_shards", "said"),
+    [
+        ("imagefolder", 0, "blocks of 1,000 images"),
+        ("packed", None, "shards"),
+        ("webdataset", 1024, "1,024 shards"),
+    ],
+)
+def test_the_order_of_shards_is_shown(source: str, num_shards: int | None, said: str) -> None:
+    data = DataRecipe(source=source, order="shards", shuffle_window=4096)
+    first = next(plan_disks.lines(data, None, num_shards))
+    assert first == f"  order         {said} in random order; samples are shuffled within windows of 4,096"
+    assert "order" not in "".join(plan_disks.lines(DataRecipe(source=source), None, num_shards))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:

@@ -57,7 +57,7 @@ def test_broken_images_are_named_with_their_problem_and_written_for_known_bad(
         (root / "train" / "cat" / image.name).write_bytes(image.content)
         expected[f"train/cat/{image.name}"] = image.problem
     (root / "val" / "dog" / "link.jpg").symlink_to("gone.jpg")
-    expected["val/dog/link.jpg"] = "cannot be read: No such file"
+    expected["val/dog/link.jpg"] = "a link to gone.jpg, which does not exist"
     bad_list = tmp_path / "bad.txt"
     code, lines = check(capsys, root, "--bad-list", bad_list, "--all", "--threads", 3)
     assert code == ExitCode.DATA

@@ -30,6 +30,7 @@ from launcher.errors import (
 )
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import rule_for
+from resnet_dist.errors import DataError
 from resnet_dist.recipe import percentages
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import Recipe, plain
@@ -644,3 +645,16 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "DIVERGED": 79,
         "INTERRUPTED": 130,
     }
+
+
+@pytest.mark.parametrize(
+    ("error_path", "said"),
+    [
+        ("s3://bucket/a", "command line: data.root=s3://bucket/a: is missing"),
+        ("s3://bucket/a/", "command line: data.root=s3://bucket/a: is missing"),
+        ("s3://bucket/a/train", "command line: data.root=s3://bucket/a: s3://bucket/a/train: is missing"),
+    ],
+)
+def test_an_override_is_not_repeated_by_the_error_about_it(write: Write, error_path: str, said: str) -> None:
+    error = config.in_users_lines(DataError(error_path, "is missing"), write(MINIMAL), ["data.root=s3://bucket/a"])
+    assert str(error) == said

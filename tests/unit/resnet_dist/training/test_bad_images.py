@@ -40,7 +40,7 @@ def test_each_image_is_counted_and_reported_once(caplog: pytest.LogCaptureFixtur
     ]
     assert [detail["path"] for detail in bad.take_new()] == ["train/1.jpg", "train/2.jpg"]
     assert bad.take_new() == []
-    assert bad.summary() == {"num_bad_images": 2, "num_left_out": 0}
+    assert bad.summary() == {"num_bad_images": 2, "num_known_bad": 0, "num_left_out": 0}
 
 
 def test_more_images_than_the_limit_end_the_run_and_some_are_named() -> None:
@@ -82,6 +82,11 @@ def test_a_fraction_is_of_the_training_split_and_at_least_one_image(limit: float
     assert limit_of(DataRecipe(on_error="replace", max_bad_images=limit), num) == expected
 
 
+def test_images_that_are_listed_are_counted_apart() -> None:
+    bad = BadImages(REPLACE, (index(broken=[1, 7]), index(split="val", broken=[1])), ["train/1.jpg", "val/1.jpg"])
+    assert bad.summary() == {"num_bad_images": 1, "num_known_bad": 2, "num_left_out": 0}
+
+
 def test_a_resumed_run_goes_on_counting() -> None:
     before = BadImages(REPLACE, (index(broken=[7]), index(split="val")))
     before.record([image(1), image(2)])
@@ -89,7 +94,7 @@ def test_a_resumed_run_goes_on_counting() -> None:
     after = BadImages(REPLACE, (index(broken=[7]), index(split="val")), ["train/2.jpg"])
     after.load_state(before.state())
     assert after.take_new() == []  # reported by the attempt before
-    assert after.summary() == {"num_bad_images": 2, "num_left_out": 12}
+    assert after.summary() == {"num_bad_images": 2, "num_known_bad": 0, "num_left_out": 12}
     after.record([image(1), image(3)])
     assert [detail["path"] for detail in after.take_new()] == ["train/3.jpg"]
     with pytest.raises(DataError, match="4 broken images"):

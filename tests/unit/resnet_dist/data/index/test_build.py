@@ -212,3 +212,14 @@ def test_an_error_that_stays_and_is_none_of_the_file_ends_the_start(
     failing(monkeypatch, number, 1000)
     with pytest.raises(error, match=rf"cat/0\.jpg: cannot be read.*: {os.strerror(number)}"):
         built(folder)
+
+
+def test_a_file_that_the_disk_does_not_return_is_broken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fails)
+    monkeypatch.setattr(local, "_PAUSES_S", (0.0, 0.0))
+    index = built(folder)
+    assert set(index.kinds.tolist()) == {Kind.BROKEN}
+    assert index.problems[0].startswith("cannot be read")

@@ -36,7 +36,7 @@ def test_broken_images_are_named_and_read_again_until_they_are_repaired(
     (folder / "train" / "bee" / "2.jpg").write_bytes(b"")
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"ant/1\.jpg: is not an image.* The first of 2 broken files; .*bee/2\.jpg: is em"
+            DataError, match=r"ant/1\.jpg: is not an image.* The first of 2 broken files; .*\n .*bee/2\.jpg: is em"
         ):
             started(folder, saved, shared)
     assert len(read) == 18 + 2  # then only the broken ones

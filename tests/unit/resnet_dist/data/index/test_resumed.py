@@ -121,7 +121,7 @@ def test_workers_agree_about_more_than_names_and_sizes(folder: Path, monkeypatch
     for column in ("tails", "num_bytes", "times_ns", "kinds", "orientations"):
         values = np.array(getattr(saved, column))
         values[3] += 1
-        stale = dataclasses.replace(saved, **{column: values})
+        stale = dataclasses.replace(saved, **{column: values})  # type: ignore[arg-type]
         assert stale.fingerprint() == saved.fingerprint()
         with pytest.raises(StorageError, match=r"is not the index that rank 0 has written, after -1 s, on rank 1"):
             shared_index._loaded(file, stale.digest(), 1)

@@ -85,6 +85,18 @@ def test_a_person_and_a_watchdog_see_how_far_the_index_is(
     assert beats
 
 
+def test_what_is_asked_before_anything_is_listed_is_said(
+    folder: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    progress = index_progress.IndexProgress()
+    monkeypatch.setattr(made_index, "_current", lambda *_: texts.append(progress.detail(0.0)["text"]))
+    folders = made_index.Folders(saved, saved, saved)
+    made_index.make_indices(DataRecipe(root=str(folder)), folders, progress, resumed=False)
+    assert texts[0] == f"index: asking {folder} what train has now"
+    assert f"index: asking {folder} what val has now" in texts
+
+
 def test_runs_of_a_storage_read_the_headers_once(folder: Path, tmp_path: Path, shared: Path, read: list[str]) -> None:
     runs = [tmp_path / name / "index" for name in ("a", "b", "c")]
     found = {tuple(index.fingerprint() for index in started(folder, run, shared)) for run in runs}

@@ -143,7 +143,10 @@ def make_socket(path: Path) -> None:
 
 
 NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "dangling link": (lambda path: path.symlink_to("gone.jpg"), "cannot be read: No such file or directory"),
+    "dangling link": (
+        lambda path: path.symlink_to("gone.jpg"),
+        "cannot be read: it is a link to gone.jpg, which does not",
+    ),
     "link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic links"),
     "link to a folder": (lambda path: path.symlink_to("../ant"), "is not a file"),
     "FIFO": (os.mkfifo, "is not a file"),
@@ -281,6 +284,16 @@ def test_train_alone_can_be_indexed(folder: Path) -> None:
     assert len(index_image_folder(str(folder), "train")) == 12
 
 
+@pytest.mark.parametrize(
+    ("file", "source"), [("card.json", "packed"), ("train-0.tar", "webdataset"), ("train-0.PARQUET", "parquet")]
+)
+@pytest.mark.parametrize("place", ["", "train"])
+def test_files_of_another_source_are_recognised(tmp_path: Path, place: str, file: str, source: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / file).touch()
+    assert problem_of(tmp_path).problem.endswith(f"set data.source={source}")
+
+
 def test_one_broken_file_is_named(folder: Path) -> None:
     broken = folder / "train" / "bee" / "2.jpg"
     broken.write_text("404 not found")
@@ -294,7 +307,9 @@ def test_of_many_broken_files_five_are_named_and_all_counted(folder: Path) -> No
         file.write_bytes(b"")
     error = problem_of(folder)
     assert error.path == str(folder / "train" / "ant" / "0.jpg")
-    assert "The first of 9 broken files; the others are " in error.problem
+    first, *others = error.problem.splitlines()
+    assert first.endswith(". The first of 9 broken files; the others are")
+    assert others[0].startswith(f"  {folder}/train/ant/1.jpg: is empty")
     assert error.problem.count("is empty") == 5
     assert str(error).count(error.path) == 1
     assert error.problem.endswith("and 4 more")

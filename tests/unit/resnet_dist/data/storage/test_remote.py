@@ -80,8 +80,11 @@ def cached(tmp_path: Path) -> Callable[..., Storage]:
 def test_a_listing_is_that_of_a_folder(files: MemoryFileSystem) -> None:
     found = storage_of(ROOT)
     assert [(entry.path, entry.num_bytes) for entry in found.entries()] == [("one", len(CONTENT))]
-    deep = [(entry.path, entry.num_bytes) for entry in found.entries(deep=True)]
+    left_out: list[str] = []
+    everything = found.entries(deep=True, left_out=lambda reason, path: left_out.append(path))
+    deep = [(entry.path, entry.num_bytes) for entry in everything]
     assert deep == [("one", len(CONTENT)), ("train/a/deep/y.jpg", 2), ("train/a/x.jpg", 1)]
+    assert sorted(left_out) == [".hidden", "train/.b/z.jpg"]
     assert [entry.path for entry in found.entries("train/a")] == ["train/a/x.jpg"]
     assert [entry.path for entry in found.entries("train/.b")] == ["train/.b/z.jpg"]
     assert isinstance(found, RemoteStorage)
@@ -279,6 +282,16 @@ def test_an_error_of_this_program_is_not_tried_again(requests: Requests, pauses_
     with pytest.raises(DataError, match="ValueError: Invalid bucket name"):
         storage_of(ROOT).read("one")
     assert not pauses_s
+
+
+@pytest.mark.parametrize(
+    ("said", "end"), [(f"/{ROOT.partition('://')[2]}/one", ""), ("gone", " (FileNotFoundError: gone)")]
+)
+def test_a_path_is_not_repeated_in_an_error(requests: Requests, said: str, end: str) -> None:
+    requests.errors = [FileNotFoundError(said)]
+    with pytest.raises(DataError) as caught:
+        storage_of(ROOT).read("one")
+    assert caught.value.problem == f"there is no such object or bucket{end}"
 
 
 def test_an_unknown_scheme_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
