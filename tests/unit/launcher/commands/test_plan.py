@@ -104,6 +104,7 @@ def test_the_disks_and_the_classes_are_those_of_the_images_that_are_here(
     mean = f"{sum(sizes) / len(sizes) / 1000:,.0f}"
     text = plan(capsys, *here)
     assert f"  disks         {mean} kB an image: 1,000 images/s take {mean} MB/s, 1,000 opens/s\n" in text
+    assert "  order         blocks of 1,000 images in random order; " in plan(capsys, *here, "data.order=shards")
     classes = sorted(folder.name for folder in (tmp_path / "images/train").iterdir())
     (tmp_path / "classes").write_text(f"{classes[0]}\n")
     num = len(list((tmp_path / "images/train" / classes[0]).iterdir()))

@@ -66,6 +66,14 @@ def test_a_root_without_the_files_of_its_source_is_refused_before_a_run(
         check_root(DataRecipe(root=str(image_folder), source=source))
 
 
+@pytest.mark.parametrize("place", ["", "train"])
+def test_files_of_another_source_below_an_address_are_recognised(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "0.tar").touch()
+    with pytest.raises(DataError, match=r"\. For 0\.tar and other \*\.tar set data\.source=webdataset$"):
+        check_root(DataRecipe(root=f"file://{tmp_path}"))
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
