@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _OPEN_FILES = 2048  # descriptors that a storage keeps; ImageNet has 580 shards of 256 MB
+_FEW_FILES = 64  # the same, before the limit of this process is looked at
 _PART_OF_LIMIT = 4  # of the descriptors that the system allows a process, at most one of so many
 # Errors of network file systems and disks that may pass: a server that restarts, a path that fails over.
 _PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EAGAIN})
@@ -101,7 +102,7 @@ class LocalStorage:
         self.root = root
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
-        self._most_files = _most_files()
+        self._most_files = _FEW_FILES
 
     def entries(
         self, folder: str = "", *, deep: bool = False, left_out: SayLeftOut = lambda reason, path: None
@@ -166,7 +167,9 @@ class LocalStorage:
         """The open file. It is closed when nothing uses it any more, long after others were opened."""
         with self._lock:
             file = self._files.pop(path, None) or _File(self._absolute(path))
-            if len(self._files) >= self._most_files:
+            if len(self._files) == self._most_files == _FEW_FILES:
+                self._most_files = _most_files()
+            while len(self._files) >= self._most_files:
                 self._files.popitem(last=False)
             self._files[path] = file
             return file
