@@ -116,6 +116,7 @@ def num_descriptors() -> int:
 
 def test_few_files_stay_open_and_none_is_closed_while_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_OPEN_FILES", 2)
+    monkeypatch.setattr(storage, "_FEW_FILES", 2)
     names = [f"file-{number}" for number in range(8)]
     for name in names:
         (root / name).write_bytes(name.encode())
