@@ -178,7 +178,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], d
     if not images.is_contiguous(memory_format=torch.channels_last):
         scaled_mean, scaled_std = _channels(mean, std, 1, exact, images.device)[:, :, None, None]
         return images.to(exact).sub_(scaled_mean).div_(scaled_std).to(dtype)
-    # Whole rows of pixels: on a CPU, kernels are five times as fast as with three channels as the last dimension.
+    # Whole rows of pixels: on a CPU, kernels are much faster than with three channels as the last dimension.
     rows = images.permute(0, 2, 3, 1).flatten(2)
     scaled_mean, scaled_std = _channels(mean, std, images.shape[3], exact, images.device)
     normalised = rows.to(exact).sub_(scaled_mean).div_(scaled_std).to(dtype)
