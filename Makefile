@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 # SLURM and namespaces for tests/lab, and Fashion-MNIST. Without apt-get or root, install nothing: those tests are skipped.
-LAB := slurm-wlm munge iproute2 util-linux dataset-fashion-mnist
+LAB := slurm-wlm munge iproute2 util-linux dataset-fashion-mnist chromium tmux buildah
 system: ## install the system packages that tests use (Debian and Ubuntu, as root)
 	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }

@@ -155,7 +155,7 @@ def build(
         warn_of_classes(order, train.labels, recipe.batch.size)
     first_step, state = (0, None) if checkpoint is None else (checkpoint.step, checkpoint.state.get("ledger"))
     ledger = Ledger(order, recipe.batch.size, skipped, first_step, state)
-    facts = facts_of(recipe, of_data, worker.world_size, skipped)
+    facts = facts_of(recipe, of_data, worker.world_size, skipped, train.classes)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
     if bad is not None and checkpoint is not None:

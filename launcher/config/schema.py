@@ -127,8 +127,12 @@ class LogConfig:
 
     every_steps: int = 10  # steps between two "train" records in metrics.jsonl
     layers_every_steps: int | None = None  # steps between two "layers" records: norms and trust ratios of each layer
-    hook: str | None = None  # package.module:function, called on rank 0 with each record of metrics.jsonl
     tensorboard: bool = True  # write TensorBoard event files
+    tensorboard_images: int = 0  # training images of the first step, with their crops, to write to TensorBoard
+    wandb: str | None = None  # project in Weights & Biases to log to; WANDB_* variables give account and mode
+    prometheus: str | None = None  # text file with the newest numbers, for Prometheus's node exporter
+    hook: str | None = None  # package.module:function, called on rank 0 with each record of metrics.jsonl
+    sinks: tuple[str, ...] = ()  # your own: package.module:function, called on rank 0, returns a resnet_dist Sink
     profile: str | None = None  # FIRST:LAST steps to trace with torch's profiler, e.g. "10:20" (--profile 10:20)
 
     def profiled_steps(self) -> tuple[int, int] | None:

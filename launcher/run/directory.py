@@ -8,6 +8,7 @@
         profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
         incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
         lease/               the process that runs it     output.log         what a run of a study prints
+        beside/              evaluations beside training  forecast.json      what was predicted of it
         FINISHED             all steps are done           FATAL              the run failed for good
     STORAGE/.indices/        tables of samples that the runs of a storage share
 
@@ -125,6 +126,8 @@ class RunDirectory:
     requeues = _Entry("requeues.jsonl")  # restarts of a SLURM job by its script
     profiles = _Entry("profiles")  # folder of profiles, one folder per attempt
     all_logs = _Entry("logs")  # folder of the logs of all attempts, and of the output of SLURM jobs
+    forecast = _Entry("forecast.json")  # what was predicted of the run's time and accuracy at its start
+    beside = _Entry("beside")  # folder of evaluations in a process of their own: `evaluate.beside`
     output = _Entry("output.log")  # what a run of a study prints
     finished_file = _Entry("FINISHED")  # exists after the last step
     fatal_file = _Entry("FATAL")  # exists after the run failed for good

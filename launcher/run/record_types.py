@@ -75,6 +75,11 @@ class _Summary:
     target_reached: bool | None = None
     epoch: float | None = None
     time_s: float | None = None
+    command_s: float | None = None  # from the command to its end; it consists of the four times below
+    start_s: float | None = None  # until the first step
+    training_s: float | None = None
+    evaluation_s: float | None = None
+    saving_s: float | None = None  # for which checkpoints stopped the training
     images_per_s: float | None = None
 
 

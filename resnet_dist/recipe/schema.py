@@ -235,6 +235,7 @@ class EvaluateRecipe:
     resolution: int | None = None  # height and width of the network's input in evaluation; default: data.resolution
     train: bool = False  # also evaluate on the training split, with central crops: shows overfitting
     precise_batch_norm: int = 0  # steps whose batches give batch norm's statistics; 0: running statistics
+    beside: bool = False  # evaluate checkpoints in a process of its own, on other resources, while training goes on
     metrics: tuple[str, ...] = ()  # more metrics: package.module:function, called with (logits, labels), returns [n]
 
 

@@ -6,7 +6,7 @@ own part at the same time, and rank 0 completes the checkpoint when all parts ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,11 +111,19 @@ def _part_files(engine: Engine) -> PartFiles | None:
 
 
 def facts_of(
-    recipe: Recipe, of_data: Mapping[str, str | None], world_size: int, skipped: tuple[tuple[int, int], ...]
+    recipe: Recipe,
+    of_data: Mapping[str, str | None],
+    world_size: int,
+    skipped: tuple[tuple[int, int], ...],
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The facts of a run that its checkpoints record, as JSON. `of_data`: `shared_index.facts_of_data`."""
+    """The facts of a run that its checkpoints record, as JSON. `of_data`: `shared_index.facts_of_data`.
+
+    `classes`: the names by label, for those who use the model.
+    """
     return {
         "batch_size": recipe.batch.size,
+        "classes": list(classes),
         **of_data,
         "recipe": plain(recipe),
         "skipped": [list(run) for run in skipped],

@@ -1,0 +1,1 @@
+"""What a config will take: time, cost, accuracy; each with its evidence."""

@@ -1,0 +1,1 @@
+"""`launcher watch`: a run in a full-screen terminal view."""
