@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import train
-from launcher.arguments import Parser, config_arguments
+from launcher.arguments import Parser
 from launcher.commands import (
     cancel,
     compare,
     config_init,
+    config_show,
     doctor,
     list_runs,
     logs,
@@ -70,10 +70,7 @@ def _parser() -> Parser:
     verb = verbs.add_parser("config", help="write a config, show it with all defaults, or the schema of all keys")
     kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)
     config_init.add_parser(kinds)
-    kind = kinds.add_parser("show", help="the resolved config as YAML")
-    config_arguments(kind)
-    kind.set_defaults(run=_show)
-    kinds.add_parser("schema", help="the JSON schema of a config, for editors").set_defaults(run=_schema)
+    config_show.add_parsers(kinds)
     return parser
 
 
@@ -81,16 +78,6 @@ def _demo(given: argparse.Namespace) -> int:
     from launcher.commands.demo import run_demo
 
     return run_demo(given.folder.expanduser().absolute(), given.overrides, given.stop)
-
-
-def _show(given: argparse.Namespace) -> int:
-    print(configs.to_yaml(configs.load(given.config, given.overrides)), end="")
-    return 0
-
-
-def _schema(_: argparse.Namespace) -> int:
-    print(json.dumps(configs.json_schema(), indent=2))
-    return 0
 
 
 if __name__ == "__main__":

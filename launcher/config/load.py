@@ -12,24 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
-from launcher.config import paths, rules, yaml_source
+from launcher.config import paths, rules, yaml_source, yaml_text
 from launcher.config.builder import Builder
 from launcher.config.dotted_keys import flatten
-from launcher.config.schema import RANGE_PATTERN, SCHEMA_VERSION, RunConfig
+from launcher.config.schema import SCHEMA_VERSION, RunConfig
 from launcher.config.yaml_source import Document, describe
 from launcher.errors import ConfigError, LauncherError, Problem, UsageError
 from resnet_dist.errors import DataError, RecipeError, StorageError, StoreUnavailable
 from resnet_dist.input_files import open_regular
-from resnet_dist.recipe import durations, percentages
+from resnet_dist.recipe import durations
 from resnet_dist.recipe.requirements import nearest_name
 from resnet_dist.recipe.schema import plain
 
 Overrides = Sequence[str] | Mapping[str, Any]
-
-# Durations in JSON schema: the text that `Duration.parse` accepts.
-DURATION_PATTERN = rf"(^\s*[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s+(epoch|step|sample)s?\s*$)|({percentages.PATTERN})"
 
 _MAX_BYTES = 1_000_000  # a config has a few thousand: a larger file is not a config
 _HEAD = ("schema", "name", "storage", "place", "workers", "resources")  # the first keys of a resolved config
@@ -100,36 +95,7 @@ def from_mapping(
 def to_yaml(config: RunConfig) -> str:
     """The config with all defaults, as YAML that `load` reads back to an equal RunConfig."""
     data = plain(config)
-    return yaml_source.dump({key: data[key] for key in (*_HEAD, *(key for key in data if key not in _HEAD))})
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema (2020-12) of a config file, for editors."""
-    schema = pydantic.TypeAdapter(RunConfig).json_schema()
-    sections: dict[str, Any] = schema["$defs"]
-    for section in (schema, *sections.values()):
-        section["additionalProperties"] = False
-    for key, section in sections.items():
-        if "name" in section["properties"]:  # `optimizer: sgd` is short for `optimizer: {name: sgd}`
-            sections[key] = {"anyOf": [{"type": "string"}, section]}
-    sections["Workers"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": RANGE_PATTERN}]}
-    sections["Duration"] = {"type": "string", "pattern": DURATION_PATTERN, "description": durations.FORM}
-    _allow_percentages(schema)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _allow_percentages(schema: Any) -> None:
-    """Allow text such as `75.9 %` wherever a JSON schema allows any number, in place."""
-    if isinstance(schema, list):
-        for item in schema:
-            _allow_percentages(item)
-    if not isinstance(schema, dict):
-        return
-    if schema.get("type") == "number":
-        schema["type"] = ["number", "string"]
-        schema["pattern"] = percentages.PATTERN  # of the text
-    for item in schema.values():
-        _allow_percentages(item)
+    return yaml_text.dump({key: data[key] for key in (*_HEAD, *(key for key in data if key not in _HEAD))})
 
 
 def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Overrides = ()) -> Exception:

@@ -50,7 +50,7 @@ def page() -> str:
 
 
 def _sections(kind: type[Any], prefix: str) -> Iterator[str]:
-    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    hints, comments = typing.get_type_hints(kind), meanings(kind)
     own: list[Row] = []
     nested: list[tuple[str, type[Any]]] = []
     for field in dataclasses.fields(kind):
@@ -68,8 +68,8 @@ def _sections(kind: type[Any], prefix: str) -> Iterator[str]:
         yield from _sections(section, f"{prefix}{name}.")
 
 
-def _comments(kind: type[Any]) -> dict[str, str]:
-    """The comments at the ends of the field lines of a dataclass and its bases, by field."""
+def meanings(kind: type[Any]) -> dict[str, str]:
+    """What the keys of a section mean: the comments at the ends of the field lines of a dataclass and its bases."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(base):

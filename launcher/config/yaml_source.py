@@ -27,7 +27,7 @@ MAX_VALUES = 10_000  # a config has about 100; ten lines of nested aliases expan
 FORM = "a YAML file of `key: value` lines"
 
 # YAML 1.2.2, section 10.3.2 (core schema), except leading zeros and whole numbers of 20 digits or more.
-_SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
+SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     "tag:yaml.org,2002:null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
     "tag:yaml.org,2002:bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     "tag:yaml.org,2002:int": (
@@ -58,16 +58,8 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as PyYAML declares it
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or 1.2 would read as another type."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # write equal values out, without &id001
-        return True
-
-
-for _tag, (_pattern, _first) in _SCALARS.items():
+for _tag, (_pattern, _first) in SCALARS.items():
     _Loader.add_implicit_resolver(_tag, _pattern, _first)
-    _Dumper.add_implicit_resolver(_tag, _pattern, _first)
 
 
 @dataclass(frozen=True)
@@ -93,6 +85,10 @@ class Document:
         """Whether the document has a value for `key`, or in the section `key`."""
         flat = flatten(self.data)
         return key in flat or any(known.startswith(f"{key}.") for known in flat)
+
+    def gives_as_text(self, section: str) -> bool:
+        """Whether the document gives `section` as text, its name."""
+        return isinstance(flatten(self.data).get(section), str)
 
     def problem(self, error: RecipeError) -> Problem:
         """The error with its place. If the file gives some of its keys and overrides the others, it names both."""
@@ -148,11 +144,6 @@ def decode(raw: bytes, name: str) -> str:
         line = raw.count(b"\n", 0, error.start) + 1
         problem = Problem(f"{name}:{line}", "", f"byte 0x{raw[error.start]:02x} is not UTF-8", "text in UTF-8")
         raise ConfigError([problem]) from None
-
-
-def dump(data: Mapping[str, Any]) -> str:
-    """YAML text that `parse` reads back to equal values."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def apply_overrides(
@@ -284,7 +275,7 @@ class _Reader:
         text = self.texts[key] = str(node.value)
         if node.tag == _TEXT:
             return text
-        if node.tag not in _SCALARS or _SCALARS[node.tag][0].match(text) is None:
+        if node.tag not in SCALARS or SCALARS[node.tag][0].match(text) is None:
             self._refuse_tag(node, key)
             return text
         match node.tag.rpartition(":")[2]:

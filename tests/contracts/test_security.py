@@ -89,13 +89,13 @@ def test_a_run_directory_contains_no_secret(secrets: None, small: dict[str, Any]
 def test_incident_logs_output_and_processes_of_a_failed_run_contain_no_secret(
     secrets: None, small: dict[str, Any], tmp_path: Path
 ) -> None:
-    from launcher.config import yaml_source
+    from launcher.config import yaml_text
 
     (tmp_path / "broken_model_xyz.py").write_text("def build(**_):\n    raise RuntimeError('it is broken')\n")
     small["model"]["name"] = "broken_model_xyz:build"
     small["faults"] = {"max_failures": 1}
     file = tmp_path / "small.yaml"
-    file.write_text(yaml_source.dump(small))
+    file.write_text(yaml_text.dump(small))
     command = [sys.executable, "-m", "launcher.train", str(file)]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
@@ -129,10 +129,10 @@ def test_incident_logs_output_and_processes_of_a_failed_run_contain_no_secret(
 def test_rendered_and_submitted_text_contains_no_secret(
     secrets: None, small: dict[str, Any], tmp_path: Path, command: list[str]
 ) -> None:
-    from launcher.config import yaml_source
+    from launcher.config import yaml_text
 
     file = tmp_path / "small.yaml"
-    file.write_text(yaml_source.dump(small))
+    file.write_text(yaml_text.dump(small))
     shipped = (ROOT / "cluster" / "profiles" / "kubernetes-cpu.yaml").read_text()
     (tmp_path / "site.yaml").write_text(shipped.replace("registry.example.com", "registry.site"))
     programs = tmp_path / "bin"

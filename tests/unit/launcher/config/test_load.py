@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.config import json_schema, rules, yaml_text
 from launcher.config import load as config
-from launcher.config import rules, yaml_source
 from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RunConfig, Workers
 from launcher.errors import (
@@ -389,13 +389,27 @@ def test_a_resolved_config_begins_with_what_the_run_is_called(write: Write) -> N
 
 
 def test_the_json_schema_knows_the_keys_and_refuses_others() -> None:
-    schema = config.json_schema()
+    schema = json_schema.json_schema()
     assert set(schema["properties"]) == {part.name for part in dataclasses.fields(RunConfig)}
     assert set(schema["required"]) == {"schema", "name", "storage", "data", "batch", "duration", "schedule"}
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["BatchRecipe"]["additionalProperties"] is False
     assert schema["$defs"]["OptimizerRecipe"]["anyOf"][0] == {"type": "string"}
-    assert schema["properties"]["duration"] == {"$ref": "#/$defs/Duration"}
+    assert schema["properties"]["duration"]["$ref"] == "#/$defs/Duration"
+
+
+def test_the_json_schema_explains_every_key() -> None:
+    schema = json_schema.json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    properties = {
+        key: value
+        for section in sections
+        for part in (section, *section.get("anyOf", []))
+        for key, value in part.get("properties", {}).items()
+    }
+    assert len(properties) > 100
+    assert [key for key, value in properties.items() if not value.get("description") and "$ref" not in value] == []
+    assert "between two evaluations" in schema["$defs"]["EvaluateRecipe"]["properties"]["every"]["description"]
 
 
 KEYS = sorted(flatten(plain(config.from_mapping({**MINIMAL_DATA, "model": "my.models:net"}, "/"))))
@@ -435,7 +449,7 @@ def test_any_text_in_any_key_makes_a_run_or_a_message(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     section, _, name = key.rpartition(".")
     data = {**MINIMAL_DATA, "storage": "/runs"}
-    lines = [line for line in yaml_source.dump(data).splitlines() if not section or not line.startswith(f"{section}:")]
+    lines = [line for line in yaml_text.dump(data).splitlines() if not section or not line.startswith(f"{section}:")]
     path.write_text("\n".join([*lines, f"{section}: {{{name}: {text}}}" if section else f"{key}: {text}"]), "utf-8")
     for given_text, overrides in ((path.read_text("utf-8"), []), (MINIMAL, [f"{key}={text}"])):
         path.write_text(given_text, "utf-8")
@@ -503,7 +517,7 @@ def test_a_secret_is_refused_and_not_shown(write: Write, override: str, allowed:
     assert (problem.key, allowed in problem.allowed) == (override.partition("=")[0], True)
 
 
-@given(st.from_regex(config.DURATION_PATTERN) | st.text("0123456789.eE+-% epochstamlgr", max_size=14))
+@given(st.from_regex(json_schema.DURATION_PATTERN) | st.text("0123456789.eE+-% epochstamlgr", max_size=14))
 @settings(deadline=None)
 def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> None:
     try:
@@ -511,7 +525,7 @@ def test_the_json_schemas_durations_are_those_that_can_be_read(text: str) -> Non
         readable = True
     except ValueError:
         readable = False
-    match = re.search(config.DURATION_PATTERN, text)
+    match = re.search(json_schema.DURATION_PATTERN, text)
     most = 100 if "%" in text else 1e9
     is_large = match is not None and (
         len(text) > 40 or float(text.replace("%", " ").split()[0]) > most or re.search(r"e[+-]?0*\d{3}", text, re.I)
@@ -600,7 +614,7 @@ def test_a_percentage_is_for_numbers_with_a_fraction_alone(write: Write, overrid
 
 
 def test_the_json_schema_allows_percentages_where_the_config_does() -> None:
-    schema = config.json_schema()["$defs"]
+    schema = json_schema.json_schema()["$defs"]
     assert schema["EmaRecipe"]["properties"]["decay"]["anyOf"][0]["type"] == ["number", "string"]
     assert schema["EmaRecipe"]["properties"]["decay"]["anyOf"][0]["pattern"] == percentages.PATTERN
     assert schema["DataRecipe"]["properties"]["evaluation_crop"]["type"] == ["number", "string"]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config.yaml_source import MAX_VALUES, Document, apply_overrides, decode, describe, dump, parse
+from launcher.config.yaml_source import MAX_VALUES, Document, apply_overrides, decode, describe, parse
+from launcher.config.yaml_text import dump
 from launcher.errors import ConfigError, UsageError
 
 
