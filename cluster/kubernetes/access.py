@@ -41,7 +41,7 @@ VERBS: Mapping[str, tuple[_Rule, ...]] = {
 
 
 def roles(profile: KubernetesProfile) -> list[Manifest]:
-    """One Role per verb, in the profile's namespace. The site adds RoleBindings (docs/kubernetes.md)."""
+    """One Role per verb, in the profile's namespace. cluster/kustomize binds them to a group."""
     return [
         {
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -57,4 +57,18 @@ def roles(profile: KubernetesProfile) -> list[Manifest]:
             ],
         }
         for verb, rules in VERBS.items()
+    ]
+
+
+def bindings(profile: KubernetesProfile, group: str) -> list[Manifest]:
+    """One RoleBinding per Role, which gives it to the users of `group`."""
+    return [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": role["metadata"]["name"], "namespace": profile.namespace},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+        }
+        for role in roles(profile)
     ]

@@ -222,8 +222,8 @@ def _network(num: int, *, small: bool) -> str:
 def _start(path: Path) -> Start:
     """The model that fits the weights in `path`. Raises RecipeError if none of ours does, and as reading them does."""
     from resnet_dist.checkpoint import format
-    from resnet_dist.models.architectures import MODELS
     from resnet_dist.models.weights import network_of
+    from resnet_dist.recipe.architectures import MODELS
     from resnet_dist.training import initial_weights
 
     source = Path(initial_weights.located(str(path)))

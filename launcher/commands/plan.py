@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from launcher.arguments import config_arguments
 from launcher.checks import shared_disks
-from launcher.commands import plan_batch, plan_disks, scaling_model
-from launcher.commands.scaling_model import Assumptions, Workload
+from launcher.commands import plan_batch, plan_disks
 from launcher.config import load as configs
 from launcher.config.rules import problems
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem, UsageError
 from launcher.formatting import count, in_bytes
+from launcher.planning import scaling_model
+from launcher.planning.scaling_model import Assumptions, Workload
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from resnet_dist.errors import RecipeError

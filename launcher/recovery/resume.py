@@ -16,9 +16,9 @@ from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import mirror, restore
 from resnet_dist.data.index.shared import saved_index
 from resnet_dist.data.sources.by_name import num_in_use
-from resnet_dist.optim import build_schedule
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
+from resnet_dist.recipe.schedule import build_schedule
 from resnet_dist.recipe.schema import Recipe
 
 

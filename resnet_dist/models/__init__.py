@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.models.architectures import MODELS, architecture_of
 from resnet_dist.models.freeze import freeze
 from resnet_dist.models.initialisation import initialise, zero_last_gammas
-from resnet_dist.models.resnet import Architecture, Block, ResNet
+from resnet_dist.models.resnet import Block, ResNet
 from resnet_dist.models.weights import load_weights
+from resnet_dist.recipe.architectures import MODELS, Architecture, architecture_of
 from resnet_dist.recipe.references import call_function
 from resnet_dist.recipe.schema import ModelRecipe
 

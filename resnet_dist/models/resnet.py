@@ -6,16 +6,10 @@ in both directions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BlockKind = Literal["basic", "bottleneck"]
-Shortcut = Literal["identity", "projection", "projection_all"]
-
-EXPANSION = {"basic": 1, "bottleneck": 4}  # output channels of a block / the `planes` of its stage
+from resnet_dist.recipe.architectures import Architecture, whole
 
 
 class Block(nn.Module):
@@ -125,64 +119,6 @@ class PaddedShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A network: a stem, stages of blocks, average pooling, one linear layer.
-
-    Each stage has half the resolution and twice the `planes` of the one before it. The stem is a 3x3 convolution
-    (`small`, section 4.2), a 7x7 convolution and max-pooling (`imagenet`, table 1), or three 3x3 convolutions and
-    max-pooling (`deep`: ResNet-C and -D of He et al. 2019, arXiv 1812.01187, section 4.2).
-
-    A basic block has two 3x3 convolutions (figure 5, left). A bottleneck has a 1x1 to `inner` channels, a 3x3, and a
-    1x1 to 4 x planes (figure 5, right); the stride is on the 3x3, not on the first 1x1 as in the paper: "v1.5", as in
-    Goyal et al. 2017 and torchvision.
-
-    A shortcut that changes the shape is a 1x1 convolution with a norm (`projection`, option B), or `PaddedShortcut`
-    (`identity`, option A); `projection_all` (option C) has convolutions in all shortcuts.
-    """
-
-    depths: tuple[int, ...]  # blocks of each stage
-    block: BlockKind
-    stem: Literal["small", "imagenet", "deep"]
-    shortcut: Shortcut
-    pooled_shortcut: bool = False  # ResNet-D: a shortcut averages 2x2 pixels before its convolution of stride 1
-    groups: int = 1  # of the bottleneck's 3x3 (ResNeXt: Xie et al. 2017, arXiv 1611.05431)
-    group_width: int = 64  # channels of each group in the first stage (128 in Wide ResNets: arXiv 1605.07146)
-    width: float = 1.0  # factor of all channels
-    residual: bool = True  # False: a plain network: the same branches without shortcuts
-    batch_norm: bool = True  # False: convolutions have a bias, and nothing is normalised
-    pre_activation: bool = False  # `PreActivationBlock`, and a norm and a ReLU before the pooling
-
-    @property
-    def planes(self) -> list[float]:
-        """Channels of the stages' basic blocks, before they are rounded."""
-        return [self.width * (16 if self.stem == "small" else 64) * 2**stage for stage in range(len(self.depths))]
-
-    def inner(self, stage: int) -> int:
-        """Channels of the 3x3 convolutions of a stage: a multiple of `groups`."""
-        return whole(self.planes[stage] * self.group_width / 64) * self.groups
-
-    def out_channels(self, stage: int) -> int:
-        """Channels of the outputs of a stage."""
-        return whole(self.planes[stage]) * EXPANSION[self.block]
-
-    def convolution(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> nn.Conv2d:
-        """A square convolution that keeps the image's size at stride 1; without a bias if there are batch norms."""
-        bias = not self.batch_norm
-        return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
-
-    def norm(self, channels: int) -> nn.Module:
-        """A batch norm, or nothing in its place."""
-        return nn.BatchNorm2d(channels) if self.batch_norm else nn.Identity()
-
-
-def whole(channels: float) -> int:
-    """The whole number nearest to `channels`, at least 1."""
-    return max(1, round(channels))
-
-
 class ResNet(nn.Module):
     """The network of an `Architecture`."""
 
@@ -190,14 +126,14 @@ class ResNet(nn.Module):
         super().__init__()
         channels = whole(architecture.planes[0])
         self.conv1 = _stem(architecture, channels)
-        self.bn1 = architecture.norm(channels)
+        self.bn1 = _norm(architecture, channels)
         self.relu = nn.ReLU()
         self.maxpool = None if architecture.stem == "small" else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.num_stages = len(architecture.depths)
         for stage in range(self.num_stages):
             self.add_module(f"layer{stage + 1}", _stage(architecture, stage, channels))
             channels = architecture.out_channels(stage)
-        self.norm = architecture.norm(channels) if architecture.pre_activation else None
+        self.norm = _norm(architecture, channels) if architecture.pre_activation else None
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout: nn.Module | None = None  # before the classifier: `resnet_dist.models.masks` sets it
         self.fc = nn.Linear(channels, num_classes)
@@ -217,20 +153,33 @@ class ResNet(nn.Module):
         return self.fc(x)  # type: ignore[no-any-return]
 
 
+def _convolution(
+    architecture: Architecture, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A square convolution that keeps the image's size at stride 1; without a bias if there are batch norms."""
+    bias = not architecture.batch_norm
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
+
+
+def _norm(architecture: Architecture, channels: int) -> nn.Module:
+    """A batch norm, or nothing in its place."""
+    return nn.BatchNorm2d(channels) if architecture.batch_norm else nn.Identity()
+
+
 def _stem(architecture: Architecture, channels: int) -> nn.Module:
     if architecture.stem == "small":
-        return architecture.convolution(3, channels, 3)
+        return _convolution(architecture, 3, channels, 3)
     if architecture.stem == "imagenet":
-        return architecture.convolution(3, channels, 7, stride=2)
+        return _convolution(architecture, 3, channels, 7, stride=2)
     half = whole(architecture.planes[0] / 2)
     return nn.Sequential(
-        architecture.convolution(3, half, 3, stride=2),
-        architecture.norm(half),
+        _convolution(architecture, 3, half, 3, stride=2),
+        _norm(architecture, half),
         nn.ReLU(),
-        architecture.convolution(half, half, 3),
-        architecture.norm(half),
+        _convolution(architecture, half, half, 3),
+        _norm(architecture, half),
         nn.ReLU(),
-        architecture.convolution(half, channels, 3),
+        _convolution(architecture, half, channels, 3),
     )
 
 
@@ -259,20 +208,20 @@ def _block(
     if architecture.block == "basic":
         sizes = [in_channels, out_channels, out_channels]
         convolutions = [
-            architecture.convolution(in_channels, out_channels, 3, stride),
-            architecture.convolution(out_channels, out_channels, 3),
+            _convolution(architecture, in_channels, out_channels, 3, stride),
+            _convolution(architecture, out_channels, out_channels, 3),
         ]
     else:
         sizes = [in_channels, inner, inner, out_channels]
         convolutions = [
-            architecture.convolution(in_channels, inner, 1),
-            architecture.convolution(inner, inner, 3, stride, architecture.groups),
-            architecture.convolution(inner, out_channels, 1),
+            _convolution(architecture, in_channels, inner, 1),
+            _convolution(architecture, inner, inner, 3, stride, architecture.groups),
+            _convolution(architecture, inner, out_channels, 1),
         ]
     if not architecture.pre_activation:
-        norms = [architecture.norm(channels) for channels in sizes[1:]]
+        norms = [_norm(architecture, channels) for channels in sizes[1:]]
         return Block(convolutions, norms, downsample, residual=architecture.residual)
-    norms = [architecture.norm(channels) for channels in sizes[:-1]]
+    norms = [_norm(architecture, channels) for channels in sizes[:-1]]
     return PreActivationBlock(convolutions, norms, downsample, residual=architecture.residual, first=first)
 
 
@@ -287,7 +236,7 @@ def _shortcut(architecture: Architecture, in_channels: int, out_channels: int, s
     if architecture.shortcut == "identity":
         padded = PaddedShortcut(stride, out_channels - in_channels)
         return nn.Sequential(*pool, padded) if pool else padded
-    convolution = architecture.convolution(in_channels, out_channels, 1, stride)
+    convolution = _convolution(architecture, in_channels, out_channels, 1, stride)
     # a norm would come after the convolution: with pre-activation it precedes it
-    norms = [] if architecture.pre_activation else [architecture.norm(out_channels)]
+    norms = [] if architecture.pre_activation else [_norm(architecture, out_channels)]
     return nn.Sequential(*pool, convolution, *norms)

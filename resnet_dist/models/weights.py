@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_dist.errors import DataError, MissingPackage, RecipeError
-from resnet_dist.models.architectures import MODELS
 from resnet_dist.models.resnet import ResNet
+from resnet_dist.recipe.architectures import MODELS
 
 _KEY = "model.weights"
 _ALLOWED = (

@@ -6,7 +6,7 @@ from resnet_dist.optim.lamb import Lamb
 from resnet_dist.optim.lars import Lars, trust_ratios, update_weights
 from resnet_dist.optim.layerwise import LayerwiseOptimizer, squared_norms
 from resnet_dist.optim.penalties import add_decoupled_decay, add_l1
-from resnet_dist.optim.schedule import Corner, Schedule, build_schedule
+from resnet_dist.recipe.schedule import Corner, Schedule, build_schedule
 
 __all__ = [
     "Corner",

@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -220,12 +220,20 @@ def metrics_record(content: object) -> Record | None:
 def read_metrics(path: Path) -> list[Record]:
     """The records of metrics.jsonl as an uninterrupted run would have written them, in the file's order.
 
+    Lines that are not records are ignored and logged. Raises OSError.
+    """
+    return uninterrupted(json_lines.read(path, metrics_record))
+
+
+def uninterrupted(written: Iterable[Record]) -> list[Record]:
+    """The records of metrics.jsonl, in the order in which they were `written`, without those of repeated steps.
+
     An attempt that continues from step k repeats the steps after k: their records of earlier attempts are dropped. Of
     several train (or eval) records of one step the last is used; events are all kept. Events of earlier versions have
-    their present names. Lines that are not records are ignored and logged. Raises OSError.
+    their present names.
     """
     records: list[Record] = []
-    for record in json_lines.read(path, metrics_record):
+    for record in written:
         if record.get("event") == "started":
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
         if record.get("event") in BOTTLENECK_EVENTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.architectures import MODELS
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.requirements import (
     PROBABILITY,
@@ -17,18 +18,7 @@ from resnet_dist.recipe.requirements import (
 )
 from resnet_dist.recipe.schema import Recipe
 
-_IMAGENET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")  # He et al. 2015, table 1
-_WITH_INNER_WIDTH = (  # of the bottlenecks' 3x3 convolutions, in the name; torchvision's names
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
-)
-
-MODEL_NAMES = (
-    *_IMAGENET,
-    *(f"{name}d" for name in _IMAGENET),  # He et al. 2019, ResNet-D
-    *_WITH_INNER_WIDTH,
-    # He et al. 2015, section 4.2: 32-pixel images
-    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
-)
+MODEL_NAMES = tuple(MODELS)
 _MOST_CLASSES = 1_000_000  # a larger head of a ResNet-50 does not fit into the memory of a GPU
 _LARGEST_WIDTH = 16  # a wider ResNet-50 has more than 6.5 billion parameters
 _LARGEST_STD = 100
@@ -91,6 +81,7 @@ def problems(recipe: Recipe) -> Iterator[RecipeError]:
     """Errors in the network and its initial weights."""
     yield from one_of("model.name", recipe.model.name, MODEL_NAMES)
     yield from passed_already("model.arguments", recipe.model, ("num_classes",))
-    if recipe.model.name in _WITH_INNER_WIDTH and recipe.model.block == "basic":
+    named = MODELS.get(recipe.model.name)
+    if named is not None and (named.groups, named.group_width) != (1, 64) and recipe.model.block == "basic":
         found = f"found basic with model.name {recipe.model.name}, whose bottlenecks have a width of their own"
         yield RecipeError("model.block", found, "bottleneck, or leave it out", ("model.name",))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.commands.scaling_model import (
+from launcher.planning.scaling_model import (
     Assumptions,
     Workload,
     best_interval_s,

@@ -17,10 +17,9 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.optim import Schedule, build_schedule
-from resnet_dist.optim.schedule import cosine, polynomial
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schedule import Schedule, build_schedule, cosine, polynomial
 from resnet_dist.recipe.schema import ScheduleRecipe
 
 

@@ -174,7 +174,7 @@ _ROWS: Mapping[str, Callable[[ScaleEstimate], str]] = {
 
 def lines(estimates: Mapping[int, ScaleEstimate | None], assumed: Assumptions) -> Iterator[str]:
     """A table with one column for each number of nodes, and its assumptions."""
-    yield "  model by number of nodes (launcher/commands/scaling_model.py has the formulas)"
+    yield "  model by number of nodes (launcher/planning/scaling_model.py has the formulas)"
     rows = {"nodes": [f"{nodes:,}" for nodes in estimates]}
     for name, text in _ROWS.items():
         rows[name] = ["-" if one is None else text(one) for one in estimates.values()]

@@ -1,0 +1,184 @@
+"""How the time of a run's workers was used, and which part of it was useful: the goodput.
+
+    attempt 1 |-- start --|-- steps, evaluations, saves --|  restart  | attempt 2 ...  |  not scheduled  | attempt 3 ...
+
+An attempt counts from its start to its end. The time to the next start counts if the launcher or the scheduler of the
+same submission made that start: it is the price of a failure. If a person made it, nobody had scheduled the run in
+between, and the time counts as neither useful nor lost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from launcher.report.run_record import RunRecord, number, read
+from launcher.run.directory import RunDirectory
+from launcher.run.record_types import Attempt, as_seconds, as_time, utc_now
+from launcher.run.status import lease_state
+from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.telemetry.json_lines import Record
+
+Part = Literal["compute", "data_wait", "evaluation", "saving", "repeated", "restart", "other"]
+PARTS: tuple[Part, ...] = get_args(Part)
+USEFUL: tuple[Part, ...] = ("compute", "data_wait", "evaluation")
+MEANING: Mapping[Part, str] = {
+    "compute": "steps: computing and communication",
+    "data_wait": "steps: waiting for images",
+    "evaluation": "evaluation",
+    "saving": "waiting for checkpoints to be saved",
+    "repeated": "steps and evaluations that were repeated later",
+    "restart": "from a failure to the automatic restart",
+    "other": "start and end of the attempts, and what is not measured",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """The time of an attempt, in seconds of `time.time`, and the time until the next one."""
+
+    attempt: Attempt
+    start: float
+    end: float
+    gap_s: float = 0.0  # to the next start
+    is_automatic: bool = False  # the next start was made by the launcher, or by the scheduler of one submission
+
+    @property
+    def seconds(self) -> float:
+        """From its start to its end."""
+        return max(self.end - self.start, 0.0)
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """How the time of a run's workers was used, in worker-seconds."""
+
+    all: float  # from each attempt's start to its end, and to the next start if that was automatic
+    parts: Mapping[Part, float]  # they add up to `all`
+    scheduled_s: float = 0.0  # `all` on a clock
+    not_scheduled_s: float = 0.0  # on a clock, between an end and the next start by a person; not part of `all`
+
+    @property
+    def useful(self) -> float:
+        """Training steps and evaluations that were not repeated later."""
+        return sum(self.parts[part] for part in USEFUL)
+
+    @property
+    def fraction(self) -> float:
+        """Useful / all."""
+        return self.useful / self.all if self.all else 0.0
+
+
+def goodput(run: RunDirectory) -> Goodput:
+    """The goodput of the run in a directory. Raises StorageError."""
+    record = read(run)
+    return goodput_of(record, spans(record))
+
+
+def goodput_of(run: RunRecord, found: Sequence[Span]) -> Goodput:
+    """The goodput of a run with these spans."""
+    parts: dict[Part, float] = defaultdict(float)
+    scheduled_s = 0.0
+    total = 0.0
+    for span in found:
+        workers, counted_s = workers_of(span.attempt), span.seconds
+        if span.is_automatic:
+            parts["restart"] += workers * max(span.gap_s, 0.0)
+            counted_s = max(span.seconds + span.gap_s, 0.0)
+        scheduled_s += counted_s
+        total += workers * counted_s
+    useful = {id(record) for record in run.records}
+    for record, attempt, seconds in _timed(run):
+        workers = workers_of(attempt)
+        if record["kind"] == "event":
+            parts["saving"] += workers * seconds
+        elif id(record) not in useful:
+            parts["repeated"] += workers * seconds
+        elif record["kind"] == "eval":
+            parts["evaluation"] += workers * seconds
+        else:
+            wait_s = seconds * data_wait_fraction(record)
+            parts["data_wait"] += workers * wait_s
+            parts["compute"] += workers * (seconds - wait_s)
+    parts["other"] = max(total - sum(parts.values()), 0.0)
+    not_scheduled_s = sum(span.gap_s for span in found if not span.is_automatic)
+    return Goodput(total, {part: parts[part] for part in PARTS}, scheduled_s, not_scheduled_s)
+
+
+def spans(run: RunRecord) -> list[Span]:
+    """The times of all attempts, oldest first; an attempt that is running ends now."""
+    found = []
+    for attempt, following in zip(run.attempts, [*run.attempts[1:], None], strict=False):
+        start, end = as_seconds(attempt.started), as_seconds(_end(run.directory, attempt, following))
+        gap_s = 0.0 if following is None else as_seconds(following.started) - end
+        found.append(Span(attempt, start, end, gap_s, following is not None and _is_automatic(attempt, following)))
+    return found
+
+
+def workers_of(attempt: Attempt | None) -> int:
+    """The number of workers of an attempt; 1 if it is not recorded."""
+    workers: int = 1 if attempt is None else attempt.facts.get("workers", 1)
+    return workers
+
+
+def data_wait_fraction(record: Record) -> float:
+    """The part of a step's time in which it waits for images."""
+    step_s, wait_s = number(record, "step_time_s"), number(record, "data_wait_s")
+    return min(max(wait_s / step_s, 0.0), 1.0) if step_s and wait_s else 0.0
+
+
+def steps_covered(records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
+    """Each record with the number of steps that it stands for: a train record stands for those since the last one.
+
+    It is 0 for other records. `records` may be those of an interrupted run.
+    """
+    before = 0
+    for record in records:
+        covered = 0
+        if record.get("event") == "started":
+            before = record["step"]
+        elif record["kind"] == "train":
+            covered = max(record["step"] - before, 0)
+            before = record["step"]
+        yield record, covered
+
+
+def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
+    """(record, its attempt, seconds) of all train and eval records and saves. Those without a time are left out."""
+    waiting = list(run.attempts)  # that have not begun in metrics.jsonl
+    attempt = waiting[0] if waiting else None
+    for record, covered in steps_covered(run.written):
+        if record.get("event") == "started":
+            fitting = [one for one in waiting if one.facts.get("from_step", 0) == record["step"]]
+            attempt = fitting[0] if fitting else attempt
+            waiting = [one for one in waiting if attempt is None or one.number > attempt.number]
+        seconds = None
+        if record["kind"] == "train":
+            step_s = number(record, "step_time_s")
+            seconds = None if step_s is None else step_s * covered
+        elif record["kind"] == "eval":
+            seconds = number(record, "time_s")
+        elif record.get("event") in ("checkpoint", "checkpoint_failed"):
+            seconds = number(record.get("detail", {}), "stalled_s")
+        if seconds is not None:
+            yield record, attempt, seconds
+
+
+def _is_automatic(attempt: Attempt, following: Attempt) -> bool:
+    """Whether the launcher, or the scheduler of one submission, began the following attempt; else a person did."""
+    same_session = attempt.session != "" and attempt.session == following.session
+    return same_session or (attempt.submission != "" and attempt.submission == following.submission)
+
+
+def _end(run: RunDirectory, attempt: Attempt, following: Attempt | None) -> str:
+    """The end of an attempt; without a record of it the last sign of life, or now if it may be running."""
+    if attempt.ended is not None:
+        return attempt.ended
+    if following is None and lease_state(run, stale_lease_wait_s=0.0).alive:
+        return utc_now()
+    with storage_errors(run.path):
+        files = [*run.logs(attempt.number).logs(), *run.logs(attempt.number).heartbeats.glob("*")]
+        newest = max((path.lstat().st_mtime for path in files), default=None)
+    return attempt.started if newest is None else as_time(newest)

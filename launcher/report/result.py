@@ -1,0 +1,140 @@
+"""What came out of a run: its accuracy with all that belongs to the number, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.report.run_record import RunRecord, number
+from resnet_dist.telemetry.json_lines import Record
+
+_Z = 1.959964  # 0.975 quantile of the normal distribution: intervals of 95 %
+_WEIGHTS = {"model": "weights of the step", "ema": "moving average of the weights (EMA)"}
+_WHOLE = 0.9995  # a crop of this part of the image is all of it
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A top-1 accuracy, of `num_samples` images that are a sample of all images of their kind."""
+
+    top1: float
+    num_samples: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval: the accuracies on all images of their kind that this one does not contradict.
+
+        Source: Wilson 1927; it holds near 0 and 1 and for few images, where the normal approximation does not.
+
+        >>> [round(bound, 4) for bound in Accuracy(0.98, 100).interval]
+        [0.93, 0.9945]
+        """
+        n, p = self.num_samples, self.top1
+        center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+        return max(center - half, 0.0), min(center + half, 1.0)
+
+    def differs_from(self, other: Accuracy) -> bool:
+        """Whether the difference is larger than the sampling of the images explains (two proportions, 95 %)."""
+        spread = [one.top1 * (1 - one.top1) / one.num_samples for one in (self, other)]
+        pooled = (self.top1 * self.num_samples + other.top1 * other.num_samples) / (self.num_samples + other.num_samples)
+        least = pooled * (1 - pooled) * (1 / self.num_samples + 1 / other.num_samples)  # where both are 0 or 1
+        return abs(self.top1 - other.top1) > _Z * math.sqrt(max(sum(spread), least))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run. Numbers that are not recorded or not finite are None."""
+
+    step: int
+    epoch: float | None
+    accuracy: Accuracy | None
+    loss: float | None
+    top5: float | None
+    num_samples: int | None
+    weights: str | None  # "model", or "ema"
+    num_bad: int
+    num_nonfinite: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has reached so far."""
+
+    last: Evaluation | None  # None: not evaluated yet
+    best: Evaluation | None  # with the highest top-1, the earliest of equals; None without any top-1
+    label: str  # what the accuracies are measured on and with
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """That of the last evaluation."""
+        return None if self.last is None else self.last.accuracy
+
+
+def result(run: RunRecord) -> Result:
+    """The last and the best evaluation; of FINISHED if metrics.jsonl has none."""
+    found = [evaluation(record) for record in run.of_kind("eval")]
+    if not found and "top1" in run.summary:
+        found = [evaluation({"step": 0, **run.summary})]
+    known = [one for one in found if one.accuracy is not None]
+    best = max(known, key=lambda one: one.accuracy.top1 if one.accuracy else 0.0, default=None)
+    last = found[-1] if found else None
+    return Result(last, best, "" if last is None else label(last, run.keys))
+
+
+def evaluation(record: Mapping[str, Any] | Record) -> Evaluation:
+    """A record of kind "eval", or the content of FINISHED."""
+    top1, num_samples = number(record, "top1"), record.get("num_samples")
+    valid = top1 is not None and 0 <= top1 <= 1 and num_samples
+    return Evaluation(
+        step=record["step"],
+        epoch=number(record, "epoch"),
+        accuracy=Accuracy(top1, num_samples) if valid and top1 is not None and num_samples else None,
+        loss=number(record, "loss"),
+        top5=number(record, "top5"),
+        num_samples=num_samples,
+        weights=record.get("weights"),
+        num_bad=record.get("num_bad") or 0,
+        num_nonfinite=record.get("num_nonfinite") or 0,
+    )
+
+
+def label(found: Evaluation, keys: Mapping[str, Any]) -> str:
+    """What an accuracy is measured on and with: images, resolution, crop, weights. `keys`: the config by dotted key."""
+    images = "images: number not recorded" if found.num_samples is None else f"{found.num_samples:,} val images"
+    if found.num_bad:
+        images += f" without {found.num_bad:,} broken ones"
+    resolution = keys.get("evaluate.resolution") or keys.get("data.resolution")
+    size = "resolution not recorded" if resolution is None else f"{resolution} × {resolution} pixels"
+    weights = _WEIGHTS.get(found.weights or "", "weights not recorded")
+    parts = [images, size, _crop(keys.get("data.evaluation_crop")), weights]
+    if steps := keys.get("evaluate.precise_batch_norm"):
+        parts.append(f"batch norm's statistics of {steps} steps")
+    return ", ".join(parts)
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction as text.
+
+    >>> percent(0.9887), percent(None)
+    ('98.87 %', 'n/a')
+    """
+    return "n/a" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def interval_text(accuracy: Accuracy) -> str:
+    """The interval of an accuracy as text.
+
+    >>> interval_text(Accuracy(0.98, 100))
+    '93.00 to 99.45 %'
+    """
+    low, high = accuracy.interval
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
+def _crop(crop: object) -> str:
+    if not isinstance(crop, int | float):
+        return "crop not recorded"
+    return "whole image" if crop >= _WHOLE else f"central crop of {crop:g}"
