@@ -1,8 +1,8 @@
-"""`launcher compare RUN_A RUN_B`: the first step in which two runs differ, in what, by how much, and what else differs.
+"""`launcher compare RUN RUN ...`: runs by their result; of two runs, also the first step in which they differ.
 
-Exit code 0 if all common steps agree within the tolerance, 1 if one does not or there is no common step, 64 if there
-is no run. Steps that only one run has, and differences of config, environment and attempts, are shown and do not
-change the exit code: runs with different engines may have the same curve.
+With two runs: exit code 0 if all common steps agree within the tolerance, 1 if one does not or there is no common step.
+Steps that only one run has, and differences of config, environment and attempts, are shown and do not change the exit
+code: runs with different engines may have the same curve. With more runs: exit code 0. 64 if there is no run.
 """
 
 from __future__ import annotations
@@ -12,21 +12,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from launcher.commands.curve_difference import ABSENT, Curve, Difference, Pair, curve, differences, ranges
 from launcher.commands.target import find_here
-from launcher.config import yaml_source
-from launcher.config.old_keys import with_new_names
-from launcher.errors import ConfigError, UsageError
+from launcher.errors import UsageError
 from launcher.formatting import count, first_line, table
-from launcher.run.directory import RunDirectory
-from launcher.run.record_types import Attempt, Facts, read_record, warn_unreadable
-from resnet_dist.checkpoint.disk import storage_errors
-from resnet_dist.input_files import printable, read_whole
+from launcher.report import ranking
+from launcher.report.differences import ABSENT, Curve, Difference, Pair, curve, differences, ranges
+from launcher.report.run_record import RunRecord, read_all
+from launcher.run.record_types import Facts
+from resnet_dist.input_files import printable
 from resnet_dist.telemetry.json_lines import without_non_finite
-from resnet_dist.telemetry.metrics_file import read_metrics
 
 TOLERANCE = 1e-6  # of float32 runs at their first step; README and docs/reproducibility.md describe later steps
 
@@ -46,29 +42,11 @@ _CAUSES = {
 
 
 @dataclass(frozen=True)
-class Side:
-    """The compared content of a run directory; None is "not recorded"."""
-
-    path: Path
-    records: Sequence[Facts]
-    config: Facts | None
-    environment: Facts | None
-    attempts: Sequence[Attempt]
-    finished: bool
-
-    @property
-    def log_every(self) -> int | None:
-        """log.every_steps."""
-        section = (self.config or {}).get("log")
-        return section.get("every_steps") if isinstance(section, dict) else None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Two runs side by side."""
 
-    a: Side
-    b: Side
+    a: RunRecord
+    b: RunRecord
     tolerance: float
     train: Curve
     evaluation: Curve
@@ -82,67 +60,47 @@ class Comparison:
 
 
 def add_parser(verbs: Any) -> None:
-    """RUN_A RUN_B [--tolerance T] [--json]"""
-    verb = verbs.add_parser("compare", help="the first step in which two runs differ, in what and by how much")
-    verb.add_argument("run_a", metavar="RUN_A", help="a run directory, STORAGE/NAME, its name, or the run's config")
-    verb.add_argument("run_b", metavar="RUN_B", help="another one")
-    verb.add_argument("--tolerance", type=float, default=TOLERANCE, help="accepted relative difference (%(default)g)")
+    """RUN RUN ... [--tolerance T] [--json]"""
+    verb = verbs.add_parser("compare", help="rank runs by result; of two, the first step in which they differ")
+    verb.add_argument("run_a", metavar="RUN", help="a run directory, STORAGE/NAME, its name, or the run's config")
+    verb.add_argument("others", metavar="RUN", nargs="+", help="another one, or more")
+    verb.add_argument(
+        "--tolerance", type=float, default=TOLERANCE,
+        help="accepted relative difference of two runs (%(default)g)",
+    )  # fmt: skip
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb.set_defaults(run=run)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Print the comparison; returns 0 for the same, 1 for different. Raises UsageError if there is no run."""
+    """Print the comparison; returns 1 for two runs that differ, else 0. Raises UsageError if there is no run."""
     if not (given.tolerance >= 0 and math.isfinite(given.tolerance)):
         raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 compares bit by bit")
-    comparison = compare(given.run_a, given.run_b, given.tolerance)
+    runs = read_all([find_here(name) for name in (given.run_a, *given.others)])
+    comparison = compare(runs[0], runs[1], given.tolerance) if len(runs) == 2 else None
+    rows = ranking.ranked(runs)
     if given.json:
-        print(json.dumps(without_non_finite(described(comparison)), indent=2, default=repr, allow_nan=False))
+        found = {"ranking": [ranking.described(row) for row in rows], "warnings": ranking.warnings(rows)}
+        found = {**(described(comparison) if comparison is not None else {}), **found}
+        print(json.dumps(without_non_finite(found), indent=2, default=repr, allow_nan=False))
     else:
-        print("\n".join(lines(comparison)))
-    return 1 if comparison.differs else 0
+        if comparison is not None:
+            print("\n".join([*lines(comparison), ""]))
+        print("\n".join(ranking.lines(rows, with_keys=comparison is None)))
+    return 1 if comparison is not None and comparison.differs else 0
 
 
-def compare(a: str | Path, b: str | Path, tolerance: float = TOLERANCE) -> Comparison:
-    """Compare two runs, named as in `launcher status`; UsageError if there is no such run."""
-    one, other = _side(find_here(str(a))), _side(find_here(str(b)))
+def compare(a: RunRecord, b: RunRecord, tolerance: float = TOLERANCE) -> Comparison:
+    """Compare two runs step by step."""
     return Comparison(
-        a=one,
-        b=other,
+        a=a,
+        b=b,
         tolerance=tolerance,
-        train=curve("train", one.records, other.records, tolerance),
-        evaluation=curve("eval", one.records, other.records, tolerance),
-        config=_differences(one.config, other.config),
-        environment=_differences(one.environment, other.environment),
+        train=curve("train", a.records, b.records, tolerance),
+        evaluation=curve("eval", a.records, b.records, tolerance),
+        config=_differences(a.config, b.config),
+        environment=_differences(a.environment, b.environment),
     )
-
-
-def _side(run: RunDirectory) -> Side:
-    with storage_errors(run.path):
-        return Side(
-            path=run.path,
-            records=read_metrics(run.metrics) if run.metrics.exists() else [],
-            config=_config(run.config),
-            environment=_environment(run.environment),
-            attempts=run.attempts(),
-            finished=run.is_finished(),
-        )
-
-
-def _config(file: Path) -> Facts | None:
-    """The keys of config.yaml, not checked: a run of another version has other keys. None if it cannot be read."""
-    if not file.exists():
-        return None
-    try:
-        return with_new_names(yaml_source.parse(yaml_source.decode(read_whole(file), str(file)), str(file)).data)
-    except ConfigError:
-        warn_unreadable(file)
-        return None
-
-
-def _environment(file: Path) -> Facts | None:
-    content = read_record(file, lambda content: content if isinstance(content, dict) else None)
-    return None if content is None else {key: value for key, value in content.items() if key != "time"}
 
 
 def _differences(a: Facts | None, b: Facts | None) -> list[Difference] | None:
@@ -154,9 +112,11 @@ def lines(comparison: Comparison) -> Iterator[str]:
     a, b, train, tolerance = comparison.a, comparison.b, comparison.train, comparison.tolerance
     yield from table([["A", *_head(a)], ["B", *_head(b)]])
     yield ""
-    if None not in (a.log_every, b.log_every) and a.log_every != b.log_every:
+    log_every = a.keys.get("log.every_steps"), b.keys.get("log.every_steps")
+    if None not in log_every and log_every[0] != log_every[1]:
         yield (
-            f"warning: log.every_steps is {a.log_every} in A and {b.log_every} in B: only the common steps are compared"
+            f"warning: log.every_steps is {log_every[0]} in A and {log_every[1]} in B: only the common steps are"
+            " compared"
         )
     if train.common:
         yield from _curve("train", train, tolerance)
@@ -177,10 +137,11 @@ def lines(comparison: Comparison) -> Iterator[str]:
     yield from table([*_attempts("A", a), *_attempts("B", b)], indent=2)
 
 
-def _head(side: Side) -> list[str]:
+def _head(side: RunRecord) -> list[str]:
     steps = [record["step"] for record in side.records if record["kind"] == "train"]
     logged = f"{count(len(steps), 'step')} logged, the last one {steps[-1]}" if steps else "no step logged"
-    return [printable(str(side.path)), "finished" if side.finished else "not finished", logged]
+    finished = "finished" if side.directory.is_finished() else "not finished"
+    return [printable(str(side.directory.path)), finished, logged]
 
 
 def _why_none(train: Curve) -> Iterator[str]:
@@ -251,10 +212,10 @@ def _shown(value: object) -> str:
     return repr(value) if value is ABSENT else json.dumps(value, ensure_ascii=False, default=repr)
 
 
-def _attempts(name: str, side: Side) -> Iterator[list[str]]:
+def _attempts(name: str, side: RunRecord) -> Iterator[list[str]]:
     for attempt in side.attempts:
         facts = ", ".join(f"{key} {value}" for key, value in attempt.facts.items())
-        cause = first_line(attempt.cause).replace(f"{side.path}/", "")
+        cause = first_line(attempt.cause).replace(f"{side.directory.path}/", "")
         end = "no end recorded" if attempt.exit_code is None else f"exit {attempt.exit_code}: {cause}"
         yield [f"{name} {attempt.number}", attempt.started, facts, end]
 
@@ -262,13 +223,14 @@ def _attempts(name: str, side: Side) -> Iterator[list[str]]:
 def described(comparison: Comparison) -> Mapping[str, object]:
     """The comparison as JSON. A difference leaves out a value that a side does not have."""
     a, b = comparison.a, comparison.b
+    log_every = a.keys.get("log.every_steps"), b.keys.get("log.every_steps")
     return {
         "differs": comparison.differs,
         "tolerance": comparison.tolerance,
-        "runs": {"a": str(a.path), "b": str(b.path)},
+        "runs": {"a": str(a.directory.path), "b": str(b.directory.path)},
         "train": _described(comparison.train, comparison.tolerance),
         "eval": _described(comparison.evaluation, comparison.tolerance),
-        "log_every_steps": (a.log_every, b.log_every) if a.log_every != b.log_every else None,
+        "log_every_steps": log_every if log_every[0] != log_every[1] else None,
         "config": _keys(comparison.config),
         "environment": _keys(comparison.environment),
         "attempts": {

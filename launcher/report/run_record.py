@@ -13,10 +13,11 @@ from launcher.config.dotted_keys import flatten
 from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError
 from launcher.run.directory import RunDirectory
+from launcher.run.progress import newest_state
 from launcher.run.record_types import Attempt, Facts, read_record, warn_unreadable
 from launcher.run.status import RunStatus, read_status
 from resnet_dist.checkpoint.disk import storage_errors
-from resnet_dist.input_files import read_whole
+from resnet_dist.input_files import printable, read_whole
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import Record
 from resnet_dist.telemetry.metrics_file import metrics_record, uninterrupted
@@ -26,17 +27,14 @@ from resnet_dist.telemetry.metrics_file import metrics_record, uninterrupted
 class RunRecord:
     """The content of a run directory; None is "not recorded"."""
 
+    name: str  # for a person; distinct from those of the other runs that are read with it
     directory: RunDirectory
     written: Sequence[Record]  # metrics.jsonl, with the steps that were repeated later
     config: Facts | None  # config.yaml, nested, under the present names
     environment: Facts | None  # of the newest attempt, without its time
     attempts: Sequence[Attempt]
     summary: Facts  # FINISHED; empty for a run that is not finished
-
-    @property
-    def name(self) -> str:
-        """The name of the run."""
-        return self.directory.name
+    val_data: str | None  # fingerprint of the val split, from the newest checkpoint
 
     @functools.cached_property
     def records(self) -> list[Record]:
@@ -68,16 +66,27 @@ class RunRecord:
         return read_status(self.directory, None, stale_lease_wait_s=0.0)
 
 
-def read(run: RunDirectory) -> RunRecord:
+def read_all(runs: Sequence[RunDirectory]) -> list[RunRecord]:
+    """Read run directories. Raises StorageError if a disk cannot be read."""
+    for parts in (1, 2, None):  # of the path that names a run: as few as tell the runs apart
+        names = [str(run.path) if parts is None else "/".join(run.path.parts[-parts:]) for run in runs]
+        if len(set(names)) == len({run.path for run in runs}):
+            break
+    return [read(run, name) for run, name in zip(runs, names, strict=True)]
+
+
+def read(run: RunDirectory, name: str = "") -> RunRecord:
     """Read a run directory. Raises StorageError if its disk cannot be read."""
     with storage_errors(run.path):
         return RunRecord(
+            name=printable(name or run.name),
             directory=run,
             written=json_lines.read(run.metrics, metrics_record) if run.metrics.exists() else [],
             config=_config(run.config),
             environment=_environment(run.environment),
             attempts=run.attempts(),
             summary=run.summary() or {},
+            val_data=_val_data(run),
         )
 
 
@@ -85,6 +94,15 @@ def number(record: Facts, key: str) -> float | None:
     """A finite number of a record; None for anything else."""
     value = record.get(key)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _val_data(run: RunDirectory) -> str | None:
+    try:
+        _, state = newest_state(run) or (None, {})
+    except ValueError:
+        return None
+    fingerprint = state.get("val_data")
+    return fingerprint if isinstance(fingerprint, str) else None
 
 
 def _config(file: Path) -> Facts | None:

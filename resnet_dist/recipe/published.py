@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from resnet_dist.recipe.schema import OptimizerRecipe, Recipe, plain
 NUM_SAMPLES = 1_281_167  # training images of ImageNet-1k
 MODEL = "resnet50"
 NUM_CLASSES = 1000
+TARGET_TOP1 = 0.759  # MLPerf's target, to which `epochs_of_each` count
 
 # What a key of the optimizer that is None, or that an origin does not have, stands for.
 _DEFAULTS = {"lr_in_momentum": True, "trust_coefficient": 0.001, "nesterov": False}
@@ -40,8 +41,13 @@ class Run:
     warmup: Duration
     duration: Duration
     batch_norm_span: int | None  # None: not in the source
-    epochs_to_target: float | None  # mean of the runs without the best and the worst
+    epochs_of_each: tuple[int, ...]  # epochs of each of the runs to 75.9 % top-1; empty if not in the source
     top1: float | None  # at the end
+
+    @property
+    def epochs_to_target(self) -> float | None:
+        """The mean of `epochs_of_each` without the best and the worst."""
+        return _olympic_mean(self.epochs_of_each) if self.epochs_of_each else None
 
     @property
     def warmup_epochs(self) -> float:
@@ -236,13 +242,13 @@ def _run(
         warmup=Duration.parse(warmup),
         duration=length,
         batch_norm_span=batch_norm_span,
-        epochs_to_target=None if epochs_to_target is None else _olympic_mean(epochs_to_target),
+        epochs_of_each=tuple(epochs_to_target or ()),
         top1=top1,
         **numbers,
     )
 
 
-def _olympic_mean(values: list[int]) -> float:
+def _olympic_mean(values: Sequence[int]) -> float:
     """The mean without the smallest and the largest value.
 
     >>> _olympic_mean([42, 44, 43, 41, 41, 41, 42, 42, 43, 41])

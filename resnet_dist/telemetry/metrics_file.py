@@ -17,7 +17,9 @@ Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps)
               event "warning", with detail.text, for each thing that was left out, replaced or initialised again;
               "epoch_complete": detail.epoch (1 is the first), num_samples and its hashes (see `data.ledger.Tally`);
               "bad_image": detail.path, problem and rank (of the worker that met it) of an image that is left out;
-              "indexing", before "started": detail.text says how far the making of the index is, every few seconds
+              "indexing", before "started": detail.text says how far the making of the index is, every few seconds;
+              "stage", around "started": a stage of the start begins (detail.begins, null after the first step), and
+              another one has ended (detail.ended) after detail.time_s
 
 NaN and infinity are written as null.
 """
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KINDS = ("train", "eval", "layers", "event")
+EARLY_EVENTS = ("indexing", "stage")  # an attempt may write them before "started"
 BOTTLENECK_EVENTS = ("bottleneck", "verdict")  # the newer name first; version 0.1 wrote "verdict"
 
 

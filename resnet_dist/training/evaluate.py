@@ -63,15 +63,16 @@ def evaluate(
     autocast: Autocast | None = None,
     tensors: Mapping[str, Tensor] | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    observe: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Evaluation:
     """Evaluate `model` on this worker's `batches` and sum over all workers. A collective.
 
     Broken samples are left out and counted in `num_bad`.
 
     `tensors` are used instead of the model's parameters and buffers of these names. `metrics` are averaged over the
-    samples. The training mode of each module is restored, also after an exception. Raises RuntimeError unless the
-    workers together have had exactly `num_samples` samples, DataError if all of them are broken, and RecipeError for a
-    metric that does not return [n].
+    samples. `observe` is called with the logits and labels of each batch, without broken samples. The training mode of
+    each module is restored, also after an exception. Raises RuntimeError unless the workers together have had exactly
+    `num_samples` samples, DataError if all of them are broken, and RecipeError for a metric that does not return [n].
     """
     metrics = {} if metrics is None else metrics
     counts = torch.zeros(5, dtype=torch.int64, device=device)  # top-1, top-5, not finite, samples, broken
@@ -90,6 +91,8 @@ def evaluate(
             counts[1] += num_in_top_k(logits, batch.labels, TOP_K)
             counts[2] += num_not_finite(logits)
             counts[3] += len(batch.labels)
+            if observe is not None:
+                observe(logits, batch.labels)
     if dist.is_initialized():
         dist.all_reduce(counts)
         dist.all_reduce(sums)

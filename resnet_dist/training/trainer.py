@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 from resnet_dist.data.ledger import Ledger, Tallies, added
@@ -18,15 +18,18 @@ from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.engines.scaler import LEAST_SCALE
 from resnet_dist.errors import DivergedError
 from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
 from resnet_dist.telemetry.layers import Layers, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
+from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.step_timer import StepTimer
 from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
+from resnet_dist.telemetry.time_left import TimeLeft
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
@@ -46,6 +49,17 @@ class Timetable:
     evaluate: Every
     checkpoint: Every
     log_every: int  # steps
+    resolutions: Resolutions | None = None  # of the training images; None: always the same
+    evaluation_steps: float = 0.0  # what an evaluation costs, in steps: an estimate, until one was measured
+
+
+@dataclass(frozen=True)
+class LoopTimes:
+    """Seconds of a call of `fit`, split into what the loop has waited for."""
+
+    training_s: float
+    evaluation_s: float
+    saving_s: float  # for which checkpoints have stopped the training
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Outcome:
     finished: bool
     evaluation: Evaluation | None  # of the last step, if it was evaluated
     reached: bool | None = None  # whether a finished run has reached its target; None without one
+    times: LoopTimes | None = field(default=None, compare=False)
 
 
 class Checkpoints(Protocol):
@@ -92,6 +107,7 @@ class TrainerParts:
     ledger: Ledger | None = None  # None: the samples are not checked
     bad: BadImages | None = None  # None: a broken image ends the run
     liveness: Liveness = field(default_factory=Liveness)
+    stages: Stages = field(default_factory=NoStages)  # of the start, which ends with the first step
     layers: Layers = field(default_factory=NoLayers)
     profiler: StepProfiler | None = None
     classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
@@ -126,6 +142,17 @@ class Trainer:
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
         self._checksum, self._tallies, self._num_left_out = 0, _NO_TALLIES, 0
+        self._evaluation_s, self._saving_s = 0.0, 0.0
+        self._step_ended, self._stalled_s = 0.0, 0.0  # of evaluations and saves, until the last step ended
+        self._left = TimeLeft(
+            timetable.total_steps,
+            evaluate=timetable.evaluate,
+            checkpoint=timetable.checkpoint,
+            first_step=first_step,
+            resolutions=timetable.resolutions,
+            evaluation_steps=timetable.evaluation_steps,
+            evaluates_first=evaluate_first,
+        )
 
     def fit(self) -> Outcome:
         """Train; returns on every worker after the same step.
@@ -133,7 +160,7 @@ class Trainer:
         Raises DivergedError if the loss or the gradient is not finite (no checkpoint contains such a step), and
         OutOfMemory.
         """
-        timetable = self.timetable
+        timetable, began = self.timetable, time.perf_counter()
         started: dict[str, object] = {
             "total_steps": timetable.total_steps,
             "batch_size": timetable.batch_size,
@@ -153,7 +180,9 @@ class Trainer:
             raise translated from error
         finally:
             try:
+                closing_began = time.perf_counter()
                 self.parts.checkpoints.close(patient=patient)
+                self._saving_s += time.perf_counter() - closing_began
             finally:
                 if self.parts.profiler is not None:
                     self.parts.profiler.close()
@@ -166,14 +195,19 @@ class Trainer:
             event = "target_reached" if outcome.reached else "target_missed"
             self._event(outcome.step, event, self.target.detail(outcome.evaluation))
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
-        return outcome
+        training_s = time.perf_counter() - began - self._evaluation_s - self._saving_s
+        return replace(outcome, times=LoopTimes(training_s, self._evaluation_s, self._saving_s))
 
     def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
         pending: PendingTotals | None = None
+        self._step_ended = time.perf_counter()
+        if self.evaluate_first:
+            parts.stages.begin("evaluating the checkpoint")
         evaluation = self._evaluate(self.first_step) if self.evaluate_first else None
         if self._reaches(evaluation):  # ended between this evaluation and its record as finished
             return self._finished(self.first_step, evaluation)
+        parts.stages.begin("first step" if self.first_step < timetable.total_steps else None)
         with closing(parts.batches_from(self.first_step)) as batches:
             for step in range(self.first_step + 1, timetable.total_steps + 1):
                 is_last = step == timetable.total_steps
@@ -194,6 +228,8 @@ class Trainer:
                         parts.average(step)
                     previous, pending = pending, finished
                     totals = previous.read() if previous else None  # on a GPU, waits for the previous step
+
+                self._end_step(step)
 
                 # --- totals of the previous step
                 stop = self._record(totals) if totals else False
@@ -224,6 +260,14 @@ class Trainer:
         if evaluation is None:  # resumed after the last step
             evaluation = self._evaluate(timetable.total_steps)
         return self._finished(max(timetable.total_steps, self.first_step), evaluation)
+
+    def _end_step(self, step: int) -> None:
+        """Note what `step` has taken, without the evaluations and saves since the step before."""
+        now, stalled_s = time.perf_counter(), self._evaluation_s + self._saving_s
+        self._left.add_step(step, now - self._step_ended - (stalled_s - self._stalled_s))
+        self._step_ended, self._stalled_s = now, stalled_s
+        if step == self.first_step + 1:
+            self.parts.stages.begin(None)
 
     def _reaches(self, evaluation: Evaluation | None) -> bool:
         return self.target is not None and evaluation is not None and self.target.is_reached(evaluation.record())
@@ -278,7 +322,7 @@ class Trainer:
                 "images_per_s": self.timetable.batch_size / window.step_s,
                 "step_time_s": window.step_s,
                 "data_wait_s": window.input_s,
-                "time_left_s": (self.timetable.total_steps - totals.step) * window.step_s,
+                "time_left_s": self._left.seconds(),
                 **({} if self.parts.bad is None else {"num_left_out": self.parts.bad.num_samples}),
                 **totals.scaling,
                 **_summary(totals.trust_ratios),
@@ -304,6 +348,8 @@ class Trainer:
         started = time.perf_counter()
         evaluation = self.parts.evaluate(step)
         seconds = time.perf_counter() - started
+        self._evaluation_s += seconds
+        self._left.add_evaluation(seconds)
         self._report_bad_images(step)
         if evaluation.num_nonfinite:
             text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
@@ -316,10 +362,14 @@ class Trainer:
 
     def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:
         self.parts.liveness.enter("save", step)
+        started = time.perf_counter()
         metrics = {}
         if evaluation is not None:
             metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
         self.parts.checkpoints.save(step, wait=wait, metrics=metrics)
+        seconds = time.perf_counter() - started
+        self._saving_s += seconds
+        self._left.add_save(seconds)
         self.parts.checkpoints.poll()
 
     def _report_bad_images(self, step: int) -> None:

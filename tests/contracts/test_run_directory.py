@@ -16,7 +16,7 @@ JSON_LINES = ROOT / "resnet_dist" / "telemetry" / "json_lines.py"
 # Names that also occur in a folder that one module owns, or outside of run directories: {module: names}.
 EXCEPTIONS = {
     "launcher/recovery/incidents.py": {"environment.json", "metrics.jsonl", "logs"},  # in incidents/attempt-N
-    "launcher/commands/ablate_worker.py": {"checkpoints", "index"},  # in the temporary folder of a measurement
+    "launcher/planning/measurement_worker.py": {"checkpoints", "index"},  # in the temporary folder of a measurement
     "launcher/config/profiles.py": {"profiles"},  # site profiles, in the package cluster
     "launcher/places/packing.py": {"config.yaml"},  # in a packed working directory
     "resnet_dist/telemetry/profiler.py": {"rank-"},  # in profiles/attempt-N

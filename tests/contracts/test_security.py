@@ -182,7 +182,7 @@ def test_nothing_from_storage_is_unpickled() -> None:
             found.add((file, name_of(call)))
     assert found == {
         (
-            "launcher/commands/ablate_worker.py",
+            "launcher/planning/measurement_worker.py",
             "pickle.loads",
         ),  # from the temporary folder that its parent has created
         (

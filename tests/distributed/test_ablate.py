@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.commands.ablate import Measurement, in_processes
 from launcher.config.load import load
+from launcher.planning.measurement import Measurement, in_processes
 
 
 def test_two_workers_measure_and_a_failure_is_reported(config_file: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from launcher.errors import UsageError
 from launcher.inference.export.description import DEFAULT_EPSILON, Description
 from resnet_dist.checkpoint import tensors
 from resnet_dist.inference import TrainedModel
-from resnet_dist.models import build_model
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -61,12 +61,12 @@ def save_safetensors(file: Path, trained: TrainedModel, about: Description) -> N
 
 
 def with_safetensors(file: Path, trained: TrainedModel) -> nn.Module:
-    """A new network of the recipe with the weights in `file`, read by the safetensors package."""
+    """The same network with the weights in `file`, read by the safetensors package."""
     from safetensors.torch import load_file
 
-    model = build_model(trained.recipe.model_without_weights, trained.recipe.seed)
+    model = copy.deepcopy(trained.model).float()
     model.load_state_dict(load_file(file))
-    return model.eval()
+    return model
 
 
 def check_equal(loaded: nn.Module, trained: TrainedModel, what: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.commands import ablate
-from launcher.commands.ablate import Measurement, Speed, changes, lines, recipe_of_one_worker, workers_here
-from launcher.commands.ablate_worker import measure
+from launcher.commands.ablate import changes, lines
 from launcher.config.schema import Resources, RunConfig, Workers
 from launcher.errors import UsageError
+from launcher.planning import measurement as measurements
+from launcher.planning.measurement import Kind, Measurement, Speed, recipe_of_one_worker, workers_here
+from launcher.planning.measurement_worker import measure
 from resnet_dist.build import Worker
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
@@ -78,7 +79,7 @@ def test_every_speed_key_is_given_each_value_that_it_does_not_have() -> None:
 
 
 def test_a_machine_too_small_for_all_workers_runs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(measurements.os, "cpu_count", lambda: 2)
     assert workers_here(config(tmp_path, workers=2)) == (2, "")
     assert workers_here(config(tmp_path, workers=3)) == (1, ": this machine has 2 CPUs")
     on_gpus = replace(config(tmp_path, workers=8), resources=Resources(gpus_per_worker=1))
@@ -98,7 +99,7 @@ def test_the_slowest_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         speed = 150.0 if measurement.workers == 1 else speeds[measurement.kind]
         return Speed(speed, "bound by input" if measurement.kind == "whole" else "")
 
-    monkeypatch.setattr(ablate.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(measurements.os, "cpu_count", lambda: 2)
     text = "\n".join(lines(config(tmp_path), 5, measure))
     assert "5 steps each, on 2 of 2 workers" in text
     assert "2 x one worker        300.0 images/s" in text
@@ -122,9 +123,7 @@ def recipe(tmp_path: Path, write_images: Callable[[Path], Path]) -> Recipe:
 
 
 @pytest.mark.parametrize("kind", ["whole", "loader", "synthetic"])
-def test_a_measurement_reads_the_runs_own_images_and_leaves_nothing(
-    tmp_path: Path, recipe: Recipe, kind: ablate.Kind
-) -> None:
+def test_a_measurement_reads_the_runs_own_images_and_leaves_nothing(tmp_path: Path, recipe: Recipe, kind: Kind) -> None:
     threads = torch.get_num_threads()
     measurement = Measurement(kind, recipe, workers=1, steps=2, num_threads=1, on_gpu=False)
     found = measure(measurement, Worker(0, 1, torch.device("cpu"), 1), tmp_path / "scratch")

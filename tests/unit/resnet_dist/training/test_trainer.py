@@ -26,11 +26,12 @@ from resnet_dist.recipe.durations import Every
 from resnet_dist.recipe.schema import DataRecipe
 from resnet_dist.telemetry.bottleneck import StepTimes
 from resnet_dist.telemetry.layers import NoLayers
+from resnet_dist.telemetry.stages import Stages
 from resnet_dist.telemetry.step_totals import StepExchange, StepSums
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
-from resnet_dist.training.trainer import Outcome, Timetable, Trainer, TrainerParts
+from resnet_dist.training.trainer import LoopTimes, Outcome, Timetable, Trainer, TrainerParts
 
 BATCH_SIZE, NUM_SAMPLES = 4, 8
 EVALUATION = Evaluation(top1=0.5, top5=1.0, loss=0.25, num_samples=2)
@@ -471,13 +472,30 @@ def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch, checkpoint
     world = World()
     for module in ("training.trainer", "telemetry.step_timer"):
         monkeypatch.setattr(f"resnet_dist.{module}.time", SimpleNamespace(perf_counter=lambda: world.now_s))
-    trainer(world, steps=4, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=2).fit()
+    run = trainer(world, steps=4, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=2).fit()
     for record in world.of("train"):
         assert record["data_wait_s"] == 0.5  # two micro-batches of 0.25 s
         assert record["step_time_s"] == 2.5
         assert record["images_per_s"] == BATCH_SIZE / 2.5
-        assert record["time_left_s"] == (4 - record["step"]) * 2.5
     assert [record["time_s"] for record in world.of("eval")] == [100.0, 100.0]
+    saved = len(world.saves())
+    assert run.times == LoopTimes(training_s=4 * 2.5, evaluation_s=200.0, saving_s=saved * 100.0)
+    # The last record comes before an evaluation and a save; what a save costs is known once there was one.
+    assert world.of("train")[-1]["time_left_s"] == 100.0 + 100.0 * (saved > 1)
+
+
+def test_the_stages_of_a_start_end_with_the_first_step() -> None:
+    for first_step, stages in ((0, ["first step", None]), (2, ["evaluating the checkpoint", "first step", None])):
+        world = World()
+        run = trainer(world, steps=4, first_step=first_step, evaluate_first=first_step > 0)
+        run.parts = replace(run.parts, stages=Stages(world.write, first_step))
+        run.fit()
+        told = [record["detail"] for record in world.of("event") if record["event"] == "stage"]
+        assert [detail["begins"] for detail in told] == stages
+        assert [detail.get("ended") for detail in told] == [None, *stages[:-1]]
+        assert world.events()[1][0] == first_step
+        place = [record.get("event") or record["kind"] for record in world.records]
+        assert place.index("train") > max(number for number, name in enumerate(place) if name == "stage")
 
 
 def test_an_eval_record_has_the_evaluation() -> None:

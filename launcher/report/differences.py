@@ -1,4 +1,4 @@
-"""The differences between two runs: their records step by step, and their configs and environments."""
+"""The differences between runs: their records step by step, and their configs and environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process of a measurement of `launcher.commands.ablate`: `python -m launcher.commands.ablate_worker JSON`."""
+"""One process of a measurement of `launcher.planning.measurement`: `python -m launcher.planning.measurement_worker JSON`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ import torch
 import torch.distributed as dist
 
 from launcher.checks.children import Answer
-from launcher.commands.ablate import Measurement
+from launcher.planning.measurement import Measurement
 from resnet_dist.build import RunOptions, Worker, build
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.schema import EvaluateRecipe, Recipe, ScheduleRecipe
+from resnet_dist.recipe.schema import EvaluateRecipe, Recipe, ScheduleRecipe, StopAtRecipe
 from resnet_dist.stop_request import Unattended
-from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.evaluate import Evaluation, evaluation_mode, forward
+from resnet_dist.training.evaluator import Evaluator
 from resnet_dist.training.trainer import Trainer
 
 _LEARNING_RATE = 1e-6  # keeps the loss finite; the computation takes the same time
@@ -34,20 +36,20 @@ _NEVER = Duration(Fraction(10**9), "steps")
 _NOTHING = Evaluation(top1=0.0, top5=0.0, loss=0.0, num_samples=1)
 
 
-def main(folder: Path) -> Answer:
-    """Measure as the rank that the environment names."""
+def main(folder: Path, started: float) -> Answer:
+    """Measure as the rank that the environment names. `started`: when the processes were, in seconds of `time.time`."""
     measurement: Measurement = pickle.loads((folder / "measurement").read_bytes())
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = torch.device("cuda", rank) if measurement.on_gpu else torch.device("cpu")
     dist.init_process_group("nccl" if measurement.on_gpu else "gloo")
     try:
-        return measure(measurement, Worker(rank, world_size, device, measurement.num_threads), folder)
+        return measure(measurement, Worker(rank, world_size, device, measurement.num_threads), folder, started)
     finally:
         dist.destroy_process_group()
 
 
-def measure(measurement: Measurement, worker: Worker, folder: Path) -> Answer:
-    """{"images_per_s": over all workers, "bottleneck": text on rank 0}. With several workers a collective."""
+def measure(measurement: Measurement, worker: Worker, folder: Path, started: float = 0.0) -> Answer:
+    """The fields of `Speed`, where "bottleneck" is a text on rank 0. With several workers a collective."""
     first, last = measurement.warm_up, measurement.warm_up + measurement.steps
     options = RunOptions(
         checkpoint=CheckpointOptions(folder / "checkpoints"),
@@ -55,19 +57,44 @@ def measure(measurement: Measurement, worker: Worker, folder: Path) -> Answer:
         checkpoint_every=_NEVER,
         log_every=max(1, measurement.steps // 4),
     )
-    records = _Records()
-    trainer = build(_for_speed(measurement.recipe, steps=last + 1), worker, options, records, Unattended())
+    records, recipe = _Records(), measurement.recipe
+    watch = _Stopwatch(recipe.batch.parts, (first, last), _synchronize(worker.device), measurement.seconds)
+    trainer = build(_for_speed(recipe, steps=last + 1), worker, options, records, watch)
     trainer.parts.checkpoints.close(patient=False)
-    num_micro_batches = trainer.num_micro_batches
-    watch = _Stopwatch(first * num_micro_batches, last * num_micro_batches, _synchronize(worker.device))
+    started_s = time.time() - started
     if measurement.kind == "loader":
         with closing(trainer.parts.batches_from(0)) as batches:
-            for batch in itertools.islice(watch.over(batches), last * num_micro_batches + 1):
+            for batch in itertools.islice(watch.over(batches), last * recipe.batch.parts + 1):
                 trainer.parts.to_device(batch)
     else:
         _train(trainer, watch, replay=measurement.kind == "synthetic")
-    images_per_s = measurement.steps * measurement.recipe.batch.size / watch.seconds
-    return {"images_per_s": images_per_s, "bottleneck": records.bottleneck if measurement.kind == "whole" else ""}
+    times_s = watch.step_times_s
+    evaluator, answer = trainer.parts.evaluate, {}
+    if measurement.seconds is not None and isinstance(evaluator, Evaluator):
+        answer = {
+            "evaluation_s": _evaluation_s(evaluator, measurement.seconds / 4),
+            "num_val": evaluator.val.num_samples,
+        }
+    return {
+        "images_per_s": len(times_s) * recipe.batch.size / sum(times_s),
+        "bottleneck": records.bottleneck if measurement.kind == "whole" else "",
+        "step_times_s": times_s,
+        "start_s": started_s,
+        "num_samples": trainer.timetable.num_samples,
+        **answer,
+    }
+
+
+def _evaluation_s(evaluator: Evaluator, seconds: float) -> float | None:
+    """The time of an image in an evaluation, from the first images of this worker; None if it has none."""
+    num, started = 0, time.perf_counter()
+    with torch.no_grad(), evaluation_mode(evaluator.model):
+        for batch in evaluator.val.batches():
+            forward(evaluator.model, batch.images, evaluator.autocast, None).sum().item()
+            num += len(batch.images)
+            if time.perf_counter() - started > seconds:
+                break
+    return (time.perf_counter() - started) / num if num else None
 
 
 def _train(trainer: Trainer, watch: _Stopwatch, *, replay: bool) -> None:
@@ -95,32 +122,50 @@ def _for_speed(recipe: Recipe, steps: int) -> Recipe:
         duration=Duration(Fraction(steps), "steps"),
         schedule=ScheduleRecipe(peak_lr=_LEARNING_RATE, decay="constant"),
         evaluate=EvaluateRecipe(every=_NEVER, batch_size=recipe.evaluate.batch_size),
+        stop_at=StopAtRecipe(),
     )
 
 
-class _Stopwatch:
-    """The time from the request for micro-batch number `first` to that for number `last`."""
+class _Stopwatch(Unattended):
+    """The times of the steps from number `first` to `last`; each begins with the request for its first micro-batch.
 
-    def __init__(self, first: int, last: int, synchronize: Callable[[], object]) -> None:
-        self._marks, self._synchronize = (first, last), synchronize
+    As the supervisor of the training it ends it after `seconds`, if they are given; then half of the steps may be warm-up.
+    """
+
+    def __init__(
+        self,
+        num_micro_batches: int,
+        steps: tuple[int, int],
+        synchronize: Callable[[], object],
+        seconds: float | None = None,
+    ) -> None:
+        self._num_micro_batches, self._steps, self._synchronize = num_micro_batches, steps, synchronize
+        self._seconds = seconds
         self._times: list[float] = []
 
     def over(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
         """`batches`, timed."""
         for number in itertools.count():
-            if number in self._marks:
-                self._synchronize()
+            step, micro_batch = divmod(number, self._num_micro_batches)
+            if micro_batch == 0:
+                if step in self._steps:
+                    self._synchronize()
                 self._times.append(time.perf_counter())
             batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
+    def stop_requested(self) -> bool:
+        """Whether the time is over."""
+        return self._seconds is not None and bool(self._times) and time.perf_counter() - self._times[0] > self._seconds
+
     @property
-    def seconds(self) -> float:
-        """The time between the two requests."""
-        started, ended = self._times
-        return ended - started
+    def step_times_s(self) -> list[float]:
+        """Of the steps after the warm-up."""
+        first, last = self._steps
+        times = self._times[: last + 1]
+        return [after - before for before, after in pairwise(times[min(first, len(times) // 2) :])]
 
 
 def _synchronize(device: torch.device) -> Callable[[], object]:
@@ -148,4 +193,5 @@ class _NoCheckpoints:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(json.loads(sys.argv[1])["folder"]))))
+    given = json.loads(sys.argv[1])
+    print(json.dumps(main(Path(given["folder"]), given["started"])))

@@ -1,0 +1,120 @@
+"""The lines of Python that load an exported file, prepare an image and name its class: for the model card."""
+
+from __future__ import annotations
+
+from launcher.inference.export.description import DEFAULT_EPSILON, Description
+from launcher.inference.export.formats import TORCHVISION, Name
+from launcher.inference.export.programs import INPUT
+from resnet_dist.models.architectures import MODELS, architecture_of
+from resnet_dist.recipe.schema import ModelRecipe, Recipe
+
+# What a network's modules depend on; the other keys of `model` only change its weights.
+_SHAPING = (
+    *("name", "num_classes", "residual", "width", "block", "shortcut", "normalisation"),
+    *("activation_order", "arguments"),
+)
+
+
+def loading(format: Name, network: str, about: Description, recipe: Recipe, file: str) -> str:
+    """Code that makes `model`, a function from images float32 [n, 3, height, width] to logits, from the file `file`.
+
+    `network` is its name in the target of the format.
+    """
+    classes, norm = about.num_classes, _norm_layer(about)
+    head = "import functools\n\nimport torch\n" if norm else ""
+    if format == "torchvision":
+        return f"""{head or "import torch\n"}import torchvision
+
+model = torchvision.models.{network}(num_classes={classes}{norm})
+model.load_state_dict(torch.load({file!r}, weights_only=True))
+model.eval()"""
+    if format == "timm":
+        return f"""{head}import timm
+
+model = timm.create_model(
+    {network!r}, num_classes={classes}, checkpoint_path={file!r}{norm},
+    pretrained_cfg_overlay={timm_config(about)!r},
+)
+model.eval()"""
+    if format == "torch.export":
+        return f"import torch\n\nmodel = torch.export.load({file!r}).module()"
+    if format == "onnx":
+        return f"""import onnxruntime
+import torch
+
+session = onnxruntime.InferenceSession({file!r})
+model = lambda images: torch.from_numpy(session.run(None, {{{INPUT!r}: images.numpy()}})[0])"""
+    return f"""{_network(about, recipe)}
+model.load_state_dict(load_file({file!r}))
+model.eval()"""
+
+
+def timm_config(about: Description) -> dict[str, object]:
+    """What timm makes its transforms from."""
+    return {
+        "input_size": tuple(about.input["shape"]),
+        "mean": tuple(about.input["mean"]),
+        "std": tuple(about.input["std"]),
+        "crop_pct": about.input["crop"],
+        "interpolation": about.input["interpolation"],
+    }
+
+
+def preparing(about: Description) -> str:
+    """Code that makes `batch`, the input of the network, from the image "photo.jpg", as the run's evaluation does."""
+    crop, side = about.input["crop"], about.input["shape"][1]
+    return f"""from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+image = Image.open("photo.jpg").convert("RGB")
+side = max(round({crop!r} * min(image.size)), 1)
+left, top = (image.width - side) // 2, (image.height - side) // 2
+pixels = F.resize(F.pil_to_tensor(image.crop((left, top, left + side, top + side))), [{side}, {side}], antialias=True)
+batch = F.normalize(pixels / 255, {about.input["mean"]!r}, {about.input["std"]!r})[None]"""
+
+
+def predicting(file: str) -> str:
+    """Code that prints the most probable classes. `file`: the JSON file with the description."""
+    return f"""import json
+from pathlib import Path
+
+with torch.no_grad():
+    probabilities = model(batch).softmax(dim=1)[0]
+classes = json.loads(Path({file!r}).read_text())["classes"] or range(len(probabilities))
+for probability, label in zip(*probabilities.topk(min(5, len(probabilities)))):
+    print(f"{{probability:6.1%}}  {{classes[label]}}")"""
+
+
+def _norm_layer(about: Description) -> str:
+    """The argument for another epsilon than the target's own, which a state dict does not hold."""
+    if about.epsilon in (None, DEFAULT_EPSILON):
+        return ""
+    return f", norm_layer=functools.partial(torch.nn.BatchNorm2d, eps={about.epsilon!r})"
+
+
+def _network(about: Description, recipe: Recipe) -> str:
+    """Code that makes the network with untrained weights."""
+    model = recipe.model
+    own = architecture_of(model) if model.name in MODELS else None
+    if same := [name for name in TORCHVISION if MODELS[name] == own]:
+        norm = _norm_layer(about)
+        return f"""{"import functools\n\n" if norm else ""}import torch
+import torchvision
+from safetensors.torch import load_file
+
+model = torchvision.models.{same[0]}(num_classes={about.num_classes}{norm})"""
+    default = ModelRecipe()
+    given = {key: value for key in _SHAPING if (value := getattr(model, key)) != getattr(default, key)}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    code = f"""import torch
+from resnet_dist.models import build_model
+from resnet_dist.recipe.schema import ModelRecipe
+from safetensors.torch import load_file
+
+model = build_model(ModelRecipe({arguments}), seed=0)"""
+    if recipe.batch_norm.epsilon is None:
+        return code
+    return f"""{code}
+for module in model.modules():
+    if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        module.eps = {recipe.batch_norm.epsilon!r}"""
