@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test test-all mutants bench lessons audit
+.PHONY: help demo install system check test test-all mutants bench lessons docs audit
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
 	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)
+
+docs: install ## build the documentation site into site/, without a network
+	$(BIN)/mkdocs build --strict
 
 audit: install ## known vulnerabilities of the installed packages (asks PyPI)
 	$(BIN)/pip-audit --local --skip-editable

@@ -56,6 +56,7 @@ from resnet_dist.training.input import splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
+from resnet_dist.training.sample_images import SampleImages, ShowImages
 from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
 
@@ -77,6 +78,8 @@ class RunOptions:
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
     profile: tuple[int, int] | None = None  # first and last step to profile
     profiles: Path | None = None  # folder for them
+    num_images: int = 0  # images of the first step to show, of those that `show_images` can show
+    show_images: ShowImages | None = None
 
 
 def build(
@@ -181,6 +184,10 @@ def build(
         recipe.evaluate.precise_batch_norm,
         recipe.batch.parts,
     )
+    if options.num_images and options.show_images is not None:
+        show = partial(options.show_images, first_step + 1)
+        num = options.num_images
+        to_device = SampleImages(to_device, recipe.data, train.classes, num, layout.num_micro_batches, show)
     parts = TrainerParts(
         engine=engine,
         learning_rate=learning_rate,

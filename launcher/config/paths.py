@@ -19,6 +19,7 @@ KEYS = (
     "data.cache.folder",
     "model.weights",
     "preemption.notice_file",
+    "log.prometheus",
 )
 ADDRESSES = ("data.root",)  # those that may be an address, too
 MAY_BE_EMPTY = ("data.root",)  # where there are no files; the rules say when it is needed

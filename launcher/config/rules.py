@@ -74,6 +74,9 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     ("log.every_steps", *whole(1)),
     ("log.layers_every_steps", *whole(1)),
+    ("log.tensorboard_images", *whole(0, 1000)),
+    ("log.wandb", _form(r"[^/\\#?%:\s]([^/\\#?%:]{0,126}[^/\\#?%:\s])?"), r"a project's name, without / \ # ? % :"),
+    ("log.prometheus", _form(r"(.*/)?[^/]+\.prom"), "a file whose name ends with .prom, as the node exporter reads it"),
     ("faults.max_failures", *whole(0)),
     ("faults.max_skips", *whole(1)),
     ("faults.max_node_failures", *whole(1)),
@@ -98,7 +101,7 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
     found = list(_credentials(config))
     secret = {error.key for error in found}  # their values are not shown
     found += [error for error in values(config, _VALUES) if error.key not in secret]
-    found += [*_log(config.log), *_layers(config), *_hook(config.log)]
+    found += [*_log(config.log), *_layers(config), *_sinks(config.log)]
     found += [*_notify(config.notify), *_workers(config), *_on_cpu(config)]
     for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
         known = {str(error) for error in found}  # most rules report the same for both ends
@@ -134,9 +137,12 @@ def _layers(config: RunConfig) -> Iterator[RecipeError]:
             yield RecipeError(key, found, f"speed.{name} false", (f"speed.{name}",))
 
 
-def _hook(log: LogConfig) -> Iterator[RecipeError]:
-    if log.hook is not None and not is_reference(log.hook):
-        yield RecipeError("log.hook", f'found "{log.hook}"', REFERENCE_FORM)
+def _sinks(log: LogConfig) -> Iterator[RecipeError]:
+    for reference in log.sinks:
+        if not is_reference(reference):
+            yield RecipeError("log.sinks", f'found "{reference}"', REFERENCE_FORM)
+    if log.tensorboard_images and not log.tensorboard:
+        yield from unused("log.tensorboard_images", log.tensorboard_images, "log.tensorboard true")
 
 
 def _notify(notify: Notify) -> Iterator[RecipeError]:

@@ -130,9 +130,8 @@ class LogConfig:
     tensorboard: bool = True  # write TensorBoard event files
     tensorboard_images: int = 0  # training images of the first step, with their crops, to write to TensorBoard
     wandb: str | None = None  # project in Weights & Biases to log to; WANDB_* variables give account and mode
-    prometheus: str | None = None  # text file with the newest numbers, for Prometheus's node exporter
-    hook: str | None = None  # package.module:function, called on rank 0 with each record of metrics.jsonl
-    sinks: tuple[str, ...] = ()  # your own: package.module:function, called on rank 0, returns a resnet_dist Sink
+    prometheus: str | None = None  # file NAME.prom with the newest numbers, for Prometheus's node exporter
+    sinks: tuple[str, ...] = ()  # your own: package.module:function, called on rank 0, returns a sink of the records
     profile: str | None = None  # FIRST:LAST steps to trace with torch's profiler, e.g. "10:20" (--profile 10:20)
 
     def profiled_steps(self) -> tuple[int, int] | None:

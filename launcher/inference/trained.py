@@ -48,6 +48,13 @@ def saved(path: Path, *, best: bool = False) -> Saved:
     CheckpointError for a damaged checkpoint, one without a recipe that this version reads, or if all of a run are such;
     UsageError for another path, and for `best` if no evaluation is recorded.
     """
+    try:
+        return _found(path, best=best)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}. Allowed: {_ALLOWED}") from error
+
+
+def _found(path: Path, *, best: bool) -> Saved:
     if (path / format.MANIFEST).exists():
         if best:
             raise UsageError(f"--best: {path} is one checkpoint. Allowed: a run directory")

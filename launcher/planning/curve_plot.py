@@ -18,7 +18,7 @@ def curve(
     ticks: Sequence[str],
     ascii_only: bool = False,
 ) -> Iterator[str]:
-    """`value(step)` for the steps 0 to `steps` - 1: `height` lines and two of the axis, at most `width` characters each.
+    """`value(step)` for the steps 0 to `steps` - 1: `height` lines and two of the axis, at most `width` wide.
 
     The vertical axis begins at 0 and ends at the largest value that is drawn; a value above 0 is at least a dot.
     `ticks` are texts that are spread evenly below the horizontal axis: all of them, or only the first, the middle and

@@ -1,4 +1,4 @@
-"""One process of a measurement of `launcher.planning.measurement`: `python -m launcher.planning.measurement_worker JSON`."""
+"""One process of `launcher.planning.measurement`: `python -m launcher.planning.measurement_worker JSON`."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _for_speed(recipe: Recipe, steps: int) -> Recipe:
 class _Stopwatch(Unattended):
     """The times of the steps from number `first` to `last`; each begins with the request for its first micro-batch.
 
-    As the supervisor of the training it ends it after `seconds`, if they are given; then half of the steps may be warm-up.
+    As the supervisor, it ends the training after `seconds`, if they are given; half of the steps may then be warm-up.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.dotted_keys import flatten
@@ -20,6 +19,12 @@ from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, Recipe, ScheduleR
 # the sources do not say (zero_gamma).
 _NOT_COMPARED = (*FREE, "model.zero_gamma", "optimizer.epsilon", "data.mean", "data.std", "schedule.scaling")
 _COMPARED = ("model.", "data.", "optimizer.", "schedule.", "regularization.", "loss.", "ema.", "evaluate.resolution")
+_MEANT_BY_NONE = {  # defaults of `resnet_dist.optim` and `resnet_dist.recipe.schedule`
+    "optimizer.trust_coefficient": 0.001,
+    "optimizer.lr_in_momentum": True,
+    "schedule.power": 2.0,
+    "schedule.gamma": 0.1,
+}
 _SAME_LENGTH = 0.01  # durations that differ by less count as the same: 44 epochs are 6,882 steps, MLPerf's row 6,877
 
 
@@ -72,51 +77,47 @@ def compared(config: RunConfig) -> Comparison | None:
         return None
     wanted = flatten(recipe_overrides(found, config))
     del wanted["name"]
-    own = flatten(plain(config.recipe()))
+    own, defaults = _values(config.recipe()), _values(_least(config))
     if config.schedule.base_lr is not None or config.schedule.scaling == "table":
-        own["schedule.peak_lr"] = peak_learning_rate(config.schedule, config.batch.size, config)
-        own["schedule.base_lr"] = None
+        own |= {"schedule.peak_lr": peak_learning_rate(config.schedule, config.batch.size, config)}
+        own |= {"schedule.base_lr": None}
     if wanted["batch_norm.span"] == "auto":  # the source does not say
         del wanted["batch_norm.span"]
-    same = {key for key, value in wanted.items() if _is_same(own.get(key), value, config)}
-    defaults = _defaults(config)
+    same = {key for key, value in wanted.items() if _is_same(own.get(key), value, config.batch.size)}
     rest = (key for key in own if key.startswith(_COMPARED) and key not in {*wanted, *_NOT_COMPARED})
-    unexpected = {key for key in rest if own[key] != defaults.get(key) and not _is_default(key, own[key])}
+    unexpected = {key for key in rest if own[key] != defaults.get(key)}
     return Comparison(found, frozenset(same), frozenset(wanted.keys() - same | unexpected))
 
 
-def _is_default(key: str, value: object) -> bool:
-    """Whether `value` of a key whose default is None says what is meant by None."""
-    return (key, value) in (("evaluate.resolution", 224), ("schedule.warmup_start_lr", 0.0), ("schedule.power", 2))
-
-
-def _defaults(config: RunConfig) -> Mapping[str, Any]:
-    """The values of a recipe that gives only what every recipe must give."""
+def _least(config: RunConfig) -> Recipe:
+    """A recipe that gives only what every recipe must give."""
     batch = BatchRecipe(size=config.batch.size)
-    recipe = Recipe(data=DataRecipe(), batch=batch, duration=config.duration, schedule=ScheduleRecipe())
-    return flatten(plain(recipe))
+    return Recipe(data=DataRecipe(), batch=batch, duration=config.duration, schedule=ScheduleRecipe())
 
 
-def _is_same(own: object, wanted: object, config: RunConfig) -> bool:
-    match wanted:
-        case bool() | None:
-            return own == wanted or (own is None and wanted is True)  # lr_in_momentum: true by default
-        case int() | float():
-            own = 0.001 if own is None else own  # trust_coefficient
-            return isinstance(own, int | float) and math.isclose(own, wanted, rel_tol=1e-6)
-        case list():
-            return isinstance(own, list) and len(own) == len(wanted) and all(
-                _is_same(a, b, config) for a, b in zip(own, wanted, strict=True)
-            )
-        case str() if own != wanted and isinstance(own, str):
-            return _is_same_length(own, wanted, config)
+def _values(recipe: Recipe) -> dict[str, Any]:
+    values = flatten(plain(recipe))
+    values |= {key: meant for key, meant in _MEANT_BY_NONE.items() if values[key] is None}
+    if values["evaluate.resolution"] is None:
+        values["evaluate.resolution"] = recipe.data.resolution
+    return values
+
+
+def _is_same(own: object, wanted: object, batch_size: int) -> bool:
+    """Whether two values of a key are equal; numbers up to rounding, and lengths up to `_SAME_LENGTH`."""
+    if isinstance(wanted, list) and isinstance(own, list) and len(own) == len(wanted):
+        return all(_is_same(a, b, batch_size) for a, b in zip(own, wanted, strict=True))
+    if isinstance(wanted, int | float) and isinstance(own, int | float):
+        return math.isclose(own, wanted, rel_tol=1e-6)
+    if isinstance(wanted, str) and isinstance(own, str) and own != wanted:
+        return _is_same_length(own, wanted, batch_size)
     return own == wanted
 
 
-def _is_same_length(own: str, wanted: str, config: RunConfig) -> bool:
-    size = {"batch_size": config.batch.size, "num_samples": NUM_SAMPLES}
+def _is_same_length(own: str, wanted: str, batch_size: int) -> bool:
     try:
-        lengths = [Duration.parse(text).steps(**size) for text in (own, wanted)]
-    except ValueError:
+        lengths = [Duration.parse(text) for text in (own, wanted)]
+    except ValueError:  # another text, such as the name of a decay
         return False
-    return math.isclose(*lengths, rel_tol=_SAME_LENGTH)
+    steps = [length.steps(batch_size=batch_size, num_samples=NUM_SAMPLES) for length in lengths]
+    return math.isclose(*steps, rel_tol=_SAME_LENGTH)

@@ -126,7 +126,7 @@ def _num_samples(row: Ranked) -> int | None:
     return None if row.result.last is None else row.result.last.num_samples
 
 
-HEAD = ("", "run", "top-1", "95 % interval", "best top-1", "loss", "steps", "epochs", "time", "images/s")
+HEAD = ("", "run", "top-1", "95 % interval", "best top-1", "loss", "steps", "time", "images/s")
 
 
 def cells(row: Ranked) -> list[str]:
@@ -138,10 +138,9 @@ def cells(row: Ranked) -> list[str]:
         f"{row.run.name}{state}",
         "n/a" if last is None or last.accuracy is None else percent(last.accuracy.top1),
         "" if last is None or last.accuracy is None else interval_text(last.accuracy),
-        "" if best is None or best.accuracy is None else f"{percent(best.accuracy.top1)} at step {best.step:,}",
+        "" if best is None or best.accuracy is None else f"{percent(best.accuracy.top1)} (step {best.step:,})",
         "n/a" if last is None or last.loss is None else f"{last.loss:.4g}",
         f"{row.run.status.step or 0:,}",
-        "n/a" if last is None or last.epoch is None else f"{last.epoch:.2f}",
         duration(row.goodput.scheduled_s),
         "n/a" if row.images_per_s is None else f"{row.images_per_s:,.0f}",
     ]

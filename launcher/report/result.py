@@ -132,10 +132,10 @@ def interval_text(accuracy: Accuracy) -> str:
     """The interval of an accuracy as text.
 
     >>> interval_text(Accuracy(0.98, 100))
-    '93.00 to 99.45 %'
+    '93.0 to 99.5 %'
     """
     low, high = accuracy.interval
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def _crop(crop: object) -> str:

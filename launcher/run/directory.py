@@ -3,7 +3,7 @@
     STORAGE/NAME/
         config.yaml          the resolved config          environment.json   versions, host, commit
         attempts.jsonl       starts and ends              metrics.jsonl      what the trainer measured
-        tensorboard/         checkpoints/step-00000042/   index/             tables of samples
+        tensorboard/  wandb/ checkpoints/step-00000042/   index/             tables of samples
         logs/attempt-1/rank-0.log                         skips.json         windows of skipped samples
         profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
         incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
@@ -118,6 +118,7 @@ class RunDirectory:
     attempts_file = _Entry("attempts.jsonl")  # starts and ends of attempts
     metrics = _Entry("metrics.jsonl")  # the trainer's records: `resnet_dist.telemetry.metrics_file.read_metrics`
     tensorboard = _Entry("tensorboard")  # folder of TensorBoard's event files
+    wandb = _Entry("wandb")  # folder of Weights & Biases: offline runs, and the id that later attempts continue
     checkpoints = _Entry("checkpoints")  # folder of checkpoints, one folder each
     lease = _Entry("lease")  # folder of the lease, which keeps a second process out of the run
     index = _Entry("index")  # folder of the tables of samples

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +47,33 @@ class _Point:
         return sum(self.spent)
 
 
-@dataclass
 class History:
-    """What was read so far. `read` continues where it stopped."""
+    """What was read of the file so far. `read` continues where it stopped."""
 
-    path: Path
-    total_steps: int | None = None
-    newest: Record = field(default_factory=dict)  # the newest train record of the newest attempt
-    bottleneck: str = ""
-    stage: str = ""  # what the start of the newest attempt does, until its first step
-    stragglers: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # of the newest attempt: rank -> detail
-    num_unreadable: int = 0
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._inode = 0
+        self._reset()
 
-    def __post_init__(self) -> None:
-        self._offset, self._rest, self._inode, self._size = 0, b"", 0, 0
-        self._stride = 0  # of train records, every so manieth is kept; 0: not chosen yet
+    def _reset(self) -> None:
+        self.total_steps: int | None = None
+        self.newest: Record = {}  # the newest train record of the newest attempt
+        self.best_top1: float | None = None
+        self.bottleneck = ""
+        self.stage = ""  # what the start of the newest attempt does, until its first step
+        self.stragglers: dict[int, Mapping[str, Any]] = {}  # of the newest attempt: rank -> detail, and step
+        self.num_unreadable = 0
+        self._offset, self._size, self._rest = 0, 0, b""
+        self._stride = 0  # one train record of so many is kept; 0: not chosen yet
         self._num_train = 0
-        self._skipped = b""  # the newest line that was passed over
+        self._passed_over = b""  # the newest such line
+        self._started = 0  # step that the newest attempt continues from
         self._train: list[_Point] = []
         self._evals: list[_Point] = []
         self._spent = dict.fromkeys(SPENT, 0.0)
         self._recent: deque[tuple[float, float]] = deque(maxlen=NUM_NEWEST)
         self._marks: deque[Mark] = deque(maxlen=MAX_EVENTS)
         self._events: deque[str] = deque(maxlen=MAX_EVENTS)
-        self.best_top1: float | None = None
 
     @property
     def fraction_read(self) -> float:
@@ -87,7 +90,7 @@ class History:
         with file:
             found = os.fstat(file.fileno())
             if found.st_ino != self._inode or found.st_size < self._offset:  # another run of this name
-                self.__init__(self.path)  # type: ignore[misc] # begin again
+                self._reset()
                 self._inode = found.st_ino
             self._size = found.st_size
             if self._offset == self._size:
@@ -98,9 +101,9 @@ class History:
                 self._take(chunk)
                 if time.monotonic() > end:
                     break
-        if self._skipped:
-            self._note_newest(_parsed(self._skipped) or {})
-            self._skipped = b""
+        if self._passed_over:
+            self._note_newest(_parsed(self._passed_over) or {})
+            self._passed_over = b""
         return self._offset < self._size
 
     def train(self, max_points: int) -> dict[str, Column]:
@@ -160,7 +163,7 @@ class History:
             if line.startswith(_TRAIN):
                 self._num_train += 1
                 if self._num_train % self._stride:
-                    self._skipped = line
+                    self._passed_over = line
                     continue
             record = _parsed(line)
             if record is not None:
@@ -188,12 +191,13 @@ class History:
 
     def _add_train(self, record: Record) -> None:
         before = self._train[-1].step if self._train else 0.0
-        step_s, wait_s = (max(record.get(key) or 0.0, 0.0) for key in ("step_time_s", "data_wait_s"))
-        num_steps = max(record["step"] - max(before, self._started), 0) if self._train else record["step"] - self._started
-        self._spent["data wait"] += min(wait_s, step_s) * max(num_steps, 0)
-        self._spent["compute"] += max(step_s - wait_s, 0.0) * max(num_steps, 0)
+        num_steps = max(record["step"] - max(before, self._started), 0)
+        step_s = max(record.get("step_time_s") or 0.0, 0.0)
+        wait_s = min(max(record.get("data_wait_s") or 0.0, 0.0), step_s)
+        self._spent["data wait"] += wait_s * num_steps
+        self._spent["compute"] += (step_s - wait_s) * num_steps
         if step_s:
-            self._recent.append((step_s, min(wait_s, step_s)))
+            self._recent.append((step_s, wait_s))
         if self._train and record["step"] <= before:  # of several records of one step the last counts
             self._train.pop()
         self._train.append(_Point(_values(record, TRAIN), self._without_repeated()))
@@ -201,8 +205,6 @@ class History:
         if len(self._train) > 2 * MAX_POINTS:
             del self._train[1::2]
             self._stride *= 2
-
-    _started = 0  # step that the newest attempt continues from
 
     def _note_newest(self, record: Record) -> None:
         if record:
@@ -258,7 +260,7 @@ class History:
             self.best_top1 = max(tops, default=None)
         spent["repeated"] = self._spent["repeated"] + before - sum(spent.values())
         self._spent, self._started = spent, step
-        self.newest, self._skipped, self.stragglers = {}, b"", {}
+        self.newest, self._passed_over, self.stragglers = {}, b"", {}
         self._recent.clear()
 
     def _without_repeated(self) -> tuple[float, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,13 @@ from resnet_dist.telemetry.prometheus import PrometheusFile
 from resnet_dist.telemetry.sinks import Several, Unfailing
 from resnet_dist.telemetry.tensorboard import Hyperparameter, TensorBoard
 from resnet_dist.telemetry.weights_and_biases import WeightsAndBiases
-
-log = logging.getLogger(__name__)
+from resnet_dist.training.sample_images import Captioned, ShowImages
 
 # What people compare runs by: the columns of TensorBoard's table of runs.
 _HYPERPARAMETERS = (
     *("model.name", "batch.size", "duration", "seed", "precision"),
     *("optimizer.name", "optimizer.momentum", "optimizer.weight_decay"),
-    *("schedule.peak_lr", "schedule.warmup", "schedule.decay"),
+    *("schedule.peak_lr", "schedule.base_lr", "schedule.warmup", "schedule.decay"),
     *("regularization.label_smoothing", "regularization.mixup", "ema.decay", "data.resolution"),
 )
 SINK_FORM = "a function that returns an object with the methods write(record) and close()"
@@ -111,8 +110,12 @@ class UsersSink:
             raise raised from error
 
 
-def sink_of(config: RunConfig, run: RunDirectory, attempt: int, supervisor: FileSupervisor) -> tuple[Sink, Pictures]:
-    """The sink of rank 0, and what shows images. Also records the environment, for the run and for the attempt.
+def sink_of(
+    config: RunConfig, run: RunDirectory, attempt: int, supervisor: FileSupervisor
+) -> tuple[Sink, ShowImages | None]:
+    """The sink of rank 0, and a function that shows images, if there is a place for them.
+
+    Also records the environment, for the run and for the attempt.
 
     Raises StorageError if metrics.jsonl cannot be opened, RecipeError for a sink of the user that is none, and
     MissingPackage without a package that a sink needs.
@@ -125,16 +128,21 @@ def sink_of(config: RunConfig, run: RunDirectory, attempt: int, supervisor: File
     # The user's functions first: what they raise leaves no other sink open.
     users = [UsersSink(reference, run.path, content) for reference in settings.sinks]
     sinks: list[Sink] = []
-    pictures = Pictures(None)
+    show: ShowImages | None = None
     if settings.tensorboard:
         board = TensorBoard(run.tensorboard, configs.to_yaml(config), hyperparameters(content))
-        sinks.append(Unfailing("TensorBoard", board))
-        pictures = Pictures(board)
+        unfailing = Unfailing("TensorBoard", board)
+        sinks.append(unfailing)
+        show = functools.partial(_show, unfailing, board)
     if settings.prometheus is not None:
         sinks.append(Unfailing("log.prometheus", PrometheusFile(Path(settings.prometheus), config.name, attempt)))
     if settings.wandb is not None:
         sinks.append(WeightsAndBiases(settings.wandb, config.name, run.wandb, content))
-    return RunSink(Several([MetricsFile(run.metrics), *sinks, *users]), supervisor, logs), pictures
+    return RunSink(Several([MetricsFile(run.metrics), *sinks, *users]), supervisor, logs), show
+
+
+def _show(unfailing: Unfailing, board: TensorBoard, step: int, images: Sequence[Captioned]) -> None:
+    unfailing.attempt(lambda: board.images(step, images))
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, Hyperparameter]:

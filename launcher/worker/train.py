@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,14 @@ import torch
 
 from launcher.checks.network import INTERFACE_VARIABLE
 from launcher.config.schema import RunConfig, mirror_address, with_micro_batches
-from launcher.errors import UserCodeError
 from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.faults import translate_error
 from launcher.recovery.policy import Skip
-from launcher.recovery.portable import message_of, portable, traceback_of
-from launcher.run import heartbeats
-from launcher.run.directory import AttemptLogs, RunDirectory
-from launcher.run.environment import environment
+from launcher.recovery.portable import portable, traceback_of
+from launcher.run.directory import RunDirectory
 from launcher.worker.assignment import Assignment
-from launcher.worker.logged_warnings import LoggedWarnings
 from launcher.worker.preflight import check_attempt
+from launcher.worker.sinks import sink_of
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.watchdog import Watchdog
 from resnet_dist.build import RunOptions, Worker, build
@@ -36,54 +31,11 @@ from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.batch_layout import stream_step
-from resnet_dist.recipe.references import function_for
 from resnet_dist.telemetry.liveness import Liveness
-from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, Sink
+from resnet_dist.telemetry.metrics_file import NoSink, Sink
+from resnet_dist.telemetry.sinks import closing
 
 log = logging.getLogger(__name__)
-
-Hook = Callable[[Mapping[str, Any]], object]  # called with each record
-
-
-class _WorkerSink:
-    """A sink that passes records on to the supervisor and to the user's hook.
-
-    It adds logged warnings, and the host of a straggler.
-    """
-
-    def __init__(self, sink: Sink, supervisor: FileSupervisor, logs: AttemptLogs, hook: Hook | None = None) -> None:
-        self._sink, self._supervisor, self._logs, self._hook = sink, supervisor, logs, hook
-        self._warnings = LoggedWarnings()
-        self._step: int | None = None  # of the last record
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        if record.get("event") == "straggler":
-            beat = heartbeats.read(self._logs).get(record["detail"]["rank"])
-            node = {"host": beat.host, "node_id": beat.node_id} if beat else {"host": None, "node_id": None}
-            record = {**record, "detail": {**record["detail"], **node}}
-        if record.get("event") != "indexing":  # it comes before the first record
-            self._step = record["step"]
-        self._pass_on(record)
-        self._write_warnings()
-
-    def close(self) -> None:
-        try:
-            self._write_warnings()
-        finally:  # the hook may raise
-            self._warnings.close()
-            self._sink.close()
-
-    def _pass_on(self, record: Mapping[str, Any]) -> None:
-        self._sink.write(record)
-        self._supervisor.metrics(record)
-        if self._hook is not None:
-            self._hook(record)
-
-    def _write_warnings(self) -> None:
-        """Write the warnings since the last record; not before the first record, which begins the attempt."""
-        if self._step is not None:
-            for text in self._warnings.take():
-                self._pass_on({"kind": "event", "step": self._step, "event": "warning", "detail": {"text": text}})
 
 
 def device_of(config: RunConfig, local_rank: int) -> torch.device:
@@ -147,9 +99,9 @@ def _train(
 ) -> AttemptResult:
     started, attempt = time.perf_counter(), assignment.attempt
     sink: Sink = NoSink()
+    show_images = None
     if assignment.rank == 0:
-        hook = None if config.log.hook is None else load_hook(config.log.hook)
-        sink = _sink(run, attempt.number, supervisor, config.log.tensorboard, hook)
+        sink, show_images = sink_of(config, run, attempt.number, supervisor)
     # The total number of CPUs stays what the config requests, however many workers share them.
     num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
     worker = Worker(
@@ -176,12 +128,12 @@ def _train(
         skipped=skipped_steps(attempt.skips, config.batch.size),
         profile=config.log.profiled_steps(),
         profiles=run.profile(attempt.number),
+        num_images=config.log.tensorboard_images,
+        show_images=show_images,
     )
-    try:
+    with closing(sink):
         trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness)
         outcome = trainer.fit()
-    finally:
-        sink.close()
     measured: dict[str, Any] = {"time_s": time.perf_counter() - started}
     if outcome.evaluation is not None:
         values = outcome.evaluation.record()
@@ -192,34 +144,6 @@ def _train(
         epoch = outcome.step * trainer.timetable.batch_size / trainer.timetable.num_samples
         measured |= {"target_reached": outcome.reached, "epoch": epoch}
     return AttemptResult(outcome.step, outcome.finished, measured)
-
-
-def load_hook(reference: str) -> Hook:
-    """The user's function `reference`, for records, of which it gets copies.
-
-    An exception that it raises becomes a UserCodeError. Raises RecipeError if it cannot be loaded or called so.
-    """
-    function = function_for("log.hook", reference, {})
-
-    def hook(record: Mapping[str, Any]) -> None:
-        try:
-            function(copy.deepcopy(dict(record)))
-        except Exception as error:  # its message must not be taken for one of the network
-            raised = UserCodeError(reference, f"{type(error).__name__}: {message_of(error)}")
-            raised.add_note(traceback_of(error))
-            raise raised from error
-
-    return hook
-
-
-def _sink(run: RunDirectory, attempt: int, supervisor: FileSupervisor, tensorboard: bool, hook: Hook | None) -> Sink:
-    """The sink of rank 0; also records the environment, for the run and for the attempt."""
-    facts, logs = environment(), run.logs(attempt)
-    run.write_environment(facts)
-    with storage_errors(logs.environment):
-        logs.environment.write_text(json.dumps(facts))
-    metrics = MetricsFile(run.metrics, run.tensorboard if tensorboard else None)
-    return _WorkerSink(metrics, supervisor, logs, hook)
 
 
 def skipped_steps(skips: Sequence[Skip], batch_size: int) -> tuple[tuple[int, int], ...]:

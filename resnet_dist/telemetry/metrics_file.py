@@ -1,8 +1,9 @@
-"""The metrics of a run: metrics.jsonl and TensorBoard, written by rank 0.
+"""The metrics of a run: metrics.jsonl, written by rank 0, and the protocol of a sink, which others implement too.
 
 Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps):
 
     "train"   epoch loss learning_rate images_per_s step_time_s data_wait_s ...
+              memory_bytes (host memory of rank 0's process now) gpu_memory_bytes (most that torch has used of its GPU)
               num_left_out (samples so far whose images are broken, where there may be such)
               trust_ratio_min trust_ratio_median trust_ratio_max (over the layers, with lars and lamb)
     "layers"  layers: {layer: {weight_norm gradient_norm trust_ratio activation_std output_gradient_std}}, each where it
@@ -27,20 +28,16 @@ NaN and infinity are written as null.
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from resnet_dist.errors import StorageError
 from resnet_dist.input_files import open_to_append, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import Record
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 
@@ -72,18 +69,15 @@ class NoSink:
 
 
 class MetricsFile:
-    """Appends records to metrics.jsonl, and the numbers of train and eval records to TensorBoard.
+    """Appends records to metrics.jsonl. Raises StorageError if the file cannot be opened.
 
-    `tensorboard` is the folder of TensorBoard's event files, or None. Raises StorageError if the file cannot be opened.
     A disk that is full later does not end the training: lines are kept in memory and written with a later record or on
     closing. Lines that are lost then are logged.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._tensorboard = tensorboard
         self._waiting = b""  # bytes that could not be written yet
-        self._writer: SummaryWriter | None = None  # a SummaryWriter, created with the first record, whose step it needs
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             opened = open_to_append(path)
@@ -101,8 +95,6 @@ class MetricsFile:
         self._waiting += json_lines.encode(record)
         try:
             self._append_waiting()
-            if self._tensorboard is not None:
-                self._draw(record, self._tensorboard)
         except OSError as error:
             if not refused_before:
                 log.warning(
@@ -116,8 +108,6 @@ class MetricsFile:
         try:
             self._append_waiting()
             os.fsync(self._file.fileno())
-            if self._writer is not None:
-                self._writer.close()
         except OSError as error:
             lost = self._waiting.count(b"\n")
             log.error("%s: %s; %d lines could not be written", self._path, error.strerror or error, lost)
@@ -127,48 +117,6 @@ class MetricsFile:
     def _append_waiting(self) -> None:
         while self._waiting:  # a raw write may write only a part
             self._waiting = self._waiting[self._file.write(self._waiting) :]
-
-    def _draw(self, record: Mapping[str, object], folder: Path) -> None:
-        if record.get("event") == "indexing":  # it comes before "started", which is to be the first record drawn
-            return
-        if self._writer is None:
-            self._writer = _summary_writer(folder, record)
-            if self._writer is None:
-                self._tensorboard = None
-                return
-        if record["kind"] == "event":
-            return
-        metrics = record.get("metrics")
-        for key, value in [
-            *record.items(),
-            *(metrics.items() if isinstance(metrics, Mapping) else ()),
-            *_by_layer(record.get("layers")),
-        ]:
-            if key in ("step", "epoch") or not isinstance(value, int | float) or isinstance(value, bool):
-                continue
-            if math.isfinite(value):
-                self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-
-
-def _by_layer(layers: object) -> Iterator[tuple[str, float]]:
-    """The numbers of a record of kind "layers", by NUMBER/LAYER, so that a number's charts are next to each other."""
-    for layer, numbers in layers.items() if isinstance(layers, Mapping) else ():
-        for name, value in numbers.items():
-            yield f"{name}/{layer}", value
-
-
-def _summary_writer(folder: Path, first: Mapping[str, object]) -> SummaryWriter | None:
-    """A SummaryWriter, or None if TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.warning("TensorBoard is not installed: metrics go to metrics.jsonl only (pip install tensorboard)")
-        return None
-    # Hide the points of an earlier attempt after the step that this attempt continues from.
-    step = first["step"]
-    assert isinstance(step, int)
-    purge_step = step + 1 if first.get("event") == "started" else None
-    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 @dataclass(frozen=True)
@@ -200,6 +148,8 @@ class _Known:
     step_time_s: float | None = None
     data_wait_s: float | None = None
     time_left_s: float | None = None
+    memory_bytes: int | None = None
+    gpu_memory_bytes: int | None = None
     time_s: float | None = None
     sample_ids: int | None = None
     num_samples: int | None = None

@@ -48,12 +48,13 @@ class TensorBoard:
         for name, value in points(record):
             self._writer.add_scalar(name, value, step)
         if record.get("event") == "finished" and self._end is not None:
-            self._writer.file_writer.add_summary(self._end)
+            self._add(self._end)
 
     def images(self, step: int, captioned: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Show images, uint8 [height, width, 3], each under its caption, once the first record was written."""
-        for caption, image in captioned if self._writer is not None else ():
-            self._writer.add_image(f"images/{caption}", image, step, dataformats="HWC")
+        if self._writer is not None:
+            for caption, image in captioned:
+                self._writer.add_image(f"images/{caption}", image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -79,5 +80,9 @@ class TensorBoard:
         if self._hyperparameters:
             # Not `add_hparams`, which would write them as another run, without the curves.
             experiment, start, self._end = hparams(self._hyperparameters, {FINAL: 0.0})
-            for summary in (experiment, start):
-                self._writer.file_writer.add_summary(summary)
+            self._add(experiment)
+            self._add(start)
+
+    def _add(self, summary: Any) -> None:
+        assert self._writer is not None
+        self._writer._get_file_writer().add_summary(summary)

@@ -23,6 +23,7 @@ from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
 from resnet_dist.telemetry.layers import Layers, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
+from resnet_dist.telemetry.memory import used_bytes
 from resnet_dist.telemetry.metrics_file import Sink
 from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.stages import NoStages, Stages
@@ -326,6 +327,7 @@ class Trainer:
                 **({} if self.parts.bad is None else {"num_left_out": self.parts.bad.num_samples}),
                 **totals.scaling,
                 **_summary(totals.trust_ratios),
+                **used_bytes(),
             }
         )
 

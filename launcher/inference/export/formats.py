@@ -70,7 +70,7 @@ def network_in(target: Format, model: ModelRecipe) -> str:
 
     Raises UsageError for a network that the target does not have.
     """
-    from resnet_dist.models.architectures import MODELS, architecture_of  # torch, which takes seconds
+    from resnet_dist.recipe.architectures import MODELS, architecture_of  # torch, which takes seconds
 
     if target.networks is None:
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.inference.export.description import DEFAULT_EPSILON, Description
 from launcher.inference.export.formats import TORCHVISION, Name
 from launcher.inference.export.programs import INPUT
-from resnet_dist.models.architectures import MODELS, architecture_of
+from resnet_dist.recipe.architectures import MODELS, architecture_of
 from resnet_dist.recipe.schema import ModelRecipe, Recipe
 
 # What a network's modules depend on; the other keys of `model` only change its weights.
@@ -20,16 +20,17 @@ def loading(format: Name, network: str, about: Description, recipe: Recipe, file
 
     `network` is its name in the target of the format.
     """
-    classes, norm = about.num_classes, _norm_layer(about)
-    head = "import functools\n\nimport torch\n" if norm else ""
+    classes, norm, imports = about.num_classes, _norm_layer(about), _imports(about)
     if format == "torchvision":
-        return f"""{head or "import torch\n"}import torchvision
+        return f"""{imports}
+import torchvision
 
 model = torchvision.models.{network}(num_classes={classes}{norm})
 model.load_state_dict(torch.load({file!r}, weights_only=True))
 model.eval()"""
     if format == "timm":
-        return f"""{head}import timm
+        return f"""{imports}
+import timm
 
 model = timm.create_model(
     {network!r}, num_classes={classes}, checkpoint_path={file!r}{norm},
@@ -78,6 +79,8 @@ def predicting(file: str) -> str:
     return f"""import json
 from pathlib import Path
 
+import torch
+
 with torch.no_grad():
     probabilities = model(batch).softmax(dim=1)[0]
 classes = json.loads(Path({file!r}).read_text())["classes"] or range(len(probabilities))
@@ -92,17 +95,20 @@ def _norm_layer(about: Description) -> str:
     return f", norm_layer=functools.partial(torch.nn.BatchNorm2d, eps={about.epsilon!r})"
 
 
+def _imports(about: Description) -> str:
+    return "import functools\n\nimport torch" if _norm_layer(about) else "import torch"
+
+
 def _network(about: Description, recipe: Recipe) -> str:
     """Code that makes the network with untrained weights."""
     model = recipe.model
     own = architecture_of(model) if model.name in MODELS else None
     if same := [name for name in TORCHVISION if MODELS[name] == own]:
-        norm = _norm_layer(about)
-        return f"""{"import functools\n\n" if norm else ""}import torch
+        return f"""{_imports(about)}
 import torchvision
 from safetensors.torch import load_file
 
-model = torchvision.models.{same[0]}(num_classes={about.num_classes}{norm})"""
+model = torchvision.models.{same[0]}(num_classes={about.num_classes}{_norm_layer(about)})"""
     default = ModelRecipe()
     given = {key: value for key in _SHAPING if (value := getattr(model, key)) != getattr(default, key)}
     arguments = ", ".join(f"{key}={value!r}" for key, value in given.items())

@@ -1,0 +1,128 @@
+"""The attempts of a run in order: how each began and ended, what a failure cost, and the time in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.exit_codes import ExitCode
+from launcher.formatting import count, first_line
+from launcher.report.goodput import Span, workers_of
+from launcher.report.run_record import RunRecord
+from launcher.run.record_types import Facts
+from resnet_dist.input_files import printable, read_whole
+
+_STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
+_MAX_SUMMARY_BYTES = 20_000  # of an incident's summary that is shown; those that the launcher writes have 2 kB
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An attempt, for a person."""
+
+    span: Span
+    is_running: bool
+    begun: str  # "after step 0 with 2 workers"
+    ended: str  # how it ended, with its exit code and cause
+    outcome: str  # "finished", "stopped", "failed" or "running"
+    cost: str  # of a failure, and what was decided; empty without one
+    incident: str  # path of the incident's summary, relative to the run directory; empty without one
+    incident_text: str  # its content
+    gap: str  # the time until the next start; empty for the last attempt
+
+
+def timeline(run: RunRecord, spans: Sequence[Span]) -> list[Entry]:
+    """The attempts of a run, oldest first."""
+    return [_entry(run, span, is_last=span is spans[-1]) for span in spans]
+
+
+def _entry(run: RunRecord, span: Span, *, is_last: bool) -> Entry:
+    attempt, facts, ending = span.attempt, span.attempt.facts, span.attempt.end_facts
+    excluded = f", without {', '.join(facts['excluded'])}" if facts.get("excluded") else ""
+    is_running = attempt.ended is None and is_last and run.status.state in ("starting", "running", "saving")
+    incident, text = _incident(run, attempt.number)
+    return Entry(
+        span=span,
+        is_running=is_running,
+        begun=f"after step {facts.get('from_step', 0):,} with {count(workers_of(attempt), 'worker')}{excluded}",
+        ended=_ended(run, span, is_running),
+        outcome="running" if is_running else _outcome(attempt.exit_code),
+        cost=f"{_cost(ending)}; {first_line(ending.get('decision'))}" if "steps_redone" in ending else "",
+        incident=incident,
+        incident_text=text,
+        gap="" if is_last else _gap(span),
+    )
+
+
+def _outcome(exit_code: int | None) -> str:
+    if exit_code == ExitCode.OK:
+        return "finished"
+    return "stopped" if exit_code in _STOPPED else "failed"
+
+
+def _ended(run: RunRecord, span: Span, is_running: bool) -> str:
+    attempt = span.attempt
+    if attempt.ended is None:
+        return "it is running" if is_running else "no end recorded: it was killed with its driver"
+    cause = first_line(attempt.cause).replace(f"{run.directory.path}/", "")
+    where = "ended" if attempt.last_step is None else f"ended after step {attempt.last_step}"
+    return f"{where}, exit code {attempt.exit_code}: {cause}"
+
+
+def _gap(span: Span) -> str:
+    counted = "" if span.is_automatic else ", by a person: this time does not count"
+    return f"{span.gap_s:.0f} s until the next attempt started{counted}"
+
+
+def _cost(ending: Facts) -> str:
+    """The cost of a failure: the steps and the time since the newest checkpoint."""
+    steps, saved, seconds = (ending.get(key, 0) for key in ("steps_redone", "checkpoint_step", "seconds_lost"))
+    if not saved:
+        return f"no checkpoint yet: {count(steps, 'step')} to repeat, {seconds:.0f} s of work"
+    if not steps:
+        return f"no step lost: the newest checkpoint is of step {saved}"
+    return f"{count(steps, 'step')} to repeat after the checkpoint of step {saved}, {seconds:.0f} s of work"
+
+
+def _incident(run: RunRecord, attempt: int) -> tuple[str, str]:
+    """The path of an incident's summary, and its text; both empty without an incident."""
+    if not run.directory.incident(attempt).is_dir():
+        return "", ""
+    file = run.directory.incident_summary(attempt)
+    try:
+        text = printable(read_whole(file, _MAX_SUMMARY_BYTES).decode(errors="replace"))
+    except OSError as error:
+        text = f"it cannot be read: {error.strerror or error}"
+    return str(file.relative_to(run.directory.path)), text
+
+
+def lines(entries: Sequence[Entry]) -> Iterator[str]:
+    """The timeline as text."""
+    for entry in entries:
+        attempt = entry.span.attempt
+        yield f"  {attempt.started}  attempt {attempt.number} started {entry.begun}"
+        yield f"  {attempt.ended or '':<25}  {entry.ended}"
+        for more in (entry.cost, entry.incident, entry.gap):
+            if more:
+                yield f"  {'':<25}  {more}"
+
+
+def described(entry: Entry) -> Mapping[str, object]:
+    """An attempt for JSON."""
+    attempt = entry.span.attempt
+    return {
+        "number": attempt.number,
+        "started": attempt.started,
+        "ended": attempt.ended,
+        "seconds": entry.span.seconds,
+        "outcome": entry.outcome,
+        "exit_code": attempt.exit_code,
+        "cause": attempt.cause,
+        "workers": workers_of(attempt),
+        "from_step": attempt.facts.get("from_step", 0),
+        "last_step": attempt.last_step,
+        "cost": entry.cost,
+        "incident": entry.incident,
+        "gap_s": entry.span.gap_s,
+        "gap_counts": entry.span.is_automatic,
+    }
