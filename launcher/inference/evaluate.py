@@ -20,7 +20,6 @@ from launcher.inference.names import class_names, for_outputs
 from launcher.inference.trained import Saved
 from resnet_dist.data import Index
 from resnet_dist.data.index.table import compare_classes
-
 from resnet_dist.inference import TrainedModel, Weights
 from resnet_dist.inference.images import Images, index_at, other_data, run_index, with_labels_of
 from resnet_dist.inference.predictions import Predictions, decodable, evaluate_images
@@ -55,7 +54,7 @@ class Evaluated:
     flip: bool
     num_workers: int
     device: str
-    batch_norm: str  # which statistics, in words
+    precise_batch_norm: int  # steps whose batches the run's own evaluations use; here: running statistics
     images: Images | None  # with their classes; on rank 0
     predictions: Predictions | None  # on rank 0
 
@@ -94,7 +93,6 @@ def evaluate_checkpoint(
     images = run_long_on_rank_0(find, rank, world_size)
     told = None if progress is None else partial(progress, "evaluated")
     evaluation, predictions = evaluate_images(trained, images.index, worker, flip=flip, progress=told)
-    precise = saved.recipe.evaluate.precise_batch_norm
     return Evaluated(
         evaluation=evaluation,
         checkpoint=saved.checkpoint,
@@ -104,7 +102,7 @@ def evaluate_checkpoint(
         flip=flip,
         num_workers=world_size,
         device=device.type,
-        batch_norm=f"running statistics (the run's evaluations have those of {precise} steps)" if precise else "running",
+        precise_batch_norm=recipe.evaluate.precise_batch_norm,
         images=images if rank == 0 else None,
         predictions=predictions,
     )

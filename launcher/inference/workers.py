@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from launcher.checks.finding import require
 from launcher.checks.network import select_interface
@@ -34,15 +34,14 @@ def evaluate_with(saved: Saved, request: Request, num_workers: int, progress: Pr
     for one that was killed.
     """
     if num_workers == 1:
-        return evaluate_checkpoint(saved, **_arguments(request), progress=progress)
+        return _evaluate(saved, request, progress)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         arguments = (num_workers, place, saved, request, progress)
         try:
-            multiprocessing.start_processes(_work, arguments, num_workers, start_method="spawn")
-        except multiprocessing.ProcessException as error:
-            failure = _failure(place, error.error_index)
-            raise failure or WorkerLost("this host", error.error_index, f"it ended: {error.msg}") from error
+            start_processes(_work, arguments, num_workers, start_method="spawn")
+        except ProcessException as error:
+            raise _failure(place, error) from error
         return cast(Evaluated, pickle.loads((place / _RESULT).read_bytes()))
 
 
@@ -52,19 +51,17 @@ def evaluate_under_torchrun(saved: Saved, request: Request, progress: Progress |
     if own.world_size > own.local_world_size:
         require([select_interface(os.environ.get("MASTER_ADDR", ""))])
     with _group(own, "env://"):
-        return evaluate_checkpoint(saved, **_arguments(request), progress=progress)
+        return _evaluate(saved, request, progress)
 
 
-def _work(
-    rank: int, world_size: int, folder: Path, saved: Saved, request: Request, progress: Progress | None
-) -> None:
+def _work(rank: int, world_size: int, folder: Path, saved: Saved, request: Request, progress: Progress | None) -> None:
     """Worker `rank`: leaves the result, or its error, in `folder`."""
     own = Ranks(rank, world_size, rank, world_size)
     os.environ.update({name: str(getattr(own, name.lower())) for name in _VARIABLES})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # with these, `ranks` takes the variables for a group
     try:
         with _group(own, (folder / "store").as_uri()):
-            found = evaluate_checkpoint(saved, **_arguments(request), progress=progress)
+            found = _evaluate(saved, request, progress)
         if rank == 0:
             (folder / _RESULT).write_bytes(pickle.dumps(found))
     except Exception as error:
@@ -84,16 +81,23 @@ def _group(own: Ranks, address: str) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: it would wait for the others
 
 
-def _arguments(request: Request) -> dict[str, object]:
-    return {part.name: getattr(request, part.name) for part in dataclasses.fields(request)}
+def _evaluate(saved: Saved, request: Request, progress: Progress | None) -> Evaluated:
+    return evaluate_checkpoint(
+        saved,
+        data=request.data,
+        resolution=request.resolution,
+        flip=request.flip,
+        weights=request.weights,
+        progress=progress,
+    )
 
 
-def _failure(folder: Path, rank: int) -> Exception | None:
-    """The error that the worker `rank`, the first to fail, has left."""
-    try:
-        return cast(Exception, pickle.loads(_failed(folder, rank).read_bytes()))
-    except OSError:
-        return None
+def _failure(folder: Path, error: ProcessException) -> Exception:
+    """The first error that a worker has left; WorkerLost if the one that ended first has left none."""
+    if not _failed(folder, error.error_index).exists():
+        return WorkerLost(socket.gethostname(), error.error_index, error.msg)
+    first = min(folder.glob(_failed(folder, 0).name.replace("0", "*")), key=lambda file: file.stat().st_mtime_ns)
+    return cast(Exception, pickle.loads(first.read_bytes()))
 
 
 def _failed(folder: Path, rank: int) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from launcher.errors import ConfigError, UsageError
+from launcher.exit_codes import ExitCode
 from launcher.formatting import count, first_line
 from launcher.run import heartbeats, lease, progress, submissions
 from launcher.run import status as run_state
@@ -29,6 +30,7 @@ T = TypeVar("T")
 SILENT_S = 30.0  # since the heartbeat of a running worker: three times the longest interval between two
 NUM_LOG_LINES = 200
 _LOG_BYTES = 40_000
+_STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
 _BUDGET_S = 0.2  # of one reading of metrics.jsonl: a large file is read in parts, between which the view is drawn
 
 
@@ -74,6 +76,7 @@ class Reader:
         self._fatal = _Unless(run.fatal, run.fatal_file)
         self._submission = _Unless(lambda: submissions.newest(run), run.submissions)
         self._total_steps = _Unless(self._by_config, run.config)
+        self._newest_saved = _Unless(lambda: progress.newest_step(run), run.checkpoints)
         self._beats = _Beats()
         self._lease = _Lease(run)
         self._log: tuple[object, list[str]] = (None, [])
@@ -169,7 +172,7 @@ class Reader:
         if attempt is None or attempt.last_step is not None:
             return None if attempt is None else attempt.last_step
         done = [progress.completed_steps(beat) for beat in beats if beat.phase != "start"]
-        return max([int(self.history.newest.get("step", 0)), progress.newest_step(self.run), *done])
+        return max([int(self.history.newest.get("step", 0)), self._newest_saved.value(), *done])
 
     def _events(self) -> list[str]:
         history = self.history
@@ -289,7 +292,7 @@ def _marks(attempts: Sequence[Attempt]) -> list[Mark]:
             text = f"step {first:,}: attempt {attempt.number} began"
             marks.append(Mark(step=first, sign=str(attempt.number)[-1], text=text))
         if attempt.exit_code:
-            sign = "x" if attempt.exit_code not in run_state.STOPPED else "|"
+            sign = "|" if attempt.exit_code in _STOPPED else "x"
             step = attempt.last_step if attempt.last_step is not None else first
             marks.append(Mark(step=step, sign=sign, text=f"step {step:,}: {_cause(attempt)}"))
     return marks

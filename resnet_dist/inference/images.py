@@ -115,7 +115,7 @@ def with_labels_of(names: Sequence[str], index: Index) -> Images:
 
 
 def index_of_files(paths: Sequence[str]) -> Index:
-    """An index of image files, given by absolute paths: it has one class, and `problems` of files that are no images."""
+    """An index of image files by absolute paths: it has one class, and `problems` of files that are no images."""
     names = [path.removeprefix("/") for path in paths]
     return build_index(Listing(("",), names, [0] * len(names)), "/", "imagefolder")
 

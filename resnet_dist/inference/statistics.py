@@ -74,7 +74,8 @@ def confusions(found: Predictions) -> list[Confusion]:
     pairs = np.stack([found.labels[wrong], found.predicted[wrong]], axis=1)
     kinds, counts = np.unique(pairs, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return [Confusion(*kinds[number].tolist(), int(counts[number])) for number in order.tolist()]
+    columns = (kinds[order, 0], kinds[order, 1], counts[order])
+    return [Confusion(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def confusion_row(found: Predictions, label: int, num_classes: int) -> NDArray[np.int64]:
