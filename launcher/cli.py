@@ -16,6 +16,7 @@ from launcher.commands import (
     config_init,
     config_show,
     doctor,
+    export,
     list_runs,
     logs,
     plan,
@@ -63,7 +64,21 @@ def _parser() -> Parser:
     verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="of images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
-    modules = (plan, prepare_verbs, study, doctor, render, submit, status, logs, cancel, list_runs, reports, compare)
+    modules = (
+        plan,
+        prepare_verbs,
+        study,
+        doctor,
+        render,
+        submit,
+        status,
+        logs,
+        cancel,
+        list_runs,
+        reports,
+        compare,
+        export,
+    )
     for module in modules:
         module.add_parser(verbs)
 

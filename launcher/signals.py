@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,14 +102,9 @@ class StopSignals:
         finally:
             self._listeners.remove(listener)
 
-    @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """In the block, a signal is answered with a checkpoint; after it, the run is ending anyway."""
-        self._answer = "saving at the next step"
-        try:
-            yield
-        finally:
-            self._answer = "the run is ending already"
+    def answer(self, text: str) -> None:
+        """What a signal leads to from now on, for the person who sends it."""
+        self._answer = text
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -137,7 +133,7 @@ class StopSignals:
         if number in self._received:
             return
         if first_press:
-            again = "" if self._second == "ignore" else "; press Ctrl-C again to end without saving"
+            again = "" if self._second == "ignore" else "; Ctrl-C again ends without saving"
             self._say(f"Ctrl-C: {self._answer}{again}")
         elif not self._received:
             self._say(f"{signal.Signals(number).name} received: {self._answer}")
@@ -176,8 +172,10 @@ class StopSignals:
 
     def _say(self, text: str) -> None:
         if self._announce:
-            after_key_press = self._pressed_at is not None and os.isatty(2)  # the terminal has written ^C into the line
-            streams.write_now(f"\n{text}\n" if after_key_press else f"{text}\n")
+            begin = "\n" if self._pressed_at is not None and os.isatty(2) else ""  # the terminal has written ^C
+            if streams.is_terminal(sys.stderr):  # there may be a line of progress, too
+                begin = streams.CLEAR_LINE
+            streams.write_now(f"{begin}{text}\n")
 
 
 @contextlib.contextmanager
@@ -193,4 +191,8 @@ def blocked() -> Iterator[None]:
 def take_over() -> StopSignals:
     """Make this process one of a run: its output cannot fail, and it handles signals. For the start of a command."""
     streams.protect()
-    return StopSignals("end", announce=os.environ.get("RANK", "0") == "0").install()
+    leads = os.environ.get("RANK", "0") == "0"
+    stop = StopSignals("end", announce=leads).install()
+    if leads:
+        streams.show_opening("checking the config")
+    return stop

@@ -9,6 +9,9 @@ import sys
 from typing import Any, TextIO
 
 WAIT_S = 1.0  # assumption: a reader that is only slow reads something in this time
+CLEAR_LINE = "\r\x1b[2K"  # ECMA-48: to the first column, and erase the line
+
+_opening: list[int] = []  # the descriptor of a line that the next output replaces
 
 
 def protect() -> None:
@@ -30,6 +33,41 @@ def write_now(text: str) -> None:
     _Lossy(2, wait_s=0.0).write(text.encode(errors="backslashreplace"))
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a line on `stream` can be replaced by another one."""
+    try:
+        return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    except ValueError:  # it is closed
+        return False
+
+
+def show_opening(text: str) -> None:
+    """Show a line on a terminal until something else is written. Streams must be protected."""
+    if is_terminal(sys.stdout):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        _opening.append(1)
+
+
+def flush_all() -> OSError | None:
+    """Write what Python holds back of standard output; the error of a closed pipe or a full disk, if there is one.
+
+    After an error, the rest goes nowhere, so that the end of the interpreter has nothing to report.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def protected_stdout() -> TextIO:
+    """A stream on standard output's descriptor whose writes cannot fail."""
+    return _protected(sys.stdout, 1)
+
+
 def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
     encoding = "utf-8" if stream is None else stream.encoding
     buffer = io.BufferedWriter(_Lossy(descriptor))
@@ -45,6 +83,8 @@ class _Lossy(io.RawIOBase):
         self._num_lost = 0
 
     def write(self, data: Any, /) -> int:
+        while _opening:
+            _Lossy(_opening.pop()).write(CLEAR_LINE.encode())
         note = f"[{self._num_lost:,} bytes of output could not be written]\n".encode() if self._num_lost else b""
         content = note + bytes(data)
         num_written = self._write(content)

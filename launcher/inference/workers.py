@@ -23,7 +23,7 @@ from launcher.inference.evaluate import Evaluated, Progress, Request, device_her
 from launcher.inference.trained import Saved
 from launcher.recovery.portable import portable
 
-_RESULT = "result"
+_RESULT, _ERROR = "result", "error-"
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -96,9 +96,9 @@ def _failure(folder: Path, error: ProcessException) -> Exception:
     """The first error that a worker has left; WorkerLost if the one that ended first has left none."""
     if not _failed(folder, error.error_index).exists():
         return WorkerLost(socket.gethostname(), error.error_index, error.msg)
-    first = min(folder.glob(_failed(folder, 0).name.replace("0", "*")), key=lambda file: file.stat().st_mtime_ns)
+    first = min(folder.glob(f"{_ERROR}*"), key=lambda file: file.stat().st_mtime_ns)
     return cast(Exception, pickle.loads(first.read_bytes()))
 
 
 def _failed(folder: Path, rank: int) -> Path:
-    return folder / f"error-{rank}"
+    return folder / f"{_ERROR}{rank}"

@@ -111,7 +111,8 @@ def own_runs(config: RunConfig) -> OwnRuns | None:
     wanted = _values(config.recipe())
     results: dict[int, tuple[float, str]] = {}
     for run in _finished(Path(config.storage)):
-        if run.name == config.name or (top1 := _top1(run)) is None:
+        top1 = (run.summary() or {}).get("top1")
+        if run.name == config.name or top1 is None:
             continue
         recorded = newest_recipe(run)
         if recorded is None or not _may_be_same(recorded[1], config):

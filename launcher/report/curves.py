@@ -5,6 +5,7 @@ A point of a down-sampled curve stands for a range of records: their mean, and t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "data_wait": Quantity("train", lambda record: data_wait_fraction(record) if "step_time_s" in record else None),
     "eval_loss": _named("eval", "loss"),
     "eval_top1": _named("eval", "top1"),
-    "eval_top5": _named("eval", "top5"),
+    "num_samples": _named("eval", "num_samples"),
     "train_split_loss": _named("eval", "train_loss"),
     "train_split_top1": _named("eval", "train_top1"),
 }
@@ -113,8 +114,7 @@ def _ranges(count: int, most: int) -> Iterator[tuple[int, int]]:
     ([(0, 2), (2, 5)], [(0, 1), (1, 2)])
     """
     number_of = min(count, most)
-    bounds = [count * position // number_of for position in range(number_of + 1)] if number_of else [0]
-    yield from zip(bounds, bounds[1:], strict=False)
+    yield from itertools.pairwise(count * position // number_of for position in range(number_of + 1) if number_of)
 
 
 def _points(values: Sequence[float | None], ranges: Sequence[tuple[int, int]]) -> Points:

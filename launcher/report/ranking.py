@@ -79,7 +79,8 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     found = []
     data = {row.run.val_data or (row.run.keys.get("data.root"), _num_samples(row)) for row in evaluated}
     if len(data) > 1 or len({_num_samples(row) for row in evaluated}) > 1:
-        named = ", ".join(f"{row.run.name}: {_num_samples(row)} of {row.run.keys.get('data.root')}" for row in evaluated)
+        roots = [(row.run.name, _num_samples(row), row.run.keys.get("data.root")) for row in evaluated]
+        named = ", ".join(f"{name}: {number} of {root}" for name, number, root in roots)
         found.append(f"The runs were evaluated on different images ({named}): their accuracies do not compare")
     labels = {row.result.label: row.run.name for row in evaluated}
     if len(labels) > 1:

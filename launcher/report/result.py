@@ -111,7 +111,7 @@ def label(found: Evaluation, keys: Mapping[str, Any]) -> str:
     if found.num_bad:
         images += f" without {found.num_bad:,} broken ones"
     resolution = keys.get("evaluate.resolution") or keys.get("data.resolution")
-    size = "resolution not recorded" if resolution is None else f"{resolution} × {resolution} pixels"
+    size = "resolution not recorded" if resolution is None else f"{resolution} x {resolution} pixels"
     weights = _WEIGHTS.get(found.weights or "", "weights not recorded")
     parts = [images, size, _crop(keys.get("data.evaluation_crop")), weights]
     if steps := keys.get("evaluate.precise_batch_norm"):
@@ -140,4 +140,4 @@ def interval_text(accuracy: Accuracy) -> str:
 
 def _crop(crop: object) -> str:
     known = isinstance(crop, int | float)
-    return f"central crop of {crop:g} × the shorter side" if known else "crop not recorded"
+    return f"central crop of {crop:g} of the shorter side" if known else "crop not recorded"

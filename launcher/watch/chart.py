@@ -167,15 +167,30 @@ def _mark_columns(chart: Chart, num_columns: int) -> dict[int, str]:
 
 
 def _labels(chart: Chart, low: float, high: float, num_rows: int, is_log: bool) -> dict[int, str]:
-    """The labels of the vertical axis by row: at the top, at the bottom, and between if there is space."""
-    num_gaps = max(min((num_rows - 1) // 3, 4), 1) if num_rows > 1 else 0
+    """The labels of the vertical axis by row: round values, or on a logarithmic axis those of evenly spaced rows."""
     labels = {row: " " * (_AXIS - 1) + "│" for row in range(num_rows)}
-    for number_ in range(num_gaps + 1):
-        row = round(number_ * (num_rows - 1) / num_gaps) if num_gaps else 0
-        part = 1 - row / (num_rows - 1) if num_rows > 1 else 0.5
-        value = low * (high / low) ** part if is_log else low + part * (high - low)
+    if is_log:
+        parts = {row: 1 - row / max(num_rows - 1, 1) for row in range(0, num_rows, 3)}
+        ticks = {row: float(f"{low * (high / low) ** part:.2g}") for row, part in parts.items()}
+    else:
+        of_row = (high - low) / num_rows
+        step = _round_up((3 if num_rows > 6 else 2) * of_row)
+        first = math.ceil(low / step)
+        values = [step * (first + k) for k in range(num_rows) if step * (first + k) <= high * (1 + 1e-9)]
+        ticks = {min(max(int((high - value) / of_row), 0), num_rows - 1): value for value in values}
+    for row, value in ticks.items():
         labels[row] = f"{chart.show(value)[: _AXIS - 1]:>{_AXIS - 1}}┤"
     return labels
+
+
+def _round_up(value: float) -> float:
+    """The next 1, 2 or 5 times a power of ten.
+
+    >>> _round_up(0.3), _round_up(12.0), _round_up(7e5)
+    (0.5, 20.0, 1000000.0)
+    """
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(times * power for times in (1, 2, 5, 10) if times * power >= value * (1 - 1e-9))
 
 
 def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dict[int, str]) -> Iterator[Span]:

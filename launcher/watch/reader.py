@@ -268,7 +268,7 @@ def _workers(beats: dict[int, tuple[Heartbeat, float]], attempt: Attempt, histor
 
 def _note(beat: Heartbeat, age: float, attempt: Attempt, history: History) -> str:
     if beat.ended is not None:
-        return f"ended: {beat.ended}"
+        return "ended" if beat.ended in ("finished", "stopped") else f"ended: {beat.ended}"
     if not _is_open(attempt):
         return "ended"
     if beat.hung:

@@ -25,6 +25,8 @@ INIT_S = 60.0  # assumption: a server that answers at all does so in this time
 CLOSE_S = 60.0  # for the rest to be uploaded at the end of a run; what remains can be uploaded with `wandb sync`
 _MOST_WAITING = 10_000  # records while the server does not answer; newer ones are left out
 
+_SHOWN = 300  # characters of an error
+
 Item = Mapping[str, object] | None  # None: the end
 
 
@@ -57,6 +59,8 @@ class WeightsAndBiases:
             self._warn(f"the upload has not ended after {CLOSE_S:g} s; `wandb sync` can complete it")
 
     def _put(self, item: Item) -> None:
+        if not self._thread.is_alive():  # it has failed
+            return
         try:
             self._waiting.put_nowait(item)
         except queue.Full:
@@ -68,11 +72,9 @@ class WeightsAndBiases:
             last = run.step  # what the server has of earlier attempts is not logged again
             while (record := self._waiting.get()) is not None:
                 last = self._log(run, record, last)
-            run.finish(quiet=True)
+            run.finish()
         except Exception as error:
-            self._warn(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
-            while self._waiting.get() is not None:  # so that the queue does not fill
-                pass
+            self._warn(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}")
 
     def _begin(self) -> Any:
         hook = sys.excepthook

@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 def test_required_and_tested_versions_are_those_of_the_files() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = (item for items in project["optional-dependencies"].values() for item in items)
-    ranges = dict(
-        (match[1], match[2])
+    ranges = {
+        match[1]: match[2]
         for item in [*project["dependencies"], *extras]
         if (match := re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)", item))
-    )
+    }
     tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     table = re.findall(
         r"^\| ([\w-]+) \| ([\d.]+) or later \| ([\d.]+) \|", (ROOT / "docs/versions.md").read_text(), re.M

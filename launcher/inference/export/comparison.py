@@ -21,8 +21,7 @@ from resnet_dist.errors import TrainingError
 from resnet_dist.inference import TrainedModel
 from resnet_dist.recipe.schema import DataRecipe
 
-# Of the largest output. Other kernels round differently: 1e-6 was measured for ResNet-50 in float32, and a wrong epsilon,
-# normalisation or layer changes outputs by 1e-3 and more.
+# Of the largest output. Other kernels round differently, by about 1e-6; another epsilon or layer changes more.
 TOLERANCE = 1e-4
 NUM_RANDOM = 4  # images of random pixels
 NUM_VAL = 8

@@ -13,11 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher.formatting import count
+from launcher.inference.names import class_names, for_outputs, human_names
 from launcher.inference.trained import Saved
 from launcher.run.record_types import read_record
-from resnet_dist.data.index.made import index_file
-from resnet_dist.data.index.table import Index
-from resnet_dist.data.sources.classes import select
 from resnet_dist.errors import TrainingError
 from resnet_dist.inference import TrainedModel
 from resnet_dist.input_files import printable, record_of
@@ -25,8 +23,11 @@ from resnet_dist.recipe.schema import DataRecipe, Recipe, plain
 from resnet_dist.telemetry.metrics_file import read_metrics
 
 DEFAULT_EPSILON = 1e-5  # of torch's batch norm, and of the networks of torchvision and timm
-_PATHS = {"data": ("root", "classes", "known_bad"), "model": ("weights",)}  # keys of the recipe: their last part is kept
-_WEIGHTS = {"model": "weights of the last step", "ema": "moving average of the weights"}
+_PATHS = {
+    "data": ("root", "classes", "known_bad"),
+    "model": ("weights",),
+}  # keys of the recipe: their last part is kept
+WEIGHTS = {"model": "weights of the last step", "ema": "moving average of the weights"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Accuracy:
         """
         images = "the val images" if self.num_samples is None else count(self.num_samples, "val image")
         at = f"at {self.resolution} px, central crop {self.crop:g}"
-        return f"{images} {at}, {_WEIGHTS[self.weights]}, {self.precision}"
+        return f"{images} {at}, {WEIGHTS[self.weights]}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Description:
     architecture: str  # `model.name` of the recipe
     num_classes: int
     classes: tuple[str, ...]  # by label; empty if they were not recorded
+    names: tuple[str, ...]  # the same for a person: ImageNet's classes have English names
     weights: str  # model or ema
     step: int
     epsilon: float | None  # of all batch norms; None without any, or if they differ
@@ -72,6 +74,11 @@ class Description:
     recipe: Mapping[str, Any]  # the recipe, without folders
     trained_with: Mapping[str, Any] = field(default_factory=dict)  # versions, workers
 
+    @property
+    def which(self) -> str:
+        """Which weights these are, in words."""
+        return f"{WEIGHTS[self.weights]}, step {self.step:,}"
+
     def plain(self) -> dict[str, Any]:
         """As JSON; also `dtype`, that of the exported weights."""
         return {
@@ -79,6 +86,7 @@ class Description:
             "architecture": self.architecture,
             "num_classes": self.num_classes,
             "classes": list(self.classes),
+            "names": list(self.names),
             "weights": self.weights,
             "step": self.step,
             "dtype": "float32",
@@ -101,12 +109,17 @@ def described(saved: Saved, trained: TrainedModel) -> Description:
     recipe = saved.recipe
     data = recipe.evaluation_data
     accuracy, reason = _accuracy(saved, trained)
+    classes = tuple(printable(name) for name in class_names(saved, trained.classes))
+    if classes:
+        classes = for_outputs(classes, recipe.model.num_classes)
+    english = human_names(classes)
     folder = saved.checkpoint.name if saved.run is None else saved.run.name
     return Description(
         name=printable(folder),
         architecture=recipe.model.name,
         num_classes=recipe.model.num_classes,
-        classes=tuple(printable(name) for name in trained.classes or _classes_of_index(saved)),
+        classes=classes,
+        names=tuple(english.get(name, name) for name in classes),
         weights=trained.weights,
         step=trained.step,
         epsilon=_epsilon(trained.model),
@@ -141,8 +154,8 @@ def _accuracy(saved: Saved, trained: TrainedModel) -> tuple[Accuracy | None, str
         return None, f"the run did not evaluate step {trained.step:,}, or its outputs were not finite"
     evaluated = values.get("weights") or ("model" if recipe.ema.decay is None else "ema")
     if evaluated != trained.weights:
-        other = _WEIGHTS.get(evaluated, printable(str(evaluated)))
-        return None, f"the run evaluated the {other}, and this has the {_WEIGHTS[trained.weights]}"
+        other = WEIGHTS.get(evaluated, printable(str(evaluated)))
+        return None, f"the run evaluated the {other}, and this has the {WEIGHTS[trained.weights]}"
     if recipe.evaluate.precise_batch_norm:
         steps = count(recipe.evaluate.precise_batch_norm, "step")
         return None, f"the run evaluated with batch norm's statistics of {steps}, and this has the running statistics"
@@ -153,18 +166,6 @@ def _accuracy(saved: Saved, trained: TrainedModel) -> tuple[Accuracy | None, str
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def _classes_of_index(saved: Saved) -> tuple[str, ...]:
-    """The names of the classes in the run's table of images: checkpoints of version 0.1 do not have them."""
-    if saved.run is None:
-        return ()
-    folder = saved.run.index
-    try:
-        train, _ = select(saved.recipe.data, *(Index.load(index_file(folder, split)) for split in ("train", "val")))
-    except TrainingError:
-        return ()
-    return train.classes
 
 
 def _epsilon(model: nn.Module) -> float | None:

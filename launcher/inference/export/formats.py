@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.errors import UsageError
+from resnet_dist.recipe.architectures import MODELS, architecture_of
 from resnet_dist.recipe.schema import ModelRecipe
 
 EXTRA = "pip install 'resnet-launcher[export]'"
@@ -70,8 +71,6 @@ def network_in(target: Format, model: ModelRecipe) -> str:
 
     Raises UsageError for a network that the target does not have.
     """
-    from resnet_dist.recipe.architectures import MODELS, architecture_of  # torch, which takes seconds
-
     if target.networks is None:
         return ""
     own = architecture_of(model) if model.name in MODELS else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from launcher.inference.export.description import DEFAULT_EPSILON, Description
 from launcher.inference.export.formats import TORCHVISION, Name
 from launcher.inference.export.programs import INPUT
@@ -50,6 +52,17 @@ model.load_state_dict(load_file({file!r}))
 model.eval()"""
 
 
+def remarks(format: Name, about: Description) -> Iterator[str]:
+    """What a user of the file must know beyond the code."""
+    if format in ("torchvision", "timm") and _norm_layer(about):
+        yield (
+            f"Batch norm has an epsilon of {about.epsilon:g}, which a state dict does not hold: make the network with"
+            f" norm_layer=functools.partial(torch.nn.BatchNorm2d, eps={about.epsilon!r}), not with {format}'s default."
+        )
+    if about.recipe["precision"] == "float64":
+        yield "The model was trained in float64; the weights in the file are rounded to float32."
+
+
 def timm_config(about: Description) -> dict[str, object]:
     """What timm makes its transforms from."""
     return {
@@ -83,9 +96,9 @@ import torch
 
 with torch.no_grad():
     probabilities = model(batch).softmax(dim=1)[0]
-classes = json.loads(Path({file!r}).read_text())["classes"] or range(len(probabilities))
+names = json.loads(Path({file!r}).read_text())["names"] or range(len(probabilities))
 for probability, label in zip(*probabilities.topk(min(5, len(probabilities)))):
-    print(f"{{probability:6.1%}}  {{classes[label]}}")"""
+    print(f"{{probability:6.1%}}  {{names[label]}}")"""
 
 
 def _norm_layer(about: Description) -> str:

@@ -11,7 +11,7 @@ import yaml
 from launcher.formatting import count
 from launcher.inference.export import loading_code
 from launcher.inference.export.comparison import Agreement
-from launcher.inference.export.description import DEFAULT_EPSILON, Description
+from launcher.inference.export.description import Description
 from launcher.inference.export.formats import Name
 from resnet_dist.input_files import printable
 from resnet_dist.recipe.schema import Recipe
@@ -41,7 +41,7 @@ def model_card(
             "Load the model:",
             "",
             *_python(loading_code.loading(format, network, about, recipe, file)),
-            *_epsilon(format, about, recipe),
+            *(line for remark in loading_code.remarks(format, about) for line in (remark, "")),
             "Prepare an image exactly as the evaluation did, and name its class:",
             "",
             *_python(loading_code.preparing(about)),
@@ -69,8 +69,8 @@ def model_card(
             "",
             "## Licence",
             "",
-            "None is given. Add one to the header of this file before you publish the model; the licence of the training"
-            " images may restrict the choice.",
+            "None is given. Add one to the header of this file before you publish the model; the licence of the"
+            " training images may restrict the choice.",
             "",
         )
     )
@@ -109,21 +109,12 @@ def _python(code: str) -> Iterator[str]:
     yield from ("```python", code, "```", "")
 
 
-def _epsilon(format: Name, about: Description, recipe: Recipe) -> Iterator[str]:
-    if format in ("torchvision", "timm") and about.epsilon not in (None, DEFAULT_EPSILON):
-        yield (
-            f"The epsilon of batch norm, {about.epsilon:g}, is not the default of {format} ({DEFAULT_EPSILON:g}), and is"
-            " not in the file: with another one, the outputs are wrong."
-        )
-        yield ""
-
-
 def _input(about: Description) -> Iterator[str]:
     given = about.input
     side = given["shape"][1]
     yield (
-        f"The input is an RGB image of {side} x {side} pixels: the central square whose side is {given['crop']:g} of the"
-        f" shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised with mean"
+        f"The input is an RGB image of {side} x {side} pixels: the central square whose side is {given['crop']:g} of"
+        f" the shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised with mean"
         f" {given['mean']} and standard deviation {given['std']}. `Resize({round(side / given['crop'])})` and"
         f" `CenterCrop({side})` give nearly the same."
     )
@@ -143,7 +134,7 @@ def _classes(about: Description) -> Iterator[str]:
     if not about.classes:
         yield "The names of the classes were not recorded."
         return
-    shown = ", ".join(f"{number} `{_code(name)}`" for number, name in enumerate(about.classes[:_CLASSES_SHOWN]))
+    shown = ", ".join(f"{number} `{_code(name)}`" for number, name in enumerate(about.names[:_CLASSES_SHOWN]))
     more = len(about.classes) - _CLASSES_SHOWN
     yield shown + (f", and {more:,} more" if more > 0 else "")
 
@@ -193,11 +184,9 @@ def _limits(about: Description, agreement: Agreement, format: Name) -> Iterator[
         " probabilities are not calibrated."
     )
     yield (
-        "- The accuracy was measured on the val split of the data set that it was trained on, which may have been used to"
-        " choose the recipe; other images can give a lower one. Bias between groups of images was not examined."
+        "- The accuracy was measured on the val split of the data set that it was trained on, which may have been used"
+        " to choose the recipe; other images can give a lower one. Bias between groups of images was not examined."
     )
-    if about.recipe["precision"] == "float64":
-        yield "- It was trained in float64; the weights in this file are rounded to float32."
     yield f"- Checked in {format} when it was exported: {agreement.words()}."
 
 

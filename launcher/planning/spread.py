@@ -1,0 +1,54 @@
+"""Intervals from few numbers: a log-normal distribution whose spread is that of the numbers and a stated one.
+
+Times and speeds vary by factors, so the logarithms are normal. Their variance has a prior: `prior_sd` counts as much as
+`_PRIOR_WEIGHT` more numbers, so that one or two equal numbers do not give an interval without width. The bounds are
+quantiles of Student's t distribution (Gelman et al., Bayesian Data Analysis, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from launcher.planning.forecast import COVERAGE, Interval
+
+_PRIOR_WEIGHT = 2
+
+
+def next_value(values: Sequence[float], prior_sd: float, more_sd: float = 0.0) -> Interval:
+    """The interval of one more number like `values`, which are above 0; there is at least one.
+
+    `more_sd` is the standard deviation, of the logarithm, of what makes the next number different from these.
+    """
+    logs = [math.log(value) for value in values]
+    centre, num = statistics.fmean(logs), len(logs)
+    dof = _PRIOR_WEIGHT + num - 1
+    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum((value - centre) ** 2 for value in logs)) / dof
+    return around(math.exp(centre), math.sqrt(variance * (1 + 1 / num) + more_sd**2), dof)
+
+
+def with_errors(value: float, errors: Sequence[float], prior_sd: float, more_sd: float = 0.0) -> Interval:
+    """The interval around a computed `value`, from the `errors` of values computed in this way: log(actual / value)."""
+    dof = _PRIOR_WEIGHT + len(errors)
+    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum(error**2 for error in errors)) / dof
+    return around(value, math.sqrt(variance + more_sd**2), dof)
+
+
+def around(median: float, sd: float, dof: int = 1000) -> Interval:
+    """The interval with this median whose logarithm has the standard deviation `sd` and `dof` degrees of freedom."""
+    factor = math.exp(quantile(dof) * sd)
+    return Interval(low=median / factor, median=median, high=median * factor)
+
+
+def quantile(dof: int) -> float:
+    """The upper quantile of Student's t distribution that bounds `COVERAGE`; within 2 % from 2 degrees of freedom on.
+
+    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+
+    >>> [round(quantile(dof), 2) for dof in (3, 10, 1000)]
+    [1.63, 1.37, 1.28]
+    """
+    z = statistics.NormalDist().inv_cdf((1 + COVERAGE) / 2)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / dof + second / dof**2
