@@ -66,10 +66,11 @@ def _lines(found: Saved, exported: Exported) -> Iterator[str]:
             ["model", f"{printable(about.architecture)}, {count(about.num_classes, 'class')}, {about.which}"],
             ["checkpoint", printable(str(found.checkpoint))],
             ["top-1", about.no_accuracy if accuracy is None else f"{accuracy.top1:.2%} of {accuracy.label()}"],
-            ["checked", f"in {exported.target}: {exported.agreement.words()}"],
+            ["checked", f"in {exported.target}, {exported.agreement.where}:"],
+            ["", exported.agreement.difference],
             ["written", f"{exported.file} ({size})"],
             ["", f"{exported.sidecar} (classes, input, accuracy, recipe)"],
-            ["", f"{exported.card} (model card, with the code that loads the file)"],
+            ["", f"{exported.card} (model card)"],
         ]
     )
     yield from exported.remarks

@@ -134,7 +134,8 @@ def plain(results: Results) -> dict[str, Any]:
         "missing_classes": list(results.images.missing),
         "extra_classes": list(results.images.extra),
     }
-    return without_non_finite(content)
+    finite: dict[str, Any] = without_non_finite(content)
+    return finite
 
 
 def mistake(results: Results, number: int) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class Chance:
         part, spread = self.reached / self.num, z * z / self.num
         middle = (part + spread / 2) / (1 + spread)
         half = math.sqrt(spread * (part * (1 - part) + spread / 4)) / (1 + spread)
-        return Interval(low=max(0.0, middle - half), median=part, high=min(1.0, middle + half))
+        return Interval(low=max(0.0, min(part, middle - half)), median=part, high=min(1.0, max(part, middle + half)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,6 @@ def _finished(storage: Path) -> Iterator[RunDirectory]:
             yield run
 
 
-
 def _may_be_same(recorded: dict[str, Any], config: RunConfig) -> bool:
     """A cheap comparison, which spares most runs of other recipes the whole one."""
     batch, model = recorded.get("batch"), recorded.get("model")
@@ -149,6 +148,4 @@ def _may_be_same(recorded: dict[str, Any], config: RunConfig) -> bool:
 def _values(recipe: Recipe) -> dict[str, Any]:
     """The values of the keys on which the result depends."""
     flat = flatten(plain(settled(recipe)))
-    return {
-        key: value for key, value in flat.items() if key not in _IGNORED and not key.startswith(_IGNORED_SECTIONS)
-    }
+    return {key: value for key, value in flat.items() if key not in _IGNORED and not key.startswith(_IGNORED_SECTIONS)}

@@ -52,12 +52,23 @@ class Work:
         return None if self.flops is None else self.flops * self.worker_images
 
 
-def work_of(config: RunConfig, num_samples: int, num_val: int | None = None, workers: int | None = None) -> Work:
-    """The work of `config` with `num_samples` training images; `workers` defaults to the largest number."""
+def work_of(
+    config: RunConfig,
+    num_samples: int,
+    num_val: int | None = None,
+    workers: int | None = None,
+    *,
+    steps: int | None = None,
+    evaluations: int | None = None,
+) -> Work:
+    """The work of `config` with `num_samples` training images; `workers` defaults to the largest number.
+
+    `steps` and `evaluations` are those of a run that ended earlier.
+    """
     workers = config.workers.most if workers is None else workers
     batch, size = config.batch, {"batch_size": config.batch.size, "num_samples": num_samples}
     whole = resolved(config, config.duration)
-    steps = max(whole.duration.steps(**size), 1)
+    steps = max(whole.duration.steps(**size) if steps is None else steps, 1)
     events = {
         "evaluations": Every(whole.evaluate.every.samples(**size), batch.size),
         "saves": Every(whole.checkpoint.every.samples(**size), batch.size),
@@ -65,6 +76,8 @@ def work_of(config: RunConfig, num_samples: int, num_val: int | None = None, wor
     numbers = {name: every.times_within(steps - 1) + 1 for name, every in events.items()}  # one at the end
     if config.evaluate.beside:
         numbers["evaluations"] = 1
+    if evaluations is not None:
+        numbers["evaluations"] = evaluations
     images = assumed_val(num_samples) if num_val is None else num_val
     images += num_samples if config.evaluate.train else 0
     evaluation_flops = training_flops(config.model, config.evaluation_data.resolution)

@@ -34,6 +34,7 @@ class Sample:
     flipped    left to right, after it was cut out
     original   the whole image; None if it cannot be read
     seen       what the network sees, without the normalisation; None for a broken image, which it does not see
+    caption    lines in place of those about classes, position and path
     """
 
     position: int
@@ -44,6 +45,7 @@ class Sample:
     flipped: bool
     original: Image.Image | None
     seen: Image.Image | None
+    caption: Sequence[str] = ()
 
 
 def draw(samples: Sequence[Sample], titles: Sequence[str]) -> Image.Image:
@@ -92,10 +94,13 @@ def _resized(image: Image.Image) -> Image.Image:
 
 def _caption(sample: Sample) -> Iterator[str]:
     """At most _NUM_LINES lines; a longer class name or path is shortened in its middle."""
-    parts = [name if part == 1 else f"{100 * part:.2g} % {name}" for name, part in sample.classes]
-    yield " + ".join(_shortened(part, (_WIDTH - 40) // len(parts)) for part in parts)
-    yield f"position {sample.position:,}, id {sample.sample_id:,}"
-    yield sample.path
+    if sample.caption:
+        yield from sample.caption
+    else:
+        parts = [name if part == 1 else f"{100 * part:.2g} % {name}" for name, part in sample.classes]
+        yield " + ".join(_shortened(part, (_WIDTH - 40) // len(parts)) for part in parts)
+        yield f"position {sample.position:,}, id {sample.sample_id:,}"
+        yield sample.path
     top, left, height, width = sample.window
     size = "" if sample.original is None else f" of {sample.original.width} x {sample.original.height}"
     flipped = ", flipped" if sample.flipped else ""

@@ -112,11 +112,12 @@ class Line:
         numbers = self.curves.points.get("num_samples")
         if self.quantity != "eval_top1" or not self.has_markers or numbers is None:
             return []
-        return [
-            (position, *map(rounded, Accuracy(value, int(num_samples)).interval))
-            for position, value in self.curves.points[self.quantity].known()
-            if (num_samples := numbers.mean[position]) and 0 <= value <= 1
-        ]
+        found = []
+        for position, value in self.curves.points[self.quantity].known():
+            if (num_samples := numbers.mean[position]) and 0 <= value <= 1:
+                low, high = Accuracy(value, int(num_samples)).interval
+                found.append((position, rounded(low), rounded(high)))
+        return found
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from launcher.run.record_types import utc_now
@@ -23,6 +24,7 @@ _PACKAGES = (
 )
 _VARIABLES = ("NCCL_", "GLOO_", "OMP_")  # they change the speed or the numerics of a run
 _SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")
+_CPU_FILE, _GPU_FILES = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
 _GIT_TIMEOUT_S = 10  # assumption: enough for a repository on a slow shared file system; else it is not recorded
 
 
@@ -37,11 +39,27 @@ def environment() -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "system": platform.platform(),
         "host": socket.gethostname(),
+        **devices(),
         "num_cpus": os.cpu_count(),
         "num_cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "git": _git(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if _is_recorded(name)},
     }
+
+
+def devices() -> dict[str, Any]:
+    """The names of the CPU and of NVIDIA's GPUs, from files of the kernel: in a millisecond, without using them."""
+    gpus = [_named(file, "Model") for file in sorted(_GPU_FILES.glob("*/information"))]
+    return {"cpu": _named(_CPU_FILE, "model name"), "gpus": [name for name in gpus if name]}
+
+
+def _named(file: Path, key: str) -> str:
+    """The value after the first "key:" in a file; empty without one."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _is_recorded(variable: str) -> bool:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from launcher.errors import ClusterUnavailable, LauncherError
+from launcher.errors import ClusterUnavailable
 from launcher.watch.reader import Reader
 from launcher.watch.snapshot import Snapshot, from_json
 
 POLL_S = 1.0
-SHARE = 0.01  # of a core that reading may take at most: a run with many workers is read less often
+SHARE = 0.01  # of a core that reading may take: a run with many workers is read less often
 AGAIN_S = 10.0  # after a stream from a cluster has ended
+
+Timed = tuple[Snapshot, float]  # a snapshot, and the seconds to wait for the next one
 
 
 class Source(Protocol):
     """Reads one run."""
 
-    def snapshots(self, rank: Callable[[], int]) -> Iterator[tuple[Snapshot, float]]:
-        """(snapshot, seconds to wait until the next one), for ever. `rank`: whose log is wanted now."""
+    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
+        """Snapshots of the run, for ever. `rank` returns whose log is wanted."""
         ...
 
 
@@ -30,10 +33,71 @@ class Here:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def snapshots(self, rank: Callable[[], int]) -> Iterator[tuple[Snapshot, float]]:
+    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
         """As `Source` says."""
         while True:
             began = time.thread_time()
             found = self._reader.read(rank())
             used_s = time.thread_time() - began
             yield found, 0.0 if self._reader.is_behind else max(POLL_S, used_s / SHARE)
+
+
+class Elsewhere:
+    """A run whose directory is not on this machine: `launcher watch --json` prints its snapshots there.
+
+    `state` is what its scheduler reports, with a snapshot that has nothing else, and whether there is something to
+    read. `lines` runs the command with a rank where the run is, and yields what it prints. Both raise
+    ClusterUnavailable.
+    """
+
+    def __init__(self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Iterator[str]]) -> None:
+        self._state, self._lines = state, lines
+
+    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
+        """As `Source` says."""
+        newest: Snapshot | None = None
+        while True:
+            said = ""
+            try:
+                known, can_read = self._state()
+                newest = newest if newest is not None and can_read else known
+                yield newest, 0.0
+                wanted = rank()
+                for line in self._lines(wanted) if can_read else ():
+                    found = from_json(line)
+                    said = said if found is not None else line.strip() or said
+                    if found is not None:
+                        newest = dataclasses.replace(found, job=known.job)
+                        yield newest, 0.0
+                    if rank() != wanted:
+                        break
+                else:
+                    yield _because(newest, f"nothing more from the cluster: {said}") if said else newest, AGAIN_S
+            except ClusterUnavailable as error:
+                newest = newest or Snapshot(run="", name="")
+                yield _because(newest, str(error)), AGAIN_S
+
+
+def _because(run: Snapshot, reason: str) -> Snapshot:
+    return dataclasses.replace(run, reason=reason)
+
+
+class Poller(threading.Thread):
+    """Reads a source until the process ends, and passes every snapshot on."""
+
+    def __init__(self, source: Source, rank: Callable[[], int], publish: Callable[[Snapshot], object]) -> None:
+        super().__init__(daemon=True, name="watch")
+        self._source, self._rank, self._publish = source, rank, publish
+        self.has_begun, self._wake = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """In the thread."""
+        for snapshot, wait_s in self._source.snapshots(self._rank):
+            self._publish(snapshot)
+            self.has_begun.set()
+            self._wake.wait(wait_s)
+            self._wake.clear()
+
+    def hurry(self) -> None:
+        """Read again now."""
+        self._wake.set()

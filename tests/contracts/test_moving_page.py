@@ -64,7 +64,7 @@ def test_a_value_is_accepted(span: str) -> None:
     value = re.sub(r"base_lr: L\b", "base_lr: 0.1, peak_lr: null", value).replace(
         "num_micro_batches: G", "num_micro_batches: 2"
     )
-    data = {**MINIMAL, "evaluate": {"every": "1 epoch"}}
+    data = {**MINIMAL, "regularization": {"mixup": 0.1}}
     overrides = [f"{key}={value}"]
     if key == "schedule" and "lr:" not in value.replace("_start_lr:", "").replace("end_lr:", ""):
         overrides = [f"{key}={value[:-1]}, peak_lr: 0.5}}"]

@@ -53,15 +53,24 @@ class Agreement:
     num_val: int
     why_no_val: str
 
-    def words(self) -> str:
-        """The agreement in words.
+    @property
+    def where(self) -> str:
+        """The images, in words.
 
-        >>> Agreement(2e-6, 8.13, 4, 0, "the images are not here").words()
-        'largest difference 2e-06 of outputs up to 8.13, on 4 random images (no val images: the images are not here)'
+        >>> Agreement(2e-6, 8.13, 4, 0, "they are not here").where
+        'on 4 random images (no val images: they are not here)'
         """
         val = f" and {self.num_val} val images" if self.num_val else f" images (no val images: {self.why_no_val})"
-        of = f"of outputs up to {self.largest_output:.3g}"
-        return f"largest difference {self.largest_difference:.2g} {of}, on {self.num_random} random{val}"
+        return f"on {self.num_random} random{val}"
+
+    @property
+    def difference(self) -> str:
+        """The difference, in words.
+
+        >>> Agreement(2e-6, 8.13, 4, 0, "they are not here").difference
+        'largest difference 2e-06 of outputs up to 8.13'
+        """
+        return f"largest difference {self.largest_difference:.2g} of outputs up to {self.largest_output:.3g}"
 
 
 def images_for(saved: Saved) -> Images:
@@ -103,18 +112,18 @@ def compared(trained: TrainedModel, outputs: Outputs, images: Images, what: str)
     """
     everything = images.all()
     dtype = next(trained.model.parameters(), everything).dtype
-    ours = trained.model(everything.to(dtype)).double()
-    largest = float(ours.abs().max())
+    largest = difference = 0.0
+    for size in (len(everything), *_SIZES):
+        batch = everything[:size]
+        expected, found = trained.model(batch.to(dtype)).double(), outputs(batch).double()
+        if found.shape != expected.shape:
+            problem = f"returns {list(found.shape)} for {size} images, not {list(expected.shape)}"
+            raise UsageError(f"{what}: the exported model {problem}: not written")
+        largest = max(largest, float(expected.abs().max()))
+        difference = max(difference, float((found - expected).abs().nan_to_num(nan=math.inf).max()))
     if not math.isfinite(largest):
         raise UsageError(f"{trained.checkpoint}: its outputs are not finite. Allowed: an earlier checkpoint of the run")
-    difference = 0.0
-    for batch, expected in ((everything, ours), *((everything[:size], ours[:size]) for size in _SIZES)):
-        found = outputs(batch)
-        if found.shape != expected.shape:
-            problem = f"returns {list(found.shape)} for {len(batch)} images, not {list(expected.shape)}"
-            raise UsageError(f"{what} {problem}: not written")
-        difference = max(difference, float((found.double() - expected).abs().max()))
-    if not difference <= TOLERANCE * largest:
+    if difference > TOLERANCE * largest:
         problem = f"its outputs differ by up to {difference:.3g} from ours, which are up to {largest:.3g}"
         raise UsageError(f"{what}: {problem}: not written. Allowed: {TOLERANCE * largest:.3g}")
     num_val = 0 if images.val is None else len(images.val)

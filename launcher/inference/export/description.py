@@ -202,6 +202,6 @@ def _environment(saved: Saved, trained: TrainedModel) -> dict[str, Any]:
     if saved.run is not None:
         with contextlib.suppress(TrainingError):
             versions = read_record(saved.run.environment, lambda content: record_of(_Versions, content)) or versions
-    packages = dict(versions.packages) or {"torch": trained.state.get("torch")}
-    workers = {"workers": trained.state.get("world_size"), "python": versions.python, **packages}
-    return {key: value for key, value in workers.items() if isinstance(value, str | int) and value}
+    found = {"workers": trained.state.get("world_size"), "python": versions.python, "torch": trained.state.get("torch")}
+    found |= versions.packages
+    return {key: value for key, value in found.items() if isinstance(value, str | int) and value}

@@ -114,8 +114,8 @@ def _input(about: Description) -> Iterator[str]:
     side = given["shape"][1]
     yield (
         f"The input is an RGB image of {side} x {side} pixels: the central square whose side is {given['crop']:g} of"
-        f" the shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised with mean"
-        f" {given['mean']} and standard deviation {given['std']}. `Resize({round(side / given['crop'])})` and"
+        f" the shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised with"
+        f" mean {given['mean']} and standard deviation {given['std']}. `Resize({round(side / given['crop'])})` and"
         f" `CenterCrop({side})` give nearly the same."
     )
 
@@ -187,7 +187,7 @@ def _limits(about: Description, agreement: Agreement, format: Name) -> Iterator[
         "- The accuracy was measured on the val split of the data set that it was trained on, which may have been used"
         " to choose the recipe; other images can give a lower one. Bias between groups of images was not examined."
     )
-    yield f"- Checked in {format} when it was exported: {agreement.words()}."
+    yield f"- Checked in {format} when it was exported, {agreement.where}: {agreement.difference}."
 
 
 def _text(value: str) -> str:

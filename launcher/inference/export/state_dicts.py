@@ -6,6 +6,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def in_timm(file: Path, network: str, about: Description) -> nn.Module:
     return model.eval()
 
 
-def _norm_layer(about: Description) -> dict[str, object]:
+def _norm_layer(about: Description) -> dict[str, Any]:
     """The argument for another epsilon than the target's own, which a state dict does not hold."""
     if about.epsilon in (None, DEFAULT_EPSILON):
         return {}

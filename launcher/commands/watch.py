@@ -1,0 +1,170 @@
+"""`launcher watch RUN|CONFIG [RUN|CONFIG]`: what a run does, full-screen, while it runs or afterwards.
+
+Without a terminal it prints what it knows once. `--json` prints a snapshot as a line of JSON: `watch` on another
+machine runs that where the run directory is, in the cluster, and shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.commands import target
+from launcher.commands.status import status_of
+from launcher.commands.target import Target
+from launcher.errors import UsageError
+from launcher.run.submissions import JobStatus
+from launcher.watch.reader import OVER_A_NETWORK, Limits, Reader
+from launcher.watch.screen import text
+from launcher.watch.snapshot import Snapshot
+from launcher.watch.sources import Elsewhere, Here, Poller, Source
+from launcher.watch.view import View
+
+ASK_EVERY_S = 30.0  # between two requests to a scheduler: squeue is expensive on a busy controller
+FIRST_S = 0.3  # for the first snapshots, before an empty screen is shown
+STREAM_EVERY_S, STREAM_COUNT = 5.0, 100  # of snapshots from a cluster: a reader that nobody reads ends after minutes
+_WIDEST = 100  # cells of what is printed
+_ASCII = str.maketrans({"│": "|", "┤": "+", "└": "+", "─": "-", "┊": ":", "█": "#", "▓": "=", "▒": "-", "░": "."})
+
+
+def add_parser(verbs: Any) -> None:
+    """RUN|CONFIG [RUN|CONFIG] [key=value ...] [--once] [--json]"""
+    verb = verbs.add_parser("watch", help="a full-screen view of one run, or of two: curves, time, workers, logs")
+    verb.add_argument("targets", metavar="RUN|CONFIG", nargs="+", help="one or two, and key=value for configs")
+    target.add_options(verb)
+    verb.add_argument("--once", action="store_true", help="print what is known now, and end")
+    verb.add_argument("--json", action="store_true", help="print a snapshot as one line of JSON per run, and end")
+    verb.add_argument("--every", metavar="S", type=float, help="with --json: print again every S seconds")
+    verb.add_argument("--count", metavar="N", type=int, help="with --every: end after so many times")
+    verb.add_argument("--rank", metavar="K", type=int, default=0, help="whose log is shown first (%(default)s)")
+    target.add_place_says(verb)
+    verb.set_defaults(run=_watch)
+
+
+def _watch(given: argparse.Namespace) -> int:
+    found = _targets(given)
+    if given.json:
+        return _print_json(found, given)
+    sources = [_source(one, given) for one in found]
+    if given.once or not _is_terminal():
+        runs = [_first(source, given.rank) for source in sources]
+        width = min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
+        _print(text(runs, View(rank=given.rank), width))
+        return 0
+    return _show(sources, [one.run.name for one in found], given.rank)
+
+
+def _targets(given: argparse.Namespace) -> list[Target]:
+    overrides = [one for one in given.targets if "=" in one and not Path(one).expanduser().exists()]
+    names = [one for one in given.targets if one not in overrides]
+    if not 1 <= len(names) <= 2:
+        raise UsageError(f"{len(names)} runs are given. Allowed: one, or two that are drawn over each other")
+    if given.every is not None and not (given.json and given.every > 0):
+        raise UsageError(f"--every {given.every:g}: allowed: a number of seconds above 0, with --json")
+    values = {"profile": given.profile, "context": given.context, "address": given.address}
+    return [
+        target.find(argparse.Namespace(target=name, overrides=overrides, **values), may_begin_later=True)
+        for name in names
+    ]
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+
+
+class _Job:
+    """The state of a run's job: its scheduler is asked from time to time only."""
+
+    def __init__(self, found: Target, reported: str | None) -> None:
+        self._found, self._asked = found, float("-inf")
+        self._job = JobStatus(reported, f"its scheduler reports: {reported}") if reported else None  # type: ignore[arg-type]
+        self._is_given = reported is not None
+
+    def __call__(self) -> JobStatus | None:
+        if not self._is_given and time.monotonic() - self._asked > ASK_EVERY_S:
+            self._job, self._asked = self._found.job_status(), time.monotonic()
+        return self._job
+
+
+def _source(found: Target, given: argparse.Namespace, limits: Limits = Limits()) -> Source:  # noqa: B008 - it is frozen
+    job = _Job(found, given.place_says)
+    if found.is_here:
+        return Here(Reader(found.run, job, limits))
+
+    def state() -> tuple[Snapshot, bool]:
+        now = job()
+        status = status_of(dataclasses.replace(found, profile=None), now)
+        known = Snapshot(
+            run=status.run, name=found.run.name, state=status.state, reason=status.reason, job=status.job or ""
+        )
+        return known, now is not None and now.state in ("running", "gone")
+
+    def lines(rank: int) -> Iterator[str]:
+        now = job()
+        says = ["--place-says", now.state] if now is not None else []
+        stream = ["--every", f"{STREAM_EVERY_S:g}", "--count", str(STREAM_COUNT), "--rank", str(rank)]
+        return found.lines(["watch", str(found.run.path), "--json", *stream, *says])
+
+    return Elsewhere(state, lines)
+
+
+def _first(source: Source, rank: int) -> Snapshot:
+    """The first whole snapshot."""
+    newest = None
+    for newest, wait_s in source.snapshots(lambda: rank):
+        if wait_s > 0 or newest.train:
+            break
+    assert newest is not None
+    return newest
+
+
+def _print_json(found: Sequence[Target], given: argparse.Namespace) -> int:
+    elsewhere = next((one for one in found if not one.is_here), None)
+    if elsewhere is not None:
+        raise UsageError(f"{elsewhere.run.path}: the run directory is not on this machine. Allowed with --json: one here")
+    readers = [Reader(one.run, _Job(one, given.place_says), OVER_A_NETWORK) for one in found]
+    number = 0
+    while True:
+        for reader in readers:
+            snapshot = reader.read(given.rank)
+            while reader.is_behind:
+                snapshot = reader.read(given.rank)
+            print(snapshot.to_json(), flush=True)
+        number += 1
+        if given.every is None or number == given.count:
+            return 0
+        time.sleep(given.every)
+
+
+def _print(content: str) -> None:
+    """Print, also where the encoding has no braille."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        content.encode(encoding)
+    except UnicodeEncodeError:
+        braille = {code: "*" for code in range(0x2801, 0x2900)}
+        content = content.translate(_ASCII).translate(braille).encode(encoding, "replace").decode(encoding)
+    print(content, end="")
+
+
+def _show(sources: Sequence[Source], names: Sequence[str], rank: int) -> int:
+    """The full-screen view, until a key ends it."""
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings about files would be written over the view
+    board = Board([Snapshot(run="", name=name, state="reading") for name in names], rank)
+    pollers = [Poller(source, board.rank, board.publisher(index)) for index, source in enumerate(sources)]
+    for poller in pollers:
+        poller.start()
+    from launcher.watch.app import WatchApp  # textual is read while the runs are
+
+    for poller in pollers:
+        poller.has_begun.wait(FIRST_S)
+    WatchApp(board).run()
+    return 0

@@ -1,0 +1,182 @@
+"""Earlier runs as evidence: the work that each did, and the time that it took. Read without torch, newest first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+from launcher.errors import ConfigError, UsageError
+from launcher.planning.actual import Actual, actual, commands_s, steps_of
+from launcher.planning.work import Work, configuration, program, work_of
+from launcher.run.directory import RunDirectory
+from launcher.run.environment import devices
+from launcher.run.record_types import Attempt
+from resnet_dist.errors import StorageError
+from resnet_dist.input_files import read_json
+from resnet_dist.telemetry import json_lines
+from resnet_dist.telemetry.metrics_file import metrics_record, read_metrics
+
+_TAIL = 40  # lines of metrics.jsonl in which the last train record is
+_LARGEST_METRICS = 50_000_000  # bytes of the metrics of an unfinished run that are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Which images a config names, and how many there are."""
+
+    root: str
+    source: str
+    num_samples: int  # of the training split, as far as it is trained on
+    num_val: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """A run with its work and its times. Of an unfinished one, both are of its complete steps."""
+
+    name: str
+    model: str
+    configuration: str
+    program: str
+    device: str
+    images: Images
+    work: Work
+    times: Actual
+
+
+def earlier_runs(storage: Path, seconds: float | None = None) -> Iterator[Earlier]:
+    """The finished runs of a storage that can be read, newest first; with `seconds`, those that it takes to read."""
+    began = time.monotonic()
+    for run in finished(storage):
+        if seconds is not None and time.monotonic() - began > seconds:
+            return
+        if (found := earlier_run(run)) is not None:
+            yield found
+
+
+def finished(storage: Path) -> list[RunDirectory]:
+    """The finished runs of a storage, newest first; none if it cannot be listed."""
+    found = []
+    try:
+        with os.scandir(storage) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []
+    for name in names:
+        run = RunDirectory(storage, name)
+        try:
+            found.append((run.finished_file.stat().st_mtime, name, run))
+        except OSError:
+            continue
+    return [run for *_, run in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+
+def earlier_run(run: RunDirectory) -> Earlier | None:
+    """A finished run as evidence, or an unfinished one with complete steps; None if it has none or cannot be read."""
+    try:
+        config = configs.load(run.config, recorded=True)
+        attempts = run.attempts()
+        if not attempts:
+            return None
+        summary, times = run.summary() or {}, actual(run)
+        num_samples = config.data.num_trained() or _num_samples(run, config)
+        if num_samples is None:
+            return None
+        workers = attempts[-1].facts.get("workers")
+        num_val = _num_val(summary)
+        if times is None:
+            return _unfinished(run, config, attempts, num_samples, workers)
+        work = work_of(config, num_samples, num_val, workers, steps=summary.get("step"))
+        return _earlier(run, config, Images(**_named(config), num_samples=num_samples, num_val=num_val), work, times)
+    except (ConfigError, UsageError, StorageError, OSError, ValueError):
+        return None
+
+
+def _earlier(run: RunDirectory, config: RunConfig, images: Images, work: Work, times: Actual) -> Earlier:
+    return Earlier(
+        name=run.name,
+        model=config.model.name,
+        configuration=configuration(config),
+        program=program(config),
+        device=_device_of(run, config),
+        images=images,
+        work=work,
+        times=times,
+    )
+
+
+def _unfinished(
+    run: RunDirectory, config: RunConfig, attempts: list[Attempt], num_samples: int, workers: int | None
+) -> Earlier | None:
+    """The complete steps of a run that is to be resumed."""
+    if run.metrics.stat().st_size > _LARGEST_METRICS:
+        return None
+    records = read_metrics(run.metrics)
+    windows = steps_of(records)
+    steps = sum(num for num, _ in windows)
+    if not steps:
+        return None
+    evaluated = [record for record in records if record["kind"] == "eval" and record.get("time_s") is not None]
+    num_val = _num_val(evaluated[-1]) if evaluated else None
+    times = Actual(
+        wall_s=commands_s(run, attempts),
+        start_s=None,
+        training_s=sum(time_s for _, time_s in windows),
+        evaluation_s=sum(record["time_s"] for record in evaluated) or None,
+        saving_s=None,
+    )
+    work = work_of(config, num_samples, num_val, workers, steps=steps, evaluations=len(evaluated))
+    return _earlier(run, config, Images(**_named(config), num_samples=num_samples, num_val=num_val), work, times)
+
+
+def _named(config: RunConfig) -> dict[str, str]:
+    return {"root": config.data.root, "source": config.data.source}
+
+
+def same_images(images: Images, config: RunConfig) -> bool:
+    """Whether `config` trains on these images, as far as their place tells."""
+    return _named(config) == {"root": images.root, "source": images.source} and config.data.subset is None
+
+
+def _num_val(record: Mapping[str, Any]) -> int | None:
+    num, num_bad = int(record.get("num_samples") or 0), int(record.get("num_bad") or 0)
+    return num + num_bad or None
+
+
+def _num_samples(run: RunDirectory, config: RunConfig) -> int | None:
+    """The number of training images by the step and epoch of the last train record."""
+    for record in reversed(json_lines.read_tail(run.metrics, _TAIL, metrics_record)):
+        if record["kind"] == "train" and record.get("epoch"):
+            return max(round(record["step"] * config.batch.size / record["epoch"]), 1)
+    return None
+
+
+def _device_of(run: RunDirectory, config: RunConfig) -> str:
+    """What rank 0 computed on, as it was recorded; the host for runs of version 0.1."""
+    try:
+        facts = read_json(run.environment)
+    except (OSError, ValueError):
+        return ""
+    return device_name(facts, on_gpu=config.resources.gpus_per_worker > 0) if isinstance(facts, dict) else ""
+
+
+def device_here(config: RunConfig) -> str:
+    """What a worker on this machine computes on; empty without such a device."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {**devices(), "num_cpus_allowed": allowed}
+    return device_name(facts, on_gpu=config.resources.gpus_per_worker > 0)
+
+
+def device_name(facts: Mapping[str, Any], *, on_gpu: bool) -> str:
+    """The device of an environment: the name of the first GPU, or the CPU with its number of cores."""
+    if on_gpu:
+        gpus = facts.get("gpus")
+        return str(gpus[0]) if isinstance(gpus, list) and gpus else ""
+    cpu = facts.get("cpu") or facts.get("host") or ""
+    return f"{cpu}, {facts.get('num_cpus_allowed')} cores" if cpu else ""
