@@ -16,10 +16,12 @@ from launcher.commands import (
     config_init,
     config_show,
     doctor,
+    evaluate,
     export,
     list_runs,
     logs,
     plan,
+    predict,
     prepare_verbs,
     render,
     status,
@@ -77,6 +79,8 @@ def _parser() -> Parser:
         list_runs,
         reports,
         compare,
+        evaluate,
+        predict,
         export,
     )
     for module in modules:

@@ -11,14 +11,18 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launcher.arguments import Parser, train_arguments
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig, leads, resolve_place, under_torchrun
 from launcher.console import Progress, profile_lines, summary_lines
+from launcher.console.description import description
+from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
 from launcher.ray_backend import environment as ray_environment
@@ -36,6 +40,8 @@ from resnet_dist.errors import StorageError, TrainingError
 
 log = logging.getLogger(__name__)
 
+CHECKS = "checking the config and the run directory"
+SAVES = "saving at the next step"
 RESUMES = "the same command resumes the run"
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
@@ -49,15 +55,18 @@ def main(
     """
     parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
-    given = None
+    given, progress = None, Progress(began=None if stop is None else command_began())
     try:
         given = parser.parse_intermixed_args(arguments)  # options may be anywhere
+        if os.environ.get("RANK", "0") == "0":
+            progress.stage(CHECKS, progress.began)
         profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
         config = configs.load(given.config, [*given.overrides, *profile])
         with StopSignals("end") if stop is None else contextlib.nullcontext(stop) as stop:
-            code, _ = train(config, given.resume, Progress(), attended=True, stop=stop)
+            code, _ = train(config, given.resume, progress, attended=True, stop=stop)
         return code
     except Exception as error:
+        progress.close()
         exit_code = report(error if given is None else configs.in_users_lines(error, given.config, given.overrides))
         if getattr(error, "skip_shutdown", False):  # the cluster has ended: Ray would change the exit code
             os._exit(exit_code)
@@ -91,6 +100,13 @@ def train(
         with StopSignals() as stop:
             return train(config, mode, progress, attended=attended, stop=stop)
     progress = Progress() if progress is None else progress
+    with contextlib.closing(progress):
+        return _train_and_record(config, mode, progress, attended, stop)
+
+
+def _train_and_record(
+    config: RunConfig, mode: ResumeMode, progress: Progress, attended: bool, stop: StopSignals
+) -> tuple[ExitCode, RunDirectory]:
     run = RunDirectory(Path(config.storage), config.name)
     code = _nothing_to_do(config, run, mode, progress)
     if code is not None:
@@ -104,8 +120,9 @@ def train(
                 code = _nothing_to_do(config, run, mode, progress)
             if code is None:
                 session = Session(config, run, progress, notifier, held, attended, stop)
-                with stop.training():
-                    code, result = _train(session, mode)
+                _follow(session)
+                code, result = _train(session, mode)
+                stop.answer("the run is ending already")
                 if leads():
                     _record_end(session, code, result)
     except lease.LeaseHeld as error:
@@ -125,16 +142,32 @@ def _nothing_to_do(config: RunConfig, run: RunDirectory, mode: ResumeMode, progr
     """
     if mode != "never" and recorded.is_done(config, run):
         recorded.refuse_changes(config, run)
+        progress.close()
         if leads():
             progress.print(f"run {run.path}: finished already; choose another name to train it again")
         return ExitCode.OK
     failure = run.fatal()
     if failure is None or not root_cause.ends_submission(failure):
         return None
+    progress.close()
     if leads():
         progress.print(f"run {run.path}: this submission failed for good at {failure.time}: {failure.message}")
         progress.print("it is not retried: fix the cause, and submit the run again")
     return ExitCode(failure.exit_code)
+
+
+def _follow(session: Session) -> None:
+    """Say what is trained once that begins, and what a signal leads to from then on."""
+    config, run, progress, stop = session.config, session.run, session.progress, session.stop
+
+    def describe(detail: Mapping[str, Any], step: int) -> list[str]:
+        total_steps, num_samples = detail.get("total_steps"), detail.get("num_samples")
+        if not isinstance(total_steps, int) or not isinstance(num_samples, int):
+            return []
+        return description(config, run, step=step, total_steps=total_steps, num_samples=num_samples)
+
+    progress.describe = describe
+    progress.on_record = lambda: stop.answer(SAVES)
 
 
 def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
@@ -142,6 +175,7 @@ def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]
     previous = run.fatal()
     try:
         if resolve_place(config.place) == "ray":
+            session.progress.stage("importing Ray and PyTorch")
             ray_environment.set_up()
             from launcher.ray_backend.driver import run_ray
 
@@ -150,6 +184,8 @@ def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]
             from launcher.local.supervisor import run_supervised
 
             return run_supervised(session, mode)
+        if leads():
+            session.progress.stage("importing PyTorch")
         from launcher.local.run import run_local
 
         return run_local(
@@ -216,11 +252,13 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals) -> It
 
 def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None:
     run, step, progress, notifier = session.run, result.step, session.progress, session.notifier
+    progress.close()
     if not result.trained:
         lines = [NOTHING_TRAINED]
         notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
     elif code is ExitCode.OK:
-        summary = {**result.summary(), "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
+        times = {"command_s": time.monotonic() - progress.began, "start_s": progress.start_s}
+        summary = {**result.summary(), **times, "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
         if target := recorded.target_of(session.config):
             summary["stop_at"] = target
         run.mark_finished(summary)

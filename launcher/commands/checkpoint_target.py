@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(given: argparse.Namespace) -> Saved:
-    """The checkpoint that the command line names. Raises UsageError if there is none, CheckpointError if it is damaged."""
+    """The checkpoint that the command line names. Raises UsageError, or CheckpointError if it is damaged."""
     path = Path(os.path.abspath(Path(given.target).expanduser()))  # noqa: PTH100 - resolve() would follow links
     is_path = path.exists() and path.suffix not in _CONFIGS
     return saved(path if is_path else find_here(given.target).path, best=given.best)

@@ -29,11 +29,7 @@ def add_parser(verbs: Any) -> None:
     verb = verbs.add_parser("status", help="the status of a run: pending, running, saving, finished, failed, ...")
     target.add_arguments(verb)
     verb.add_argument("--json", action="store_true", help="print JSON")
-    verb.add_argument(
-        "--place-says",
-        choices=("pending", "running", "gone"),
-        help="the job's state in its scheduler, if the scheduler cannot be reached from here (inside a pod)",
-    )
+    target.add_place_says(verb)
     verb.set_defaults(run=_status)
 
 

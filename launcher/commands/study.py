@@ -62,8 +62,10 @@ def run(given: argparse.Namespace) -> int:
         print("\n".join(_dry_run(planned, only, size)))
         return ExitCode.OK
     with contextlib.nullcontext(given.stop) if given.stop is not None else StopSignals("end") as stop:
-        with stop.training(), _runner(planned, given, size, stop) as runner:
+        stop.answer("the runs in progress save at their next step")
+        with _runner(planned, given, size, stop) as runner:
             outcome = carry_out(planned, only, runner, stop, size)
+        stop.answer("the study is ending already")
         _report(planned, outcome, given)
         if stop.stopped:
             print(f"stopped; the same command goes on: {_same_command(given)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +50,45 @@ class Target:
             return None
         return kubernetes_jobs.read(spec_of(self.config), self.profile, arguments, self.context, live=live)
 
+    def lines(self, arguments: list[str]) -> Iterator[str]:
+        """The lines that `launcher ARGUMENTS` prints where the run directory is, as they come.
+
+        In a pod with the volume, or as a job of the Ray cluster. Raises ClusterUnavailable.
+        """
+        if self.profile is not None and self.config is not None:
+            return kubernetes_jobs.lines(spec_of(self.config), self.profile, arguments, self.context)
+        assert self.address is not None  # how else a run is found that is not here
+        return ray_jobs.lines(arguments, ray_jobs.resolved(self.address))
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]"""
     parser.add_argument("target", metavar="RUN|CONFIG", help="a run directory, STORAGE/NAME, or the run's config")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config, as it was submitted")
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """[--profile P] [--context C] [--address URL]"""
     parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, if the volume is not mounted here")
     parser.add_argument("--context", metavar="NAME", help="kubectl's, with --profile")
     parser.add_argument("--address", metavar="URL", help="of a Ray cluster, if its storage is not mounted here")
 
 
-def find(given: argparse.Namespace) -> Target:
-    """The run that the command line names. Raises UsageError if there is none, ConfigError for a wrong config."""
+def add_place_says(parser: argparse.ArgumentParser) -> None:
+    """[--place-says pending|running|gone]"""
+    parser.add_argument(
+        "--place-says",
+        choices=("pending", "running", "gone"),
+        help="the job's state in its scheduler, if the scheduler cannot be reached from here (inside a pod)",
+    )
+
+
+def find(given: argparse.Namespace, *, may_begin_later: bool = False) -> Target:
+    """The run that the command line names. Raises UsageError if there is none, ConfigError for a wrong config.
+
+    `may_begin_later`: a config without a run is one, too.
+    """
     run, config = _run_of(given.target, given.overrides)
     if exists(run):
         return Target(run, True, submissions.newest(run), config, address=given.address)
@@ -78,6 +105,8 @@ def find(given: argparse.Namespace) -> Target:
         if job is None:
             raise UsageError(f"{address}: has no job of {run.path}. Allowed: the cluster it was submitted to")
         return Target(run, False, submissions.now("ray", job, {"address": address}), config, address=given.address)
+    if may_begin_later and config is not None:
+        return Target(run, True, None, config)
     raise _no_run(run, "; if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)")
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from launcher.run.submissions import JobStatus
 from launcher.watch.reader import OVER_A_NETWORK, Limits, Reader
 from launcher.watch.screen import text
 from launcher.watch.snapshot import Snapshot
-from launcher.watch.sources import Elsewhere, Here, Poller, Source
+from launcher.watch.sources import Elsewhere, Here, Source
 from launcher.watch.view import View
 
 ASK_EVERY_S = 30.0  # between two requests to a scheduler: squeue is expensive on a busy controller
-FIRST_S = 0.3  # for the first snapshots, before an empty screen is shown
 STREAM_EVERY_S, STREAM_COUNT = 5.0, 100  # of snapshots from a cluster: a reader that nobody reads ends after minutes
 _WIDEST = 100  # cells of what is printed
 _ASCII = str.maketrans({"│": "|", "┤": "+", "└": "+", "─": "-", "┊": ":", "█": "#", "▓": "=", "▒": "-", "░": "."})
@@ -157,14 +156,12 @@ def _print(content: str) -> None:
 
 def _show(sources: Sequence[Source], names: Sequence[str], rank: int) -> int:
     """The full-screen view, until a key ends it."""
-    logging.getLogger().addHandler(logging.NullHandler())  # warnings about files would be written over the view
-    board = Board([Snapshot(run="", name=name, state="reading") for name in names], rank)
-    pollers = [Poller(source, board.rank, board.publisher(index)) for index, source in enumerate(sources)]
-    for poller in pollers:
-        poller.start()
-    from launcher.watch.app import WatchApp  # textual is read while the runs are
+    from launcher.watch.app import WatchApp
 
-    for poller in pollers:
-        poller.has_begun.wait(FIRST_S)
-    WatchApp(board).run()
+    logging.getLogger().addHandler(logging.NullHandler())  # a warning about a file would be written over the view
+    app = WatchApp(sources, names, rank)
+    try:
+        app.run()
+    finally:
+        app.close()
     return 0

@@ -99,7 +99,7 @@ class Progress:
         elif event == "indexing" and self._stage is not None:
             line.stage = f"{detail.get('text', 'n/a')}", self._stage[1]
         elif (text := text_of(record, self._total_steps, line.width)) is not None:
-            self.print(textwrap.fill(text, line.width, subsequent_indent="  ", break_long_words=False))
+            self._fill(text, "  ")
 
     def close(self) -> None:
         """End the live line; a stage that is running ends without a word. The next stage begins another line."""
@@ -119,12 +119,18 @@ class Progress:
             from launcher.console.live import TrainingLine
 
             self._line.training = TrainingLine(int(self._total_steps), step)
+        self.stage(None)
         if is_first and isinstance(step, int):
-            stage, now = self._stage, time.monotonic()
-            self._end_stage(now)
-            for line in self.describe(detail, step):
-                self.print(line)
-            self._stage = None if stage is None else (stage[0], now)
+            for text in self.describe(detail, step):
+                self._fill(text, "           ")
+
+    def _fill(self, text: str, indent: str) -> None:
+        """Print text that may be longer than a line of the terminal."""
+        if self._line is not None:
+            text = textwrap.fill(
+                text, self._line.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            )
+        self.print(text)
 
     def _live(self) -> LiveLine | None:
         """The live line, which begins now if there is none yet."""

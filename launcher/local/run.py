@@ -63,6 +63,8 @@ def run_local(
     rank, world_size, local_rank, local_world_size = dataclasses.astuple(ranks())
     if stop.stopped and world_size == 1:
         return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
+    if rank == 0 and world_size > 1:
+        progress.stage(f"joining the process group of {count(world_size, 'worker')}")
     with _process_group(config.resources.gpus_per_worker > 0, local_rank):
         known = None if parent is None else parent.num_micro_batches
         spec, batch_norm = run_on_rank_0(

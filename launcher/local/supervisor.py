@@ -13,14 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
+from typing import IO
 
 from launcher import signals
 from launcher.config.schema import Faults
+from launcher.console import Progress
 from launcher.errors import ConfigError, UsageError, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
-from launcher.local.child import Job, Message
+from launcher.local.child import Job, Message, Told
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.recovery.handler import FailureHandler, wait
 from launcher.recovery.history import retry_policy
@@ -30,7 +33,7 @@ from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
 from launcher.run.lease import LeaseLost
-from launcher.run.progress import newest_step, read_beats
+from launcher.run.progress import completed_steps, newest_step, read_beats
 
 END_S = 10.0  # for a process to exit after its last message: threads of libraries may hang then
 
@@ -53,7 +56,8 @@ def run_supervised(session: Session, mode: ResumeMode) -> tuple[ExitCode, Attemp
             session.check_lease()
             if session.stop.stopped:  # before the first child, or between two
                 return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=child is not None)
-            child = Child.start(Job(session.config, mode, session.claim, handler.num_micro_batches))
+            session.progress.stage("starting a process and importing PyTorch")
+            child = Child.start(session.progress, Job(session.config, mode, session.claim, handler.num_micro_batches))
             if stop.stopped:  # just now
                 child.signal(stop.received or signal.SIGTERM)
             ended = child.run(run, session.config.faults, session.notifier)
@@ -75,22 +79,32 @@ def run_supervised(session: Session, mode: ResumeMode) -> tuple[ExitCode, Attemp
             wait(decision.wait_s, stop)
 
 
+def _show_output(output: IO[bytes], progress: Progress) -> None:
+    """Show the lines that a child prints, such as those of the user's code."""
+    for line in output:
+        progress.print(line.decode(errors="backslashreplace").rstrip("\r\n"))
+
+
 class Child:
     """A child process for one attempt; `answers` yields its messages."""
 
-    def __init__(self, process: subprocess.Popen[bytes], answers: Connection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], answers: Connection, progress: Progress) -> None:
+        self._progress = progress
         self.attempt: AttemptSpec | None = None  # once it has begun
         self._process, self._answers = process, answers
         self._last: Message | None = None  # its result or its error
 
     @classmethod
-    def start(cls, job: Job) -> Child:
-        """Start a process and send it `job`."""
+    def start(cls, progress: Progress, job: Job) -> Child:
+        """Start a process and send it `job`. Beside a live line, what it prints comes through this process."""
         content = pickle.dumps(job)
         receiving, sending = os.pipe()
         command = [sys.executable, "-m", "launcher.local.child", str(sending), str(os.getpid())]
         with signals.blocked():  # until the child handles them
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[sending])
+            stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if progress.is_live else (None, None)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, pass_fds=[sending]
+            )
         os.close(sending)
         assert process.stdin is not None
         try:
@@ -98,7 +112,9 @@ class Child:
             process.stdin.close()
         except BrokenPipeError:
             pass  # it has ended: `run` finds out how
-        return cls(process, Connection(receiving, writable=False))
+        if process.stdout is not None:
+            threading.Thread(target=_show_output, args=(process.stdout, progress), daemon=True).start()
+        return cls(process, Connection(receiving, writable=False), progress)
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it still runs."""
@@ -138,6 +154,7 @@ class Child:
             beats = beats if self.attempt is None else read_beats(run, self.attempt.number) or beats
             if beats:
                 notifier.see_step(beats[0].step)
+                self._progress.see(completed_steps(beats[0]), beats[0].phase)
                 hang = monitor.check(beats, time.monotonic())
                 if hang is None:
                     continue
@@ -161,6 +178,9 @@ class Child:
             message: Message = self._answers.recv()
         except (EOFError, OSError):
             return False
+        if isinstance(message, Told):
+            getattr(self._progress, message.method)(message.content)
+            return True
         if isinstance(message, AttemptSpec):
             self.attempt = message
             return True

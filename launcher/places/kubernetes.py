@@ -102,10 +102,7 @@ def read(
 
     Raises ClusterUnavailable.
     """
-    manifest = kuberay.to_yaml([kuberay.reader_job(spec, profile, arguments)])
-    job = _kubectl(profile.namespace, context, "create", "-f", "-", "-o", "name", given=manifest).strip()
-    logs = ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", "--", job)
-    try:
+    with _reader(spec, profile, arguments, context) as logs:
         if live:
             if code := stream("kubectl", *_where(profile.namespace, context), *logs):
                 raise PlaceUnavailable(
@@ -115,6 +112,23 @@ def read(
             return ""
         wait_s = READER_START_S + kuberay.READER_DEADLINE_S
         return _kubectl(profile.namespace, context, *logs, wait_s=wait_s, limit_s=0.0)
+
+
+def lines(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], context: str | None) -> Iterator[str]:
+    """The lines of `read`, as they come. Raises ClusterUnavailable."""
+    with _reader(spec, profile, arguments, context) as logs:
+        yield from programs.lines("kubectl", *_where(profile.namespace, context), *logs)
+
+
+@contextlib.contextmanager
+def _reader(
+    spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], context: str | None
+) -> Iterator[tuple[str, ...]]:
+    """A reader Job that exists inside of the block; yields kubectl's arguments for its log."""
+    manifest = kuberay.to_yaml([kuberay.reader_job(spec, profile, arguments)])
+    job = _kubectl(profile.namespace, context, "create", "-f", "-", "-o", "name", given=manifest).strip()
+    try:
+        yield ("logs", "--follow", f"--pod-running-timeout={READER_START_S}s", "--", job)
     finally:
         with contextlib.suppress(ClusterUnavailable):  # it ends by itself
             _kubectl(profile.namespace, context, "delete", "--wait=false", "--", job, limit_s=0.0)

@@ -12,9 +12,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from launcher.errors import ClusterUnavailable
 from resnet_dist.input_files import printable
@@ -184,6 +184,25 @@ def stream(program: str, *arguments: str) -> int:
         except KeyboardInterrupt:
             process.terminate()
             return 0
+
+
+def lines(program: str, *arguments: str) -> Iterator[str]:
+    """The lines that `program` prints, also as errors, as they come. A caller that stops reading ends the program.
+
+    Raises PlaceUnavailable if it is not installed, or ends with an exit code other than 0.
+    """
+    command = [_found(program), *arguments]
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    last = ""
+    with subprocess.Popen(command, **pipes, text=True, errors="replace", env=environment(program)) as process:
+        try:
+            for line in process.stdout or ():
+                last = line.strip() or last
+                yield line
+        finally:
+            process.terminate()
+    if process.returncode > 0:
+        raise PlaceUnavailable(f"{program} ended with exit code {process.returncode}", last)
 
 
 def environment(program: str) -> dict[str, str]:

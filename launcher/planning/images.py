@@ -1,11 +1,10 @@
-"""The images of a config for its plan: how many there are, how large they are, and what the disks must deliver."""
+"""The images of a config for its plan: how many there are, and how large they are."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from launcher.checks import shared_disks
 from launcher.config.rules import problems
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem
-from launcher.planning.text import row
 from resnet_dist.errors import RecipeError
 from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.references import is_reference
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from resnet_dist.data.index.table import Index
     from resnet_dist.data.sources.listing import Listing
 
-IMAGENET_BYTES = 147_897_477_120 / 1_281_167  # ILSVRC2012_img_train.tar, its bytes and images
+IMAGENET_BYTES = 147_897_477_120 / 1_281_167  # mean of an encoded image: ILSVRC2012_img_train.tar, bytes and images
 _SAMPLED = 1000  # files whose sizes are read
 
 
@@ -107,20 +105,3 @@ def image_bytes(data: DataRecipe, found: Listing | Index | None) -> float | None
         return sum(Path(file).stat().st_size for file in files) / num
     except OSError:
         return None
-
-
-def disk_lines(data: DataRecipe, images: Images, images_per_s: float | None = None) -> Iterator[str]:
-    """What the disks must deliver for each 1,000 images a second, and for the run; what `order: shards` does."""
-    if data.source == "synthetic":
-        return
-    if data.order == "shards":
-        blocks = "blocks of 1,000 images" if images.num_shards == 0 or data.source == "imagefolder" else "shards"
-        parts = f"{images.num_shards:,} {blocks}" if images.num_shards else blocks
-        yield from row("order", f"{parts} in random order; samples are shuffled within windows of {data.shuffle_window:,}")
-    size = IMAGENET_BYTES if images.mean_bytes is None else images.mean_bytes
-    origin = " (ImageNet's mean, not measured here)" if images.mean_bytes is None else ""
-    opens = {"imagefolder": "1,000 opens/s", "parquet": "an open and a whole row group at a time"}
-    take = f"1,000 images/s take {size / 1000:,.0f} MB/s, {opens.get(data.source, 'few opens')}"
-    yield from row("disks", f"{size / 1000:,.0f} kB an image{origin}: {take}")
-    if images_per_s is not None:
-        yield from row("", f"{images_per_s:,.0f} images/s, as predicted: {images_per_s * size / 1e6:,.0f} MB/s")

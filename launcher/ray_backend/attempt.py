@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from launcher.errors import LauncherError, WorkerHung
 from launcher.ray_backend.cluster import Cluster
 from launcher.ray_backend.failures import NotPlaced, translate_fit_error, worker_error
-from launcher.ray_backend.handover import ATTEMPT, AskDriver, HandedBack, Mailbox, answer_key, failure_key
+from launcher.ray_backend.handover import ATTEMPT, STAGE, AskDriver, HandedBack, Mailbox, answer_key, failure_key
 from launcher.ray_backend.process_group import ProcessGroupConfig
 from launcher.ray_backend.worker import train_function
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
@@ -29,7 +29,7 @@ from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs
 from launcher.run.heartbeats import Monitor
-from launcher.run.progress import read_beats
+from launcher.run.progress import completed_steps, read_beats
 from resnet_dist.telemetry.json_lines import Follower, Record
 from resnet_dist.telemetry.metrics_file import metrics_record
 
@@ -112,9 +112,11 @@ class Fit:
     def _supervise(self, thread: threading.Thread, box: Mailbox) -> None:
         """Show the metrics, and do all duties, until `fit()` has ended."""
         follower = Follower(self._session.run.metrics, metrics_record)
+        stage = None
         duties = self._duties()
         while thread.is_alive():
             thread.join(POLL_S)
+            stage = self._show_stage(box, stage)
             self._show(follower)
             next(duties)
             failures = self._reported_failures(box)
@@ -155,6 +157,15 @@ class Fit:
         with contextlib.suppress(OSError):  # they are shown once the storage answers
             for record in follower.new_records():
                 self._session.progress.record(record)
+
+    def _show_stage(self, box: Mailbox, shown: str | None) -> str | None:
+        """Show what Ray's controller does, if that is not `shown` already; returns it."""
+        stage: str | None = None
+        with _logged_errors():
+            stage = box.get(STAGE)
+        if stage is not None and stage != shown:
+            self._session.progress.stage(stage)
+        return stage
 
     def _reported_failures(self, box: Mailbox) -> Mapping[int, Exception] | None:
         """The errors by rank that Ray's controller has reported since the last answer."""
@@ -216,7 +227,7 @@ class Fit:
             train_function,
             train_loop_config={"config": config, "box": box},
             scaling_config=scaling,
-            torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s),
+            torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s, box=box),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self._logs.path),
@@ -269,6 +280,7 @@ class Fit:
         beats = read_beats(self._session.run, self._number)
         if beats:
             self._session.notifier.see_step(max(beat.step for beat in beats))
+            self._session.progress.see(completed_steps(beats[0]), beats[0].phase)
         if self._hang is None:
             self._hang = self._monitor.check(beats, time.monotonic())
             if self._hang is not None:

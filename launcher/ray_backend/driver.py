@@ -25,6 +25,7 @@ from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
+from launcher.formatting import count
 from launcher.ray_backend.attempt import Fit, StopReason
 from launcher.ray_backend.cluster import SETTLE_S, Cluster
 from launcher.ray_backend.failures import ClusterGone, NotPlaced, cluster_gone, cluster_must_answer
@@ -53,6 +54,8 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
         session.progress.print(line)
     if session.stop.stopped:
         return session.stop.exit_code, AttemptResult(start.step, finished=False, trained=False)
+    address = os.environ.get("RAY_ADDRESS")
+    session.progress.stage(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
     with session.stop.kept(), _exits_after(start.config.faults.start_timeout_s, session.attended):
         connected_here = connect(start.config)
     session.stop.reinstall()
@@ -66,7 +69,9 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
             shut_down(session.stop)
         raise
     if connected_here:
+        session.progress.stage("disconnecting from Ray" if address else "stopping Ray")
         shut_down(session.stop)
+        session.progress.stage(None)
     return result
 
 
@@ -84,6 +89,7 @@ class Driver:
         self._reset_start_timeout()
         self._handler.exclude_failed_nodes()
         while True:
+            self._session.progress.stage("waiting for free nodes")
             with cluster_must_answer():
                 workers = self._count_workers()
             if not workers:
@@ -123,6 +129,8 @@ class Driver:
     def _run_fit(self, start: resume.Start, workers: int) -> tuple[ExitCode, AttemptResult] | None:
         """Run one `fit()`; None if another one follows."""
         policy, excluded = self._handler.policy, self._handler.history.excluded
+        self._session.progress.stage(f"placing {count(workers, 'worker')} and importing PyTorch in them")
+        self._stop.answer("saving at the next step")
 
         def on_failure(error: Exception) -> AttemptSpec | None:
             return self._restart_in_place(error, workers)

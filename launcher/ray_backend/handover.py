@@ -22,6 +22,7 @@ from launcher.ray_backend.failures import translate_worker_error
 ANSWER_S = 120.0  # assumption: a driver that has not answered by then never will; it checks every 0.1 s
 POLL_S = 0.05
 ATTEMPT = "attempt"  # key of the AttemptSpec of the running attempt
+STAGE = "stage"  # key of what Ray's controller does before the workers run, as text
 _NAMESPACE = b"launcher"
 
 

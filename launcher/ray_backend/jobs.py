@@ -7,12 +7,14 @@ address that only the record of a submission names.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,25 @@ def driver_log(job: str, recorded: str | None, given: str | None = None) -> str:
     with _job_server(*_choice(recorded, given)) as client:
         text: str = client.get_job_logs(job)
         return text
+
+
+def lines(arguments: Sequence[str], address: str) -> Iterator[str]:
+    """The lines that `launcher ARGUMENTS` prints on the cluster's head, as a job of its own, as they come.
+
+    A caller that stops reading stops the job. Raises ClusterUnavailable.
+    """
+    job, rest = f"launcher-read-{uuid.uuid4().hex}", ""
+    with _job_server(address) as client, contextlib.closing(asyncio.new_event_loop()) as loop:
+        client.submit_job(entrypoint=shlex.join(["python", "-m", "launcher", *arguments]), submission_id=job)
+        chunks = client.tail_job_logs(job)
+        try:
+            while (chunk := loop.run_until_complete(anext(chunks, None))) is not None:
+                *whole, rest = (rest + chunk).split("\n")
+                yield from whole
+        finally:
+            with contextlib.suppress(RuntimeError, OSError):  # it ends by itself
+                loop.run_until_complete(chunks.aclose())
+                client.stop_job(job)
 
 
 def _choice(recorded: str | None, given: str | None) -> tuple[str, bool]:

@@ -10,13 +10,16 @@ from ray.train.torch import TorchConfig
 
 from launcher.checks.finding import Finding, require
 from launcher.checks.network import select_interface
+from launcher.ray_backend.handover import STAGE, Mailbox
 
 _TorchBackend: Any = TorchConfig().backend_cls
 
 
 @dataclass
 class ProcessGroupConfig(TorchConfig):
-    """Ray's own settings, with an interface for gloo that the other nodes reach."""
+    """Ray's own settings, with an interface for gloo that the other nodes reach, and the mailbox of the driver."""
+
+    box: Mailbox | None = None
 
     @property
     def backend_cls(self) -> Any:
@@ -27,6 +30,8 @@ class ProcessGroupConfig(TorchConfig):
 class _Backend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Called by Ray's controller to make the process group. Raises ClusterUnavailable."""
+        if isinstance(backend_config, ProcessGroupConfig) and backend_config.box is not None:
+            backend_config.box.put(STAGE, "setting up the process group")
         places = worker_group.execute(_place)
         if len({node_id for node_id, _ in places}) > 1:
             _, head = places[0]

@@ -54,6 +54,7 @@ class Check:
     every: float | None  # epochs between that evaluation and the one before
     point: Point | None  # None: there is none for a batch that large
     what: str  # the point, for a person
+    same_batch: tuple[int, ...]  # epochs of each reference run with this batch, ascending; empty if there are none
 
     @property
     def verdict(self) -> str:
@@ -69,10 +70,14 @@ class Check:
                 f"{found}: FASTER than MLPerf accepts (a mean of at least {self.point.least:.2f}). Check that evaluation "
                 "uses all val images, and that none of them is trained on"
             )
-        if self.point.epochs and self.epochs > self.point.epochs[-1]:
-            slowest = self.point.epochs[-1]
-            return f"{found}: accepted, and slower than every reference run (the slowest took {slowest})"
-        return f"{found}: within what MLPerf accepts (a mean of at least {self.point.least:.2f})"
+        if self.same_batch and self.epochs > self.same_batch[-1]:
+            return f"{found}: accepted, and slower than all reference runs with this batch ({self._range})"
+        runs = f"; the reference runs with this batch took {self._range}" if self.same_batch else ""
+        return f"{found}: within what MLPerf accepts (a mean of at least {self.point.least:.2f}){runs}"
+
+    @property
+    def _range(self) -> str:
+        return f"{self.same_batch[0]} to {self.same_batch[-1]} epochs"
 
     def described(self) -> Mapping[str, object]:
         """For JSON."""
@@ -100,7 +105,8 @@ def check(run: RunRecord) -> Check | None:
             epochs = one.epoch
             every = None if before is None or before.epoch is None else one.epoch - before.epoch
             break
-    return Check(batch, epochs, every, point, what)
+    same_batch = next((one.epochs for one in points() if one.batch == batch), ())
+    return Check(batch, epochs, every, point, what, same_batch)
 
 
 def points() -> list[Point]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,8 +20,10 @@ from textual.widget import Widget
 from launcher.watch.lines import STYLES, Line
 from launcher.watch.screen import screen
 from launcher.watch.snapshot import Snapshot
+from launcher.watch.sources import Poller, Source
 from launcher.watch.view import AXES, PANELS, SMOOTHING, View
 
+FIRST_S = 0.3  # for the first snapshots, before an empty screen is shown
 _STYLES = {name: Style.parse(text) for name, text in STYLES.items()}
 
 
@@ -52,7 +55,7 @@ class Changed(Message):
 
 
 class WatchApp(App[None]):
-    """The view of one or two runs. `update` may be called from any thread, also before the app runs."""
+    """The view of one or two runs, which are read by threads of their own."""
 
     CSS = "Screen, Canvas { background: ansi_default; color: ansi_default; width: 1fr; height: 1fr; }"
     ENABLE_COMMAND_PALETTE = False
@@ -72,29 +75,31 @@ class WatchApp(App[None]):
         Binding("pageup", "scroll(-10)"),
     ]
 
-    def __init__(self, runs: Sequence[Snapshot], view: View | None = None) -> None:
+    def __init__(self, sources: Sequence[Source], names: Sequence[str], rank: int = 0) -> None:
         super().__init__(ansi_color=True)
-        self.view = view or View()
-        self._runs = list(runs)
+        self.view = View(rank=rank)
+        self._runs = [Snapshot(run="", name=name, state="reading") for name in names]
+        self._pollers = [
+            Poller(source, lambda: self.view.rank, functools.partial(self._update, index))
+            for index, source in enumerate(sources)
+        ]
+        for poller in self._pollers:
+            poller.start()
+        for poller in self._pollers:
+            poller.has_begun.wait(FIRST_S)
 
     def compose(self) -> ComposeResult:
         """One widget."""
         yield Canvas()
 
-    def update(self, index: int, run: Snapshot) -> None:
-        """Show a newer snapshot of run number `index`."""
-        self._runs[index] = run
-        if self.is_running:
-            self.post_message(Changed())
-
-    @property
-    def rank(self) -> int:
-        """Whose log is shown."""
-        return self.view.rank
-
     def on_mount(self) -> None:
         """Draw the first frame."""
         self._draw()
+
+    def close(self) -> None:
+        """End the threads, after `run`."""
+        for poller in self._pollers:
+            poller.stop()
 
     def on_changed(self, _: Changed) -> None:
         """Draw a newer snapshot."""
@@ -127,6 +132,8 @@ class WatchApp(App[None]):
         ranks = sorted({rank for run in self._runs for rank in run.ranks}) or [0]
         at = ranks.index(self.view.rank) + by if self.view.rank in ranks else 0
         self._choose(panel="log", rank=ranks[at % len(ranks)], scroll=0, help=False)
+        for poller in self._pollers:
+            poller.hurry()
 
     def action_help(self) -> None:
         """Show the help, or hide it."""
@@ -141,6 +148,12 @@ class WatchApp(App[None]):
     def _choose(self, **changes: Any) -> None:
         self.view = dataclasses.replace(self.view, **changes)
         self._draw()
+
+    def _update(self, index: int, run: Snapshot) -> None:
+        """A newer snapshot of run number `index`, from its thread."""
+        self._runs[index] = run
+        if self.is_running:
+            self.post_message(Changed())
 
     def _draw(self) -> None:
         if self.size.width and self.size.height:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 from launcher.errors import ClusterUnavailable
@@ -22,7 +23,9 @@ Timed = tuple[Snapshot, float]  # a snapshot, and the seconds to wait for the ne
 class Source(Protocol):
     """Reads one run."""
 
-    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
+    close_s: float  # that the end of `watch` waits at most for what a source has to end
+
+    def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
         """Snapshots of the run, for ever. `rank` returns whose log is wanted."""
         ...
 
@@ -30,10 +33,12 @@ class Source(Protocol):
 class Here:
     """A run whose directory is on this machine."""
 
+    close_s = 0.0
+
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
+    def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
         """As `Source` says."""
         while True:
             began = time.thread_time()
@@ -50,10 +55,12 @@ class Elsewhere:
     ClusterUnavailable.
     """
 
+    close_s = 10.0  # the job that reads is deleted
+
     def __init__(self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Iterator[str]]) -> None:
         self._state, self._lines = state, lines
 
-    def snapshots(self, rank: Callable[[], int]) -> Iterator[Timed]:
+    def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
         """As `Source` says."""
         newest: Snapshot | None = None
         while True:
@@ -83,21 +90,31 @@ def _because(run: Snapshot, reason: str) -> Snapshot:
 
 
 class Poller(threading.Thread):
-    """Reads a source until the process ends, and passes every snapshot on."""
+    """Reads a source until it is stopped, and passes every snapshot on."""
 
     def __init__(self, source: Source, rank: Callable[[], int], publish: Callable[[Snapshot], object]) -> None:
         super().__init__(daemon=True, name="watch")
         self._source, self._rank, self._publish = source, rank, publish
         self.has_begun, self._wake = threading.Event(), threading.Event()
+        self._stopped = False
 
     def run(self) -> None:
         """In the thread."""
-        for snapshot, wait_s in self._source.snapshots(self._rank):
-            self._publish(snapshot)
-            self.has_begun.set()
-            self._wake.wait(wait_s)
-            self._wake.clear()
+        with contextlib.closing(self._source.snapshots(self._rank)) as snapshots:
+            for snapshot, wait_s in snapshots:
+                self._publish(snapshot)
+                self.has_begun.set()
+                self._wake.wait(wait_s)
+                self._wake.clear()
+                if self._stopped:
+                    return
 
     def hurry(self) -> None:
         """Read again now."""
         self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the next snapshot, and wait for it no longer than the source needs."""
+        self._stopped = True
+        self._wake.set()
+        self.join(self._source.close_s)

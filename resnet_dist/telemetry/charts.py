@@ -49,7 +49,7 @@ def points(record: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     >>> list(points({"kind": "train", "step": 3, "loss": 2.5, "sample_ids": 77, "memory_bytes": 2**29}))
     [('train/loss', 2.5), ('memory/host in GiB', 0.5)]
     >>> list(points({"kind": "layers", "step": 3, "layers": {"conv1": {"gradient_norm": 0.25}}}))
-    [('gradient norm/conv1', 0.25)]
+    [('layers: gradient norm/conv1', 0.25)]
     """
     for name, value in _named(record):
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -68,4 +68,4 @@ def _named(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
         yield f"evaluation/{name}", value
     for layer, numbers in layers.items() if isinstance(layers, Mapping) else ():
         for key, value in numbers.items():
-            yield f"{key.replace('_', ' ')}/{layer}", value
+            yield f"layers: {key.replace('_', ' ')}/{layer}", value

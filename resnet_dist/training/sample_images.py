@@ -51,7 +51,7 @@ class SampleImages:
         for image, label in zip(batch.images[:num].float().cpu(), batch.labels[:num].cpu(), strict=True):
             self._shown += 1
             pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            yield f"{self._shown:02d} {self._caption(label)}", np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+            yield f"{self._shown:02d}: {self._caption(label)}", np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
     def _caption(self, label: Tensor) -> str:
         if label.ndim == 0:

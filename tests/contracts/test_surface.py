@@ -50,6 +50,8 @@ def test_every_error_class_has_its_own_rule() -> None:
         "list",
         "report",
         "compare",
+        "evaluate",
+        "predict",
     ],
 )
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:

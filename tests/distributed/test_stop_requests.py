@@ -83,7 +83,7 @@ def test_a_second_ctrl_c_ends_at_once_and_is_recorded_as_the_users(fault_run: Ma
     time.sleep(0.5)
     a_key_press_in_a_terminal(run)
     output = run.end(code=130, timeout_s=30)
-    assert "Ctrl-C: saving at the next step; press Ctrl-C again to end without saving\n" in output
+    assert "Ctrl-C: saving at the next step; Ctrl-C again ends without saving\n" in output
     cause = "ended by a second Ctrl-C; the newest checkpoint is of step 10"
     assert output.splitlines()[-2:] == ["Ctrl-C again: ending without saving", cause]
     assert "Traceback" not in output

@@ -113,13 +113,14 @@ def test_code_that_installs_handlers_of_its_own_does_not_replace_them() -> None:
 def test_the_answer_says_what_happens_next(capfd: pytest.CaptureFixture[str]) -> None:
     answers = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        with StopSignals() as stop, stop.training():
+        with StopSignals() as stop:
+            stop.answer("saving at the next step")
             send(number)
             send(number)
         answers.append(capfd.readouterr().err)
     assert answers == [
         "SIGTERM received: saving at the next step\n",
-        "Ctrl-C: saving at the next step; press Ctrl-C again to end without saving\n",
+        "Ctrl-C: saving at the next step; Ctrl-C again ends without saving\n",
     ]
 
 

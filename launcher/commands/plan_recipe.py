@@ -1,0 +1,74 @@
+"""The recipe of a plan: each value with its source, and with the published run that has the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.commands.config_show import DEFAULT, source_of
+from launcher.commands.plan_text import columns, paragraph
+from launcher.config import yaml_text
+from launcher.config.dotted_keys import flatten
+from launcher.config.schema import RunConfig
+from launcher.config.yaml_source import Document
+from launcher.planning.published_recipe import Comparison, compared
+from resnet_dist.recipe.schema import plain
+
+# Shown also where they have their defaults.
+_ALWAYS = (
+    "model.name",
+    "model.num_classes",
+    "data.resolution",
+    "duration",
+    "batch.size",
+    "batch_norm.span",
+    "optimizer.name",
+    "optimizer.momentum",
+    "optimizer.weight_decay",
+    "schedule.peak_lr",
+    "schedule.base_lr",
+    "schedule.warmup",
+    "schedule.decay",
+    "regularization.label_smoothing",
+    "precision",
+    "seed",
+)
+
+
+def lines(config: RunConfig, document: Document) -> Iterator[str]:
+    """A line for each key that is given, and for the important ones that are not: value and source.
+
+    `document` is what `config` was made of. Durations are shown as they were given: `10 %` is not resolved.
+    """
+    comparison = compared(config)
+    flat = flatten(plain(config.recipe()))
+    given = [key for key in flat if source_of(key, document) != DEFAULT]
+    keys = [key for key in flat if key in given or (key in _ALWAYS and flat[key] is not None)]
+    keys.sort(key=lambda key: _ALWAYS.index(key) if key in _ALWAYS else len(_ALWAYS))
+    yield from columns([(key, yaml_text.flow(flat[key]), _source(key, document, comparison)) for key in keys])
+    if comparison is not None:
+        yield from paragraph(_beside(comparison))
+    yield from paragraph("`launcher config show CONFIG --sources` has all keys")
+
+
+def _source(key: str, document: Document, comparison: Comparison | None) -> str:
+    source = source_of(key, document)
+    if ":" in source and source.startswith(document.whole.rpartition(":")[0]):
+        source = f"line {source.rpartition(':')[2]}"
+    if comparison is None or not comparison.found.exact:
+        return source
+    name = comparison.found.origin.name
+    if key in comparison.same:
+        return f"{source}, as {name}"
+    return f"{source}; differs from {name}" if key in comparison.other else source
+
+
+def _beside(comparison: Comparison) -> str:
+    """The published runs with this batch, and whether this recipe is theirs."""
+    found = comparison.found
+    if not found.exact:
+        return f"No run with this batch is published; --batch {found.batch} prints one {found}."
+    if comparison.is_published:
+        return f"This recipe is that of {found.origin.name}: {found.origin.source}."
+    differing = ", ".join(sorted(comparison.other))
+    return f"{found.origin.name} published runs with this batch; other than theirs: {differing}."
+
