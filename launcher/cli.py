@@ -27,6 +27,7 @@ from launcher.commands import (
     status,
     study,
     submit,
+    watch,
 )
 from launcher.commands import report as reports
 from launcher.config import load as configs
@@ -75,6 +76,7 @@ def _parser() -> Parser:
         submit,
         status,
         logs,
+        watch,
         cancel,
         list_runs,
         reports,

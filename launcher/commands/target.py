@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ class Target:
             return None
         return kubernetes_jobs.read(spec_of(self.config), self.profile, arguments, self.context, live=live)
 
-    def lines(self, arguments: list[str]) -> Iterator[str]:
+    def lines(self, arguments: list[str]) -> Generator[str, None, None]:
         """The lines that `launcher ARGUMENTS` prints where the run directory is, as they come.
 
         In a pod with the volume, or as a job of the Ray cluster. Raises ClusterUnavailable.

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def _source(found: Target, given: argparse.Namespace, limits: Limits = Limits())
         )
         return known, now is not None and now.state in ("running", "gone")
 
-    def lines(rank: int) -> Iterator[str]:
+    def lines(rank: int) -> Generator[str, None, None]:
         now = job()
         says = ["--place-says", now.state] if now is not None else []
         stream = ["--every", f"{STREAM_EVERY_S:g}", "--count", str(STREAM_COUNT), "--rank", str(rank)]
@@ -128,7 +128,9 @@ def _first(source: Source, rank: int) -> Snapshot:
 def _print_json(found: Sequence[Target], given: argparse.Namespace) -> int:
     elsewhere = next((one for one in found if not one.is_here), None)
     if elsewhere is not None:
-        raise UsageError(f"{elsewhere.run.path}: the run directory is not on this machine. Allowed with --json: one here")
+        raise UsageError(
+            f"{elsewhere.run.path}: the run directory is not on this machine. Allowed with --json: one here"
+        )
     readers = [Reader(one.run, _Job(one, given.place_says), OVER_A_NETWORK) for one in found]
     number = 0
     while True:
@@ -149,7 +151,7 @@ def _print(content: str) -> None:
     try:
         content.encode(encoding)
     except UnicodeEncodeError:
-        braille = {code: "*" for code in range(0x2801, 0x2900)}
+        braille = dict.fromkeys(range(10241, 10496), "*")
         content = content.translate(_ASCII).translate(braille).encode(encoding, "replace").decode(encoding)
     print(content, end="")
 

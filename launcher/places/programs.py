@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -186,7 +186,7 @@ def stream(program: str, *arguments: str) -> int:
             return 0
 
 
-def lines(program: str, *arguments: str) -> Iterator[str]:
+def lines(program: str, *arguments: str) -> Generator[str, None, None]:
     """The lines that `program` prints, also as errors, as they come. A caller that stops reading ends the program.
 
     Raises PlaceUnavailable if it is not installed, or ends with an exit code other than 0.

@@ -14,7 +14,7 @@ import os
 import shlex
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def driver_log(job: str, recorded: str | None, given: str | None = None) -> str:
         return text
 
 
-def lines(arguments: Sequence[str], address: str) -> Iterator[str]:
+def lines(arguments: Sequence[str], address: str) -> Generator[str, None, None]:
     """The lines that `launcher ARGUMENTS` prints on the cluster's head, as a job of its own, as they come.
 
     A caller that stops reading stops the job. Raises ClusterUnavailable.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import ray.train
 
 from launcher import streams
 from launcher.config.schema import RunConfig
-from launcher.ray_backend.handover import ATTEMPT
+from launcher.ray_backend.handover import ATTEMPT, STAGE, Mailbox
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.portable import portable
 from launcher.run.directory import RunDirectory
@@ -49,5 +50,12 @@ def _train(loop_config: dict[str, Any]) -> AttemptResult:
         assignment.rank,
         node_id=assignment.node_id,
         notice_file=config.preemption.notice_file,
+        listener=lambda record: _tell(loop_config["box"], record),
     )
     return train_worker(config, assignment, supervisor)
+
+
+def _tell(box: Mailbox, record: Mapping[str, Any]) -> None:
+    """Leave the first stage of a worker for the driver, which reads the others in metrics.jsonl."""
+    if record.get("event") == "stage" and "ended" not in record["detail"]:
+        box.put(STAGE, record["detail"]["begins"])

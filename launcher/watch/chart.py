@@ -122,7 +122,9 @@ def _range(values: Sequence[float], *, from_zero: bool, is_log: bool) -> tuple[f
     return low, high
 
 
-def _in_columns(points: Sequence[Point], x_range: tuple[float, float], num_columns: int) -> Iterator[tuple[float, float | None]]:
+def _in_columns(
+    points: Sequence[Point], x_range: tuple[float, float], num_columns: int
+) -> Iterator[tuple[float, float | None]]:
     """Points with the column of dots, a fraction, in place of x."""
     first, last = x_range
     per_x = (num_columns - 1) / (last - first) if last > first else 0.0
@@ -168,7 +170,7 @@ def _mark_columns(chart: Chart, num_columns: int) -> dict[int, str]:
 
 def _labels(chart: Chart, low: float, high: float, num_rows: int, is_log: bool) -> dict[int, str]:
     """The labels of the vertical axis by row: round values, or on a logarithmic axis those of evenly spaced rows."""
-    labels = {row: " " * (_AXIS - 1) + "│" for row in range(num_rows)}
+    labels = dict.fromkeys(range(num_rows), " " * (_AXIS - 1) + "│")
     if is_log:
         parts = {row: 1 - row / max(num_rows - 1, 1) for row in range(0, num_rows, 3)}
         ticks = {row: float(f"{low * (high / low) ** part:.2g}") for row, part in parts.items()}

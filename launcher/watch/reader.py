@@ -67,7 +67,7 @@ class Reader:
         self,
         run: RunDirectory,
         ask_job: Callable[[], JobStatus | None] = lambda: None,
-        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        limits: Limits = Limits(),
     ) -> None:
         self.run, self._ask_job, self._limits = run, ask_job, limits
         self.history = History(run.metrics)

@@ -9,7 +9,7 @@ from launcher.watch import panels
 from launcher.watch.chart import draw
 from launcher.watch.lines import Line, Span, beside, fitted, flowed, line, plain
 from launcher.watch.snapshot import Snapshot
-from launcher.watch.view import PANELS, View, charts, duration, number, percent
+from launcher.watch.view import PANELS, View, charts, duration, number
 
 TWO_COLUMNS = 76  # cells from which two charts, or the panels of two runs, are next to each other
 _CHART_HEIGHT = 7  # least height of a chart, if there is space for more than one
@@ -25,7 +25,9 @@ HELP = (
     ("?", "this help"),
     ("q", "quit; the run goes on"),
 )
-SIGNS = "On the loss: x failure, | stop, a digit: attempt, s straggler, T target. A solid line is run A, a dashed one B."
+SIGNS = (
+    "On the loss: x failure, | stop, a digit: attempt, s straggler, T target. A solid line is run A, a dashed one B."
+)
 
 
 def screen(runs: Sequence[Snapshot], view: View, width: int, height: int) -> list[Line]:
@@ -58,7 +60,9 @@ def _body(runs: Sequence[Snapshot], view: View, width: int, height: int) -> list
     titles = [line((f"{letter} {run.name}", "bold")) for letter, run in zip("AB", runs, strict=True)]
     if width >= TWO_COLUMNS:
         half = (width - 1) // 2
-        left, right = ([title, *draw_panel(run, view, half, height - 1)] for title, run in zip(titles, runs, strict=True))
+        left, right = (
+            [title, *draw_panel(run, view, half, height - 1)] for title, run in zip(titles, runs, strict=True)
+        )
         return list(beside(left, right, half))
     half = height // 2
     return [
@@ -109,7 +113,9 @@ def _header(runs: Sequence[Snapshot], width: int, height: int) -> list[Line]:
     at_most = 1 if height < 10 else 2 if height < 20 or len(runs) > 1 else 3
     rows: list[Line] = []
     for index, one in enumerate(runs):
-        letter: list[Span] = [(f"{'AB'[index]} {('━━', '╍╍')[index]}", ("first", "second")[index])] if len(runs) > 1 else []
+        letter: list[Span] = (
+            [(f"{'AB'[index]} {('━━', '╍╍')[index]}", ("first", "second")[index])] if len(runs) > 1 else []
+        )
         rows += flowed([*letter, *_facts(one, width)], width, at_most)
     return rows
 

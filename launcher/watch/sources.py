@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from launcher.errors import ClusterUnavailable
 from launcher.watch.reader import Reader
 from launcher.watch.snapshot import Snapshot, from_json
+from resnet_dist.input_files import printable
 
 POLL_S = 1.0
 SHARE = 0.01  # of a core that reading may take: a run with many workers is read less often
@@ -57,7 +58,9 @@ class Elsewhere:
 
     close_s = 10.0  # the job that reads is deleted
 
-    def __init__(self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Iterator[str]]) -> None:
+    def __init__(
+        self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Generator[str, None, None]]
+    ) -> None:
         self._state, self._lines = state, lines
 
     def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
@@ -70,16 +73,21 @@ class Elsewhere:
                 newest = newest if newest is not None and can_read else known
                 yield newest, 0.0
                 wanted = rank()
-                for line in self._lines(wanted) if can_read else ():
-                    found = from_json(line)
-                    said = said if found is not None else line.strip() or said
-                    if found is not None:
-                        newest = dataclasses.replace(found, job=known.job)
-                        yield newest, 0.0
-                    if rank() != wanted:
-                        break
-                else:
-                    yield _because(newest, f"nothing more from the cluster: {said}") if said else newest, AGAIN_S
+                if not can_read:
+                    yield newest, AGAIN_S
+                    continue
+                with contextlib.closing(self._lines(wanted)) as lines:
+                    for line in lines:
+                        found = from_json(line)
+                        if found is None:
+                            said = printable(line).strip() or said
+                        else:
+                            newest = dataclasses.replace(found, job=known.job)
+                            yield newest, 0.0
+                        if rank() != wanted:
+                            break
+                    else:
+                        yield _because(newest, f"the cluster printed: {said}") if said else newest, AGAIN_S
             except ClusterUnavailable as error:
                 newest = newest or Snapshot(run="", name="")
                 yield _because(newest, str(error)), AGAIN_S

@@ -57,7 +57,9 @@ def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
     """The charts in the order of their importance: training loss, top-1, throughput, learning rate."""
     x_range = _x_range(runs, view.axis)
     show_x = {"step": lambda step: number(round(step)), "epoch": number, "time": duration}[view.axis]
-    marks = [(x, mark.sign) for run in runs for mark in run.marks if (x := _x_of(run, mark.step, view.axis)) is not None]
+    marks = [
+        (x, mark.sign) for run in runs for mark in run.marks if (x := _x_of(run, mark.step, view.axis)) is not None
+    ]
     smooth = "" if view.smoothing == "none" else " (smoothed)"
     for key, title, show, source in (
         ("loss", f"training loss{smooth}", number, "train"),

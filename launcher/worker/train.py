@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -32,6 +33,7 @@ from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.batch_layout import stream_step
 from resnet_dist.telemetry.liveness import Liveness
+from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.metrics_file import NoSink, Sink
 from resnet_dist.telemetry.sinks import closing
 
@@ -56,15 +58,18 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     config = with_micro_batches(config, assignment.attempt.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.logs(assignment.attempt.number).log(assignment.rank))
-    host, liveness = socket.gethostname(), Liveness()
+    host, liveness, stages = socket.gethostname(), Liveness(), NoStages()
+    if assignment.rank == 0:
+        stages = Stages(supervisor.metrics, assignment.attempt.first_step)
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     if interface := os.environ.get(INTERFACE_VARIABLE):
         log.info("gloo uses the network interface %s (%s)", interface, INTERFACE_VARIABLE)
     try:
         if config.faults.preflight:
+            stages.begin("checking the workers")
             check_attempt(config, assignment, device_of(config, assignment.local_rank))
         with _watchdog(config.faults.hang_timeout_s, assignment, run, liveness):
-            return _train(config, assignment, supervisor, run, liveness)
+            return _train(config, assignment, supervisor, run, liveness, stages)
     except BaseException as error:
         log.error("failed with\n%s", traceback_of(error))
         translated = translate_error(error, assignment.rank, host)
@@ -95,13 +100,19 @@ def _watchdog(
 
 
 def _train(
-    config: RunConfig, assignment: Assignment, supervisor: FileSupervisor, run: RunDirectory, liveness: Liveness
+    config: RunConfig,
+    assignment: Assignment,
+    supervisor: FileSupervisor,
+    run: RunDirectory,
+    liveness: Liveness,
+    stages: Stages,
 ) -> AttemptResult:
     started, attempt = time.perf_counter(), assignment.attempt
     sink: Sink = NoSink()
     show_images = None
     if assignment.rank == 0:
         sink, show_images = sink_of(config, run, attempt.number, supervisor)
+        stages.write_to(sink.write)
     # The total number of CPUs stays what the config requests, however many workers share them.
     num_threads = max(1, config.resources.cpus_per_worker * config.workers.most // assignment.world_size)
     worker = Worker(
@@ -132,9 +143,11 @@ def _train(
         show_images=show_images,
     )
     with closing(sink):
-        trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness)
+        trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness, stages)
         outcome = trainer.fit()
     measured: dict[str, Any] = {"time_s": time.perf_counter() - started}
+    if outcome.times is not None:
+        measured |= dataclasses.asdict(outcome.times)
     if outcome.evaluation is not None:
         values = outcome.evaluation.record()
         measured |= {name: value for name, value in values.items() if name != "weights"}

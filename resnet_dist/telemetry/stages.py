@@ -17,6 +17,10 @@ class Stages:
         self._stage: str | None = None
         self._began = time.perf_counter()
 
+    def write_to(self, write: Callable[[Mapping[str, object]], object]) -> None:
+        """Write to another place from now on."""
+        self._write = write
+
     def begin(self, stage: str | None) -> None:
         """A stage begins, and the one before ends; None: the start is over."""
         now = time.perf_counter()
