@@ -1,5 +1,13 @@
 """The launcher: from a YAML file to a running job. Its Python API is `fit` and `load_run`."""
 
+import sys
+
+if sys.argv[:1] == ["-m"] and {"launcher", "launcher.train"} & set(sys.orig_argv):
+    import _signal  # without the imports of `signal`, which take milliseconds
+
+    # The command is about to begin. Until it handles Ctrl-C, that ends it without a traceback.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

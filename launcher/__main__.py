@@ -1,8 +1,9 @@
 """`python -m launcher VERB` and the console script `launcher`."""
 
+import signal
 import sys
 
-from launcher import signals
+from launcher import signals, streams
 
 TRAINING = ("train", "demo", "study")
 
@@ -10,7 +11,12 @@ TRAINING = ("train", "demo", "study")
 def main() -> int:
     """Run the verb of this process's command line; returns its exit code."""
     arguments = sys.argv[1:]
-    stop = signals.take_over() if arguments[:1] and arguments[0] in TRAINING else None
+    stop = None
+    if arguments[:1] and arguments[0] in TRAINING:
+        stop = signals.take_over()
+    else:
+        streams.watch_output()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # `launcher/__init__.py` has replaced it
     from launcher import cli  # a quarter of a second, in which signals are handled already
 
     code = cli.main(arguments, stop)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import train
+from launcher import streams, train
 from launcher.arguments import Parser
 from launcher.commands import (
     cancel,
@@ -38,20 +37,28 @@ from launcher.train import report
 
 def main(arguments: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
     """Run a verb; returns its exit code. `stop`: the signals that this process handles already."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments, stop)
+    finally:  # also after SystemExit of the parser
+        if (lost := streams.lost_output()) is not None:
+            streams.discard_output()
+            if not isinstance(lost, BrokenPipeError):  # `launcher compare A B | head` is no error
+                print(f"error: the output cannot be written: {lost.strerror}", file=sys.stderr, flush=True)
+                sys.exit(ExitCode.UNAVAILABLE)
+
+
+def _run(arguments: Sequence[str], stop: StopSignals | None) -> int:
     given = argparse.Namespace(config=None)
     if arguments[:1] == ["train"]:  # has its own parser, which accepts options anywhere
         return train.main(arguments[1:], prog="launcher train", stop=stop)
     try:
         given = _parser().parse_args(arguments, argparse.Namespace(stop=stop))
         return int(given.run(given))
-    except BrokenPipeError:  # `launcher compare A B | head`
-        # The flush at the interpreter's exit would fail, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and streams.lost_output() is not None:
+            return 0  # `main` says so
         config = getattr(given, "config", None)
         return report(error if config is None else configs.in_users_lines(error, config, given.overrides))
 

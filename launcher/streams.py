@@ -11,6 +11,7 @@ from typing import Any, TextIO
 WAIT_S = 1.0  # assumption: a reader that is only slow reads something in this time
 CLEAR_LINE = "\r\x1b[2K"  # ECMA-48: to the first column, and erase the line
 
+_noted: list[OSError] = []  # errors of standard output
 _opening: list[int] = []  # the descriptor of a line that the next output replaces
 
 
@@ -20,12 +21,25 @@ def protect() -> None:
     A closed terminal or pipe, a full disk, a letter that the encoding does not have, or a reader that does not read for
     `WAIT_S` loses text only. The number of lost bytes is written once the stream accepts text again.
     """
+    _open_closed()
+    sys.stdout, sys.stderr = _protected(sys.stdout, 1), _protected(sys.stderr, 2)
+
+
+def watch_output() -> None:
+    """Open what is closed of the standard streams, and note errors of standard output for `lost_output`."""
+    _open_closed()
+    encoding, errors = ("utf-8", None) if sys.stdout is None else (sys.stdout.encoding, sys.stdout.errors)
+    buffer = io.BufferedWriter(_Noting(1, "w", closefd=False))
+    sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=os.isatty(1))
+    sys.stderr = os.fdopen(2, "w", closefd=False) if sys.stderr is None else sys.stderr
+
+
+def _open_closed() -> None:
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:  # closed, as by `>&-`: the next file that is opened would get this descriptor
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout, sys.stderr = _protected(sys.stdout, 1), _protected(sys.stderr, 2)
 
 
 def write_now(text: str) -> None:
@@ -49,18 +63,18 @@ def show_opening(text: str) -> None:
         _opening.append(1)
 
 
-def flush_all() -> OSError | None:
-    """Write what Python holds back of standard output; the error of a closed pipe or a full disk, if there is one.
-
-    After an error, the rest goes nowhere, so that the end of the interpreter has nothing to report.
-    """
+def lost_output() -> OSError | None:
+    """Write what Python holds back of standard output; the error of a closed pipe or a full disk, if there was one."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
-    return None
+    return _noted[-1] if _noted else None
+
+
+def discard_output() -> None:
+    """Lead standard output nowhere, so that the end of the interpreter has no error to report."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def protected_stdout() -> TextIO:
@@ -72,6 +86,17 @@ def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
     encoding = "utf-8" if stream is None else stream.encoding
     buffer = io.BufferedWriter(_Lossy(descriptor))
     return io.TextIOWrapper(buffer, encoding, errors="backslashreplace", line_buffering=True)
+
+
+class _Noting(io.FileIO):
+    """Standard output whose errors are noted."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            _noted.append(error)
+            raise
 
 
 class _Lossy(io.RawIOBase):

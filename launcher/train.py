@@ -25,6 +25,7 @@ from launcher.console.description import description
 from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
+from launcher.planning import record as forecasts
 from launcher.ray_backend import environment as ray_environment
 from launcher.recovery import preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
@@ -121,6 +122,8 @@ def _train_and_record(
             if code is None:
                 session = Session(config, run, progress, notifier, held, attended, stop)
                 _follow(session)
+                if leads():
+                    forecasts.write(config, run)
                 code, result = _train(session, mode)
                 stop.answer("the run is ending already")
                 if leads():
@@ -164,7 +167,8 @@ def _follow(session: Session) -> None:
         total_steps, num_samples = detail.get("total_steps"), detail.get("num_samples")
         if not isinstance(total_steps, int) or not isinstance(num_samples, int):
             return []
-        return description(config, run, step=step, total_steps=total_steps, num_samples=num_samples)
+        workers = run.attempts()[-1].facts.get("workers", config.workers.most)
+        return description(config, workers, step=step, total_steps=total_steps, num_samples=num_samples)
 
     progress.describe = describe
     progress.on_record = lambda: stop.answer(SAVES)
@@ -258,7 +262,12 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
     elif code is ExitCode.OK:
         times = {"command_s": time.monotonic() - progress.began, "start_s": progress.start_s}
-        summary = {**result.summary(), **times, "images_per_s": images_per_s(run), "duration": str(session.config.duration)}
+        summary = {
+            **result.summary(),
+            **times,
+            "images_per_s": images_per_s(run),
+            "duration": str(session.config.duration),
+        }
         if target := recorded.target_of(session.config):
             summary["stop_at"] = target
         run.mark_finished(summary)

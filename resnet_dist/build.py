@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
 from resnet_dist.data.index.shared import check_same_data, facts_of_data
 from resnet_dist.data.ledger import Ledger
-from resnet_dist.data.loader import decoder_for, describe_decoders, evaluation_batches
+from resnet_dist.data.loader import describe_decoders
 from resnet_dist.data.order import order_of, warn_of_classes
-from resnet_dist.data.storage.files import files_of
-from resnet_dist.engines.factory import autocast_dtype, build_engine
-from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.engines.factory import build_engine
+from resnet_dist.engines.protocol import Engine
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.loss import loss_of
@@ -46,12 +45,11 @@ from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training import initial_weights
-from resnet_dist.training.bad_images import BadImages
+from resnet_dist.training.beside import Beside, BesideOptions, InTurn
 from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, Worker, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
-from resnet_dist.training.evaluate import Autocast
-from resnet_dist.training.evaluator import Evaluator, Split, load_metrics
+from resnet_dist.training.evaluator import evaluator
 from resnet_dist.training.input import splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
@@ -80,6 +78,7 @@ class RunOptions:
     profiles: Path | None = None  # folder for them
     num_images: int = 0  # images of the first step to show, of those that `show_images` can show
     show_images: ShowImages | None = None
+    beside: BesideOptions | None = None  # what evaluates beside training, under evaluate.beside; None: nothing can
 
 
 def build(
@@ -169,7 +168,11 @@ def build(
     ledger = Ledger(order, recipe.batch.size, skipped, first_step, state)
     facts = facts_of(recipe, of_data, worker.world_size, skipped, train.classes)
     retention = options.checkpoint.retention.in_steps(batch_size=recipe.batch.size, num_samples=len(train))
-    checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention)
+    beside = InTurn()
+    if recipe.evaluate.beside and options.beside is not None:
+        ranks, folder = (worker.rank, worker.world_size), options.checkpoint.folder
+        beside = Beside(options.beside, folder, first_step, ranks, sink, timetable.epoch)
+    checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention, in_use=beside.in_use)
     if bad is not None and checkpoint is not None:
         bad.load_state(checkpoint.state.get("bad_images", {}))
     batches_from = training_input(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
@@ -194,6 +197,7 @@ def build(
         batches_from=batches_from,
         to_device=to_device,
         evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise, bad),
+        beside=beside,
         exchange=StepExchange(statistics, worker.device, recipe.batch.size, ledger.num_sums),
         checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger, bad),
         sink=sink,
@@ -219,6 +223,8 @@ def build(
     if checkpoint is not None:
         metrics = checkpoint.state.get("metrics")
         evaluate_first = metrics is None and timetable.evaluate.fires_after(first_step)
+        if evaluate_first and checkpoint.state["recipe"].get("evaluate", {}).get("beside"):
+            evaluate_first = beside.left(first_step)
         evaluate_first |= target is not None and target.is_reached(metrics or {})  # the run ends with it
     return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first, skipped, target)
 
@@ -242,41 +248,6 @@ def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module
     model = use_spans(model, spans, momentum=recipe.batch_norm.momentum, epsilon=recipe.batch_norm.epsilon)
     model.to(device=device, dtype=torch.float64 if recipe.precision == "float64" else torch.float32)
     return model.to(memory_format=torch.channels_last) if recipe.speed.channels_last else model
-
-
-def evaluator(
-    recipe: Recipe,
-    worker: Worker,
-    model: nn.Module,
-    splits: tuple[Index, Index],
-    liveness: Liveness,
-    average: WeightAverage | None,
-    precise: Callable[[Autocast | None], PreciseBatchNorm],
-    bad: BadImages | None = None,
-) -> Evaluator:
-    """Evaluates `model`, with the average of its weights if there is one. `splits`: training and val."""
-    to_device = ToDevice(recipe, worker.device)
-    data, size, dtype = recipe.evaluation_data, recipe.evaluate.batch_size, autocast_dtype(recipe)
-    autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
-
-    def batches(index: Index) -> Iterator[MicroBatch]:
-        decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
-        found = evaluation_batches(index, files_of(index, data), worker.world_size, worker.rank, size, data, decoder)
-        return map(to_device, liveness.beating(found if bad is None else bad.noted(found)))
-
-    train, val = (Split(len(index), partial(batches, index)) for index in splits)
-    return Evaluator(
-        model=model,
-        device=worker.device,
-        num_classes=recipe.model.num_classes,
-        val=val,
-        train=train if recipe.evaluate.train else None,
-        autocast=autocast,
-        average=None if average is None else average.state,
-        precise=precise(autocast) if recipe.evaluate.precise_batch_norm else None,
-        bad=bad,
-        metrics=load_metrics(recipe.evaluate.metrics, recipe.model.num_classes, worker.device),
-    )
 
 
 def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | None) -> WeightAverage | None:

@@ -65,9 +65,9 @@ def _lines(found: Saved, exported: Exported) -> Iterator[str]:
         [
             ["model", f"{printable(about.architecture)}, {count(about.num_classes, 'class')}, {about.which}"],
             ["checkpoint", printable(str(found.checkpoint))],
-            ["top-1", about.no_accuracy if accuracy is None else f"{accuracy.top1:.2%} of {accuracy.label()}"],
+            ["top-1", about.no_accuracy if accuracy is None else f"{accuracy.top1:.2%} of {accuracy.label}"],
             ["checked", f"in {exported.target}, {exported.agreement.where}:"],
-            ["", exported.agreement.difference],
+            ["", f"{'tensors equal bit by bit, ' * exported.has_equal_tensors}{exported.agreement.difference}"],
             ["written", f"{exported.file} ({size})"],
             ["", f"{exported.sidecar} (classes, input, accuracy, recipe)"],
             ["", f"{exported.card} (model card)"],

@@ -35,6 +35,7 @@ def run(given: argparse.Namespace) -> int:
     if given.top < 1:
         raise UsageError(f"--top {given.top}: Allowed: a whole number from 1")
     saved = checkpoint_target.find(given)
+    from launcher.inference.accuracy import weights_in_words
     from launcher.inference.evaluate import model_of
     from launcher.inference.names import human_names
     from launcher.inference.predict import predict
@@ -45,8 +46,8 @@ def run(given: argparse.Namespace) -> int:
     about = {"checkpoint": str(saved.checkpoint), "step": trained.step, "weights": trained.weights}
     label = about | {"resolution": data.resolution, "crop": data.evaluation_crop}
     if not given.json:
-        weights = "moving average of the weights" if trained.weights == "ema" else "weights"
-        print(f"{shown(str(saved.checkpoint))}: {weights}, {data.resolution} pixels, crop {data.evaluation_crop:g}")
+        pixels = f"{data.resolution} pixels, central crop {data.evaluation_crop:g}"
+        print(f"{shown(str(saved.checkpoint))}: {weights_in_words(trained.weights)}, {pixels}")
     images = []
     for found in predict(saved, trained, given.images, given.top):
         images.append(_plain(found, human))

@@ -20,11 +20,12 @@ from launcher.ray_backend import environment as ray_environment
 from launcher.signals import StopSignals
 from launcher.study import checks, report, results, state
 from launcher.study import load as files
-from launcher.study.line import in_time, time_left_s
+from launcher.study.line import time_left_s
 from launcher.study.plan import Plan, PlannedRun, plan
 from launcher.study.pool import Pool
 from launcher.study.rounds import next_round
 from launcher.study.session import Outcome, Runner, carry_out, read_states
+from resnet_dist.progress_line import in_time
 
 
 def add_parser(verbs: Any) -> None:

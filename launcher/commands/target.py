@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, UsageError
 from launcher.formatting import listed
 from launcher.places import kubernetes as kubernetes_jobs
+from launcher.places.programs import Lines
 from launcher.places.spec import spec_of
 from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import submissions
@@ -50,7 +51,7 @@ class Target:
             return None
         return kubernetes_jobs.read(spec_of(self.config), self.profile, arguments, self.context, live=live)
 
-    def lines(self, arguments: list[str]) -> Generator[str, None, None]:
+    def lines(self, arguments: list[str]) -> Lines:
         """The lines that `launcher ARGUMENTS` prints where the run directory is, as they come.
 
         In a pod with the volume, or as a job of the Ray cluster. Raises ClusterUnavailable.
@@ -61,10 +62,11 @@ class Target:
         return ray_jobs.lines(arguments, ray_jobs.resolved(self.address))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]"""
+def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """RUN|CONFIG [key=value ...] [--profile P] [--context C] [--address URL]; `several`: more runs beside key=value."""
     parser.add_argument("target", metavar="RUN|CONFIG", help="a run directory, STORAGE/NAME, or the run's config")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="of a config, as it was submitted")
+    more, what = ("RUN|key=value", "more runs, or: ") if several else ("key=value", "")
+    parser.add_argument("overrides", metavar=more, nargs="*", help=f"{what}of a config, as it was submitted")
     add_options(parser)
 
 
@@ -134,6 +136,9 @@ def _run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfi
 
 def _no_run(run: RunDirectory, more: str = "") -> UsageError:
     if run.path.is_dir():
+        of = RunDirectory.at(run.path.parent.parent)
+        if of.checkpoints == run.path.parent and exists(of):
+            return UsageError(f"{run.path}: this is a checkpoint of a run. Allowed: the run directory, {of.path}")
         with storage_errors(run.path):
             inside = sorted(one.name for one in run.path.iterdir() if exists(RunDirectory(run.path, one.name)))
         if inside:

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from launcher.commands import target
 from launcher.commands.status import status_of
 from launcher.commands.target import Target
 from launcher.errors import UsageError
+from launcher.places.programs import Lines
 from launcher.run.submissions import JobStatus
 from launcher.watch.reader import OVER_A_NETWORK, Limits, Reader
 from launcher.watch.screen import text
@@ -76,7 +77,8 @@ def _targets(given: argparse.Namespace) -> list[Target]:
 
 
 def _is_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+    streams = (sys.stdin, sys.stdout, sys.stderr)  # textual draws on standard error
+    return all(one.isatty() for one in streams) and os.environ.get("TERM", "") not in ("dumb", "unknown", "")
 
 
 class _Job:
@@ -106,7 +108,7 @@ def _source(found: Target, given: argparse.Namespace, limits: Limits = Limits())
         )
         return known, now is not None and now.state in ("running", "gone")
 
-    def lines(rank: int) -> Generator[str, None, None]:
+    def lines(rank: int) -> Lines:
         now = job()
         says = ["--place-says", now.state] if now is not None else []
         stream = ["--every", f"{STREAM_EVERY_S:g}", "--count", str(STREAM_COUNT), "--rank", str(rank)]

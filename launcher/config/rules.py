@@ -102,7 +102,7 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
     secret = {error.key for error in found}  # their values are not shown
     found += [error for error in values(config, _VALUES) if error.key not in secret]
     found += [*_log(config.log), *_layers(config), *_sinks(config.log)]
-    found += [*_notify(config.notify), *_workers(config), *_on_cpu(config)]
+    found += [*_notify(config.notify), *_workers(config), *_best(config), *_on_cpu(config)]
     for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
         known = {str(error) for error in found}  # most rules report the same for both ends
         of_recipe = resnet_dist.recipe.rules.problems(config, workers, num_samples)
@@ -175,6 +175,14 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
             f"the same number of workers on every node: nearest {' or '.join(map(str, nearest))}",
             ("cluster.nodes",),
         )
+
+
+def _best(config: RunConfig) -> Iterator[RecipeError]:
+    if config.checkpoint.keep_best and config.evaluate.beside:
+        found = (
+            f"found {config.checkpoint.keep_best} with evaluate.beside true: a checkpoint has no top-1 when it is saved"
+        )
+        yield RecipeError("checkpoint.keep_best", found, "0, or evaluate.beside false", ("evaluate.beside",))
 
 
 def _on_cpu(config: RunConfig) -> Iterator[RecipeError]:

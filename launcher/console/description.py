@@ -7,30 +7,29 @@ from collections.abc import Iterator
 
 from launcher.config.schema import RunConfig
 from launcher.formatting import count
-from launcher.run.directory import RunDirectory
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.scaling import REFERENCE_BATCH, peak_learning_rate
 
+_SPANS: dict[object, str] = {"global": "the micro-batch", "worker": "each worker's images"}
 
-def description(config: RunConfig, run: RunDirectory, *, step: int, total_steps: int, num_samples: int) -> list[str]:
-    """Model, data, batch, optimizer with its regularizers, learning rate, duration and run directory.
 
-    `step`: what the run continues from; `num_samples`: the number of training images.
+def description(config: RunConfig, workers: int, *, step: int, total_steps: int, num_samples: int) -> list[str]:
+    """Duration, model, data, batch, optimizer with its regularizers, and learning rate.
+
+    `step`: the completed steps that the run continues from; `num_samples`: the number of training images.
     """
     batch, data = config.batch, config.data
-    workers = count(config.workers.most, "worker")
-    each = -(-batch.size // config.workers.most // batch.parts)
-    parts = f" × {batch.parts} micro-batches" if batch.parts > 1 else ""
-    begin = f"continues after step {step:,}" if step else "from the beginning"
+    each = -(-batch.size // batch.parts // workers)
+    parts = f" x {batch.parts} micro-batches" if batch.parts > 1 else ""
+    done = f", {step:,} of them done" if step else ""
     span = settled(config).batch_norm.fixed_span
-    norm = f", batch norm over {span if isinstance(span, int) else f'the {span} batch'}"
+    norm = "" if config.model.normalisation == "none" else f", batch norm over {_SPANS.get(span, span)}"
     where = f" at {data.root}" if data.root else ""
     return [
-        f"run        {run.path}",
-        f"duration   {config.duration} = {count(total_steps, 'step')}, {begin}",
+        f"duration   {config.duration} = {count(total_steps, 'step')}{done}",
         f"model      {config.model.name}, {count(config.model.num_classes, 'class')}, {config.precision}",
         f"data       {data.source}{where}: {count(num_samples, 'image')}, {data.resolution} px",
-        f"batch      {batch.size:,} = {workers} × {each:,}{parts}{'' if config.model.normalisation == 'none' else norm}",
+        f"batch      {batch.size:,} = {count(workers, 'worker')} x {each:,}{parts}{norm}",
         f"optimizer  {', '.join(optimization(config))}",
         f"peak LR    {peak_lr_text(config)}, {_schedule(config)}",
     ]
@@ -60,7 +59,7 @@ def optimization(config: RunConfig) -> Iterator[str]:
 def peak_lr_text(config: RunConfig) -> str:
     """The peak LR, and how it follows from the base LR and the batch.
 
-    With `base_lr: 0.1` and a batch of 128: `0.05 = base LR 0.1 × 128 / 256`.
+    With `base_lr: 0.1` and a batch of 128: `0.05 = base LR 0.1 x 128 / 256`.
     """
     schedule, size = config.schedule, config.batch.size
     peak = f"{peak_learning_rate(schedule, size, config):.6g}"
@@ -69,7 +68,7 @@ def peak_lr_text(config: RunConfig) -> str:
     if schedule.base_lr is None:
         return peak
     if schedule.scaling == "linear":
-        return f"{peak} = base LR {schedule.base_lr:g} × {size:,} / {REFERENCE_BATCH}"
+        return f"{peak} = base LR {schedule.base_lr:g} x {size:,} / {REFERENCE_BATCH}"
     return f"{peak} = base LR, not scaled"
 
 

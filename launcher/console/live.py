@@ -53,7 +53,7 @@ class LiveLine:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What rich shows."""
-        width = options.max_width - 1  # terminals differ in what a full line does to the cursor
+        width = options.max_width - len("^C") - 1  # what a terminal adds after a key press; a full line may wrap
         if self.stage is not None:
             text, began = self.stage
             elapsed = f"  {time.monotonic() - began:.0f} s"
@@ -79,10 +79,9 @@ class TrainingLine:
         self.see(record.get("step"), "")
 
     def see(self, step: object, doing: str) -> None:
-        """So many steps are completed, and rank 0 is `doing` something other than a step."""
-        self._doing = doing
-        if isinstance(step, int):
-            self._step = step
+        """So many steps are completed, and rank 0 is `doing` something other than a step; ignored if it is old."""
+        if isinstance(step, int) and step >= self._step:
+            self._step, self._doing = step, doing
 
     def row(self, width: int) -> Table:
         """The line, for so many columns."""

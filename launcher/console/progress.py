@@ -122,7 +122,7 @@ class Progress:
         self.stage(None)
         if is_first and isinstance(step, int):
             for text in self.describe(detail, step):
-                self._fill(text, "           ")
+                self._fill(text, " " * 11)
 
     def _fill(self, text: str, indent: str) -> None:
         """Print text that may be longer than a line of the terminal."""
@@ -143,10 +143,12 @@ class Progress:
 
     def _end_stage(self, now: float) -> None:
         self._cancel()
+        if self._line is not None:
+            self._line.stage = None
         if self._stage is not None:
             text, began = self._stage
             width = _STAGE_WIDTH if self._line is None else min(self._line.width - 1, _STAGE_WIDTH)
-            self.print(f"{text.ljust(width - 10)}{now - began:>8.1f} s")
+            self.print(f"{text[: width - 10].ljust(width - 10)}{now - began:>8.1f} s")
         self._stage = None
 
     def _cancel(self) -> None:

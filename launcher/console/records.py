@@ -96,7 +96,8 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     yield top5("top-5 {}", record)
     yield f"loss {shown(record, 'loss', '.4f')}"
     metrics = record.get("metrics")
-    for name in metrics if isinstance(metrics, Mapping) else ():
+    metrics = metrics if isinstance(metrics, Mapping) else {}
+    for name in metrics:
         yield f"{name} {shown(metrics, name, '.4g')}"
     if "train_top1" in record:
         loss = shown(record, "train_loss", ".4f")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from launcher.console.records import shown, target_value, top5
@@ -12,7 +14,7 @@ from resnet_dist.checkpoint.format import folder_name
 from resnet_dist.progress_line import in_time
 from resnet_dist.recipe.durations import Duration
 
-PARTS = {"start_s": "start", "training_s": "training", "evaluation_s": "evaluation", "saving_s": "saving"}
+PARTS = {"start_s": "start", "training_s": "train", "evaluation_s": "evaluate", "saving_s": "save"}
 
 
 def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
@@ -48,9 +50,11 @@ def time_text(run: RunDirectory, summary: Mapping[str, Any]) -> str:
     known = {name: summary[key] for key, name in PARTS.items() if summary.get(key) is not None}
     attempts = run.attempts()
     here = sum(attempt.session == attempts[-1].session for attempt in attempts)
-    known["attempts that failed, and the end" if here > 1 else "end"] = max(whole - sum(known.values()), 0.0)
-    parts = ", ".join(f"{name} {in_time(round(seconds))}" for name, seconds in known.items())
-    earlier = "" if here == len(attempts) else f" (this command; `launcher report {run.path}` has those before)"
+    known["failed attempts, end" if here > 1 else "end"] = max(whole - sum(known.values()), 0.0)
+    ends = [0, *(round(end) for end in itertools.accumulate(known.values()))]  # so that the parts add up
+    times = (in_time(end - begin) for begin, end in pairwise(ends))
+    parts = ", ".join(f"{name} {time}" for name, time in zip(known, times, strict=True))
+    earlier = "" if here == len(attempts) else " (this command; `launcher report` has those before)"
     return f"{in_time(round(whole))}: {parts}{earlier}"
 
 

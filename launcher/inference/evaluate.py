@@ -51,6 +51,7 @@ class Evaluated:
     step: int  # completed steps
     weights: Literal["model", "ema"]
     data: DataRecipe  # what was read: root, source, resolution, evaluation_crop, ...
+    precision: str
     flip: bool
     num_workers: int
     device: str
@@ -99,6 +100,7 @@ def evaluate_checkpoint(
         step=trained.step,
         weights=trained.weights,
         data=recipe.evaluation_data,
+        precision=recipe.precision,
         flip=flip,
         num_workers=world_size,
         device=device.type,

@@ -80,7 +80,8 @@ def _predicted(
         for number, position in enumerate(batch.positions.tolist()):
             file = files[position]
             if number in batch.broken:
-                yield Predicted(file, problem=index.problems.get(position, batch.broken[number].problem))
+                problem = index.problems.get(position, batch.broken[number].problem)
+                yield Predicted(file, problem=problem.partition(";")[0])  # the rest is advice for a data set
                 continue
             row = next(rows)
             if not np.isfinite(row).all():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from launcher.formatting import count, table
+from launcher.inference.accuracy import weights_in_words
 from launcher.inference.evaluate import Evaluated
 from launcher.inference.names import human_names
 from resnet_dist.data.names import shown, some
@@ -107,6 +108,7 @@ def plain(results: Results) -> dict[str, Any]:
             "weights": found.weights,
             "resolution": data.resolution,
             "crop": data.evaluation_crop,
+            "precision": found.precision,
             "flip": found.flip,
             "data": data.root,
             "source": data.source,
@@ -154,12 +156,11 @@ def mistake(results: Results, number: int) -> dict[str, Any]:
 def lines(results: Results) -> Iterator[str]:
     """The results for a person, in lines that fit into the terminal."""
     found, evaluation = results.found, results.found.evaluation
-    weights = "moving average of the weights" if found.weights == "ema" else "weights of the last step"
     yield shown(str(found.checkpoint))
     yield from table(list(_label(results)), indent=2)
     yield ""
     top1 = f"{_percent(evaluation.top1)}  ({results.num_correct:,} of {evaluation.num_samples:,})"
-    rows = [["weights", f"{weights}, step {found.step:,}"], ["top-1", top1]]
+    rows = [["weights", f"{weights_in_words(found.weights)}, step {found.step:,}"], ["top-1", top1]]
     if math.isfinite(evaluation.top5):
         rows.append(["top-5", _percent(evaluation.top5)])
     rows.append(["loss", f"{evaluation.loss:.4f}"])
@@ -181,7 +182,8 @@ def lines(results: Results) -> Iterator[str]:
 def _label(results: Results) -> Iterator[list[str]]:
     data, evaluation, images = results.found.data, results.found.evaluation, results.images
     yield ["data", shown(data.root or data.source)]
-    yield ["images", f"{evaluation.num_samples:,}, {data.resolution} pixels, central crop {data.evaluation_crop:g}"]
+    pixels = f"{data.resolution} pixels, central crop {data.evaluation_crop:g}, {results.found.precision}"
+    yield ["images", f"{evaluation.num_samples:,}, {pixels}"]
     if results.found.flip:
         yield ["flip", "mean of the probabilities of each image and its mirror image"]
     if results.broken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from launcher.config.schema import RunConfig, ranks, under_torchrun
 from launcher.console import Progress
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count
+from launcher.local.beside import LocalEvaluations
 from launcher.recovery import resume, root_cause
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.recovery.faults import rule_for
@@ -84,7 +86,8 @@ def run_local(
             listener=_listener(config, progress, world_size),
         )
         try:
-            result = train_worker(config, assignment, supervisor)
+            beside = functools.partial(LocalEvaluations, config, run, run.logs(spec.number), local_world_size)
+            result = train_worker(config, assignment, supervisor, beside)
         except BaseException as error:
             cause = error
             if world_size > 1 and isinstance(error, Exception):

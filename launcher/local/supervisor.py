@@ -23,7 +23,8 @@ from launcher.config.schema import Faults
 from launcher.console import Progress
 from launcher.errors import ConfigError, UsageError, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
-from launcher.local.child import Job, Message, Told
+from launcher.local.child import Job, Message
+from launcher.local.to_parent import Told
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.recovery.handler import FailureHandler, wait
 from launcher.recovery.history import retry_policy
@@ -57,7 +58,7 @@ def run_supervised(session: Session, mode: ResumeMode) -> tuple[ExitCode, Attemp
             if session.stop.stopped:  # before the first child, or between two
                 return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=child is not None)
             session.progress.stage("starting a process and importing PyTorch")
-            child = Child.start(session.progress, Job(session.config, mode, session.claim, handler.num_micro_batches))
+            child = Child.start(Job(session.config, mode, session.claim, handler.num_micro_batches), session.progress)
             if stop.stopped:  # just now
                 child.signal(stop.received or signal.SIGTERM)
             ended = child.run(run, session.config.faults, session.notifier)
@@ -95,16 +96,14 @@ class Child:
         self._last: Message | None = None  # its result or its error
 
     @classmethod
-    def start(cls, progress: Progress, job: Job) -> Child:
+    def start(cls, job: Job, progress: Progress) -> Child:
         """Start a process and send it `job`. Beside a live line, what it prints comes through this process."""
         content = pickle.dumps(job)
         receiving, sending = os.pipe()
         command = [sys.executable, "-m", "launcher.local.child", str(sending), str(os.getpid())]
         with signals.blocked():  # until the child handles them
             stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if progress.is_live else (None, None)
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, pass_fds=[sending]
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, pass_fds=[sending])
         os.close(sending)
         assert process.stdin is not None
         try:

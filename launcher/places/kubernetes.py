@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.kubernetes import manifests as kuberay
@@ -20,7 +20,7 @@ from cluster.profile import KubernetesProfile
 from cluster.spec import RunSpec
 from launcher.errors import ClusterUnavailable
 from launcher.places import programs
-from launcher.places.programs import Answer, NotAnswered, PlaceUnavailable, call, call_once, stream
+from launcher.places.programs import Answer, Lines, NotAnswered, PlaceUnavailable, call, call_once, stream
 from launcher.run.submissions import JobStatus
 
 DELETE_S = 120  # to delete an ended RayJob: its finalizer stops the job again
@@ -114,7 +114,7 @@ def read(
         return _kubectl(profile.namespace, context, *logs, wait_s=wait_s, limit_s=0.0)
 
 
-def lines(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], context: str | None) -> Generator[str, None, None]:
+def lines(spec: RunSpec, profile: KubernetesProfile, arguments: Sequence[str], context: str | None) -> Lines:
     """The lines of `read`, as they come. Raises ClusterUnavailable."""
     with _reader(spec, profile, arguments, context) as logs:
         yield from programs.lines("kubectl", *_where(profile.namespace, context), *logs)

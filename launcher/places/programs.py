@@ -21,6 +21,7 @@ from resnet_dist.input_files import printable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Lines = Generator[str, None, None]  # to close it ends what prints them
 
 TIMEOUT_S = 60.0  # assumption: a controller that does not answer one request in this time will not
 LIMIT_S = 30.0  # assumption: longer than most restarts of a controller, and a person still waits for it
@@ -186,7 +187,7 @@ def stream(program: str, *arguments: str) -> int:
             return 0
 
 
-def lines(program: str, *arguments: str) -> Generator[str, None, None]:
+def lines(program: str, *arguments: str) -> Lines:
     """The lines that `program` prints, also as errors, as they come. A caller that stops reading ends the program.
 
     Raises PlaceUnavailable if it is not installed, or ends with an exit code other than 0.

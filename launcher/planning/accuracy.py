@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RunConfig
 from launcher.planning.forecast import COVERAGE, Interval
+from launcher.planning.history import finished
 from launcher.planning.published_recipe import compared
 from launcher.planning.student_t import t_quantile
-from launcher.run.directory import RunDirectory
 from launcher.run.recorded import FREE, newest_recipe, recipe_of
 from resnet_dist.recipe.published import NUM_SAMPLES, TARGET_TOP1
 from resnet_dist.recipe.rules import settled
@@ -110,7 +109,7 @@ def own_runs(config: RunConfig) -> OwnRuns | None:
     """
     wanted = _values(config.recipe())
     results: dict[int, tuple[float, str]] = {}
-    for run in _finished(Path(config.storage)):
+    for run in finished(Path(config.storage)):
         top1 = (run.summary() or {}).get("top1")
         if run.name == config.name or top1 is None:
             continue
@@ -123,18 +122,6 @@ def own_runs(config: RunConfig) -> OwnRuns | None:
     if not results:
         return None
     return OwnRuns(top1=tuple(top1 for top1, _ in results.values()), names=tuple(name for _, name in results.values()))
-
-
-def _finished(storage: Path) -> Iterator[RunDirectory]:
-    """The finished runs of a storage, by name."""
-    try:
-        names = sorted(path.name for path in storage.iterdir())
-    except OSError:  # no run yet
-        return
-    for name in names:
-        run = RunDirectory(storage, name)
-        if run.is_finished():
-            yield run
 
 
 def _may_be_same(recorded: dict[str, Any], config: RunConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import load as configs
-from launcher.config.schema import RunConfig
+from launcher.config.schema import RunConfig, Workers
 from launcher.errors import ConfigError, UsageError
 from launcher.planning.actual import Actual, actual, commands_s, steps_of
 from launcher.planning.work import Work, configuration, program, work_of
@@ -80,22 +81,28 @@ def finished(storage: Path) -> list[RunDirectory]:
 def earlier_run(run: RunDirectory) -> Earlier | None:
     """A finished run as evidence, or an unfinished one with complete steps; None if it has none or cannot be read."""
     try:
-        config = configs.load(run.config, recorded=True)
         attempts = run.attempts()
         if not attempts:
             return None
+        config = as_trained(configs.load(run.config, recorded=True), attempts[-1])
         summary, times = run.summary() or {}, actual(run)
         num_samples = config.data.num_trained() or _num_samples(run, config)
         if num_samples is None:
             return None
-        workers = attempts[-1].facts.get("workers")
         num_val = _num_val(summary)
         if times is None:
-            return _unfinished(run, config, attempts, num_samples, workers)
-        work = work_of(config, num_samples, num_val, workers, steps=summary.get("step"))
+            return _unfinished(run, config, attempts, num_samples)
+        work = work_of(config, num_samples, num_val, steps=summary.get("step"))
         return _earlier(run, config, Images(**_named(config), num_samples=num_samples, num_val=num_val), work, times)
     except (ConfigError, UsageError, StorageError, OSError, ValueError):
         return None
+
+
+def as_trained(config: RunConfig, attempt: Attempt) -> RunConfig:
+    """`config` with the place and the number of workers of an attempt: not `auto`, and as torchrun changed it."""
+    workers, place = attempt.facts.get("workers", config.workers.most), attempt.facts.get("place")
+    place = place if place in ("local", "ray") else config.place
+    return dataclasses.replace(config, workers=Workers(workers, workers), place=place)
 
 
 def _earlier(run: RunDirectory, config: RunConfig, images: Images, work: Work, times: Actual) -> Earlier:
@@ -111,9 +118,7 @@ def _earlier(run: RunDirectory, config: RunConfig, images: Images, work: Work, t
     )
 
 
-def _unfinished(
-    run: RunDirectory, config: RunConfig, attempts: list[Attempt], num_samples: int, workers: int | None
-) -> Earlier | None:
+def _unfinished(run: RunDirectory, config: RunConfig, attempts: list[Attempt], num_samples: int) -> Earlier | None:
     """The complete steps of a run that is to be resumed."""
     if run.metrics.stat().st_size > _LARGEST_METRICS:
         return None
@@ -131,7 +136,7 @@ def _unfinished(
         evaluation_s=sum(record["time_s"] for record in evaluated) or None,
         saving_s=None,
     )
-    work = work_of(config, num_samples, num_val, workers, steps=steps, evaluations=len(evaluated))
+    work = work_of(config, num_samples, num_val, steps=steps, evaluations=len(evaluated))
     return _earlier(run, config, Images(**_named(config), num_samples=num_samples, num_val=num_val), work, times)
 
 
@@ -145,15 +150,16 @@ def same_images(images: Images, config: RunConfig) -> bool:
 
 
 def _num_val(record: Mapping[str, Any]) -> int | None:
-    num, num_bad = int(record.get("num_samples") or 0), int(record.get("num_bad") or 0)
-    return num + num_bad or None
+    num: int = (record.get("num_samples") or 0) + (record.get("num_bad") or 0)
+    return num or None
 
 
 def _num_samples(run: RunDirectory, config: RunConfig) -> int | None:
     """The number of training images by the step and epoch of the last train record."""
     for record in reversed(json_lines.read_tail(run.metrics, _TAIL, metrics_record)):
         if record["kind"] == "train" and record.get("epoch"):
-            return max(round(record["step"] * config.batch.size / record["epoch"]), 1)
+            per_epoch: int = round(record["step"] * config.batch.size / record["epoch"])
+            return max(per_epoch, 1)
     return None
 
 

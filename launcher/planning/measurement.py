@@ -42,7 +42,7 @@ class Measurement:
     steps: int
     num_threads: int  # of a worker
     on_gpu: bool
-    seconds: float | None = None  # to train; a quarter of it is added for evaluation. None: `steps` steps
+    seconds: float | None = None  # of all, also start and evaluation, in place of `steps` steps
 
     @property
     def warm_up(self) -> int:
@@ -89,13 +89,15 @@ def recipe_of_one_worker(recipe: Recipe, world_size: int) -> Recipe:
     num_micro_batches = recipe.batch.parts
     layout = BatchLayout.of(recipe, world_size)
     size = max(len(layout.worker_micro_batch(0, rank)) for rank in range(world_size))
-    span = recipe.batch_norm.span
+    return with_batch(recipe, BatchRecipe(size=size * num_micro_batches, num_micro_batches=num_micro_batches))
+
+
+def with_batch(recipe: Recipe, batch: BatchRecipe) -> Recipe:
+    """`recipe` with another batch for one worker; a span of batch norm that does not divide it becomes the worker's."""
+    span, size = recipe.batch_norm.span, batch.size // batch.parts
     stays = span == "auto" or (isinstance(span, int) and size % span == 0)  # auto: there is no batch norm
-    return replace(
-        recipe,
-        batch=BatchRecipe(size=size * num_micro_batches, num_micro_batches=num_micro_batches),
-        batch_norm=recipe.batch_norm if stays else replace(recipe.batch_norm, span="worker"),
-    )
+    norm = recipe.batch_norm if stays else replace(recipe.batch_norm, span="worker")
+    return replace(recipe, batch=batch, batch_norm=norm)
 
 
 def in_processes(folder: Path, measurement: Measurement) -> Speed:

@@ -33,6 +33,8 @@ from resnet_dist.training.trainer import Trainer
 
 _LEARNING_RATE = 1e-6  # keeps the loss finite; the computation takes the same time
 _NEVER = Duration(Fraction(10**9), "steps")
+_ENDS = (0.75, 0.95)  # of training and of evaluation, as parts of the time
+_LEAST_STEPS = 3  # that are trained even if the time is over
 _NOTHING = Evaluation(top1=0.0, top5=0.0, loss=0.0, num_samples=1)
 
 
@@ -58,7 +60,8 @@ def measure(measurement: Measurement, worker: Worker, folder: Path, started: flo
         log_every=max(1, measurement.steps // 4),
     )
     records, recipe = _Records(), measurement.recipe
-    watch = _Stopwatch(recipe.batch.parts, (first, last), _synchronize(worker.device), measurement.seconds)
+    ends = [None if measurement.seconds is None else started + part * measurement.seconds for part in _ENDS]
+    watch = _Stopwatch(recipe.batch.parts, (first, last), _synchronize(worker.device), ends[0])
     trainer = build(_for_speed(recipe, steps=last + 1), worker, options, records, watch)
     trainer.parts.checkpoints.close(patient=False)
     started_s = time.time() - started
@@ -85,14 +88,14 @@ def measure(measurement: Measurement, worker: Worker, folder: Path, started: flo
     }
 
 
-def _evaluation_s(evaluator: Evaluator, seconds: float) -> float | None:
+def _evaluation_s(evaluator: Evaluator, until: float) -> float | None:
     """The time of an image in an evaluation, from the first images of this worker; None if it has none."""
     num, started = 0, time.perf_counter()
     with torch.no_grad(), evaluation_mode(evaluator.model):
         for batch in evaluator.val.batches():
             forward(evaluator.model, batch.images, evaluator.autocast, None).sum().item()
             num += len(batch.images)
-            if time.perf_counter() - started > seconds:
+            if time.time() > until:
                 break
     return (time.perf_counter() - started) / num if num else None
 
@@ -129,7 +132,7 @@ def _for_speed(recipe: Recipe, steps: int) -> Recipe:
 class _Stopwatch(Unattended):
     """The times of the steps from number `first` to `last`; each begins with the request for its first micro-batch.
 
-    As the supervisor, it ends the training after `seconds`, if they are given; half of the steps may then be warm-up.
+    As the supervisor, it ends the training at the time `until`, if it is given; half of the steps may then be warm-up.
     """
 
     def __init__(
@@ -137,10 +140,10 @@ class _Stopwatch(Unattended):
         num_micro_batches: int,
         steps: tuple[int, int],
         synchronize: Callable[[], object],
-        seconds: float | None = None,
+        until: float | None = None,
     ) -> None:
         self._num_micro_batches, self._steps, self._synchronize = num_micro_batches, steps, synchronize
-        self._seconds = seconds
+        self._until = until
         self._times: list[float] = []
 
     def over(self, batches: Iterator[HostBatch]) -> Iterator[HostBatch]:
@@ -158,7 +161,7 @@ class _Stopwatch(Unattended):
 
     def stop_requested(self) -> bool:
         """Whether the time is over."""
-        return self._seconds is not None and bool(self._times) and time.perf_counter() - self._times[0] > self._seconds
+        return self._until is not None and len(self._times) > _LEAST_STEPS and time.time() > self._until
 
     @property
     def step_times_s(self) -> list[float]:

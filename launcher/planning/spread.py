@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 
 from launcher.planning.forecast import COVERAGE, Interval
+from launcher.planning.student_t import t_quantile
 
 _PRIOR_WEIGHT = 2
 
@@ -23,32 +24,24 @@ def next_value(values: Sequence[float], prior_sd: float, more_sd: float = 0.0) -
     """
     logs = [math.log(value) for value in values]
     centre, num = statistics.fmean(logs), len(logs)
-    dof = _PRIOR_WEIGHT + num - 1
-    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum((value - centre) ** 2 for value in logs)) / dof
-    return around(math.exp(centre), math.sqrt(variance * (1 + 1 / num) + more_sd**2), dof)
+    degrees = _PRIOR_WEIGHT + num - 1
+    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum((value - centre) ** 2 for value in logs)) / degrees
+    return around(math.exp(centre), math.sqrt(variance * (1 + 1 / num) + more_sd**2), degrees)
 
 
 def with_errors(value: float, errors: Sequence[float], prior_sd: float, more_sd: float = 0.0) -> Interval:
     """The interval around a computed `value`, from the `errors` of values computed in this way: log(actual / value)."""
-    dof = _PRIOR_WEIGHT + len(errors)
-    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum(error**2 for error in errors)) / dof
-    return around(value, math.sqrt(variance + more_sd**2), dof)
+    degrees = _PRIOR_WEIGHT + len(errors)
+    variance = (_PRIOR_WEIGHT * prior_sd**2 + sum(error**2 for error in errors)) / degrees
+    return around(value, math.sqrt(variance + more_sd**2), degrees)
 
 
-def around(median: float, sd: float, dof: int = 1000) -> Interval:
-    """The interval with this median whose logarithm has the standard deviation `sd` and `dof` degrees of freedom."""
-    factor = math.exp(quantile(dof) * sd)
-    return Interval(low=median / factor, median=median, high=median * factor)
+def around(median: float, sd: float, degrees: int | None = None) -> Interval:
+    """The interval with this median whose logarithm has the standard deviation `sd`.
 
-
-def quantile(dof: int) -> float:
-    """The upper quantile of Student's t distribution that bounds `COVERAGE`; within 2 % from 2 degrees of freedom on.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-
-    >>> [round(quantile(dof), 2) for dof in (3, 10, 1000)]
-    [1.63, 1.37, 1.28]
+    `degrees` of freedom of the standard deviation; None: it is known.
     """
-    z = statistics.NormalDist().inv_cdf((1 + COVERAGE) / 2)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / dof + second / dof**2
+    upper = (1 + COVERAGE) / 2
+    quantile = statistics.NormalDist().inv_cdf(upper) if degrees is None else t_quantile(upper, degrees)
+    factor = math.exp(quantile * sd)
+    return Interval(low=median / factor, median=median, high=median * factor)

@@ -56,16 +56,15 @@ def work_of(
     config: RunConfig,
     num_samples: int,
     num_val: int | None = None,
-    workers: int | None = None,
     *,
     steps: int | None = None,
     evaluations: int | None = None,
 ) -> Work:
-    """The work of `config` with `num_samples` training images; `workers` defaults to the largest number.
+    """The work of `config` with `num_samples` training images, on its largest number of workers.
 
     `steps` and `evaluations` are those of a run that ended earlier.
     """
-    workers = config.workers.most if workers is None else workers
+    workers = config.workers.most
     batch, size = config.batch, {"batch_size": config.batch.size, "num_samples": num_samples}
     whole = resolved(config, config.duration)
     steps = max(whole.duration.steps(**size) if steps is None else steps, 1)
@@ -127,7 +126,7 @@ def configuration(config: RunConfig) -> str:
 
 def program(config: RunConfig) -> str:
     """A key of what must be equal for the speed of one run to say something about that of another, 16 hex digits."""
-    place = "local" if config.place == "local" else resolve_place(config.place)
+    place = config.place if config.place != "auto" else resolve_place("auto")
     kept = {"precision": config.precision, "engine": config.engine.name, "deterministic": config.deterministic}
     others = {"resources": plain(config.resources), "speed": plain(config.speed), "place": place}
     return _key({**kept, **others})

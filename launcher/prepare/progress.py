@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 from launcher.exit_codes import ExitCode
+from resnet_dist.progress_line import progress_line
 
 _TERMINAL_S, _FILE_S = 0.5, 30.0  # between two reports: to a terminal, whose line is written over, or to a file
 
@@ -46,23 +47,6 @@ class Progress:
             self._width = len(line)
         else:
             print(line, file=sys.stderr, flush=True)
-
-
-def progress_line(task: str, unit: str, done: int, total: int, since: int, elapsed_s: float) -> str:
-    """What is done of what, and if `since` units took `elapsed_s` seconds, the rate and the time left.
-
-    >>> progress_line("train", "images", 600_000, 1_281_167, 300_000, 600.0)
-    'train: 600,000 of 1,281,167 images, 500 images/s, 23 min left'
-    """
-    line = f"{task}: {done:,} of {total:,} {unit}"
-    if since <= 0 or elapsed_s <= 0:
-        return line
-    rate = since / elapsed_s
-    left_s = (total - done) / rate
-    left = (
-        f"{left_s:.0f} s" if left_s < 120 else f"{left_s / 60:.0f} min" if left_s < 7200 else f"{left_s / 3600:.1f} h"
-    )
-    return f"{line}, {rate:,.0f} {unit}/s, {left} left"
 
 
 def print_lines(lines: Iterable[str]) -> ExitCode:

@@ -174,6 +174,7 @@ class Driver:
             draining = self._cluster.draining()
         if capacity != workers or self._cluster.ids(excluded) != before or draining or self._stop.stopped:
             return None
+        self._session.progress.stage(f"starting {count(workers, 'worker')} again")
         return self._begin(self._next_start(), workers)
 
     def _ended(self, result: AttemptResult, stop_reason: StopReason | None) -> tuple[ExitCode, AttemptResult] | None:

@@ -14,14 +14,14 @@ import os
 import shlex
 import urllib.parse
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
 from launcher.places import programs
 from launcher.places.packing import CONFIG, Pack
-from launcher.places.programs import NotAnswered, PlaceUnavailable, until_answered
+from launcher.places.programs import Lines, NotAnswered, PlaceUnavailable, until_answered
 from launcher.run.submissions import JobStatus
 
 ENTRYPOINT = f"python -m launcher.train {CONFIG}"  # contains no text of the user: it goes through a shell
@@ -135,7 +135,7 @@ def driver_log(job: str, recorded: str | None, given: str | None = None) -> str:
         return text
 
 
-def lines(arguments: Sequence[str], address: str) -> Generator[str, None, None]:
+def lines(arguments: Sequence[str], address: str) -> Lines:
     """The lines that `launcher ARGUMENTS` prints on the cluster's head, as a job of its own, as they come.
 
     A caller that stops reading stops the job. Raises ClusterUnavailable.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray.train
 
 from launcher import streams
 from launcher.config.schema import RunConfig
+from launcher.ray_backend.beside import RayEvaluations
 from launcher.ray_backend.handover import ATTEMPT, STAGE, Mailbox
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.portable import portable
@@ -52,7 +54,8 @@ def _train(loop_config: dict[str, Any]) -> AttemptResult:
         notice_file=config.preemption.notice_file,
         listener=lambda record: _tell(loop_config["box"], record),
     )
-    return train_worker(config, assignment, supervisor)
+    beside = functools.partial(RayEvaluations, config, RunDirectory(Path(config.storage), config.name))
+    return train_worker(config, assignment, supervisor, beside)
 
 
 def _tell(box: Mailbox, record: Mapping[str, Any]) -> None:

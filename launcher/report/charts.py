@@ -31,6 +31,7 @@ class Kind:
     unit: str
     quantities: Mapping[str, str]  # of launcher.report.curves.QUANTITIES: its label
     percent: bool = False  # fractions, shown in percent
+    zero: bool = False  # its vertical axis begins at 0
     note: str = ""
 
     @property
@@ -57,8 +58,8 @@ KINDS = (
         note="Label smoothing, mixing and augmentation raise the loss of training batches; evaluations have none.",
     ),
     Kind("lr", "Learning rate", "", {"learning_rate": "learning rate"}),
-    Kind("speed", "Throughput", "images/s", {"images_per_s": "images/s"}),
-    Kind("wait", "Waiting for images", "% of a step", {"data_wait": "data wait"}, percent=True),
+    Kind("speed", "Throughput", "images/s", {"images_per_s": "images/s"}, zero=True),
+    Kind("wait", "Waiting for images", "% of a step", {"data_wait": "data wait"}, percent=True, zero=True),
     Kind("norm", "Gradient norm", "", {"gradient_norm": "gradient norm"}),
     Kind(
         "trust",
@@ -78,6 +79,7 @@ class Line:
     quantity: str
     label: str  # of the quantity
     curves: Curves
+    color: int  # from 0: of its run, or of its quantity if there is one run
 
     @property
     def x(self) -> Sequence[float]:
@@ -98,8 +100,8 @@ class Line:
 
     @property
     def style(self) -> str:
-        """The classes of page.css: its run's colour, dashes if the colour is taken, and how strong it is."""
-        return f"s{self.run % NUM_COLORS} d{self.run // NUM_COLORS % 3} q{self.strength}"
+        """The classes of page.css: its colour, dashes if the colour is taken, and how strong it is."""
+        return f"{color_of(self.color)} q{self.strength}"
 
     @property
     def has_markers(self) -> bool:
@@ -120,6 +122,15 @@ class Line:
         return found
 
 
+def color_of(number: int) -> str:
+    """The classes of page.css for a colour, with dashes if it is used again.
+
+    >>> color_of(1), color_of(9)
+    ('s1 d0', 's1 d1')
+    """
+    return f"s{number % NUM_COLORS} d{number // NUM_COLORS % 3}"
+
+
 @dataclass(frozen=True)
 class Chart:
     """A chart with its curves, at least one."""
@@ -136,8 +147,8 @@ def charts(runs: Sequence[tuple[str, Curves, Curves]]) -> list[Chart]:
     by_epoch = all(curves.epoch is not None for _, *kinds in runs for curves in kinds if curves.step)
     for kind in KINDS:
         lines = [
-            Line(number, name, quantity, label, curves)
-            for quantity, label in kind.quantities.items()
+            Line(number, name, quantity, label, curves, number if len(runs) > 1 else position)
+            for position, (quantity, label) in enumerate(kind.quantities.items())
             for number, (name, *kinds) in enumerate(runs)
             for curves in kinds
             if quantity in curves.points
@@ -184,8 +195,8 @@ def svg(chart: Chart, identity: str) -> str:
     factor = chart.kind.factor
     xs = [x for line in chart.lines for x, _ in line.values]
     ys = [factor * value for line in chart.lines for _, value in line.values]
-    x_axis = Axis.around(xs, LEFT, WIDTH - RIGHT)
-    y_axis = Axis.around(ys, HEIGHT - BOTTOM, TOP, padding=0.05, log=chart.log)
+    x_axis = Axis.around([0.0, max(xs)], LEFT, WIDTH - RIGHT, most_ticks=WIDTH // 80)
+    y_axis = Axis.around([*ys, 0.0] if chart.kind.zero else ys, HEIGHT - BOTTOM, TOP, padding=0.05, log=chart.log)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{identity}-t {identity}-d">',
         f'<title id="{identity}-t">{html.escape(chart.kind.title)}</title>',
@@ -206,15 +217,23 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    most_ticks: float = _TICKS
 
     @classmethod
     def around(
-        cls, values: Sequence[float], start: float, end: float, *, padding: float = 0.0, log: bool = False
+        cls,
+        values: Sequence[float],
+        start: float,
+        end: float,
+        *,
+        padding: float = 0.0,
+        log: bool = False,
+        most_ticks: float = _TICKS,
     ) -> Axis:
         """The axis for `values`, with `padding` as a part of their range on both sides."""
         low, high = (math.log10(end) if log else end for end in (min(values), max(values)))
         spare = (high - low) * padding if high > low else abs(low) * 0.05 or 1.0
-        return cls(low - spare, high + spare, start, end, log)
+        return cls(low - spare, high + spare, start, end, log, most_ticks)
 
     def at(self, value: float) -> float:
         """The coordinate of a value."""
@@ -227,7 +246,7 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Round values on the axis: multiples of 1, 2 or 5 times a power of ten; on a long logarithmic one, powers."""
-        rough = (self.high - self.low) / _TICKS
+        rough = (self.high - self.low) / self.most_ticks
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
         step = max(round(step), 1) if self.log else step

@@ -191,7 +191,7 @@ def _warnings(run: RunRecord, own: Result) -> Iterator[str]:
         name for name, value in (("config.yaml", run.config), ("environment.json", run.environment)) if not value
     ]
     if missing:
-        yield f"{' and '.join(missing)} cannot be read or is missing: what it records is left out"
+        yield f"{' and '.join(missing)} cannot be read or is missing: what it records is not shown"
     if run.attempts and not run.written:
         yield "metrics.jsonl is missing or empty: there are no curves"
 

@@ -25,13 +25,13 @@ Part = Literal["compute", "data_wait", "evaluation", "saving", "repeated", "rest
 PARTS: tuple[Part, ...] = get_args(Part)
 USEFUL: tuple[Part, ...] = ("compute", "data_wait", "evaluation")
 MEANING: Mapping[Part, str] = {
-    "compute": "steps: computing and communication",
-    "data_wait": "steps: waiting for images",
+    "compute": "computing steps",
+    "data_wait": "waiting for images",
     "evaluation": "evaluation",
-    "saving": "waiting for checkpoints to be saved",
-    "repeated": "steps and evaluations that were repeated later",
-    "restart": "from a failure to the automatic restart",
-    "other": "start and end of the attempts, and what is not measured",
+    "saving": "waiting for checkpoints",
+    "repeated": "steps that were repeated later",
+    "restart": "failure to automatic restart",
+    "other": "start, end and the rest",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +178,9 @@ def lines(rows: Sequence[Ranked], *, with_keys: bool = True) -> Iterator[str]:
 
 def shown(value: object) -> str:
     """A value of a key as text; empty for one that a run does not have."""
-    return "" if value is ABSENT else "null" if value is None else str(value)
+    if value is ABSENT or isinstance(value, str):
+        return str(value) if isinstance(value, str) else ""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def described(row: Ranked) -> Mapping[str, object]:

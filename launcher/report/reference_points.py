@@ -67,8 +67,8 @@ class Check:
         found = f"{target} after {self.epochs:.2f} epochs"
         if self.epochs < self.point.least:
             return (
-                f"{found}: FASTER than MLPerf accepts (a mean of at least {self.point.least:.2f}). Check that evaluation "
-                "uses all val images, and that none of them is trained on"
+                f"{found}: FASTER than MLPerf accepts (a mean of at least {self.point.least:.2f}). Check that"
+                " evaluation uses all val images, and that none of them is trained on"
             )
         if self.same_batch and self.epochs > self.same_batch[-1]:
             return f"{found}: accepted, and slower than all reference runs with this batch ({self._range})"

@@ -33,7 +33,7 @@ class Accuracy:
         n, p = self.num_samples, self.top1
         center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
         half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return max(center - half, 0.0), min(center + half, 1.0)
+        return max(min(center - half, p), 0.0), min(max(center + half, p), 1.0)
 
     def differs_from(self, other: Accuracy) -> bool:
         """Whether the difference is larger than the sampling of the images explains: z test of two proportions, 95 %.

@@ -55,6 +55,11 @@ class RunRecord:
         return flatten(self.config or {})
 
     @functools.cached_property
+    def environment_keys(self) -> Mapping[str, Any]:
+        """The environment by dotted key; empty if it is not recorded."""
+        return flatten(self.environment or {})
+
+    @functools.cached_property
     def started(self) -> Mapping[str, Any]:
         """total_steps, batch_size and num_samples, as the newest attempt recorded them; empty before its first step."""
         details = [one["detail"] for one in self.events("started") if isinstance(one.get("detail"), dict)]

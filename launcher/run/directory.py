@@ -8,9 +8,10 @@
         profiles/attempt-1/                               submissions.jsonl  jobs submitted to a scheduler
         incidents/attempt-1/summary.txt                   requeues.jsonl     restarts of a SLURM job
         lease/               the process that runs it     output.log         what a run of a study prints
-        beside/              evaluations beside training  forecast.json      what was predicted of it
+        pending-evaluations.json  of evaluate.beside      forecast.json      what was predicted of it
         FINISHED             all steps are done           FATAL              the run failed for good
     STORAGE/.indices/        tables of samples that the runs of a storage share
+    STORAGE/.calibrations/   what `launcher plan --calibrate` has measured, a file for each configuration
 
 No other module spells these names. Writes are atomic: at any moment and after any kill, a reader finds the old content
 or the new one. A file that cannot be read all the same (a damaged disk, another version, a person) is named, left out,
@@ -71,6 +72,7 @@ class AttemptLogs:
     flight = _Entry("flight")  # folder of torch's flight records
     stop_request = _Entry("stop")  # if it exists, the workers save and stop
     dump_request = _Entry("dump")  # if it exists, workers that make no progress write the stacks of their threads
+    beside = _Entry("beside.log")  # what the process of evaluate.beside prints
     end_request = _Entry("end")  # if it exists, workers that make no progress exit without saving
 
     def log(self, rank: int) -> Path:
@@ -128,7 +130,7 @@ class RunDirectory:
     profiles = _Entry("profiles")  # folder of profiles, one folder per attempt
     all_logs = _Entry("logs")  # folder of the logs of all attempts, and of the output of SLURM jobs
     forecast = _Entry("forecast.json")  # what was predicted of the run's time and accuracy at its start
-    beside = _Entry("beside")  # folder of evaluations in a process of their own: `evaluate.beside`
+    pending_evaluations = _Entry("pending-evaluations.json")  # steps that evaluate.beside has still to evaluate
     output = _Entry("output.log")  # what a run of a study prints
     finished_file = _Entry("FINISHED")  # exists after the last step
     fatal_file = _Entry("FATAL")  # exists after the run failed for good
@@ -275,6 +277,11 @@ class RunDirectory:
     def _session(self) -> str:
         """The newest generation of the lease: one start of the launcher holds one."""
         return max((path.stem for path in self.lease.glob("*.json")), default="")
+
+
+def calibration_file(storage: Path, configuration: str) -> Path:
+    """The file with the calibration of a configuration, which is 16 hex digits."""
+    return storage / ".calibrations" / f"{configuration}.json"
 
 
 def current_submission() -> str:

@@ -11,6 +11,7 @@ from launcher.study.plan import Plan
 from launcher.study.rounds import Job, Round
 from launcher.study.state import ENDED, State
 from launcher.study.training import Moment
+from resnet_dist.progress_line import in_time
 
 LINE_EVERY_S = 30.0  # without a terminal
 FEW = 4  # running runs whose progress is shown one by one
@@ -120,14 +121,3 @@ def _whole_s(moment: Moment) -> float | None:
     if moment.time_left_s is None or not moment.total_steps or moment.step >= moment.total_steps:
         return None
     return moment.time_left_s * moment.total_steps / (moment.total_steps - moment.step)
-
-
-def in_time(seconds: float) -> str:
-    """Minutes and seconds, or hours, minutes and seconds.
-
-    >>> in_time(75.4), in_time(3661)
-    ('1:15', '1:01:01')
-    """
-    minutes, second = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"

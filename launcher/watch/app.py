@@ -24,6 +24,7 @@ from launcher.watch.sources import Poller, Source
 from launcher.watch.view import AXES, PANELS, SMOOTHING, View
 
 FIRST_S = 0.3  # for the first snapshots, before an empty screen is shown
+TOGETHER_S = 0.1
 _STYLES = {name: Style.parse(text) for name, text in STYLES.items()}
 
 
@@ -78,6 +79,8 @@ class WatchApp(App[None]):
     def __init__(self, sources: Sequence[Source], names: Sequence[str], rank: int = 0) -> None:
         super().__init__(ansi_color=True)
         self.view = View(rank=rank)
+        self.rows: list[Line] = []  # what is shown
+        self._is_due = False
         self._runs = [Snapshot(run="", name=name, state="reading") for name in names]
         self._pollers = [
             Poller(source, lambda: self.view.rank, functools.partial(self._update, index))
@@ -102,8 +105,10 @@ class WatchApp(App[None]):
             poller.stop()
 
     def on_changed(self, _: Changed) -> None:
-        """Draw a newer snapshot."""
-        self._draw()
+        """Draw newer snapshots: those of both runs come at about the same time, and are drawn together."""
+        if not self._is_due:
+            self._is_due = True
+            self.set_timer(TOGETHER_S, self._draw)
 
     def on_resize(self, _: events.Resize) -> None:
         """Draw for another size."""
@@ -156,5 +161,7 @@ class WatchApp(App[None]):
             self.post_message(Changed())
 
     def _draw(self) -> None:
+        self._is_due = False
         if self.size.width and self.size.height:
-            self.query_one(Canvas).show(screen(self._runs, self.view, *self.size))
+            self.rows = screen(self._runs, self.view, *self.size)
+            self.query_one(Canvas).show(self.rows)

@@ -176,7 +176,7 @@ def _labels(chart: Chart, low: float, high: float, num_rows: int, is_log: bool) 
         ticks = {row: float(f"{low * (high / low) ** part:.2g}") for row, part in parts.items()}
     else:
         of_row = (high - low) / num_rows
-        step = _round_up((3 if num_rows > 6 else 2) * of_row)
+        step = _round_up(2 * of_row)
         first = math.ceil(low / step)
         values = [step * (first + k) for k in range(num_rows) if step * (first + k) <= high * (1 + 1e-9)]
         ticks = {min(max(int((high - value) / of_row), 0), num_rows - 1): value for value in values}
@@ -218,9 +218,11 @@ def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dic
 
 def _axis(columns: dict[int, str], num_columns: int) -> Line:
     spans: list[Span] = [(" " * (_AXIS - 1) + "└", "quiet")]
-    for column in range(num_columns):
-        spans.append((columns[column], "mark") if column in columns else ("─", "quiet"))
-    return line(*spans)
+    drawn = -1
+    for column in sorted(columns):
+        spans += [("─" * (column - drawn - 1), "quiet"), (columns[column], "mark")]
+        drawn = column
+    return line(*spans, ("─" * (num_columns - drawn - 1), "quiet"))
 
 
 def _x_labels(chart: Chart, width: int) -> Line:

@@ -34,16 +34,17 @@ def time(one: Snapshot, width: int) -> list[Line]:
     return rows
 
 
-def attempts(one: Snapshot, height: int) -> list[Line]:
-    """The attempts, the marks of the loss curve and the newest events."""
+def attempts(one: Snapshot, width: int, height: int) -> list[Line]:
+    """The attempts, the marks of the loss curve and the events, the newest of each first."""
+    most = max(height // 4, 3)
     rows = [line((count(len(one.attempts), "attempt"), "bold"))]
-    rows += [line(f"  {text}") for text in one.attempts[-max(height // 3, 3) :]]
-    marks = [line("  ", (mark.sign, "mark"), f" {mark.text}") for mark in one.marks]
-    events = [line(f"  {text}") for text in one.events]
-    if marks:
-        rows += [line(("marks on the loss", "bold")), *marks[-max(height // 3, 3) :]]
-    if events:
-        rows += [line(("events, newest first", "bold")), *events[: max(height // 3, 3)]]
+    rows += [row for text in one.attempts[::-1][:most] for row in wrapped(text, width, "  ")]
+    for title, texts in (
+        ("marks on the loss", [f"{mark.sign} {mark.text}" for mark in one.marks[::-1][:most]]),
+        ("events", one.events[:most]),
+    ):
+        if texts:
+            rows += [line((title, "bold")), *(row for text in texts for row in wrapped(text, width, "  "))]
     return rows
 
 
@@ -66,10 +67,10 @@ def log(one: Snapshot, width: int, height: int, scroll: int) -> list[Line]:
     title = f"log of rank {one.rank}"
     if one.ranks and one.rank not in one.ranks:
         title += f": there is none. Ranks with a log: {listed(list(map(str, one.ranks)))}"
-    rows = [part for text in one.log for part in (wrapped(text, width) or [()])]
+    space = max(height - 1, 1)
+    rows = [part for text in one.log[-space - scroll :] for part in (wrapped(text, width) or [()])]
     if not rows:
         rows = [line(("  empty", "quiet"))]
-    space = max(height - 1, 1)
     end = max(len(rows) - scroll, min(space, len(rows)))
     return [line((title, "bold")), *rows[max(end - space, 0) : end]]
 
@@ -97,9 +98,10 @@ def summary(one: Snapshot, width: int, name: str = "") -> list[Line]:
     return rows
 
 
-def wrapped(text: str, width: int) -> list[Line]:
-    """A text on as many lines as it needs."""
-    return [line(row) for row in textwrap.wrap(text, width, drop_whitespace=False, replace_whitespace=False)]
+def wrapped(text: str, width: int, indent: str = "") -> list[Line]:
+    """A text on as many lines as it needs, with more indent from the second on."""
+    more = f"{indent}  " if indent else ""
+    return [line(row) for row in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=more)]
 
 
 def _counted(one: Snapshot) -> str:

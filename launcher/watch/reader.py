@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ _BUDGET_S = 0.2  # of one reading of metrics.jsonl: a large file is read in part
 class Limits:
     """How much a snapshot has."""
 
-    points: int = 1_000  # of a curve
+    points: int = 500  # of a curve: a terminal of 200 columns has as many dots
     workers: int = 4_096
     log_lines: int = NUM_LOG_LINES
 
@@ -128,7 +129,7 @@ class Reader:
             data_wait_s=None if recent is None else recent[1],
             bottleneck=history.bottleneck,
             marks=[*_marks(attempts), *history.marks],
-            attempts=[_line(one) for one in attempts],
+            attempts=[_line(one, is_live=state in run_state.LIVE) for one in attempts],
             events=self._events(),
             workers=sorted(workers, key=lambda one: not one.needs_attention)[: self._limits.workers],
             rank=rank,
@@ -218,10 +219,8 @@ class _Beats:
         for entry, status in found:
             written, beat = self._known.get(entry.name, (0, None))
             if written != status.st_mtime_ns:
-                try:
+                with contextlib.suppress(OSError, ValueError):  # it is being written
                     beat = record_of(Heartbeat, read_json(Path(entry.path))) or beat
-                except (OSError, ValueError):  # it is being written
-                    pass
                 if beat is not None:
                     self._known[entry.name] = (status.st_mtime_ns, beat)
             if beat is not None:
@@ -298,12 +297,14 @@ def _marks(attempts: Sequence[Attempt]) -> list[Mark]:
     return marks
 
 
-def _line(attempt: Attempt) -> str:
+def _line(attempt: Attempt, *, is_live: bool) -> str:
     facts = attempt.facts
     begun = f"{attempt.number}  {attempt.started}  from step {facts.get('from_step', 0):,}"
     if (workers := facts.get("workers")) is not None:
         begun += f" on {count(workers, 'worker')}"
-    return f"{begun}: {_cause(attempt) if attempt.ended is not None else 'no end recorded'}"
+    if attempt.ended is None:
+        return f"{begun}: {'it goes on' if is_live else 'no end recorded'}"
+    return f"{begun}: {_cause(attempt)}"
 
 
 def _cause(attempt: Attempt) -> str:

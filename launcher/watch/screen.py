@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from launcher.formatting import count
 from launcher.watch import panels
-from launcher.watch.chart import draw
+from launcher.watch.chart import draw, number
 from launcher.watch.lines import Line, Span, beside, fitted, flowed, line, plain
 from launcher.watch.snapshot import Snapshot
-from launcher.watch.view import PANELS, View, charts, duration, number
+from launcher.watch.view import PANELS, View, charts, duration
 
 TWO_COLUMNS = 76  # cells from which two charts, or the panels of two runs, are next to each other
 _CHART_HEIGHT = 7  # least height of a chart, if there is space for more than one
 _STATES = {"finished": "good", "running": "good", "saving": "good", "failed": "bad", "unknown": "bad"}
+_LEGEND: tuple[Span, ...] = (("A ━━", "first"), ("B ╍╍", "second"))
 _FULL, _EMPTY = "█", "░"
 
 HELP = (
@@ -26,7 +27,8 @@ HELP = (
     ("q", "quit; the run goes on"),
 )
 SIGNS = (
-    "On the loss: x failure, | stop, a digit: attempt, s straggler, T target. A solid line is run A, a dashed one B."
+    "Marks on the loss: x failure, | stop, a digit: this attempt began, s straggler, T target of stop_at. "
+    "Of two runs, A is the solid line and B the dashed one."
 )
 
 
@@ -46,7 +48,11 @@ def text(runs: Sequence[Snapshot], view: View, width: int) -> str:
     blocks += [draw(chart, width, 14) for chart in charts(runs, view)]
     for one in runs:
         title = [line((one.name, "bold"))] if len(runs) > 1 else []
-        blocks += [[*title, *panels.time(one, width)], panels.attempts(one, 10), panels.workers(one, width, 0)[:20]]
+        blocks += [
+            [*title, *panels.time(one, width)],
+            panels.attempts(one, width, 40),
+            panels.workers(one, width, 0)[:20],
+        ]
         blocks.append(panels.log(one, width, 12, 0))
     return "\n\n".join("\n".join(plain(row) for row in block) for block in blocks if block) + "\n"
 
@@ -73,7 +79,7 @@ def _body(runs: Sequence[Snapshot], view: View, width: int, height: int) -> list
 
 
 _PANELS: dict[str, Callable[[Snapshot, View, int, int], list[Line]]] = {
-    "time": lambda run, view, width, height: [*panels.time(run, width), (), *panels.attempts(run, height)],
+    "time": lambda run, view, width, height: [*panels.time(run, width), (), *panels.attempts(run, width, height)],
     "workers": lambda run, view, width, height: panels.scrolled(
         panels.workers(run, width, 1), view.scroll, height, keep=2
     ),
@@ -113,10 +119,8 @@ def _header(runs: Sequence[Snapshot], width: int, height: int) -> list[Line]:
     at_most = 1 if height < 10 else 2 if height < 20 or len(runs) > 1 else 3
     rows: list[Line] = []
     for index, one in enumerate(runs):
-        letter: list[Span] = (
-            [(f"{'AB'[index]} {('━━', '╍╍')[index]}", ("first", "second")[index])] if len(runs) > 1 else []
-        )
-        rows += flowed([*letter, *_facts(one, width)], width, at_most)
+        legend = [_LEGEND[index]] if len(runs) > 1 else []
+        rows += flowed([*legend, *_facts(one, width)], width, at_most)
     return rows
 
 
@@ -132,7 +136,7 @@ def _facts(one: Snapshot, width: int) -> Iterator[str | Span]:
     if one.time_left_s is not None:
         yield f"left {duration(one.time_left_s)}"
     if one.step is not None:
-        yield f"step {one.step:,}{f' of {one.total_steps:,}' if one.total_steps else ''}"
+        yield f"step {one.step:,}{f'/{one.total_steps:,}' if one.total_steps else ''}"
     if one.reason:
         yield one.reason, "bad" if one.state in ("failed", "unknown") else ""
     if one.loss is not None:
@@ -160,7 +164,7 @@ def _keys(runs: Sequence[Snapshot], view: View, width: int) -> Line:
     for position, panel in enumerate(PANELS, 1):
         name = f"{position} {panel}" if width >= 60 else str(position)
         tabs.append((f" {name} ", "tab" if panel == view.panel and not view.help else "quiet"))
-    keys = [f"s smooth: {view.smoothing}", f"x axis: {view.axis}"] if view.panel == "curves" else []
+    keys = [f"s smooth {view.smoothing}", f"x axis {view.axis}"] if view.panel == "curves" else []
     keys += [f"r rank {view.rank}"] if view.panel == "log" else []
     parts = [*tabs, *((key, "quiet") for key in ("? help", "q quit", *keys))]
     return flowed(parts, width, 1, gap=" ")[0]

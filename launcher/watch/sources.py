@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from launcher.errors import ClusterUnavailable
+from launcher.places.programs import Lines
 from launcher.watch.reader import Reader
 from launcher.watch.snapshot import Snapshot, from_json
 from resnet_dist.input_files import printable
@@ -58,9 +59,7 @@ class Elsewhere:
 
     close_s = 10.0  # the job that reads is deleted
 
-    def __init__(
-        self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Generator[str, None, None]]
-    ) -> None:
+    def __init__(self, state: Callable[[], tuple[Snapshot, bool]], lines: Callable[[int], Lines]) -> None:
         self._state, self._lines = state, lines
 
     def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:

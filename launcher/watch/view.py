@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.watch.chart import Chart, Curve, Point, number
@@ -56,10 +56,9 @@ def percent(value: float) -> str:
 def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
     """The charts in the order of their importance: training loss, top-1, throughput, learning rate."""
     x_range = _x_range(runs, view.axis)
-    show_x = {"step": lambda step: number(round(step)), "epoch": number, "time": duration}[view.axis]
-    marks = [
-        (x, mark.sign) for run in runs for mark in run.marks if (x := _x_of(run, mark.step, view.axis)) is not None
-    ]
+    show_x = {"step": _whole, "epoch": number, "time": duration}[view.axis]
+    places = [(_x_of(run, mark.step, view.axis), mark.sign) for run in runs for mark in run.marks]
+    marks = [(x, sign) for x, sign in places if x is not None]
     smooth = "" if view.smoothing == "none" else " (smoothed)"
     for key, title, show, source in (
         ("loss", f"training loss{smooth}", number, "train"),
@@ -85,6 +84,10 @@ def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
         )
 
 
+def _whole(value: float) -> str:
+    return number(round(value))
+
+
 def smoothed(points: Sequence[Point], part: float) -> list[Point]:
     """Exponential averages over about `part` of the points, at least three; without a bias at the start."""
     if not part:
@@ -98,8 +101,8 @@ def smoothed(points: Sequence[Point], part: float) -> list[Point]:
     return found
 
 
-def _points(columns: dict[str, Column] | object, axis: str, key: str) -> list[Point]:
-    if not isinstance(columns, dict) or axis not in columns or key not in columns:
+def _points(columns: Mapping[str, Column], axis: str, key: str) -> list[Point]:
+    if axis not in columns or key not in columns:
         return []
     return [(x, y) for x, y in zip(columns[axis], columns[key], strict=True) if x is not None]
 

@@ -22,7 +22,7 @@ from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import function_for
 from resnet_dist.recipe.schema import plain
-from resnet_dist.telemetry.metrics_file import MetricsFile, Sink
+from resnet_dist.telemetry.metrics_file import EARLY_EVENTS, MetricsFile, Sink
 from resnet_dist.telemetry.prometheus import PrometheusFile
 from resnet_dist.telemetry.sinks import Several, Unfailing
 from resnet_dist.telemetry.tensorboard import Hyperparameter, TensorBoard
@@ -56,7 +56,7 @@ class RunSink:
             beat = heartbeats.read(self._logs).get(record["detail"]["rank"])
             node = {"host": beat.host, "node_id": beat.node_id} if beat else {"host": None, "node_id": None}
             record = {**record, "detail": {**record["detail"], **node}}
-        if record.get("event") != "indexing":  # it comes before the first record
+        if record.get("event") not in EARLY_EVENTS:  # they come before the first record
             self._step = record["step"]
         self._pass_on(record)
         self._write_warnings()

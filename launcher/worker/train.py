@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.faults import translate_error
 from launcher.recovery.policy import Skip
 from launcher.recovery.portable import portable, traceback_of
+from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.worker.assignment import Assignment
 from launcher.worker.preflight import check_attempt
@@ -33,9 +34,10 @@ from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.recipe.batch_layout import stream_step
 from resnet_dist.telemetry.liveness import Liveness
-from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.metrics_file import NoSink, Sink
 from resnet_dist.telemetry.sinks import closing
+from resnet_dist.telemetry.stages import NoStages, Stages
+from resnet_dist.training.beside import BesideOptions, EvaluationHost
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +50,15 @@ def device_of(config: RunConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % max(torch.cuda.device_count(), 1))
 
 
-def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupervisor) -> AttemptResult:
+def train_worker(
+    config: RunConfig,
+    assignment: Assignment,
+    supervisor: FileSupervisor,
+    beside: Callable[[], EvaluationHost] | None = None,
+) -> AttemptResult:
     """Train until all steps are done, or until asked to stop. The process group must be initialized.
+
+    `beside` starts what evaluates beside training, on rank 0 and under `evaluate.beside`.
 
     The log of this rank receives all log records and the traceback of an error. Hardware faults are raised as
     DeviceFault or CollectiveFault. If this process belongs to the run, all errors are `portable`: others become
@@ -58,9 +67,8 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
     config = with_micro_batches(config, assignment.attempt.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.logs(assignment.attempt.number).log(assignment.rank))
-    host, liveness, stages = socket.gethostname(), Liveness(), NoStages()
-    if assignment.rank == 0:
-        stages = Stages(supervisor.metrics, assignment.attempt.first_step)
+    host, liveness = socket.gethostname(), Liveness()
+    stages = Stages(supervisor.metrics, assignment.attempt.first_step) if assignment.rank == 0 else NoStages()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     if interface := os.environ.get(INTERFACE_VARIABLE):
         log.info("gloo uses the network interface %s (%s)", interface, INTERFACE_VARIABLE)
@@ -69,7 +77,7 @@ def train_worker(config: RunConfig, assignment: Assignment, supervisor: FileSupe
             stages.begin("checking the workers")
             check_attempt(config, assignment, device_of(config, assignment.local_rank))
         with _watchdog(config.faults.hang_timeout_s, assignment, run, liveness):
-            return _train(config, assignment, supervisor, run, liveness, stages)
+            return _train(config, assignment, supervisor, run, liveness, stages, beside)
     except BaseException as error:
         log.error("failed with\n%s", traceback_of(error))
         translated = translate_error(error, assignment.rank, host)
@@ -106,6 +114,7 @@ def _train(
     run: RunDirectory,
     liveness: Liveness,
     stages: Stages,
+    beside: Callable[[], EvaluationHost] | None,
 ) -> AttemptResult:
     started, attempt = time.perf_counter(), assignment.attempt
     sink: Sink = NoSink()
@@ -122,7 +131,7 @@ def _train(
         num_threads,
         config.workers.most,
     )
-    saving = config.checkpoint
+    saving, patience_s = config.checkpoint, heartbeats.LONG * config.faults.hang_timeout_s
     options = RunOptions(
         checkpoint=CheckpointOptions(
             folder=run.checkpoints,
@@ -141,6 +150,7 @@ def _train(
         profiles=run.profile(attempt.number),
         num_images=config.log.tensorboard_images,
         show_images=show_images,
+        beside=None if beside is None else BesideOptions(beside, run.pending_evaluations, patience_s),
     )
     with closing(sink):
         trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness, stages)

@@ -40,6 +40,7 @@ class CheckpointOptions:
     mirror: str | None = None  # URL of object storage that gets a copy of each checkpoint
     max_failures: int = 3  # consecutive failed saves
     check_lease: Callable[[], None] = lambda: None  # raises if another process has taken over the run
+    in_use: Callable[[], frozenset[int]] = frozenset  # steps whose checkpoints stay for now; called in a thread
 
 
 @dataclass
@@ -160,7 +161,7 @@ class Saver:
             if self._parts is not None:
                 size_bytes = sum(record.size_bytes for record in format.read_manifest(path).values())
             options.check_lease()
-            in_use = set() if self._uploads is None else self._uploads.steps()
+            in_use = options.in_use() | (frozenset() if self._uploads is None else self._uploads.steps())
             delete_old(options.folder, content.step, options.retention, in_use)
         finally:
             save.write_s = time.perf_counter() - started

@@ -14,22 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.telemetry.bottleneck import StepTimes
+from resnet_dist.telemetry.gpu_peaks import gpu_peak
 
-# Dense peak of the tensor cores in FLOP/s, from NVIDIA's data sheets. The first name that the device's name contains is
-# used.
-# precision: bfloat16 and float16 | tf32 | float32 (without tensor cores)
-_GPUS = {
-    "H200": (989e12, 494e12, 67e12),
-    "GH200": (989e12, 494e12, 67e12),
-    "H100 PCIe": (756e12, 378e12, 51e12),
-    "H100": (989e12, 494e12, 67e12),
-    "A100": (312e12, 156e12, 19.5e12),
-    "L40S": (362e12, 183e12, 91.6e12),
-    "L4": (121e12, 60e12, 30.3e12),
-    "V100": (125e12, 15.7e12, 15.7e12),  # float16 only; no TF32
-    "T4": (65e12, 8.1e12, 8.1e12),  # float16 only; no TF32
-}
-_COLUMN = {"bfloat16": 0, "float16": 0, "tf32": 1, "float32": 2}
 _MATRIX, _TIMES = 768, 4  # of the measurement on a CPU: a tenth of a second on a laptop
 
 
@@ -71,11 +57,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None
     """The peak FLOP/s of `device` and its source; None for a GPU that is not in the table."""
     if device.type != "cuda":
         return _matrix_rate(torch.float64 if precision == "float64" else torch.float32)
-    name = torch.cuda.get_device_name(device)
-    for known, peaks in _GPUS.items():
-        if known in name and precision in _COLUMN:
-            return peaks[_COLUMN[precision]], f"the {known}'s dense {precision} peak"
-    return None
+    return gpu_peak(torch.cuda.get_device_name(device), precision)
 
 
 def _matrix_rate(dtype: torch.dtype) -> tuple[float, str]:

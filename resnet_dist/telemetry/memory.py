@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from resnet_dist.errors import OutOfMemory
 from resnet_dist.models import build_model
 from resnet_dist.recipe.batch_layout import split, unit_of
+from resnet_dist.recipe.network_memory import HEADROOM
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import Recipe
-
-# Factor on the memory saved for the backward pass: gradients of two layers at a time, workspaces, fragmentation.
-# Assumption; if it is too small, the next attempt uses more micro-batches.
-_HEADROOM = 1.2
 
 
 def num_micro_batches_that_fit(
@@ -70,7 +67,7 @@ def step_bytes(recipe: Recipe) -> tuple[int, int]:
     copies += recipe.ema.decay is not None
     half = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
     saved = _saved_bytes(model, max(recipe.data.training_resolutions), half or width)
-    return num_elements * width.itemsize * copies, int(saved * _HEADROOM)
+    return num_elements * width.itemsize * copies, int(saved * HEADROOM)
 
 
 def _saved_bytes(model: nn.Module, resolution: int, dtype: torch.dtype) -> int:

@@ -14,9 +14,11 @@ Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps)
               top5 is also null if the model predicts fewer than 6 classes
               train_top1 train_loss train_num_bad (on the training split, with evaluate.train)
               metrics (evaluate.metrics, by name)
+              time_s; beside: true with evaluate.beside, whose records come after those of later steps
     "event"   event detail; every attempt writes the event "started" with the step that it continues from, and then an
               event "warning", with detail.text, for each thing that was left out, replaced or initialised again;
               "epoch_complete": detail.epoch (1 is the first), num_samples and its hashes (see `data.ledger.Tally`);
+              "evaluation_skipped": detail.text says why no evaluation of this step comes (evaluate.beside);
               "bad_image": detail.path, problem and rank (of the worker that met it) of an image that is left out;
               "indexing", before "started": detail.text says how far the making of the index is, every few seconds;
               "stage", around "started": a stage of the start begins (detail.begins, null after the first step), and
@@ -154,6 +156,7 @@ class _Known:
     sample_ids: int | None = None
     num_samples: int | None = None
     num_nonfinite: int | None = None
+    beside: bool = False
     num_bad: int | None = None
     num_left_out: int | None = None
     train_top1: float | None = None
@@ -182,8 +185,8 @@ def uninterrupted(written: Iterable[Record]) -> list[Record]:
     """The records of metrics.jsonl, in the order in which they were `written`, without those of repeated steps.
 
     An attempt that continues from step k repeats the steps after k: their records of earlier attempts are dropped. Of
-    several train (or eval) records of one step the last is used; events are all kept. Events of earlier versions have
-    their present names.
+    several train (or eval) records of one step the last is used; events are all kept. An evaluation beside training is
+    put where one in turn with training is. Events of earlier versions have their present names.
     """
     records: list[Record] = []
     for record in written:
@@ -191,7 +194,10 @@ def uninterrupted(written: Iterable[Record]) -> list[Record]:
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
         if record.get("event") in BOTTLENECK_EVENTS:
             record = {**record, "event": BOTTLENECK_EVENTS[0]}
-        records.append(record)
+        place = len(records)
+        while record.get("beside") and place and records[place - 1]["step"] > record["step"]:
+            place -= 1
+        records.insert(place, record)
     last = {(record["kind"], record["step"]): number for number, record in enumerate(records)}
     return [
         record

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from resnet_dist.telemetry.charts import FINAL, points
+from resnet_dist.telemetry.metrics_file import EARLY_EVENTS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +36,7 @@ class TensorBoard:
 
     def write(self, record: Mapping[str, object]) -> None:
         """Draw the numbers of a record."""
-        if self._is_missing or record.get("event") == "indexing":  # it comes before "started", the first record drawn
+        if self._is_missing or record.get("event") in EARLY_EVENTS:  # "started" is the first record that is drawn
             return
         step = record["step"]
         assert isinstance(step, int)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from resnet_dist.data import Index
+from resnet_dist.data.loader import decoder_for, evaluation_batches
+from resnet_dist.data.storage.files import files_of
+from resnet_dist.engines.factory import autocast_dtype
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.recipe.references import function_for
+from resnet_dist.recipe.schema import Recipe
+from resnet_dist.telemetry.liveness import Liveness
 from resnet_dist.training.bad_images import BadImages
+from resnet_dist.training.device import ToDevice, Worker
+from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import TOP_K, Autocast, Evaluation, Metric, evaluate, values_of
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm
 
@@ -58,6 +67,41 @@ class Evaluator:
             self.bad.share()
         top5 = found.top5 if self.num_classes > TOP_K else math.nan
         return dataclasses.replace(found, top5=top5, weights="model" if self.average is None else "ema")
+
+
+def evaluator(
+    recipe: Recipe,
+    worker: Worker,
+    model: nn.Module,
+    splits: tuple[Index, Index],
+    liveness: Liveness,
+    average: WeightAverage | None,
+    precise: Callable[[Autocast | None], PreciseBatchNorm],
+    bad: BadImages | None = None,
+) -> Evaluator:
+    """Evaluates `model`, with the average of its weights if there is one. `splits`: training and val."""
+    to_device = ToDevice(recipe, worker.device)
+    data, size, dtype = recipe.evaluation_data, recipe.evaluate.batch_size, autocast_dtype(recipe)
+    autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
+
+    def batches(index: Index) -> Iterator[MicroBatch]:
+        decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
+        found = evaluation_batches(index, files_of(index, data), worker.world_size, worker.rank, size, data, decoder)
+        return map(to_device, liveness.beating(found if bad is None else bad.noted(found)))
+
+    train, val = (Split(len(index), partial(batches, index)) for index in splits)
+    return Evaluator(
+        model=model,
+        device=worker.device,
+        num_classes=recipe.model.num_classes,
+        val=val,
+        train=train if recipe.evaluate.train else None,
+        autocast=autocast,
+        average=None if average is None else average.state,
+        precise=precise(autocast) if recipe.evaluate.precise_batch_norm else None,
+        bad=bad,
+        metrics=load_metrics(recipe.evaluate.metrics, recipe.model.num_classes, worker.device),
+    )
 
 
 def load_metrics(references: Sequence[str], num_classes: int, device: torch.device) -> dict[str, Metric]:

@@ -32,6 +32,7 @@ from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepT
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.telemetry.time_left import TimeLeft
 from resnet_dist.training.bad_images import BadImages
+from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
 
@@ -52,6 +53,10 @@ class Timetable:
     log_every: int  # steps
     resolutions: Resolutions | None = None  # of the training images; None: always the same
     evaluation_steps: float = 0.0  # what an evaluation costs, in steps: an estimate, until one was measured
+
+    def epoch(self, step: int) -> float:
+        """The position in the training data after `step` completed steps."""
+        return step * self.batch_size / self.num_samples
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class TrainerParts:
     batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
     to_device: Callable[[HostBatch], MicroBatch]
     evaluate: Callable[[int], Evaluation]  # after that many completed steps
+    beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
     exchange: StepExchange
     checkpoints: Checkpoints
     sink: Sink
@@ -174,6 +180,8 @@ class Trainer:
         try:
             outcome = self._steps()
             patient = outcome.finished
+            if patient:
+                self._finish_evaluations(outcome.step)
         except Exception as error:
             translated = self.parts.translate_oom(error)
             if translated is None:
@@ -185,6 +193,7 @@ class Trainer:
                 self.parts.checkpoints.close(patient=patient)
                 self._saving_s += time.perf_counter() - closing_began
             finally:
+                self.parts.beside.close()
                 if self.parts.profiler is not None:
                     self.parts.profiler.close()
         self.parts.checkpoints.poll()
@@ -205,7 +214,8 @@ class Trainer:
         self._step_ended = time.perf_counter()
         if self.evaluate_first:
             parts.stages.begin("evaluating the checkpoint")
-        evaluation = self._evaluate(self.first_step) if self.evaluate_first else None
+        evaluate_first = self.evaluate_first and not self._goes_beside(self.first_step, stopping=False)
+        evaluation = self._evaluate(self.first_step) if evaluate_first else None
         if self._reaches(evaluation):  # ended between this evaluation and its record as finished
             return self._finished(self.first_step, evaluation)
         parts.stages.begin("first step" if self.first_step < timetable.total_steps else None)
@@ -238,6 +248,7 @@ class Trainer:
                 if of_layers is not None:
                     parts.sink.write(of_layers)
                 parts.checkpoints.poll()
+                parts.beside.poll()
 
                 # --- events of this step boundary
                 evaluation_is_due = timetable.evaluate.fires_after(step) or is_last
@@ -248,11 +259,12 @@ class Trainer:
                     stop, pending = self._record(totals) or stop, None
                 stop = stop and not is_last
                 # A stop request does not wait for an evaluation: the next attempt begins with it.
-                evaluation = self._evaluate(step) if evaluation_is_due and not stop else None
+                beside = evaluation_is_due and self._goes_beside(step, stopping=stop)
+                evaluation = self._evaluate(step) if evaluation_is_due and not (stop or beside) else None
                 ends_early = self._reaches(evaluation) and not is_last
                 if ends_early and step % timetable.log_every and totals is not None:
                     self._log(totals)
-                if checkpoint_is_due or stop or ends_early:
+                if checkpoint_is_due or beside or stop or ends_early:
                     self._save(step, evaluation, wait=stop or is_last or ends_early)
                 if stop:
                     return Outcome(step, finished=False, evaluation=None)
@@ -269,6 +281,20 @@ class Trainer:
         self._step_ended, self._stalled_s = now, stalled_s
         if step == self.first_step + 1:
             self.parts.stages.begin(None)
+
+    def _goes_beside(self, step: int, *, stopping: bool) -> bool:
+        """Whether the evaluation after `step` is one of a checkpoint; the last one is done by the idle workers."""
+        began = time.perf_counter()
+        taken = step < self.timetable.total_steps and self.parts.beside.take(step, stopping=stopping)
+        if taken:
+            self._left.add_evaluation(time.perf_counter() - began)
+        return taken
+
+    def _finish_evaluations(self, step: int) -> None:
+        self.parts.liveness.enter("evaluate", step)
+        began = time.perf_counter()
+        self.parts.beside.finish(self.parts.liveness.beat, self.parts.supervisor.stop_requested)
+        self._evaluation_s += time.perf_counter() - began
 
     def _reaches(self, evaluation: Evaluation | None) -> bool:
         return self.target is not None and evaluation is not None and self.target.is_reached(evaluation.record())
@@ -314,7 +340,7 @@ class Trainer:
             {
                 "kind": "train",
                 "step": totals.step,
-                "epoch": self._epoch(totals.step),
+                "epoch": self.timetable.epoch(totals.step),
                 "loss": totals.loss,
                 "top1": totals.top1,
                 "gradient_norm": totals.gradient_norm if math.isfinite(totals.gradient_norm) else None,
@@ -358,7 +384,13 @@ class Trainer:
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
         elif wrong := [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]:
             log.warning("the metric %s is not finite in the evaluation after step %d", ", ".join(wrong), step)
-        record = {"kind": "eval", "step": step, "epoch": self._epoch(step), **evaluation.record(), "time_s": seconds}
+        record = {
+            "kind": "eval",
+            "step": step,
+            "epoch": self.timetable.epoch(step),
+            **evaluation.record(),
+            "time_s": seconds,
+        }
         self.parts.sink.write(record)
         return evaluation
 
@@ -380,9 +412,6 @@ class Trainer:
 
     def _event(self, step: int, event: str, detail: Mapping[str, object]) -> None:
         self.parts.sink.write({"kind": "event", "step": step, "event": event, "detail": detail})
-
-    def _epoch(self, step: int) -> float:
-        return step * self.timetable.batch_size / self.timetable.num_samples
 
 
 def _summary(trust_ratios: Sequence[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher.formatting import count
+from launcher.inference.accuracy import Accuracy, weights_in_words
 from launcher.inference.names import class_names, for_outputs, human_names
 from launcher.inference.trained import Saved
 from launcher.run.record_types import read_record
@@ -27,32 +28,6 @@ _PATHS = {
     "data": ("root", "classes", "known_bad"),
     "model": ("weights",),
 }  # keys of the recipe: their last part is kept
-WEIGHTS = {"model": "weights of the last step", "ema": "moving average of the weights"}
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """The last evaluation of the exported weights: fractions of the val images."""
-
-    top1: float
-    top5: float | None  # None with fewer than 6 classes
-    loss: float | None
-    num_samples: int | None  # val images; None if it was not recorded
-    step: int
-    resolution: int  # height and width of the network's input, in pixels
-    crop: float  # side of the central crop / the image's shorter side
-    weights: str
-    precision: str
-
-    def label(self) -> str:
-        """What was measured, in words, without the number itself.
-
-        >>> Accuracy(0.5, None, None, 355, 8, 32, 1.0, "ema", "float32").label()
-        '355 val images at 32 px, central crop 1, moving average of the weights, float32'
-        """
-        images = "the val images" if self.num_samples is None else count(self.num_samples, "val image")
-        at = f"at {self.resolution} px, central crop {self.crop:g}"
-        return f"{images} {at}, {WEIGHTS[self.weights]}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +52,7 @@ class Description:
     @property
     def which(self) -> str:
         """Which weights these are, in words."""
-        return f"{WEIGHTS[self.weights]}, step {self.step:,}"
+        return f"{weights_in_words(self.weights)}, step {self.step:,}"
 
     def plain(self) -> dict[str, Any]:
         """As JSON; also `dtype`, that of the exported weights."""
@@ -92,7 +67,7 @@ class Description:
             "dtype": "float32",
             "batch_norm_epsilon": self.epsilon,
             "input": dict(self.input),
-            "accuracy": None if self.accuracy is None else {**plain(self.accuracy), "label": self.accuracy.label()},
+            "accuracy": None if self.accuracy is None else {**plain(self.accuracy), "label": self.accuracy.label},
             "data": self.data,
             "recipe": dict(self.recipe),
             "trained_with": dict(self.trained_with),
@@ -126,6 +101,7 @@ def described(saved: Saved, trained: TrainedModel) -> Description:
         input={
             "shape": [3, data.resolution, data.resolution],
             "color": "RGB",
+            "exif": data.exif,
             "crop": data.evaluation_crop,
             "interpolation": "bilinear",
             "antialias": True,
@@ -142,30 +118,21 @@ def described(saved: Saved, trained: TrainedModel) -> Description:
 
 def _accuracy(saved: Saved, trained: TrainedModel) -> tuple[Accuracy | None, str]:
     """The evaluation of these weights, or the reason why there is none."""
-    found, known = trained.state.get("metrics"), {}
+    record = trained.state.get("metrics")
     if saved.run is not None:
         with contextlib.suppress(OSError):
             records = read_metrics(saved.run.metrics)
-            known = next((one for one in records if (one["kind"], one["step"]) == ("eval", trained.step)), {})
-    values: Mapping[str, Any] = known or (found if isinstance(found, dict) else {})
-    top1, top5, loss = (_number(values.get(key)) for key in ("top1", "top5", "loss"))
-    recipe = saved.recipe
-    if top1 is None:
+            record = next((one for one in records if (one["kind"], one["step"]) == ("eval", trained.step)), record)
+    found = Accuracy.of(record if isinstance(record, dict) else {}, trained.step, saved.recipe)
+    if found is None:
         return None, f"the run did not evaluate step {trained.step:,}, or its outputs were not finite"
-    evaluated = values.get("weights") or ("model" if recipe.ema.decay is None else "ema")
-    if evaluated != trained.weights:
-        other = WEIGHTS.get(evaluated, printable(str(evaluated)))
-        return None, f"the run evaluated the {other}, and this has the {WEIGHTS[trained.weights]}"
-    if recipe.evaluate.precise_batch_norm:
-        steps = count(recipe.evaluate.precise_batch_norm, "step")
+    if found.weights != trained.weights:
+        evaluated, own = weights_in_words(found.weights), weights_in_words(trained.weights)
+        return None, f"the run evaluated the {evaluated}, and this has the {own}"
+    if found.batch_norm_steps:
+        steps = count(found.batch_norm_steps, "step")
         return None, f"the run evaluated with batch norm's statistics of {steps}, and this has the running statistics"
-    data, num = recipe.evaluation_data, known.get("num_samples")
-    where = (data.resolution, data.evaluation_crop, trained.weights, recipe.precision)
-    return Accuracy(top1, top5, loss, num, trained.step, *where), ""
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return found, ""
 
 
 def _epsilon(model: nn.Module) -> float | None:

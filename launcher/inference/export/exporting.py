@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.inference.evaluate import model_of
 from launcher.inference.export import formats, programs, state_dicts
 from launcher.inference.export.comparison import Agreement, Images, compared, images_for
 from launcher.inference.export.description import Description, described
@@ -42,6 +43,7 @@ class Exported:
     remarks: tuple[str, ...]  # what a user of the file must know
     about: Description
     agreement: Agreement
+    has_equal_tensors: bool  # the file consists of tensors, which were compared bit by bit
 
 
 def export(saved: Saved, format: str, output: Path, weights: Weights = "auto") -> Exported:
@@ -57,7 +59,7 @@ def export(saved: Saved, format: str, output: Path, weights: Weights = "auto") -
     """
     target = formats.chosen(format, output)
     network = formats.network_in(target, saved.recipe.model)
-    trained = saved.load(weights)
+    trained = model_of(saved, weights)
     about, images = described(saved, trained), images_for(saved)
     with _beside(output) as folder:
         file = folder / output.name
@@ -79,6 +81,7 @@ def export(saved: Saved, format: str, output: Path, weights: Weights = "auto") -
         remarks=tuple(remarks(target.name, about)),
         about=about,
         agreement=agreement,
+        has_equal_tensors=target.name not in ("torch.export", "onnx"),
     )
 
 
@@ -112,7 +115,7 @@ def _json(target: Format, network: str, file: Path, about: Description, agreemen
     packages = ("torch", *target.packages, *(["torchvision"] if target.name == "torchvision" else []))
     content = {
         "file": {"name": file.name, "format": target.name, "size_bytes": file.stat().st_size, "sha256": sha256},
-        "network": network,
+        **({"network": network} if network else {}),
         **about.plain(),
         "checked": {
             "largest_difference": agreement.largest_difference,

@@ -77,10 +77,11 @@ def timm_config(about: Description) -> dict[str, object]:
 def preparing(about: Description) -> str:
     """Code that makes `batch`, the input of the network, from the image "photo.jpg", as the run's evaluation does."""
     crop, side = about.input["crop"], about.input["shape"][1]
-    return f"""from PIL import Image
+    turned = about.input["exif"] == "apply"
+    return f"""from PIL import Image{", ImageOps" if turned else ""}
 from torchvision.transforms.v2 import functional as F
 
-image = Image.open("photo.jpg").convert("RGB")
+image = {"ImageOps.exif_transpose(Image.open('photo.jpg'))" if turned else "Image.open('photo.jpg')"}.convert("RGB")
 side = max(round({crop!r} * min(image.size)), 1)
 left, top = (image.width - side) // 2, (image.height - side) // 2
 pixels = F.resize(F.pil_to_tensor(image.crop((left, top, left + side, top + side))), [{side}, {side}], antialias=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -83,7 +84,7 @@ def _header(format: Name, about: Description) -> Iterator[str]:
         "tags": ["image-classification", "resnet", "resnet-launcher"],
     }
     if about.accuracy is not None:
-        label, task = about.accuracy.label(), {"type": "image-classification"}
+        label, task = about.accuracy.label, {"type": "image-classification"}
         metrics = [{"type": "accuracy", "name": f"top-1 ({label})", "value": round(about.accuracy.top1, 4)}]
         if about.accuracy.top5 is not None:
             metrics.append({"type": "accuracy", "name": f"top-5 ({label})", "value": round(about.accuracy.top5, 4)})
@@ -102,7 +103,7 @@ def _accuracy(about: Description) -> Iterator[str]:
         yield f"Not measured for these weights: {about.no_accuracy}."
         return
     top5 = "" if found.top5 is None else f", top-5 **{found.top5:.2%}**"
-    yield f"Top-1 **{found.top1:.2%}**{top5}: {found.label()}, after {count(found.step, 'step')}."
+    yield f"Top-1 **{found.top1:.2%}**{top5}: {found.label}, after {count(found.step, 'step')}."
 
 
 def _python(code: str) -> Iterator[str]:
@@ -113,9 +114,9 @@ def _input(about: Description) -> Iterator[str]:
     given = about.input
     side = given["shape"][1]
     yield (
-        f"The input is an RGB image of {side} x {side} pixels: the central square whose side is {given['crop']:g} of"
-        f" the shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised with"
-        f" mean {given['mean']} and standard deviation {given['std']}. `Resize({round(side / given['crop'])})` and"
+        f"The input is an RGB image of {side} x {side} pixels: the central square whose side is {given['crop']:g}"
+        f" times the shorter side, resized with bilinear interpolation and antialiasing, scaled to [0, 1], normalised"
+        f" with mean {given['mean']} and standard deviation {given['std']}. `Resize({round(side / given['crop'])})` and"
         f" `CenterCrop({side})` give nearly the same."
     )
 
@@ -140,32 +141,35 @@ def _classes(about: Description) -> Iterator[str]:
 
 
 def _training(about: Description, recipe: Recipe) -> dict[str, str]:
-    schedule, rate = recipe.schedule, recipe.schedule.peak_lr
-    peak = f"peak LR {rate:g}" if rate is not None else f"LR {schedule.base_lr} for a batch of 256, {schedule.scaling}"
-    regularization = {
-        name: value
-        for name, value in (
-            *((part, getattr(recipe.regularization, part)) for part in recipe.regularization.__dataclass_fields__),
-            ("weight_decay", recipe.optimizer.weight_decay),
-        )
-        if value
-    }
-    average = "none" if recipe.ema.decay is None else f"decay {recipe.ema.decay:g}"
-    resolutions = ", ".join(map(str, dict.fromkeys(recipe.data.training_resolutions)))
+    data, optimizer, schedule = recipe.data, recipe.optimizer, recipe.schedule
+    decay = {"weight decay": optimizer.weight_decay}
+    strengths = {key.replace("_", " "): value for key, value in asdict(recipe.regularization).items()}
+    regularization = [f"{key} {value:g}" for key, value in {**decay, **strengths}.items() if value]
     rows = {
         "length": f"{recipe.duration}; these weights: step {about.step:,}",
         "batch": f"{recipe.batch.size:,} images",
-        "optimizer": f"{recipe.optimizer.name}, momentum {recipe.optimizer.momentum:g}",
-        "learning rate": f"{peak}, warm-up {schedule.warmup}, decay {schedule.decay}",
-        "regularization": ", ".join(f"{name} {value:g}" for name, value in regularization.items()) or "none",
-        "training images": f"{resolutions} px, random crops of {list(recipe.data.crop_area)} of the area,"
-        f" {'flipped' if recipe.data.flip else 'not flipped'}, augmentation {recipe.data.augmentation.name}",
-        "moving average of the weights": average,
+        "optimizer": f"{optimizer.name}, momentum {optimizer.momentum:g}",
+        "learning rate": f"{_rate(recipe)}, warm-up {schedule.warmup}, decay {schedule.decay}",
+        "regularization": ", ".join(regularization) or "none",
+        "training images": f"{', '.join(map(str, dict.fromkeys(data.training_resolutions)))} px, random crops of"
+        f" {data.crop_area[0]:g} to {data.crop_area[1]:g} of the area, {'flipped' if data.flip else 'not flipped'},"
+        f" augmentation {data.augmentation.name}",
+        "moving average of the weights": "none" if recipe.ema.decay is None else f"decay {recipe.ema.decay:g}",
         "initial weights": "random" if recipe.model.weights is None else str(about.recipe["model"]["weights"]),
         "precision": recipe.precision,
         "seed": str(recipe.seed),
     }
     return {key: printable(value) for key, value in rows.items()}
+
+
+def _rate(recipe: Recipe) -> str:
+    schedule = recipe.schedule
+    if schedule.peak_lr is not None:
+        return f"peak LR {schedule.peak_lr:g}"
+    if schedule.scaling == "table":
+        return "peak LR from the published runs"
+    scaled = f" x {recipe.batch.size} / 256" if schedule.scaling == "linear" else ""
+    return f"peak LR {schedule.base_lr:g}{scaled}"
 
 
 def _table(rows: Mapping[str, str]) -> Iterator[str]:

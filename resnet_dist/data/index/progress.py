@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from resnet_dist.progress_line import progress_line
+
 EVERY_S = 5.0  # between two lines for a person
 
 
@@ -53,13 +55,13 @@ class IndexProgress:
         >>> for done in (0, 120_000):
         ...     progress.report(done, 1_281_167)
         >>> progress.detail(10.0)["text"]
-        'index: reading the images of train: 120,000 of 1,281,167, 12,000 images/s, 1:37 left'
+        'index: reading the images of train: 120,000 of 1,281,167 images, 12,000 images/s, 1:36 left'
         """
-        rate = (self._done - self._first) / elapsed_s if elapsed_s > 0 else 0.0
+        since = self._done - self._first
+        rate = since / elapsed_s if elapsed_s > 0 else 0.0
         detail: dict[str, Any] = {"done": self._done, "total": self._total, "images_per_s": round(rate, 1)}
         text = f"index: {self._what}"
         if rate:
-            left = round((self._total - self._done) / rate)
-            text += f": {self._done:,} of {self._total:,}, {rate:,.0f} images/s, {left // 60}:{left % 60:02d} left"
-            detail["time_left_s"] = left
+            text = progress_line(text, "images", self._done, self._total, since, elapsed_s)
+            detail["time_left_s"] = round((self._total - self._done) / rate)
         return {**detail, "text": text}

@@ -40,5 +40,23 @@ def problems(recipe: Recipe) -> Iterator[RecipeError]:
             found = f"found two functions {name}, which is the name of a metric in the records"
             yield RecipeError("evaluate.metrics", found, "functions of different names")
         names.add(name)
+    if recipe.evaluate.beside:
+        yield from _beside(recipe)
     if recipe.stop_at.top1 is not None and recipe.stop_at.loss is not None:
         yield RecipeError("stop_at.loss", "found together with stop_at.top1", "one of the two", ("stop_at.top1",))
+
+
+def _beside(recipe: Recipe) -> Iterator[RecipeError]:
+    """Training does not wait for an evaluation beside it, which gets a checkpoint and nothing else."""
+    evaluate, stop_at = recipe.evaluate, recipe.stop_at
+    key, false = "evaluate.beside", "false, with which the workers evaluate in turn with training"
+    for name in ("top1", "loss"):
+        if getattr(stop_at, name) is not None:
+            found = f"found true together with stop_at.{name}, which ends the run at the step of an evaluation"
+            yield RecipeError(key, found, false, (f"stop_at.{name}",))
+    if evaluate.train:
+        found = "found true together with evaluate.train: beside training, only the val split is evaluated"
+        yield RecipeError(key, found, f"{false}; or evaluate.train false", ("evaluate.train",))
+    if evaluate.precise_batch_norm:
+        found = "found true together with evaluate.precise_batch_norm, whose statistics are not in a checkpoint"
+        yield RecipeError(key, found, f"{false}; or precise_batch_norm 0", ("evaluate.precise_batch_norm",))

@@ -15,7 +15,7 @@ import pytest
 from launcher import cli
 from launcher.api import load_run
 from launcher.commands.plan import stop_s
-from launcher.commands.report import goodput
+from launcher.report.goodput import goodput
 from launcher.console import Progress, summary_lines
 from launcher.run.directory import RunDirectory
 from launcher.run.progress import images_per_s

@@ -19,10 +19,11 @@ from shard_files import jpeg, samples, write_images, write_parquet, write_tar
 from launcher import cli
 from launcher.prepare import pack_shards, packing
 from launcher.prepare.packing import Options, pack
-from launcher.prepare.progress import Progress, progress_line
+from launcher.prepare.progress import Progress
 from resnet_dist.data.sources.by_name import index_of
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.errors import DataError, RecipeError
+from resnet_dist.progress_line import progress_line
 from resnet_dist.recipe.schema import DataRecipe
 
 SMALL = Options(shard_mb=1, threads=2)
@@ -293,7 +294,7 @@ def test_progress_has_a_rate_and_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert progress_line("packing", "images", 50, 100, 0, 1.0) == "packing: 50 of 100 images"
-    assert progress_line("packing", "images", 50, 100, 25, 5.0) == "packing: 50 of 100 images, 5 images/s, 10 s left"
+    assert progress_line("packing", "images", 50, 100, 25, 5.0) == "packing: 50 of 100 images, 5 images/s, 0:10 left"
     monkeypatch.setattr("launcher.prepare.progress._FILE_S", 0.0)
     progress = Progress("packing", 100, "images")
     progress.update(10)

@@ -64,7 +64,7 @@ class Pipe:
 
 
 def child_of(process: Process, *messages: Message | None) -> Child:
-    return Child(cast(Any, process), cast(Any, Pipe(*messages)))
+    return Child(cast(Any, process), cast(Any, Pipe(*messages)), Progress())
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_refusal_before_the_attempt_begins_leaves_the_run_as_it_is(
 
     jobs: list[Job] = []
 
-    def start(job: Job) -> Child:
+    def start(job: Job, progress: Progress) -> Child:
         jobs.append(job)
         return child_of(Process(), error)
 

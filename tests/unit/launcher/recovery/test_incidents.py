@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.commands.report import goodput, report_lines
+from launcher.commands.report import report_lines
 from launcher.config import load as config
 from launcher.config.schema import RunConfig
 from launcher.console import Progress
@@ -24,6 +23,7 @@ from launcher.recovery.history import read_skips
 from launcher.recovery.notify import Notifier
 from launcher.recovery.policy import Skip
 from launcher.recovery.session import Session
+from launcher.report.goodput import goodput
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
@@ -196,24 +196,6 @@ def test_a_skip_starts_at_the_checkpoint_that_the_next_attempt_can_trust(run: Ru
     assert handler.history.skips == (Skip(30, 3 * 8),)
 
 
-def test_a_report_counts_the_broken_images_of_a_run_that_goes_on(run: RunDirectory) -> None:
-    attempt(run, step=3)
-    assert "left out" not in "\n".join(report_lines(run))
-    records: list[dict[str, Any]] = [
-        {"kind": "event", "event": "bad_image", "step": 2, "detail": {"path": "a.jpg", "problem": "is gone"}},
-        {"kind": "train", "step": 2, "num_left_out": 1},
-        {"kind": "event", "event": "bad_image", "step": 3, "detail": {"path": "b.jpg", "problem": "is gone"}},
-        {"kind": "train", "step": 3, "num_left_out": 4},
-        {"kind": "eval", "step": 3, "num_bad": 2},
-    ]
-    with run.metrics.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-    assert list(report_lines(run))[-1] == (
-        "left out: 2 broken images found (events bad_image in metrics.jsonl); 4 samples of the training steps, "
-        "2 val images"
-    )
-
-
 def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> None:
     failed = attempt(run, step=12, saved=10)
     handler_of(run).handle(LOST, failed, SLOTS, "host-1")
@@ -229,78 +211,6 @@ def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> No
     assert "  incidents/attempt-1/summary.txt\n" in text
     assert "ended after step 14, exit code 0: finished" in text
     assert goodput(run).useful == 14 * 0.5 * 2  # steps 11 and 12 of the first attempt were repeated
-
-
-def test_the_command_prints_the_timeline(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    from launcher import cli
-
-    assert cli.main(["report", str(run.path)]) == 64
-    run.begin_attempt({"workers": 1})
-    assert cli.main(["report", str(run.path)]) == 0
-    assert "attempt 1 started" in capsys.readouterr().out
-
-
-def test_a_failure_before_any_checkpoint_is_told_as_such(run: RunDirectory) -> None:
-    number = run.begin_attempt({"workers": 1})
-    facts = {"steps_redone": 3, "checkpoint_step": 0, "seconds_lost": 12.3, "decision": "failure 1 of 3"}
-    run.end_attempt(number, 76, "WorkerLost: gone", None, facts)
-    text = "\n".join(report_lines(run))
-    assert "no checkpoint yet: 3 steps to repeat, 12 s of work; failure 1 of 3" in text
-    assert "step None" not in text
-    assert "step 0:" not in text
-
-
-def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> None:
-    number = run.begin_attempt({"workers": 1})
-    facts = {"steps_redone": 0, "checkpoint_step": 20, "seconds_lost": 0.04, "decision": "failure 1 of 3"}
-    run.end_attempt(number, 76, "WorkerLost: gone", 20, facts)
-    assert "no step lost: the newest checkpoint is of step 20" in "\n".join(report_lines(run))
-
-
-def write_attempts(run: RunDirectory, *lines: tuple[int, str, str, str, dict[str, Any]]) -> None:
-    """Lines of attempts.jsonl: (attempt, event, time on one day, session or submission, more)."""
-    records = [
-        {"attempt": number, "event": event, "time": f"2026-01-01T{clock}+00:00", **more}
-        | ({"session": origin, "submission": origin if origin.startswith("job") else "", "facts": {"workers": 2}}
-           if event == "started" else {"exit_code": 76, "cause": "why", "last_step": 0})
-        for number, event, clock, origin, more in lines
-    ]  # fmt: skip
-    run.attempts_file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def test_time_in_which_nobody_had_started_the_run_does_not_count(run: RunDirectory) -> None:
-    write_attempts(
-        run,
-        (1, "started", "10:00:00", "00000001", {}),
-        (1, "ended", "10:00:10", "", {}),
-        (2, "started", "10:00:14", "00000001", {}),  # restarted by the same launcher after 4 s
-        (2, "ended", "10:00:20", "", {}),
-        (3, "started", "16:00:00", "00000002", {}),  # by a person, after hours
-        (3, "ended", "16:00:30", "", {}),
-    )
-    assert goodput(run).all == 2 * (14 + 6 + 30)
-    text = "\n".join(report_lines(run))
-    assert "  4 s until the next attempt started\n" in text
-    assert "  21580 s until the next attempt started, by a person: this time does not count\n" in text
-
-
-def test_the_time_in_which_a_scheduler_requeues_one_submission_counts(run: RunDirectory) -> None:
-    write_attempts(run, (1, "started", "10:00:00", "job-1", {}), (1, "ended", "10:00:10", "", {}))
-    lines = run.attempts_file.read_text()
-    write_attempts(run, (2, "started", "10:05:00", "job-1", {}), (2, "ended", "10:06:00", "", {}))
-    run.attempts_file.write_text(lines + run.attempts_file.read_text().replace('"session": "job-1"', '"session": "2"'))
-    assert goodput(run).all == 2 * (300 + 60)
-
-
-def test_an_attempt_that_was_killed_with_its_driver_counts_until_its_last_sign_of_life(run: RunDirectory) -> None:
-    write_attempts(run, (1, "started", "10:00:00", "00000001", {}), (2, "started", "16:00:00", "00000002", {}))
-    run.logs(1).heartbeats.mkdir(parents=True)
-    began = datetime.datetime.fromisoformat("2026-01-01T10:00:00+00:00").timestamp()
-    run.logs(1).log(0).touch()
-    run.logs(1).heartbeat(0).touch()
-    os.utime(run.logs(1).log(0), (began + 5, began + 5))
-    os.utime(run.logs(1).heartbeat(0), (began + 40, began + 40))
-    assert goodput(run).all == 2 * 40  # the second one left no sign
 
 
 UNREADABLE_SKIPS = [b"", b"{", b"null", b'{"step": 1}', b"[1]", b'[{"step": "10", "samples": 24}]', b'[{"step": 10}]']

@@ -102,7 +102,7 @@ def test_a_full_disk_under_the_log_of_a_rank_is_reported_once_and_ends_nothing(
     def build(*_: object) -> SimpleNamespace:
         for _ in range(10):
             logging.getLogger("launcher").warning("the disk is full")
-        done = SimpleNamespace(step=7, finished=True, evaluation=None, reached=None)
+        done = SimpleNamespace(step=7, finished=True, evaluation=None, reached=None, times=None)
         return SimpleNamespace(fit=lambda: done, parts=SimpleNamespace(bad=None))
 
     small_run.logs(1).path.mkdir()

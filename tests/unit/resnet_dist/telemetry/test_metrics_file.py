@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ def written(path: Path, *records: Record) -> Path:
         sink.write(record)
     sink.close()
     return path
-
-
-def drawn(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: (step, value) by tag."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder))
-    events.Reload()
-    return {tag: [(e.step, round(e.value, 6)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -169,70 +160,6 @@ def test_a_record_without_kind_or_step_is_refused(tmp_path: Path, record: Record
     assert (tmp_path / "m").read_bytes() == b""
 
 
-def test_tensorboard_shows_the_numbers_of_train_and_eval(tmp_path: Path) -> None:
-    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
-    text_and_truth = {"note": "x", "overflow": True}
-    for record in (
-        event(0, "started", n=1),
-        {**train(1, 3.0), **text_and_truth},
-        evaluation(1),
-        train(2, float("nan")),
-    ):
-        sink.write(record)
-    sink.close()
-    assert drawn(tmp_path / "tensorboard") == {
-        "train/loss": [(1, 3.0)],
-        "eval/top1": [(1, 0.5)],
-        "eval/num_samples": [(1, 100.0)],
-    }
-
-
-def test_tensorboard_shows_the_numbers_of_each_layer(tmp_path: Path) -> None:
-    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
-    layers = {"conv1": {"weight_norm": 2.0, "trust_ratio": 0.5}, "fc": {"weight_norm": 1.0, "activation_std": None}}
-    sink.write({"kind": "layers", "step": 3, "layers": layers})
-    sink.close()
-    assert read_metrics(tmp_path / "m") == [{"kind": "layers", "step": 3, "layers": layers}]
-    assert drawn(tmp_path / "tensorboard") == {
-        "layers/weight_norm/conv1": [(3, 2.0)],
-        "layers/weight_norm/fc": [(3, 1.0)],
-        "layers/trust_ratio/conv1": [(3, 0.5)],
-    }
-
-
-def test_tensorboard_shows_the_training_split_and_the_users_metrics(tmp_path: Path) -> None:
-    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
-    sink.write({"kind": "eval", "step": 1, "train_top1": 0.75, "metrics": {"margin": 0.5, "odd": None}})
-    sink.close()
-    assert drawn(tmp_path / "tensorboard") == {"eval/train_top1": [(1, 0.75)], "eval/margin": [(1, 0.5)]}
-    [record] = read_metrics(tmp_path / "m")
-    assert record["metrics"] == {"margin": 0.5, "odd": None}
-
-
-def test_tensorboard_hides_the_steps_that_a_resumed_attempt_does_again(tmp_path: Path) -> None:
-    for start, losses in ((0, [1.0, 2.0, 3.0]), (1, [20.0])):
-        sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
-        sink.write(event(start, "started"))
-        for step, loss in enumerate(losses, start + 1):
-            sink.write(train(step, loss))
-        sink.close()
-    assert drawn(tmp_path / "tensorboard") == {"train/loss": [(1, 1.0), (2, 20.0)]}
-
-
-def test_without_tensorboard_training_goes_on_and_one_line_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it is an ImportError
-    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
-    sink.write(train(1))
-    sink.write(train(2))
-    sink.close()
-    assert caplog.messages == [
-        "TensorBoard is not installed: metrics go to metrics.jsonl only (pip install tensorboard)"
-    ]
-    assert read_metrics(tmp_path / "m") == [train(1), train(2)]
-
-
 def test_on_a_full_disk_lines_wait_and_what_never_fits_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,7 +200,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 
 
 def test_closing_twice_is_fine(tmp_path: Path) -> None:
-    sink = MetricsFile(tmp_path / "m", tmp_path / "tensorboard")
+    sink = MetricsFile(tmp_path / "m")
     sink.write(train(1))
     sink.close()
     sink.close()

@@ -1,0 +1,96 @@
+"""The attempts of a run in text, and what else a report says below them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import cli
+from launcher.commands.report import report_lines
+from launcher.report.goodput import spans
+from launcher.report.run_record import read
+from launcher.report.timeline import timeline
+from launcher.run import lease
+from launcher.run.directory import RunDirectory
+
+WriteRun = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path, "small")
+    directory.create()
+    return directory
+
+
+def test_a_report_counts_the_broken_images_of_a_run_that_goes_on(run: RunDirectory) -> None:
+    run.begin_attempt({"workers": 1})
+    assert "left out" not in "\n".join(report_lines(run))
+    records: list[dict[str, Any]] = [
+        {"kind": "event", "event": "bad_image", "step": 2, "detail": {"path": "a.jpg", "problem": "is gone"}},
+        {"kind": "train", "step": 2, "num_left_out": 1},
+        {"kind": "event", "event": "bad_image", "step": 3, "detail": {"path": "b.jpg", "problem": "is gone"}},
+        {"kind": "train", "step": 3, "num_left_out": 4},
+        {"kind": "eval", "step": 3, "num_bad": 2},
+    ]
+    with run.metrics.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    assert (
+        "left out: 2 broken images found (events bad_image in metrics.jsonl); 4 samples of the training steps, "
+        "2 val images"
+    ) in list(report_lines(run))
+
+
+def test_the_command_prints_the_timeline(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(run.path)]) == 64
+    run.begin_attempt({"workers": 1})
+    assert cli.main(["report", str(run.path)]) == 0
+    assert "attempt 1 started" in capsys.readouterr().out
+
+
+def test_a_failure_before_any_checkpoint_is_told_as_such(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    facts = {"steps_redone": 3, "checkpoint_step": 0, "seconds_lost": 12.3, "decision": "failure 1 of 3"}
+    run.end_attempt(number, 76, "WorkerLost: gone", None, facts)
+    text = "\n".join(report_lines(run))
+    assert "no checkpoint yet: 3 steps to repeat, 12 s of work; failure 1 of 3" in text
+    assert "step None" not in text
+    assert "step 0:" not in text
+
+
+def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    facts = {"steps_redone": 0, "checkpoint_step": 20, "seconds_lost": 0.04, "decision": "failure 1 of 3"}
+    run.end_attempt(number, 76, "WorkerLost: gone", 20, facts)
+    assert "no step lost: the newest checkpoint is of step 20" in "\n".join(report_lines(run))
+
+
+def test_an_incident_is_shown_with_its_text(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    run.incident(number).mkdir(parents=True)
+    run.incident_summary(number).write_text("attempt 1 failed: what to do\n\x1b[2J")
+    run.end_attempt(number, 76, "WorkerLost: gone", 3)
+    [entry] = timeline(read(run), spans(read(run)))
+    assert (entry.outcome, entry.incident) == ("failed", "incidents/attempt-1/summary.txt")
+    assert entry.incident_text == "attempt 1 failed: what to do\n"
+
+
+def test_an_incident_whose_summary_cannot_be_read_says_so(run: RunDirectory) -> None:
+    number = run.begin_attempt({"workers": 1})
+    run.incident_summary(number).mkdir(parents=True)
+    run.end_attempt(number, 76, "WorkerLost: gone", 3)
+    [entry] = timeline(read(run), spans(read(run)))
+    assert entry.incident_text.startswith("it cannot be read: ")
+
+
+def test_an_attempt_that_runs_is_told_from_one_that_was_killed_with_its_driver(run: RunDirectory) -> None:
+    run.begin_attempt({"workers": 1})
+    with lease.acquire(run.lease):
+        [running] = timeline(read(run), spans(read(run)))
+    [killed] = timeline(read(run), spans(read(run)))
+    assert (running.outcome, running.ended) == ("running", "it is running")
+    assert (killed.outcome, killed.ended) == ("failed", "no end recorded: it was killed with its driver")

@@ -1,0 +1,151 @@
+"""Screens of any size, for one run and for two."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+
+from launcher.watch.lines import plain, width_of
+from launcher.watch.screen import screen, text
+from launcher.watch.snapshot import EVALS, TRAIN, Mark, Snapshot, Worker
+from launcher.watch.view import AXES, PANELS, SMOOTHING, View, smoothed
+
+STEPS = [float(step) for step in range(1, 101)]
+RUN = Snapshot(
+    run="/runs/digits",
+    name="digits",
+    state="running",
+    step=100,
+    total_steps=200,
+    time_left_s=83.0,
+    loss=0.5,
+    top1=0.9,
+    best_top1=0.95,
+    images_per_s=1200.0,
+    learning_rate=0.1,
+    epoch=2.5,
+    attempt=2,
+    num_workers=2,
+    last_beat_s=1.0,
+    train={name: [step / 10 for step in STEPS] if name != "step" else STEPS for name in TRAIN},
+    evals={name: [10.0, 90.0] if name == "step" else [0.5, 0.9] for name in EVALS},
+    spent={"compute": 90.0, "data wait": 5.0, "evaluation": 4.0, "saving": 1.0},
+    step_time_s=0.9,
+    data_wait_s=0.05,
+    marks=[Mark(step=50, sign="x", text="step 50: WorkerLost")],
+    attempts=["1  from step 0: WorkerLost", "2  from step 40: it goes on"],
+    events=["step 60: a warning"],
+    workers=[Worker(rank=rank, host=f"node{rank}", phase="step", step=100, beat_s=1.0, progress_s=0.0) for rank in range(9)],
+    ranks=[0, 1],
+    log=[f"line {number}" for number in range(100)],
+)  # fmt: skip
+OTHER = dataclasses.replace(
+    RUN, name="other", state="failed", reason="DivergedError: the loss is nan", time_left_s=None
+)
+HOSTILE = dataclasses.replace(
+    RUN,
+    name="名前" * 60,
+    reason="two\nlines\tand a tab" * 20,
+    log=["x" * 5_000, "", "\t\t"],
+    workers=[Worker(rank=10**12, host="h" * 300, phase="p" * 99, step=10**18, beat_s=1e30, progress_s=-1.0, note="n" * 500)],
+    train={name: [1e300, -1e300, None] for name in TRAIN},
+    total_steps=0,
+    spent={"compute": -1.0, "unknown": 3.0},
+    time_left_s=-5.0,
+)  # fmt: skip
+EMPTY = Snapshot(run="", name="later", state="reading")
+
+
+def shown(*runs: Snapshot, width: int = 80, height: int = 24, **view: object) -> str:
+    return "\n".join(plain(row) for row in screen(runs, View(**view), width, height))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [[RUN], [RUN, OTHER], [EMPTY], [HOSTILE], [HOSTILE, EMPTY]],
+    ids=["one", "two", "empty", "hostile", "hostile and empty"],
+)
+def test_a_screen_has_the_size_of_its_terminal(runs: list[Snapshot]) -> None:
+    sizes = ((80, 24), (120, 40), (40, 15), (20, 5), (250, 80), (10, 2), (1, 1))
+    for (width, height), panel, axis in itertools.product(sizes, PANELS, AXES):
+        rows = screen(runs, View(panel=panel, axis=axis), width, height)
+        assert len(rows) == height
+        assert {width_of(row) for row in rows} == {width}
+
+
+def test_a_terminal_of_80_columns_has_four_charts_and_what_else_counts() -> None:
+    found = shown(RUN)
+    for part in (
+        "digits  running  ██████░░░░░░░ 50%  left 1:23  step 100/200  loss 0.5",
+        "top-1 90.00% (best 95.00%)",
+        "training loss (smoothed) by step",
+        "top-1 of evaluations by step",
+        "images/s (smoothed) by step",
+        "learning rate by step",
+        "time  compute 90%, data wait 5%, evaluation 4%, saving 1%",
+        "workers  9 in step",
+        "newest  step 50: WorkerLost",
+        "line 99",
+        " 1 curves   2 time   3 workers   4 log  ? help q quit",
+    ):
+        assert part in found
+
+
+def test_a_terminal_of_40_columns_has_one_chart() -> None:
+    found = shown(RUN, width=40, height=15)
+    assert "training loss" in found
+    assert "learning rate" not in found
+    assert "left 1:23" in found
+
+
+def test_two_runs_are_told_apart_without_colours() -> None:
+    found = shown(RUN, OTHER)
+    assert "A ━━  digits  running" in found
+    assert "B ╍╍  other  failed" in found
+    assert "A" in found.split("top-1 of evaluations")[1]
+    for panel in ("time", "workers", "log"):
+        for width in (80, 60):
+            found = shown(RUN, OTHER, panel=panel, width=width)
+            assert "A digits" in found
+            assert "B other" in found
+
+
+def test_the_panels() -> None:
+    time = shown(RUN, panel="time")
+    assert "compute     90.0%     1:30  ███" in time
+    assert "newest steps: 0.9 s each, 6% of it waits for data" in time
+    assert "2  from step 40: it goes on" in time
+    assert "x step 50: WorkerLost" in time
+    assert "step 60: a warning" in time
+    workers = shown(RUN, panel="workers", height=8, scroll=3)
+    assert "rank host" in workers
+    assert "node3" in workers
+    assert "node2" not in workers
+    log = shown(RUN, panel="log", rank=0, scroll=10)
+    assert "log of rank 0" in log
+    assert "line 89" in log
+    assert "line 90" not in log
+    assert "Ranks with a log: 0, 1" in shown(dataclasses.replace(RUN, rank=7), panel="log")
+    assert "quit; the run goes on" in shown(RUN, help=True)
+
+
+def test_the_axes_and_the_smoothing_are_named() -> None:
+    for axis, name in (("step", "by step"), ("epoch", "by epoch"), ("time", "by time of training")):
+        assert f"learning rate {name}" in shown(RUN, axis=axis)
+    assert "training loss by step" in shown(RUN, smoothing="none")
+
+
+def test_an_average_has_no_bias_at_its_start_and_keeps_gaps() -> None:
+    points = [(float(x), 2.0) for x in range(50)]
+    assert smoothed(points, SMOOTHING["strong"]) == [(x, pytest.approx(2.0)) for x, _ in points]
+    assert smoothed([(0.0, 1.0), (1.0, None), (2.0, 1.0)], 0.1)[1] == (1.0, None)
+    assert smoothed(points, 0.0) == points
+
+
+def test_everything_is_printed_where_there_is_no_screen() -> None:
+    found = text([RUN, OTHER], View(), 80)
+    for part in ("digits  running", "other  failed", "training loss", "learning rate", "workers: 9 in step", "line 99"):
+        assert part in found
+    assert max(map(len, found.splitlines())) <= 80
