@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def page(results: Path = RESULTS) -> str:
         ("soak", _soak),
         ("soak_ray", _soak),
         ("recovery", _recovery),
+        ("watch", _watch),
     ):
         file = results / f"{name}.json"
         if file.exists():
@@ -148,6 +150,31 @@ def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
         ["ratio (goal: at most 1.15)", f"{found['ratio']:.2f}: {'reached' if found['ratio'] <= 1.15 else 'missed'}"],
     ]
     yield table([f"{len(found['seconds']['ours'])} kills each", "time"], rows) + "\n"
+
+
+def _watch(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## First frame and CPU share of `launcher watch` (`python -m benchmarks.watch`)\n"
+    yield _machine(found)
+    goals, chart = found["goals"], found["chart"]
+    yield (
+        "In a terminal of 120 by 40. First frame: from the start of the process to the first curve, median and worst of "
+        f"{found['starts']} starts; goal: {goals['first_frame_s']:g} s. CPU: of one core over {found['seconds']:.0f} s; "
+        f"goal: {goals['cpu_share']:.0%}."
+    )
+    if chart["plotext_s"] is not None:
+        yield f"A chart costs {chart['ours_s'] * 1000:.1f} ms; plotext's {chart['plotext_s'] * 1000:.1f} ms."
+    yield ""
+    rows = [
+        [
+            row["what"],
+            f"{statistics.median(row['first_frame_s']):.2f} s, {max(row['first_frame_s']):.2f} s",
+            f"{statistics.median(row['first_frame_cpu_s']):.2f} s",
+            f"{row['cpu_share']:.1%}",
+            f"{row['peak_memory_mb']:.0f} MB",
+        ]
+        for row in found["rows"]
+    ]
+    yield table(["run", "first frame", "CPU until then", "CPU after it", "memory"], rows) + "\n"
 
 
 def _machine(found: Mapping[str, Any]) -> str:

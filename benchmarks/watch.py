@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import math
 import os
 import pty
@@ -23,7 +24,7 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from benchmarks.measure import write
 from launcher.run import heartbeats, lease
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
+from launcher.watch.chart import Chart, Curve, draw, number
 from resnet_dist.telemetry import json_lines
 
 NUM_RECORDS, STARTS, SECONDS = 100_000, 5, 30.0
@@ -38,7 +40,7 @@ GOALS = {"first_frame_s": 1.0, "cpu_share": 0.02}
 WARM_UP_S = 5.0
 _BRAILLE = "⠀".encode()[:1]  # all of them begin with this byte and one of the next four
 _SECOND = (0xA0, 0xA1, 0xA2, 0xA3)
-_CONFIG = """schema: 1
+CONFIG = """schema: 1
 name: {name}
 storage: {storage}
 duration: {steps} steps
@@ -73,7 +75,7 @@ def make_run(storage: Path, name: str, num_records: int, num_workers: int) -> Ru
     """A run that has written `num_records` train records and an evaluation every hundredth of them."""
     run, total = RunDirectory(storage, name), 2 * num_records
     run.create()
-    run.write_config(_CONFIG.format(name=name, storage=storage, steps=total))
+    run.write_config(CONFIG.format(name=name, storage=storage, steps=total))
     logs = run.logs(run.begin_attempt({"place": "local", "workers": num_workers, "from_step": 0}))
     logs.heartbeats.mkdir()
     logs.log(0).write_text("".join(f"2026-11-26 19:07:31,{k:03d} INFO launcher: line {k}\n" for k in range(500)))
@@ -148,13 +150,13 @@ class Terminal:
         self._process.wait()
         os.close(self._master)
 
-    def first_frame_s(self) -> float:
-        """Seconds from the start of the process to the first dots of a curve."""
+    def first_frame_s(self) -> tuple[float, float]:
+        """Seconds, and CPU seconds, from the start of the process to the first dots of a curve."""
         seen = b""
         while True:
             seen = seen[-2:] + self._read(10.0)
             if any(seen.count(_BRAILLE + bytes([second])) for second in _SECOND):
-                return time.perf_counter() - self._began
+                return time.perf_counter() - self._began, self._cpu_s()
             if self._process.poll() is not None:
                 raise RuntimeError(f"launcher watch ended with exit code {self._process.returncode}")
 
@@ -190,7 +192,7 @@ class Terminal:
 
 def measure(what: str, *runs: Path) -> dict[str, Any]:
     """The figures of one situation."""
-    frames = []
+    frames: list[tuple[float, float]] = []
     for _ in range(STARTS):
         with Terminal(*runs) as terminal:
             frames.append(terminal.first_frame_s())
@@ -198,9 +200,42 @@ def measure(what: str, *runs: Path) -> dict[str, Any]:
         terminal.first_frame_s()
         share = terminal.cpu_share(SECONDS)
         memory = terminal.peak_memory_mb()
-    found = {"what": what, "first_frame_s": frames, "cpu_share": share, "peak_memory_mb": memory}
-    print(f"{what}: first frame {statistics.median(frames):.2f} s, {share:.2%} of a core, {memory:.0f} MB", flush=True)
+    seconds, cpu_seconds = (list(column) for column in zip(*frames, strict=True))
+    first = f"first frame {statistics.median(seconds):.2f} s (CPU {statistics.median(cpu_seconds):.2f} s)"
+    print(f"{what}: {first}, {share:.2%} of a core, {memory:.0f} MB", flush=True)
+    return {
+        "what": what,
+        "first_frame_s": seconds,
+        "first_frame_cpu_s": cpu_seconds,
+        "cpu_share": share,
+        "peak_memory_mb": memory,
+    }
+
+
+def chart_times() -> dict[str, float | None]:
+    """CPU seconds of one chart of 60 × 14 with 500 points: ours, and plotext's if it is installed."""
+    points = [(float(x), 2.3 * math.exp(-x / 125) + 0.1 * math.sin(x * 12.9898)) for x in range(500)]
+    chart = Chart("loss", [Curve(points)], number, number, (0.0, 500.0))
+    found: dict[str, float | None] = {"ours_s": _cpu_time(lambda: draw(chart, 60, 14)), "plotext_s": None}
+    if importlib.util.find_spec("plotext") is not None:
+        import plotext
+
+        def plot() -> None:
+            plotext.clear_figure()
+            plotext.plot_size(60, 14)
+            plotext.plot(*zip(*points, strict=True), marker="braille")
+            plotext.build()
+
+        found["plotext_s"] = _cpu_time(plot)
     return found
+
+
+def _cpu_time(do: Callable[[], object], times: int = 20) -> float:
+    do()
+    began = time.process_time()
+    for _ in range(times):
+        do()
+    return (time.process_time() - began) / times
 
 
 def main() -> None:
@@ -219,7 +254,7 @@ def main() -> None:
             rows.append(measure("the same and a second run drawn over it", large.path, small.path))
         with written(wide, 1_000, NUM_RECORDS, 10.0):
             rows.append(measure("100,000 records, 10 more a second, 1,000 workers", wide.path))
-    print(write("watch", {"goals": GOALS, "starts": STARTS, "seconds": SECONDS, "rows": rows}))
+    print(write("watch", {"goals": GOALS, "starts": STARTS, "seconds": SECONDS, "chart": chart_times(), "rows": rows}))
 
 
 if __name__ == "__main__":

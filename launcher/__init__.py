@@ -2,13 +2,14 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"] and {"launcher", "launcher.train"} & set(sys.orig_argv):
+_COMMAND = "".join(sys.argv[:1])  # of this process; "-m" while Python looks for a module to run
+if _COMMAND.endswith("/launcher") or (_COMMAND == "-m" and {"launcher", "launcher.train"} & set(sys.orig_argv)):
     import _signal  # without the imports of `signal`, which take milliseconds
 
     # The command is about to begin. Until it handles Ctrl-C, that ends it without a traceback.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING  # noqa: E402 - takes milliseconds
 
 if TYPE_CHECKING:
     from launcher.api import Run, fit, load_run

@@ -116,7 +116,7 @@ def _train_and_record(
         preconditions.check(config, run, mode)
     notifier = Notifier(config.notify, run)
     try:
-        with _lease(run, attended, stop) as held:
+        with _lease(run, attended, stop, progress) as held:
             if held is not None:  # while this process waited for the lease, the run may have ended
                 code = _nothing_to_do(config, run, mode, progress)
             if code is None:
@@ -203,7 +203,7 @@ def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]
 
 
 @contextlib.contextmanager
-def _lease(run: RunDirectory, attended: bool, stop: StopSignals) -> Iterator[lease.Lease | None]:
+def _lease(run: RunDirectory, attended: bool, stop: StopSignals, progress: Progress) -> Iterator[lease.Lease | None]:
     """The lease on the run directory in the block, on rank 0. Raises LeaseHeld if another process holds it."""
     if not leads():
         yield None
@@ -217,7 +217,7 @@ def _lease(run: RunDirectory, attended: bool, stop: StopSignals) -> Iterator[lea
 
     held = lease.acquire(run.lease, on_lost=lost, submission=current_submission(), stopped=lambda: stop.stopped)
     try:
-        with _ends_at_once(run, held, stop):
+        with _ends_at_once(run, held, stop, progress):
             yield held
     finally:
         try:
@@ -227,11 +227,12 @@ def _lease(run: RunDirectory, attended: bool, stop: StopSignals) -> Iterator[lea
 
 
 @contextlib.contextmanager
-def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals) -> Iterator[None]:
+def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progress: Progress) -> Iterator[None]:
     """After a second Ctrl-C in the block, record the end of the running attempt, and release the lease."""
     num_before = len(run.attempts())
 
     def end() -> None:
+        progress.hide()
         causes = []
         for attempt in run.attempts()[num_before:]:
             if attempt.ended is None:

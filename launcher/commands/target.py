@@ -25,7 +25,7 @@ from launcher.run.status import exists
 from launcher.run.submissions import JobStatus, Submission
 from resnet_dist.checkpoint.disk import storage_errors
 
-_CONFIGS = (".yaml", ".yml")
+CONFIGS = (".yaml", ".yml")
 USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of configs/digits_cpu.yaml, of `launcher demo`
 
 
@@ -128,7 +128,7 @@ def _run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfi
             raise UsageError(f"{text}: this is a run directory, and overrides are for configs: leave them out")
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
         return RunDirectory.at(absolute), None
-    if not path.exists() and path.suffix not in _CONFIGS:
+    if not path.exists() and path.suffix not in CONFIGS:
         raise _no_run(RunDirectory.at(path))
     config = configs.load(text, overrides)
     return RunDirectory(Path(config.storage), config.name), config
@@ -152,7 +152,7 @@ def _no_run(run: RunDirectory, more: str = "") -> UsageError:
 def _named(text: str) -> Path:
     """The file or folder that `text` names: a path, or the name of a run in this folder or in the usual ones."""
     path = Path(text).expanduser()
-    if path.exists() or path.name != text or path.suffix in _CONFIGS:
+    if path.exists() or path.name != text or path.suffix in CONFIGS:
         return path
     usual = [storage.expanduser() for storage in USUAL_STORAGES]
     for storage in usual:

@@ -69,11 +69,13 @@ def _targets(given: argparse.Namespace) -> list[Target]:
         raise UsageError(f"{len(names)} runs are given. Allowed: one, or two that are drawn over each other")
     if given.every is not None and not (given.json and given.every > 0):
         raise UsageError(f"--every {given.every:g}: allowed: a number of seconds above 0, with --json")
-    values = {"profile": given.profile, "context": given.context, "address": given.address}
-    return [
-        target.find(argparse.Namespace(target=name, overrides=overrides, **values), may_begin_later=True)
-        for name in names
-    ]
+    configs = [name for name in names if Path(name).suffix in target.CONFIGS] or names
+    found = []
+    for name in names:
+        values = {"target": name, "overrides": overrides if name in configs else []}
+        options = {"profile": given.profile, "context": given.context, "address": given.address}
+        found.append(target.find(argparse.Namespace(**values, **options), may_begin_later=True))
+    return found
 
 
 def _is_terminal() -> bool:

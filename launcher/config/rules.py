@@ -179,9 +179,7 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:
     if config.checkpoint.keep_best and config.evaluate.beside:
-        found = (
-            f"found {config.checkpoint.keep_best} with evaluate.beside true: a checkpoint has no top-1 when it is saved"
-        )
+        found = f"found {config.checkpoint.keep_best} with evaluate.beside true: a checkpoint is saved without top-1"
         yield RecipeError("checkpoint.keep_best", found, "0, or evaluate.beside false", ("evaluate.beside",))
 
 

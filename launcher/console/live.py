@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +29,7 @@ class LiveLine:
     def __init__(self) -> None:
         self.stage: tuple[str, float] | None = None  # its text, and its begin by time.monotonic
         self.training: TrainingLine | None = None
+        self.is_hidden = False
         self._console = Console(file=streams.protected_stdout(), force_terminal=True, highlight=False)
         self._live = Live(
             self,
@@ -44,8 +47,9 @@ class LiveLine:
         return self._console.width
 
     def print(self, text: str) -> None:
-        """Print text above the line."""
-        self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        """Print text above the line. What is longer than the terminal is wide is broken between words."""
+        lines = [part for line in text.split("\n") for part in _wrapped(line, self.width)]
+        self._console.print("\n".join(lines), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Remove the line."""
@@ -54,7 +58,9 @@ class LiveLine:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """What rich shows."""
         width = options.max_width - len("^C") - 1  # what a terminal adds after a key press; a full line may wrap
-        if self.stage is not None:
+        if self.is_hidden:
+            yield Text()
+        elif self.stage is not None:
             text, began = self.stage
             elapsed = f"  {time.monotonic() - began:.0f} s"
             yield Text(text[: max(width - len(elapsed), 0)] + elapsed, no_wrap=True, overflow="crop")
@@ -62,6 +68,20 @@ class LiveLine:
             yield self.training.row(width)
         else:
             yield Text()
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    begin = re.match(r" *(\S+  +(?=\S))?", line)  # a name in the first column, and the spaces behind it
+    indent = min(len(begin[0]) if begin else 0, width // 2) or 2
+    wrapped = textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+    return wrapped or [""]
 
 
 class TrainingLine:

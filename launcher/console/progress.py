@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +98,12 @@ class Progress:
         elif event == "indexing" and self._stage is not None:
             line.stage = f"{detail.get('text', 'n/a')}", self._stage[1]
         elif (text := text_of(record, self._total_steps, line.width)) is not None:
-            self._fill(text, "  ")
+            self.print(text)
+
+    def hide(self) -> None:
+        """Show the live line no longer; takes no lock."""
+        if self._line is not None:
+            self._line.is_hidden = True
 
     def close(self) -> None:
         """End the live line; a stage that is running ends without a word. The next stage begins another line."""
@@ -122,15 +126,7 @@ class Progress:
         self.stage(None)
         if is_first and isinstance(step, int):
             for text in self.describe(detail, step):
-                self._fill(text, " " * 11)
-
-    def _fill(self, text: str, indent: str) -> None:
-        """Print text that may be longer than a line of the terminal."""
-        if self._line is not None:
-            text = textwrap.fill(
-                text, self._line.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-            )
-        self.print(text)
+                self.print(text)
 
     def _live(self) -> LiveLine | None:
         """The live line, which begins now if there is none yet."""

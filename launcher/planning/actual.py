@@ -19,7 +19,7 @@ class Actual:
     """Seconds of a run, without the time in which it was not scheduled; a part is None where it is unknown."""
 
     wall_s: float
-    start_s: float | None  # before the first step, and all that belongs to no other part
+    start_s: float | None  # before the first step and after the last one
     training_s: float | None
     evaluation_s: float | None
     saving_s: float | None
@@ -38,10 +38,11 @@ def actual(run: RunDirectory) -> Actual | None:
         return None
     command_s = summary.get("command_s")
     whole = commands_s(run, attempts, command_s)
-    parts = {name: summary.get(name) for name in PARTS}
-    if command_s is None or len(_commands(attempts)) > 1 or None in parts.values():
-        parts = _from_metrics(run, whole)
-    return Actual(wall_s=whole, **parts)
+    steps = {name: value for name in PARTS[1:] if (value := summary.get(name)) is not None and value >= 0}
+    if len(_commands(attempts)) > 1 or len(steps) < len(PARTS) - 1:
+        return Actual(wall_s=whole, **_from_metrics(run, whole))
+    start_s = max(whole - sum(steps.values()), 0.0)
+    return Actual(wall_s=whole, start_s=start_s, **steps)
 
 
 def scheduled_s(run: RunDirectory) -> float | None:

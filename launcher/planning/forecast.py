@@ -60,7 +60,7 @@ class Forecast:
     """What a run will take, without the time it waits in a queue. Seconds are those of the command."""
 
     wall_s: Interval  # from the command to its end, over all attempts
-    start_s: Interval  # of `wall_s`: before the first step
+    start_s: Interval  # of `wall_s`: before the first step and after the last one
     training_s: Interval
     evaluation_s: Interval
     saving_s: Interval

@@ -24,6 +24,7 @@ from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.metrics_file import metrics_record, read_metrics
 
 _TAIL = 40  # lines of metrics.jsonl in which the last train record is
+_LISTED = 200  # runs whose records are read to find those of a configuration
 _LARGEST_METRICS = 50_000_000  # bytes of the metrics of an unfinished run that are read
 
 
@@ -51,14 +52,29 @@ class Earlier:
     times: Actual
 
 
-def earlier_runs(storage: Path, seconds: float | None = None) -> Iterator[Earlier]:
-    """The finished runs of a storage that can be read, newest first; with `seconds`, those that it takes to read."""
+def earlier_runs(storage: Path, seconds: float | None = None, first: str = "") -> Iterator[Earlier]:
+    """The finished runs of a storage that can be read, newest first; with `seconds`, those read in this time.
+
+    Runs of the configuration `first`, of the newest `_LISTED`, come before the others.
+    """
     began = time.monotonic()
-    for run in finished(storage):
+    found = finished(storage)
+    if first:
+        found[:_LISTED] = sorted(found[:_LISTED], key=lambda run: _recorded_configuration(run) != first)
+    for run in found:
         if seconds is not None and time.monotonic() - began > seconds:
             return
         if (found := earlier_run(run)) is not None:
             yield found
+
+
+def _recorded_configuration(run: RunDirectory) -> str:
+    """The configuration in forecast.json; empty if it cannot be read. Config files take much longer to read."""
+    try:
+        content = read_json(run.forecast)
+    except (OSError, ValueError):
+        return ""
+    return str(content.get("configuration", "")) if isinstance(content, dict) else ""
 
 
 def finished(storage: Path) -> list[RunDirectory]:
@@ -87,7 +103,7 @@ def earlier_run(run: RunDirectory) -> Earlier | None:
         config = as_trained(configs.load(run.config, recorded=True), attempts[-1])
         summary, times = run.summary() or {}, actual(run)
         num_samples = config.data.num_trained() or _num_samples(run, config)
-        if num_samples is None:
+        if num_samples is None or (summary.get("step") or 1) < 1:
             return None
         num_val = _num_val(summary)
         if times is None:

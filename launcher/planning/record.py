@@ -23,10 +23,9 @@ from launcher.planning.history import earlier_runs
 from launcher.planning.prediction import predict
 from launcher.planning.work import configuration
 from launcher.run.directory import RunDirectory
-from launcher.run.record_types import read_record, utc_now
+from launcher.run.record_types import utc_now
 from resnet_dist.checkpoint.disk import replace_whole
-from resnet_dist.errors import StorageError
-from resnet_dist.input_files import record_of
+from resnet_dist.input_files import read_json, record_of
 
 log = logging.getLogger(__name__)
 
@@ -65,22 +64,21 @@ class _Others:
 
 
 def write(config: RunConfig, run: RunDirectory, accuracy: Interval | None = None) -> None:
-    """Record the forecast of a run that has not been started before, if there is one. Raises nothing.
+    """Record the forecast of a run that has not been started before. Raises nothing.
 
     `accuracy`: default is what `launcher.planning.accuracy` expects.
     """
     try:
         if run.forecast.exists() or run.attempts():
             return
-        found = predict(config, earlier=earlier_runs(Path(config.storage), _READING_S))
-        if found is None:
-            return
+        key = configuration(config)
+        found = predict(config, earlier=earlier_runs(Path(config.storage), _READING_S, first=key))
         expected = accuracies.expected(config) if accuracy is None else accuracy
         content = {
             "format": FORMAT,
             "time": utc_now(),
-            "configuration": configuration(config),
-            "forecast": asdict(found),
+            "configuration": key,
+            "forecast": None if found is None else asdict(found),
             "accuracy": None if expected is None else asdict(expected),
         }
         replace_whole(run.forecast, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
@@ -89,10 +87,10 @@ def write(config: RunConfig, run: RunDirectory, accuracy: Interval | None = None
 
 
 def read(run: RunDirectory) -> Recorded | None:
-    """The recorded forecast; None without one, and if it cannot be read, which is logged."""
+    """The recorded forecast; None without one, and if it cannot be read."""
     try:
-        return read_record(run.forecast, _recorded)
-    except StorageError:
+        return _recorded(read_json(run.forecast))
+    except (OSError, ValueError):
         return None
 
 

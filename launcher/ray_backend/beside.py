@@ -28,12 +28,13 @@ class RayEvaluations:
 
     def __init__(self, config: RunConfig, run: RunDirectory) -> None:
         self._config, self._run = config, run
-        self._start()
+        self._is_placed, self._is_lost, self._place_by = False, False, 0.0
+        self._actor, self._ready, self._result = self._start()
 
     def start(self, step: int) -> None:
         """Evaluate the checkpoint of `step`, as soon as the actor is placed."""
         if self._is_lost:
-            self._start()
+            self._actor, self._ready, self._result = self._start()
         self._result = self._actor.evaluate.remote(step)
 
     def ended(self) -> Mapping[str, Any] | Exception | None:
@@ -57,7 +58,8 @@ class RayEvaluations:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self._actor)
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[Any, Any, Any]:
+        """A new actor, and its answer once it is placed, twice."""
         resources = self._config.resources
         actor = ray.remote(_Evaluator).options(
             num_cpus=resources.cpus_per_worker,
@@ -65,10 +67,11 @@ class RayEvaluations:
             scheduling_strategy="DEFAULT",  # not in the placement group of the workers
             max_restarts=0,
         )
-        self._actor = actor.remote(str(self._run.path), resources.cpus_per_worker, resources.gpus_per_worker > 0)
-        self._ready = self._actor.ready.remote()
+        started = actor.remote(str(self._run.path), resources.cpus_per_worker, resources.gpus_per_worker > 0)
         self._is_placed, self._is_lost = False, False
         self._place_by = time.monotonic() + self._config.faults.start_timeout_s
+        ready = started.ready.remote()
+        return started, ready, ready
 
 
 class _Evaluator:

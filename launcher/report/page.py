@@ -23,8 +23,8 @@ from launcher.report.result import interval_text, percent
 from launcher.report.run_sections import badge, run_sections, trained
 
 MAX_BYTES = 3_000_000  # of a page
-_POINTS = 4000  # of the curves of all runs together, at first
-_FEWEST_POINTS = 20  # of a run
+_POINTS = 4000  # of a curve in all runs together
+_MOST_POINTS, _FEWEST_POINTS = 1500, 20  # of a curve in one run
 _NUM_ROWS = 25  # of a chart's table
 _MAX_KEYS = 400  # rows of a table of differences
 
@@ -34,7 +34,7 @@ def page(runs: Sequence[RunFacts], rows: Sequence[Ranked], command: str, made: s
 
     `rows`: the ranking of the runs; `command`: the command line that makes the page; `made`: the time.
     """
-    most = _POINTS // len(runs)
+    most = min(_POINTS // len(runs), _MOST_POINTS)
     while True:
         found = _page(runs, rows, command, made, max(most, _FEWEST_POINTS))
         if len(found.encode()) <= MAX_BYTES or most <= _FEWEST_POINTS:

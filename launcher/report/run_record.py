@@ -98,7 +98,9 @@ def read(run: RunDirectory, name: str = "") -> RunRecord:
 def number(record: Facts, key: str) -> float | None:
     """A finite number of a record; None for anything else."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if type(value) is float:  # first, and by its type: a long run has a million of them
+        return value
+    return float(value) if type(value) is int else None
 
 
 def _val_data(run: RunDirectory) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from rich.segment import Segment
@@ -29,25 +29,29 @@ _STYLES = {name: Style.parse(text) for name, text in STYLES.items()}
 
 
 class Canvas(Widget):
-    """Shows lines; only those that have changed are drawn again."""
+    """Shows the lines that `make` returns for its width and height; only those that have changed are drawn again."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: Callable[[int, int], list[Line]]) -> None:
         super().__init__()
-        self._rows: list[Line] = []
+        self._make = make
+        self.rows: list[Line] = []
 
-    def show(self, rows: list[Line]) -> None:
-        """Show `rows`, from the top."""
-        changed = [y for y, row in enumerate(rows) if y >= len(self._rows) or row != self._rows[y]]
-        is_other_size = len(rows) != len(self._rows)
-        self._rows = rows
-        if is_other_size:
+    def renew(self) -> None:
+        """Ask for the lines again."""
+        before, self.rows = self.rows, self._make(*self.size) if self.size else []
+        if len(before) != len(self.rows):
             self.refresh()
-        elif changed:
+        elif changed := [y for y, row in enumerate(self.rows) if row != before[y]]:
             self.refresh(*(Region(0, y, self.size.width, 1) for y in changed))
+
+    def on_resize(self, _: events.Resize) -> None:
+        """Draw for another size."""
+        self.rows = []
+        self.renew()
 
     def render_line(self, y: int) -> Strip:
         """As textual asks for it."""
-        row = self._rows[y] if y < len(self._rows) else ()
+        row = self.rows[y] if y < len(self.rows) else ()
         return Strip([Segment(text, _STYLES[style]) for text, style in row]).adjust_cell_length(self.size.width)
 
 
@@ -79,7 +83,6 @@ class WatchApp(App[None]):
     def __init__(self, sources: Sequence[Source], names: Sequence[str], rank: int = 0) -> None:
         super().__init__(ansi_color=True)
         self.view = View(rank=rank)
-        self.rows: list[Line] = []  # what is shown
         self._is_due = False
         self._runs = [Snapshot(run="", name=name, state="reading") for name in names]
         self._pollers = [
@@ -93,11 +96,7 @@ class WatchApp(App[None]):
 
     def compose(self) -> ComposeResult:
         """One widget."""
-        yield Canvas()
-
-    def on_mount(self) -> None:
-        """Draw the first frame."""
-        self._draw()
+        yield Canvas(lambda width, height: screen(self._runs, self.view, width, height))
 
     def close(self) -> None:
         """End the threads, after `run`."""
@@ -109,10 +108,6 @@ class WatchApp(App[None]):
         if not self._is_due:
             self._is_due = True
             self.set_timer(TOGETHER_S, self._draw)
-
-    def on_resize(self, _: events.Resize) -> None:
-        """Draw for another size."""
-        self._draw()
 
     def on_mouse_scroll_down(self, _: events.MouseScrollDown) -> None:
         """Scroll."""
@@ -162,6 +157,4 @@ class WatchApp(App[None]):
 
     def _draw(self) -> None:
         self._is_due = False
-        if self.size.width and self.size.height:
-            self.rows = screen(self._runs, self.view, *self.size)
-            self.query_one(Canvas).show(self.rows)
+        self.query_one(Canvas).renew()

@@ -34,14 +34,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows. `marks` are (x, sign)."""
+    """What a chart shows. `marks` are (x, sign, style)."""
 
     title: str
     curves: Sequence[Curve]
     show: Callable[[float], str]  # a value at the vertical axis
     show_x: Callable[[float], str]
     x_range: tuple[float, float]
-    marks: Sequence[tuple[float, str]] = ()
+    marks: Sequence[tuple[float, str, str]] = ()
     from_zero: bool = False
     may_be_log: bool = False
 
@@ -85,7 +85,8 @@ def draw(chart: Chart, width: int, height: int) -> list[Line]:
         end = _draw_curve(grid, dots, curve)
         if end is not None and curve.name:
             row = min(max(num_rows - 1 - int(end[1]) // 4, 0), num_rows - 1)
-            signs[row, min(end[0] // 2, num_columns - 1)] = (curve.name, curve.style)
+            column = min(end[0] // 2, num_columns - 1)
+            signs[row, column - ((row, column) in signs)] = (curve.name, curve.style)
     columns = _mark_columns(chart, num_columns)
     labels = _labels(chart, low, high, num_rows, is_log)
     rows = [line((labels.get(row, ""), "quiet"), *_row(grid, row, signs, columns)) for row in range(num_rows)]
@@ -161,11 +162,16 @@ def _draw_curve(grid: _Grid, dots: Sequence[tuple[float, float | None]], curve: 
     return end
 
 
-def _mark_columns(chart: Chart, num_columns: int) -> dict[int, str]:
-    """{column: sign} of the marks inside the range."""
+def _mark_columns(chart: Chart, num_columns: int) -> dict[int, Span]:
+    """{column: (sign, style)} of the marks inside the range."""
     first, last = chart.x_range
     per_x = (num_columns - 1) / (last - first) if last > first else 0.0
-    return {round((x - first) * per_x): sign for x, sign in chart.marks if first <= x <= last}
+    columns: dict[int, Span] = {}
+    for x, sign, style in chart.marks:
+        if first <= x <= last:
+            column = round((x - first) * per_x)
+            columns[min(column + (column in columns), num_columns - 1)] = (sign, style)  # two may be at one step
+    return columns
 
 
 def _labels(chart: Chart, low: float, high: float, num_rows: int, is_log: bool) -> dict[int, str]:
@@ -195,7 +201,7 @@ def _round_up(value: float) -> float:
     return next(times * power for times in (1, 2, 5, 10) if times * power >= value * (1 - 1e-9))
 
 
-def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dict[int, str]) -> Iterator[Span]:
+def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dict[int, Span]) -> Iterator[Span]:
     """The cells of a row, as few spans as possible."""
     text, style = "", ""
     for column in range(grid.width):
@@ -205,7 +211,7 @@ def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dic
         elif key in grid.bits:
             cell, of_cell = chr(_BRAILLE + grid.bits[key]), grid.styles[key]
         elif column in columns:
-            cell, of_cell = "┊", "mark"
+            cell, of_cell = "┊", columns[column][1]
         else:
             cell, of_cell = " ", style
         if of_cell != style:
@@ -216,11 +222,11 @@ def _row(grid: _Grid, row: int, signs: dict[tuple[int, int], Span], columns: dic
     yield text, style
 
 
-def _axis(columns: dict[int, str], num_columns: int) -> Line:
+def _axis(columns: dict[int, Span], num_columns: int) -> Line:
     spans: list[Span] = [(" " * (_AXIS - 1) + "└", "quiet")]
     drawn = -1
     for column in sorted(columns):
-        spans += [("─" * (column - drawn - 1), "quiet"), (columns[column], "mark")]
+        spans += [("─" * (column - drawn - 1), "quiet"), columns[column]]
         drawn = column
     return line(*spans, ("─" * (num_columns - drawn - 1), "quiet"))
 

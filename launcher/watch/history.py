@@ -28,7 +28,18 @@ NUM_NEWEST = 20  # records over which the newest times are averaged
 _CHUNK_BYTES = 1_000_000
 _TRAIN, _LAYERS = b'{"kind": "train", ', b'{"kind": "layers", '  # as json_lines.encode writes them
 _TARGETS = {"target_reached": "target of stop_at reached", "target_missed": "target of stop_at missed"}
-_QUIET = ("checkpoint", "epoch_complete", "indexing", "started", "stage", "finished", "mirrored", *BOTTLENECK_EVENTS)
+# Events that are no news, or are shown as something else.
+_QUIET = (
+    "checkpoint",
+    "epoch_complete",
+    "indexing",
+    "started",
+    "stage",
+    "finished",
+    "mirrored",
+    "straggler",
+    *_TARGETS,
+)
 
 
 @dataclass
@@ -61,7 +72,7 @@ class History:
         self.best_top1: float | None = None
         self.bottleneck = ""
         self.stage = ""  # what the start of the newest attempt does, until its first step
-        self.stragglers: dict[int, Mapping[str, Any]] = {}  # of the newest attempt: rank -> detail, and step
+        self.stragglers: dict[int, Mapping[str, Any]] = {}  # of the newest attempt: rank -> detail
         self.num_unreadable = 0
         self._offset, self._size, self._rest = 0, 0, b""
         self._stride = 0  # one train record of so many is kept; 0: not chosen yet
@@ -237,11 +248,11 @@ class History:
         elif event == "straggler":
             rank = detail.get("rank")
             if isinstance(rank, int):
-                self.stragglers[rank] = {**detail, "step": step}
+                self.stragglers[rank] = detail
             self._marks.append(Mark(step=step, sign="s", text=f"step {step:,}: rank {rank} is a straggler"))
         elif event in _TARGETS:
             self._marks.append(Mark(step=step, sign="T", text=f"step {step:,}: {_TARGETS[event]}"))
-        if event not in _QUIET:
+        if event not in (*_QUIET, *BOTTLENECK_EVENTS):
             self._events.append(f"step {step:,}: {_described(event, detail)}")
 
     def _begin_attempt(self, step: int, detail: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def scrolled(rows: Sequence[Line], scroll: int, height: int, keep: int) -> list[
     return [*rows[:keep], *rest[begin : begin + max(height - keep, 0)]]
 
 
-def summary(one: Snapshot, width: int, name: str = "") -> list[Line]:
+def summary(one: Snapshot, name: str = "") -> list[Line]:
     """Where time goes, the workers and the newest mark, a line each."""
     prefix = f"{name} " if name else ""
     total = sum(one.spent.values())

@@ -277,9 +277,9 @@ def _note(beat: Heartbeat, age: float, attempt: Attempt, history: History) -> st
     slow = history.stragglers.get(beat.rank)
     if slow is not None:
         own, others = slow.get("local_step_time_s"), slow.get("others_s")
-        times = f": {own:.3g} s, others {others:.3g} s" if isinstance(own, float) and isinstance(others, float) else ""
-        return f"straggler at step {slow['step']:,}{times}"
-    return "waits for others" if beat.waiting else ""
+        known = isinstance(own, float) and isinstance(others, float)
+        return f"straggler: {own:.3g} s a step, others {others:.3g} s" if known else "straggler"
+    return "waits" if beat.waiting else ""
 
 
 def _marks(attempts: Sequence[Attempt]) -> list[Mark]:
@@ -293,13 +293,14 @@ def _marks(attempts: Sequence[Attempt]) -> list[Mark]:
         if attempt.exit_code:
             sign = "|" if attempt.exit_code in _STOPPED else "x"
             step = attempt.last_step if attempt.last_step is not None else first
-            marks.append(Mark(step=step, sign=sign, text=f"step {step:,}: {_cause(attempt)}"))
+            cause = printable(first_line(attempt.cause)) or f"exit code {attempt.exit_code}"
+            marks.append(Mark(step=step, sign=sign, text=f"step {step:,}: {cause}"))
     return marks
 
 
 def _line(attempt: Attempt, *, is_live: bool) -> str:
     facts = attempt.facts
-    begun = f"{attempt.number}  {attempt.started}  from step {facts.get('from_step', 0):,}"
+    begun = f"{attempt.number}  {attempt.started[:19].replace('T', ' ')} UTC  from step {facts.get('from_step', 0):,}"
     if (workers := facts.get("workers")) is not None:
         begun += f" on {count(workers, 'worker')}"
     if attempt.ended is None:

@@ -107,8 +107,8 @@ def _extra(runs: Sequence[Snapshot], width: int, height: int) -> list[Line]:
     if height <= 0:
         return []
     rows: list[Line] = []
-    for one in runs:
-        rows += panels.summary(one, width, name=one.name if len(runs) > 1 else "")
+    for letter, one in zip("AB", runs, strict=False):
+        rows += panels.summary(one, name=letter if len(runs) > 1 else "")
     left = height - len(rows)
     if len(runs) == 1 and left > 1:
         rows += panels.log(runs[0], width, min(left, 8), 0)

@@ -56,9 +56,13 @@ def percent(value: float) -> str:
 def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
     """The charts in the order of their importance: training loss, top-1, throughput, learning rate."""
     x_range = _x_range(runs, view.axis)
-    show_x = {"step": _whole, "epoch": number, "time": duration}[view.axis]
-    places = [(_x_of(run, mark.step, view.axis), mark.sign) for run in runs for mark in run.marks]
-    marks = [(x, sign) for x, sign in places if x is not None]
+    show_x = {"step": _whole, "epoch": "{:.3g}".format, "time": duration}[view.axis]
+    marks = [
+        (x, mark.sign, _STYLES[index] if len(runs) > 1 else "mark")
+        for index, run in enumerate(runs)
+        for mark in run.marks
+        if (x := _x_of(run, mark.step, view.axis)) is not None
+    ]
     smooth = "" if view.smoothing == "none" else " (smoothed)"
     for key, title, show, source in (
         ("loss", f"training loss{smooth}", number, "train"),

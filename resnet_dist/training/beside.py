@@ -218,13 +218,16 @@ class Beside(InTurn):
         self._has_skipped = True
 
     def _keep(self) -> None:
-        """Write the file, if its content has changed."""
+        """Write or delete the file, if its content has changed."""
         steps = tuple(sorted(self.in_use()))
         if steps == self._kept:
             return
         self._kept = steps
         try:
-            replace_whole(self._options.pending, json.dumps({"steps": steps}).encode())
+            if steps:
+                replace_whole(self._options.pending, json.dumps({"steps": steps}).encode())
+            else:
+                self._options.pending.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: %s", self._options.pending, error)
 

@@ -104,11 +104,11 @@ class TrainerParts:
     batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
     to_device: Callable[[HostBatch], MicroBatch]
     evaluate: Callable[[int], Evaluation]  # after that many completed steps
-    beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
     exchange: StepExchange
     checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
+    beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
     seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
     ledger: Ledger | None = None  # None: the samples are not checked

@@ -1,4 +1,4 @@
-"""`launcher.Run`, read from a directory as a person finds it: before the first evaluation, damaged, of another version."""
+"""`launcher.Run`, read from a directory as a person finds it: before the first evaluation, or damaged."""
 
 from __future__ import annotations
 

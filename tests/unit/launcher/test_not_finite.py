@@ -15,8 +15,8 @@ import pytest
 from launcher import cli
 from launcher.api import load_run
 from launcher.commands.plan import stop_s
-from launcher.report.goodput import goodput
 from launcher.console import Progress, summary_lines
+from launcher.report.goodput import goodput
 from launcher.run.directory import RunDirectory
 from launcher.run.progress import images_per_s
 from resnet_dist.telemetry.metrics_file import read_metrics

@@ -11,10 +11,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from report_runs import records_of
 
 from launcher import report
+from launcher.report import page as pages
 from launcher.report.facts import facts
-from launcher.report.page import MAX_BYTES, page
+from launcher.report.page import page
 from launcher.report.ranking import ranked
 from launcher.report.run_record import read_all
 from launcher.run.directory import RunDirectory
@@ -116,17 +118,13 @@ def test_the_data_of_the_script_is_json_with_the_same_numbers(write_run: WriteRu
     assert len(top1["lines"][0]["bars"]) == 4
 
 
-def test_a_run_of_many_records_stays_below_the_limit_and_says_so(write_run: WriteRun) -> None:
-    run = write_run(records=[])
-    [read] = read_all([run])
-    place = [{"step": step, "epoch": step / 5000} for step in range(1, 100_001)]
-    values = {"loss": 0.123456789, "top1": 0.987654321, "learning_rate": 0.00123456, "gradient_norm": 1.23456789}
-    times = {"images_per_s": 12345.6789, "step_time_s": 0.123456789, "data_wait_s": 0.0123456789}
-    written = [{"kind": "train", **one, **values, **times, "loss": 2.0 + (one["step"] % 7) / 7} for one in place]
-    read = type(read)(**{**vars(read), "written": written})
-    content = page([facts(read)], ranked([read]), "launcher report", "now")
-    assert len(content.encode()) < MAX_BYTES
-    assert "a point stands for up to 25 records" in content
+def test_a_page_that_is_too_large_gets_fewer_points(write_run: WriteRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(records=records_of(1600, every=400))
+    assert "a point stands for up to 2 records" in page_of(run)
+    monkeypatch.setattr(pages, "MAX_BYTES", 400_000)
+    content = page_of(run)
+    assert len(content) < 400_000
+    assert re.search(r"a point stands for up to [3-9] records", content)
 
 
 def test_a_run_that_never_started_has_a_page(write_run: WriteRun) -> None:

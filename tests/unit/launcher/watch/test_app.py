@@ -9,7 +9,7 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from launcher.watch.app import WatchApp
+from launcher.watch.app import Canvas, WatchApp
 from launcher.watch.lines import plain
 from launcher.watch.snapshot import Snapshot, Worker
 from launcher.watch.sources import Timed
@@ -45,7 +45,7 @@ def watch(check: Callable[[WatchApp, Pilot[Any]], Coroutine[Any, Any, None]], nu
 
 
 def shown(app: WatchApp) -> str:
-    return "\n".join(plain(row) for row in app.rows)
+    return "\n".join(plain(row) for row in app.query_one(Canvas).rows)
 
 
 def test_keys() -> None:
@@ -53,7 +53,8 @@ def test_keys() -> None:
         assert "digits  running" in shown(app)
         for keys, part in (
             ("2", "where time goes"), ("3", "workers: 99 in step"), ("4", "log of rank 0"), ("1", "training loss"),
-            ("tab", "where time goes"), ("shift+tab", "training loss"), ("s", "s smooth strong"), ("s", "s smooth none"),
+            ("tab", "where time goes"), ("shift+tab", "training loss"),
+            ("s", "s smooth strong"), ("s", "s smooth none"),
             ("x", "by epoch"), ("x", "by time of training"), ("question_mark", "quit; the run goes on"),
             ("question_mark", "training loss"), ("r", "r rank 2"), ("R", "r rank 0"),
         ):  # fmt: skip
@@ -75,7 +76,7 @@ def test_sizes() -> None:
         for width, height in ((40, 15), (120, 40), (20, 4), (80, 24)):
             await pilot.resize_terminal(width, height)
             await pilot.pause()
-            assert len(app.rows) == height
+            assert len(app.query_one(Canvas).rows) == height
             assert max(len(row) for row in shown(app).splitlines()) <= width
         assert "B ╍╍" in shown(app)
 

@@ -49,7 +49,7 @@ def test_a_value_that_is_not_finite_is_a_gap() -> None:
 
 
 def test_marks_are_on_the_axis_and_above_it() -> None:
-    rows = shown(chart(Curve(LINE), marks=[(50.0, "x"), (200.0, "2")]))
+    rows = shown(chart(Curve(LINE), marks=[(50.0, "x", "mark"), (200.0, "2", "mark")]))
     column = rows[-2].index("x")
     assert column == 8 + 10
     assert rows[1][column] == "┊"

@@ -122,7 +122,6 @@ def test_events_are_texts_without_commands_for_a_terminal(history: History, smal
     history.read(1.0)
     assert history.events == [
         "step 5: bad image: path /a.jpg, problem is cut short, rank 1",
-        "step 4: straggler: rank 1, local_step_time_s 0.5, others_s 0.1",
         "step 3: full disk",
     ]
     assert [(mark.step, mark.sign) for mark in history.marks] == [(4, "s")]

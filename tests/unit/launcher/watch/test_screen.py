@@ -37,10 +37,12 @@ RUN = Snapshot(
     marks=[Mark(step=50, sign="x", text="step 50: WorkerLost")],
     attempts=["1  from step 0: WorkerLost", "2  from step 40: it goes on"],
     events=["step 60: a warning"],
-    workers=[Worker(rank=rank, host=f"node{rank}", phase="step", step=100, beat_s=1.0, progress_s=0.0) for rank in range(9)],
+    workers=[
+        Worker(rank=rank, host=f"node{rank}", phase="step", step=100, beat_s=1.0, progress_s=0.0) for rank in range(9)
+    ],
     ranks=[0, 1],
     log=[f"line {number}" for number in range(100)],
-)  # fmt: skip
+)
 OTHER = dataclasses.replace(
     RUN, name="other", state="failed", reason="DivergedError: the loss is nan", time_left_s=None
 )
@@ -49,12 +51,14 @@ HOSTILE = dataclasses.replace(
     name="名前" * 60,
     reason="two\nlines\tand a tab" * 20,
     log=["x" * 5_000, "", "\t\t"],
-    workers=[Worker(rank=10**12, host="h" * 300, phase="p" * 99, step=10**18, beat_s=1e30, progress_s=-1.0, note="n" * 500)],
+    workers=[
+        Worker(rank=10**12, host="h" * 300, phase="p" * 99, step=10**18, beat_s=1e30, progress_s=-1.0, note="n" * 500)
+    ],
     train={name: [1e300, -1e300, None] for name in TRAIN},
     total_steps=0,
     spent={"compute": -1.0, "unknown": 3.0},
     time_left_s=-5.0,
-)  # fmt: skip
+)
 EMPTY = Snapshot(run="", name="later", state="reading")
 
 
@@ -104,7 +108,7 @@ def test_two_runs_are_told_apart_without_colours() -> None:
     found = shown(RUN, OTHER)
     assert "A ━━  digits  running" in found
     assert "B ╍╍  other  failed" in found
-    assert "A" in found.split("top-1 of evaluations")[1]
+    assert "BA" in found  # at the ends of the curves
     for panel in ("time", "workers", "log"):
         for width in (80, 60):
             found = shown(RUN, OTHER, panel=panel, width=width)

@@ -20,6 +20,8 @@ SNAPSHOT = Snapshot(
     spent={"compute": 1.5},
     marks=[Mark(step=3, sign="x", text="lost")],
     workers=[WORKER],
+    attempts=["1  failed"],
+    events=["step 3: a warning"],
     ranks=[0, 1],
     log=["a line"],
 )

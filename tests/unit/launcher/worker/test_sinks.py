@@ -112,9 +112,7 @@ def test_an_error_of_the_function_is_one_of_the_users_code(tmp_path: Path) -> No
         ("nothing", "nothing' returned an object of type NoneType without write"),
     ],
 )
-def test_a_function_that_makes_no_sink_is_refused_before_training(
-    function: str, problem: str, tmp_path: Path
-) -> None:
+def test_a_function_that_makes_no_sink_is_refused_before_training(function: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=problem) as caught:
         UsersSink(f"{MODULE}:{function}", tmp_path, {})
     assert caught.value.key == "log.sinks"

@@ -151,6 +151,14 @@ def test_of_the_same_kind_and_step_the_last_counts_but_events_all_stay(tmp_path:
     assert read_metrics(written(tmp_path / "m", *records)) == records[2:]
 
 
+def test_an_evaluation_beside_training_is_where_one_in_turn_would_be(tmp_path: Path) -> None:
+    late = {**evaluation(2, 0.2), "beside": True}
+    records = [event(0, "started"), train(1), train(2), train(3), event(3, "started"), train(4), late]
+    assert read_metrics(written(tmp_path / "m", *records)) == [*records[:3], late, *records[3:6]]
+    again = [event(1, "started"), train(2)]  # the run goes back before that step: it will be evaluated again
+    assert read_metrics(written(tmp_path / "m", *again)) == [*records[:2], *again]
+
+
 @pytest.mark.parametrize("record", [{"step": 1}, {"kind": "train"}, {"kind": "other", "step": 1}])
 def test_a_record_without_kind_or_step_is_refused(tmp_path: Path, record: Record) -> None:
     sink = MetricsFile(tmp_path / "m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from launcher.inference.export.exporting import Exported, export
+from launcher.inference.trained import saved
 from resnet_dist.checkpoint import save
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.models import build_model
@@ -24,6 +27,7 @@ from resnet_dist.recipe.schema import (
 )
 
 WriteCheckpoint = Callable[..., Path]
+SUFFIXES = {"torchvision": "pth", "timm": "pth", "safetensors": "safetensors", "torch.export": "pt2", "onnx": "onnx"}
 
 
 def write_checkpoint(
@@ -68,3 +72,15 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of ResNet-18 with 3 classes and another epsilon than torch's."""
     model = {"name": "resnet18", "num_classes": 3}
     return write_checkpoint(tmp_path_factory.mktemp("resnet18"), model, epsilon=1e-3, classes=("ant", "bee", "cat"))
+
+
+@pytest.fixture(scope="session")
+def exported(trained_run: Path, resnet18: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """The export of `trained_run` or of `resnet18` in a format, each made once."""
+
+    @functools.cache
+    def made(format: str, model: Path = trained_run) -> Exported:
+        folder = tmp_path_factory.mktemp("exported")
+        return export(saved(model), format, folder / "out" / f"small.{SUFFIXES[format]}")
+
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -18,8 +19,7 @@ from launcher.inference.export.exporting import Exported, export
 from launcher.inference.trained import saved
 
 WriteCheckpoint = Callable[..., Path]
-
-SUFFIXES = {"torchvision": "pth", "timm": "pth", "safetensors": "safetensors", "torch.export": "pt2", "onnx": "onnx"}
+Exports = Callable[..., Exported]
 
 
 def run_card(done: Exported, image: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -38,12 +38,12 @@ def run_card(done: Exported, image: Path, monkeypatch: pytest.MonkeyPatch) -> di
 def test_code_of_a_card(
     trained_run: Path,
     images: Path,
-    tmp_path: Path,
+    exported: Exports,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     format: str,
 ) -> None:
-    done = export(saved(trained_run), format, tmp_path / f"small.{SUFFIXES[format]}")
+    done = exported(format)
     first = min((images / "val").rglob("*.png"))
     defined = run_card(done, first, monkeypatch)
     evaluated = images_for(saved(trained_run)).val
@@ -58,9 +58,9 @@ def test_code_of_a_card(
 
 @pytest.mark.parametrize("format", ["torchvision", "timm", "safetensors"])
 def test_code_of_a_card_with_another_epsilon(
-    resnet18: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+    resnet18: Path, images: Path, exported: Exports, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:
-    done = export(saved(resnet18), format, tmp_path / f"small.{SUFFIXES[format]}")
+    done = exported(format, resnet18)
     defined = run_card(done, images / "val" / "ant" / "0.png", monkeypatch)
     with torch.no_grad():
         expected = saved(resnet18).load().model(defined["batch"])
@@ -68,8 +68,8 @@ def test_code_of_a_card_with_another_epsilon(
     assert "eps=0.001" in done.card.read_text()
 
 
-def test_the_header_has_the_accuracy_with_its_label(resnet18: Path, tmp_path: Path) -> None:
-    card = export(saved(resnet18), "timm", tmp_path / "small.pth").card.read_text()
+def test_the_header_has_the_accuracy_with_its_label(resnet18: Path, exported: Exports) -> None:
+    card = exported("timm", resnet18).card.read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "timm"
     [result] = header["model-index"][0]["results"]
@@ -110,8 +110,6 @@ def test_without_names_and_accuracy(copied_run: Path, tmp_path: Path) -> None:
 
 def _replace(folder: Path, name: str, content: bytes) -> None:
     """Replace a file of a checkpoint and its hash."""
-    import hashlib
-
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

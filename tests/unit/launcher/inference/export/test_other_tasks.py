@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from launcher.inference.export.exporting import export
+from launcher.inference.export.exporting import Exported, export
 from launcher.inference.trained import saved
 
 WriteCheckpoint = Callable[..., Path]
@@ -29,16 +30,17 @@ def last_stage(model: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_faster_rcnn(checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+def test_faster_rcnn(resnet18: Path, exported: Callable[..., Exported]) -> None:
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops import FrozenBatchNorm2d
 
-    path = saved(checkpoint({"name": "resnet18", "num_classes": 3}))
-    file = export(path, "torchvision", tmp_path / "small.pth").file
-    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=3)
+    file = exported("torchvision", resnet18).file
+    norm = functools.partial(FrozenBatchNorm2d, eps=1e-3)  # that of the checkpoint
+    backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=3)
     backbone.body.load_state_dict(backbone_in(file))
     images = torch.rand(1, 3, 64, 64)
-    expected = last_stage(path.load().model, images)
+    expected = last_stage(saved(resnet18).load().model, images)
     assert (backbone.body(images)["3"] - expected).abs().max() <= 1e-5 * expected.abs().max()
     detector = FasterRCNN(backbone, num_classes=2, min_size=64, max_size=64).eval()
     [found] = detector([images[0]])

@@ -1,0 +1,84 @@
+"""The memory of a worker's step: the estimate, and what earlier runs of the same configuration used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
+from launcher.errors import ConfigError, UsageError
+from launcher.planning.history import finished
+from launcher.planning.work import configuration
+from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.network_memory import step_bytes
+from resnet_dist.telemetry import json_lines
+from resnet_dist.telemetry.metrics_file import metrics_record
+
+TOLERANCE = 0.2  # an estimate that differs by more from a measurement is a warning
+_TAIL = 20  # lines of metrics.jsonl in which the last train record is
+_MOST_RUNS = 20  # the newest ones are read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The bytes of a worker's step by its network: those of its weights, and those of each image of a micro-batch."""
+
+    static: int  # weights, gradients, optimizer state and moving average
+    sample: int
+    num_samples: int  # in the largest micro-batch of a worker
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return self.static + self.sample * self.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The memory of rank 0 in an earlier run of the same configuration."""
+
+    run: str
+    gpu: int | None  # bytes: the most that torch has used of the GPU
+    host: int | None  # bytes of the whole process, with torch and the images that were decoded ahead
+
+
+def estimate(config: RunConfig) -> Estimate | None:
+    """The estimate for the worker with the most images; None for a user's model."""
+    found = step_bytes(config.recipe())
+    if found is None:
+        return None
+    layout = BatchLayout.of(config, config.workers.most)
+    return Estimate(static=found[0], sample=found[1], num_samples=len(layout.worker_micro_batch(0, 0)))
+
+
+def measured(config: RunConfig) -> Measured | None:
+    """What this run has used, or else the newest finished run of the same configuration; None without a record."""
+    own = RunDirectory(Path(config.storage), config.name)
+    key = configuration(config)
+    for run in [own, *finished(Path(config.storage))[:_MOST_RUNS]]:
+        if _is_of(run, key) and (found := next(_records(run), None)) is not None:
+            return found
+    return None
+
+
+def differs(one: Estimate, other: Measured) -> bool:
+    """Whether the estimate is off by more than a fifth of what a GPU used. A host's process holds other things."""
+    return other.gpu is not None and abs(one.total - other.gpu) > TOLERANCE * other.gpu
+
+
+def _is_of(run: RunDirectory, key: str) -> bool:
+    try:
+        return configuration(configs.load(run.config, recorded=True)) == key
+    except (ConfigError, UsageError):
+        return False
+
+
+def _records(run: RunDirectory) -> Iterator[Measured]:
+    """The memory by the last train records, newest first."""
+    for record in reversed(json_lines.read_tail(run.metrics, _TAIL, metrics_record)):
+        gpu, host = record.get("gpu_memory_bytes"), record.get("memory_bytes")
+        if gpu is not None or host is not None:
+            yield Measured(run=run.name, gpu=gpu, host=host)

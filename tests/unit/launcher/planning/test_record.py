@@ -1,0 +1,124 @@
+"""forecast.json: written once, at the first start, and read whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config.schema import RunConfig
+from launcher.planning import record
+from launcher.planning.forecast import Interval
+from launcher.planning.history import earlier_runs
+from launcher.planning.prediction import predict
+from launcher.planning.work import configuration
+from launcher.run.directory import RunDirectory
+from resnet_dist.recipe.schema import BatchRecipe
+
+TIMES = {"start_s": 5.0, "training_s": 40.0, "evaluation_s": 4.0, "saving_s": 1.0}
+
+
+@pytest.fixture
+def run(config: RunConfig, trained: Any, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """Not started, in a storage with one finished run."""
+    monkeypatch.setattr(record, "_READING_S", 60.0)
+    trained(config, "earlier", **TIMES)
+    run = RunDirectory(Path(config.storage), config.name)
+    run.create()
+    return run
+
+
+def test_what_is_written_is_read(config: RunConfig, run: RunDirectory) -> None:
+    accuracy = Interval(low=0.7, median=0.75, high=0.8)
+    record.write(config, run, accuracy)
+    found = record.read(run)
+    assert found is not None
+    assert found.forecast == predict(config)
+    assert found.accuracy == accuracy
+    assert len(found.configuration) == 16
+    assert json.loads(run.forecast.read_text())["format"] == 1
+
+
+def test_a_resumed_run_keeps_its_first_forecast(config: RunConfig, run: RunDirectory, trained: Any) -> None:
+    record.write(config, run)
+    first = run.forecast.read_text()
+    trained(config, "much-slower", **{**TIMES, "training_s": 4000.0})
+    record.write(config, run)
+    assert run.forecast.read_text() == first
+    run.forecast.unlink()
+    run.begin_attempt()
+    record.write(config, run)
+    assert not run.forecast.exists()
+
+
+def test_without_evidence_only_the_configuration_is_recorded(config: RunConfig, run: RunDirectory) -> None:
+    record.write(replace(config, precision="bfloat16"), run)
+    content = json.loads(run.forecast.read_text())
+    assert (content["forecast"], len(content["configuration"])) == (None, 16)
+    assert record.read(run) is None
+
+
+def test_runs_of_the_same_configuration_are_read_first(config: RunConfig, trained: Any) -> None:
+    old = trained(config, "old", **TIMES)
+    record.write(config, old)  # it has been started: nothing is written
+    old.attempts_file.rename(old.path / "attempts")
+    record.write(config, old)
+    (old.path / "attempts").rename(old.attempts_file)
+    for number in range(3):
+        trained(replace(config, batch=BatchRecipe(size=5 + number)), f"new-{number}", **TIMES)
+    names = [run.name for run in earlier_runs(Path(config.storage), first=configuration(config))]
+    assert names == ["old", "new-2", "new-1", "new-0"]
+
+
+def test_a_forecast_that_fails_does_not_fail_the_run(
+    config: RunConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("no time")
+
+    monkeypatch.setattr(record, "predict", broken)
+    record.write(config, run)
+    assert "cannot be predicted: ZeroDivisionError: no time" in caplog.text
+    assert not run.forecast.exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: "{",
+        lambda content: "[]",
+        lambda content: "{}",
+        lambda content: json.dumps({**content, "forecast": None}),
+        lambda content: json.dumps({**content, "forecast": {**content["forecast"], "wall_s": {"low": 9, "median": 1}}}),
+        lambda content: json.dumps({**content, "forecast": {**content["forecast"], "evidence": "tea leaves"}}),
+        lambda content: json.dumps({**content, "forecast": {**content["forecast"], "workers": "two"}}),
+        lambda content: json.dumps({**content, "configuration": 3}),
+    ],
+    ids=["torn", "no object", "empty", "no forecast", "no interval", "unknown evidence", "no number", "no text"],
+)
+def test_an_unreadable_record_counts_as_none(config: RunConfig, run: RunDirectory, spoil: Any) -> None:
+    record.write(config, run)
+    run.forecast.write_text(spoil(json.loads(run.forecast.read_text())))
+    assert record.read(run) is None
+
+
+def test_keys_of_a_newer_version_are_ignored(config: RunConfig, run: RunDirectory) -> None:
+    record.write(config, run)
+    content = json.loads(run.forecast.read_text())
+    content |= {"new": 1, "accuracy": {"low": 2, "median": 1, "high": 0}}
+    content["forecast"] |= {"moon_phase": "full"}
+    run.forecast.write_text(json.dumps(content))
+    found = record.read(run)
+    assert found is not None
+    assert found.accuracy is None
+    assert asdict(found.forecast).keys().isdisjoint({"moon_phase"})
+
+
+def test_the_start_of_a_run_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, launcher.planning.record; print({'torch', 'numpy', 'ray'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
