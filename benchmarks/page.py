@@ -63,6 +63,8 @@ def page(results: Path = RESULTS) -> str:
         ("soak", _soak),
         ("soak_ray", _soak),
         ("recovery", _recovery),
+        ("plan_score", _plan_score),
+        ("time_left", _time_left),
         ("watch", _watch),
     ):
         file = results / f"{name}.json"
@@ -157,9 +159,9 @@ def _watch(found: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(found)
     goals, chart = found["goals"], found["chart"]
     yield (
-        "In a terminal of 120 by 40. First frame: from the start of the process to the first curve, median and worst of "
-        f"{found['starts']} starts; goal: {goals['first_frame_s']:g} s. CPU: of one core over {found['seconds']:.0f} s; "
-        f"goal: {goals['cpu_share']:.0%}."
+        "In a terminal of 120 by 40. First frame: from the start of the process to the first curve, median and worst "
+        f"of {found['starts']} starts; goal: {goals['first_frame_s']:g} s. CPU: of one core over "
+        f"{found['seconds']:.0f} s; goal: {goals['cpu_share']:.0%}."
     )
     if chart["plotext_s"] is not None:
         yield f"A chart costs {chart['ours_s'] * 1000:.1f} ms; plotext's {chart['plotext_s'] * 1000:.1f} ms."
@@ -175,6 +177,64 @@ def _watch(found: Mapping[str, Any]) -> Iterator[str]:
         for row in found["rows"]
     ]
     yield table(["run", "first frame", "CPU until then", "CPU after it", "memory"], rows) + "\n"
+
+
+def _time_left(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## The time left of a run (`python -m benchmarks.time_left`)\n"
+    yield _machine(found)
+    yield (
+        "The error of the time left that a run shows, compared with the time until it ended, from 5 % to 95 % of its "
+        f"steps. Goal: at most {found['goal']:.0%} of what is left. In the last 5 % the error is given in seconds.\n"
+    )
+    rows = [
+        [
+            name,
+            f"{run['steps']} in {run['seconds']:.0f} s",
+            f"{run['largest']:.1%}",
+            f"{run['median']:.1%}",
+            f"{run['largest_at_the_end_s']:.1f} s",
+        ]
+        for name, run in found["runs"].items()
+    ]
+    yield table(["run", "steps", "largest error", "median", "in the last 5 %"], rows) + "\n"
+
+
+def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Forecasts of `launcher plan` (`python -m benchmarks.plan_score`)\n"
+    yield _machine(found)
+    goals, loads = found["goals"], sorted(found["load_before_each_run"])
+    num = len(found["runs"])
+    yield f"{num} small runs, one after the other; each is forecast from the runs of other configurations. The load of"
+    yield f"the machine before a run was {loads[0]:.1f} to {loads[-1]:.1f}, {loads[len(loads) // 2]:.1f} in the median.\n"
+    inside, width = found["coverage"], found["median_width"]
+    reached = {True: "reached", False: "missed"}
+    recorded, mlperf = found["recorded"], found["mlperf"]
+    of_submissions = "MLPerf v4.0: end points inside the interval, each forecast from other submissions"
+    rows = [
+        [
+            f"inside the 80 % interval (goal: at least {goals['coverage']:.0%})",
+            f"{inside:.0%}: {reached[inside >= goals['coverage']]}",
+        ],
+        [
+            f"median width of the interval / median (goal: below {goals['median_width']:.0%})",
+            f"{width:.0%}: {reached[width < goals['median_width']]}",
+        ],
+        ["median error of the median", f"{found['median_error']:.0%}"],
+        ["inside the interval that was recorded at the start", f"{recorded['inside']} of {recorded['num']}"],
+        [of_submissions, f"{mlperf['inside']} of {mlperf['num']}"],
+    ]
+    yield table(["wall time", ""], rows) + "\n"
+    each = [
+        [
+            run["name"],
+            f"{run['actual_s']:.1f} s",
+            f"{run['median_s']:.1f} s",
+            f"{run['low_s']:.1f} to {run['high_s']:.1f} s",
+            "yes" if run["inside"] else "no",
+        ]
+        for run in sorted(found["runs"], key=lambda run: str(run["name"]))
+    ]
+    yield table(["run", "time", "predicted", "80 % interval", "inside"], each) + "\n"
 
 
 def _machine(found: Mapping[str, Any]) -> str:

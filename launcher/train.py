@@ -25,6 +25,7 @@ from launcher.console.description import description
 from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
+from launcher.planning import history
 from launcher.planning import record as forecasts
 from launcher.ray_backend import environment as ray_environment
 from launcher.recovery import preconditions, root_cause
@@ -272,6 +273,7 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         if target := recorded.target_of(session.config):
             summary["stop_at"] = target
         run.mark_finished(summary)
+        history.remember(run)
         early = result.measured.get("target_reached")
         done = f"the target was reached after {step} steps" if early else f"all {step} steps done"
         notifier.notify("finished", done, step=step, exit_code=int(code))

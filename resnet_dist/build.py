@@ -17,9 +17,9 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.format import step_of
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
+from resnet_dist.data.decoding.choice import describe_decoders
 from resnet_dist.data.index.shared import check_same_data, facts_of_data
 from resnet_dist.data.ledger import Ledger
-from resnet_dist.data.loader import describe_decoders
 from resnet_dist.data.order import order_of, warn_of_classes
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.engines.protocol import Engine

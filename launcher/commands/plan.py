@@ -1,52 +1,66 @@
-"""`launcher plan CONFIG`: what a config will do, computed without GPU, Ray or data."""
+"""`launcher plan CONFIG`: what a config will reach, take and need, computed without GPU, Ray or torch."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import os
+import datetime
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from launcher.arguments import config_arguments
-from launcher.checks import shared_disks
-from launcher.commands import plan_batch, plan_disks
+from launcher.commands import (
+    plan_batch,
+    plan_deadline,
+    plan_recipe,
+    plan_resources,
+    plan_result,
+    plan_schedule,
+)
+from launcher.commands.plan_text import heading, paragraph
 from launcher.config import load as configs
-from launcher.config.rules import problems
 from launcher.config.schema import RunConfig
+from launcher.config.yaml_source import Document
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.formatting import count, in_bytes
-from launcher.planning import scaling_model
-from launcher.planning.scaling_model import Assumptions, Workload
+from launcher.formatting import count
+from launcher.planning import calibration, cost, deadline, memory, scaling_model
+from launcher.planning.forecast import Forecast
+from launcher.planning.history import Earlier, earlier_run, earlier_runs
+from launcher.planning.images import IMAGENET_BYTES, Images, counted
+from launcher.planning.prediction import predict
+from launcher.planning.scaling_model import NODE_MTBF_HOURS, Assumptions, Workload
+from launcher.planning.score import lines as score_lines
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
-from resnet_dist.errors import RecipeError
-from resnet_dist.object_stores import is_address
-from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
-from resnet_dist.recipe.durations import Every
-from resnet_dist.recipe.published import published
+from resnet_dist.recipe.published import Published
 from resnet_dist.recipe.references import is_reference
-from resnet_dist.recipe.resolutions import Resolutions
-from resnet_dist.recipe.rules import settled
-from resnet_dist.recipe.schema import EmaRecipe
-from resnet_dist.telemetry.metrics_file import read_metrics
 
 MAX_NODES = 100_000  # one column each: more is a typing error
-STEPS_TO_STOP = 2  # a worker stops at the second step boundary after a request, at the latest
+_HISTORY_S = 1.0  # in which earlier runs of the storage are read, newest first
+_ONLY_WITH_NODES = ("save_s", "restart_s", "storage_gb_s")
 
 
 def add_parser(verbs: Any) -> None:
-    """CONFIG [key=value ...] [--batch B] [--nodes N,N,... and its assumptions] [--ablate [--steps N]]"""
-    verb = verbs.add_parser("plan", help="check a config without GPU or data; print steps, batches, spans and LR")
+    """CONFIG [key=value ...] [--batch B] [--nodes N,N] [--deadline T] [--price-per-gpu-hour X] ... | --score STORAGE"""
+    verb = verbs.add_parser("plan", help="what a config will reach, take and need, without GPU or data; or --score")
     config_arguments(verb)
-    verb.add_argument("--batch", metavar="B", type=int, help="print the published recipe for this batch, nothing else")
-    verb.add_argument("--nodes", metavar="N,N,...", help="also estimate load and goodput for these numbers of nodes")
+    verb.set_defaults(config=None)
+    for action in verb._actions:
+        if action.dest == "config":
+            action.nargs, action.required = "?", False
+    verb.add_argument("--batch", metavar="B", type=int, help="plan with the published recipe for this batch")
+    verb.add_argument("--deadline", metavar="TIME", help='what is done by then: "2026-12-01 06:00", local time')
+    verb.add_argument("--price-per-gpu-hour", metavar="X", type=float, help="also the cost, in the currency of X")
+    verb.add_argument("--gpu", metavar="NAME", help="the GPUs, such as H100, if they are not those of this machine")
+    verb.add_argument("--images-per-s", metavar="R", type=float, help="speed of one worker, without communication")
+    verb.add_argument("--mtbf-hours", metavar="H", type=float, help="mean time between failures of a node")
+    verb.add_argument("--calibrate", action="store_true", help="measure the speed here first, for a minute")
+    verb.add_argument("--score", metavar="STORAGE", type=Path, help="how good the forecasts of these runs would be")
+    verb.add_argument("--nodes", metavar="N,N,...", help="also time, load and goodput for these numbers of nodes")
     group = verb.add_argument_group("with --nodes")
-    group.add_argument("--mtbf-hours", metavar="H", type=float, help="mean time between failures of a node")
-    group.add_argument("--images-per-s", metavar="R", type=float, help="speed of one worker, without communication")
     group.add_argument("--save-s", metavar="S", type=float, help="time that a checkpoint stops the training")
     group.add_argument("--restart-s", metavar="S", type=float, help="from a failure to the next step, without reading")
     group.add_argument("--storage-gb-s", metavar="R", type=float, help="read bandwidth of the shared storage")
@@ -56,78 +70,64 @@ def add_parser(verbs: Any) -> None:
 
 
 def _plan(given: argparse.Namespace) -> int:
-    if given.batch is not None:
-        if given.nodes is not None or given.ablate:
-            raise UsageError("--batch prints a recipe. Allowed: without --nodes and --ablate")
-        print("\n".join(plan_batch.lines(given.config, given.overrides, given.batch)))
+    if given.score is not None:
+        if given.config is not None:
+            raise UsageError(f"--score {given.score}: Allowed: without CONFIG")
+        print("\n".join(score_lines(given.score.expanduser())))
         return 0
-    config = configs.load(given.config, given.overrides)
-    config, images = _counted(config)
-    assumed = _assumptions(given, config)
-    numbers = [] if given.nodes is None else _nodes(given.nodes)
-    if config.data.num_samples is not None or not given.ablate:  # --ablate finds the data itself
-        print("\n".join(lines(config, images.mean_bytes, images.num_shards)))
-        for note in images.notes:
-            print(f"  WARNING: {note}")
+    if given.config is None:
+        allowed = "a YAML file, for example configs/digits_cpu.yaml; or --score STORAGE"
+        raise UsageError(f"CONFIG is missing. Allowed: {allowed}")
+    now = datetime.datetime.now(datetime.UTC)
+    until = None if given.deadline is None else deadline.parse(given.deadline, now)
+    config, overrides, found = _config(given)
+    _check_options(given, config)
+    nodes = [] if given.nodes is None else _nodes(given.nodes)
+    if given.ablate and config.data.num_samples is None and is_reference(config.data.source):
+        return _ablate(config, given.steps)  # which finds the data itself
+    config, images = counted(config)
+    if given.calibrate:
+        measured = calibration.calibrate(config, say=lambda text: print(text, flush=True))
+        print(f"kept in {calibration.save(config, measured)}")
+    plan = Plan(given, configs.read(given.config, overrides), config, images)
+    due = None if until is None else plan_deadline.lines(plan.candidates(nodes), until, now, given.price_per_gpu_hour)
+    print("\n".join(_lines(plan, found, due or ())))
+    if nodes:
+        print("\n".join(_scaling(plan, nodes)))
+    if found is not None:
+        print(f"\n{plan_batch.command(given.config, overrides)}")
+    return _ablate(config, given.steps) if given.ablate else 0
+
+
+def _config(given: argparse.Namespace) -> tuple[RunConfig, list[str], Published | None]:
+    """The config, its overrides, and with --batch the published recipe, whose keys are among them."""
+    overrides = list(given.overrides)
+    config = configs.load(given.config, overrides)
+    if given.batch is None:
+        return config, overrides, None
     if given.ablate:
-        from launcher.commands import ablate  # it imports torch, which takes seconds
-
-        for line in ablate.lines(config, given.steps):
-            print(line, flush=True)
-    if numbers:
-        workload = _workload(config, images.mean_bytes)
-        estimates = {nodes: scaling_model.estimate(nodes, workload, assumed) for nodes in numbers}
-        print("\n".join(scaling_model.lines(estimates, assumed)))
-    return 0
+        raise UsageError("--batch plans another recipe. Allowed: without --ablate")
+    found = plan_batch.published_for(config, given.batch)
+    overrides += plan_batch.overrides(found, config)
+    return configs.load(given.config, overrides), overrides, found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """What is known of the images: notes on what was left out, the mean size of a training image, and the shards."""
-
-    notes: tuple[str, ...] = ()
-    mean_bytes: float | None = None
-    num_shards: int | None = None
-
-
-def _counted(config: RunConfig) -> tuple[RunConfig, _Images]:
-    """The config with the number of training images, if it is not given and the images are on this machine.
-
-    Raises DataError as the run would, RecipeError if there are no images here and their number is not given.
-    """
-    data = config.data
-    if data.num_samples is not None or data.source == "synthetic" or is_reference(data.source):
-        crowded = shared_disks.warning(data, data.num_samples or 0)
-        return config, _Images(() if crowded is None else (crowded,))
-    where = Path(data.root, "train") if data.source == "imagefolder" else Path(data.root)
-    if is_address(data.root):
-        if data.source == "webdataset":
-            found = f"is not given, and tar files in {data.root} would be read whole to count their images"
-            raise RecipeError("data.num_samples", found, "the number of training images")
-    elif not os.path.isdir(where):  # noqa: PTH112  Path.is_dir raises if the folder above cannot be read
-        from resnet_dist.data.sources.image_folder import fitting_source
-
-        hint = ""
-        with contextlib.suppress(OSError):
-            hint = fitting_source(os.listdir(data.root))  # noqa: PTH208
-        allowed = "the folder of the data set; or data.num_samples, to plan without the images"
-        raise RecipeError("data.root", f"there is no folder {where} on this machine{hint}", allowed)
-    from resnet_dist.data.index.table import compare_classes
-    from resnet_dist.data.sources.by_name import listed, num_in_use
-    from resnet_dist.data.sources.classes import in_use  # the package imports torch, which takes seconds
-
-    train, val = listed(data, "train"), listed(data, "val")
-    if train is None or val is None:  # a source that the rules refuse
-        return config, _Images()
-    classes, _ = in_use(data, train.classes)
-    notes = [*train.notes, *val.notes, *compare_classes(data.root, classes, config.model.num_classes)]
-    if crowded := shared_disks.warning(data, len(train.paths) + len(val.paths)):
-        notes.append(crowded)
-    counted = num_in_use(data, train)
-    config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=counted))
-    for problem in problems(config, config.data.num_trained()):
-        raise problem
-    return config, _Images(tuple(notes), plan_disks.image_bytes(data, train), len(train.shards))
+def _check_options(given: argparse.Namespace, config: RunConfig) -> None:
+    numbers = ("mtbf_hours", "images_per_s", "price_per_gpu_hour", *_ONLY_WITH_NODES)
+    for name in numbers:
+        value = getattr(given, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} {value:g}: Allowed: a number above 0")
+    if given.nodes is None and any(getattr(given, name) is not None for name in _ONLY_WITH_NODES):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in _ONLY_WITH_NODES)
+        raise UsageError(f"--nodes is missing: {options} are used only with it")
+    if config.resources.gpus_per_worker == 0:
+        for name in ("price_per_gpu_hour", "gpu"):
+            if getattr(given, name) is not None:
+                problem = "the config has no GPUs (resources.gpus_per_worker: 0)"
+                raise UsageError(f"--{name.replace('_', '-')}: {problem}. Allowed: with gpus_per_worker 1")
+        if given.nodes is not None and given.deadline is None and given.images_per_s is None:
+            raise UsageError("--images-per-s is missing: the speed of a worker on a CPU depends on the CPU")
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -139,196 +139,117 @@ def _nodes(text: str) -> Sequence[int]:
     return numbers
 
 
-def _assumptions(given: argparse.Namespace, config: RunConfig) -> Assumptions:
-    options = {part.name: getattr(given, part.name) for part in dataclasses.fields(Assumptions)}
-    values = {name: value for name, value in options.items() if value is not None}
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} {value:g}: Allowed: a number above 0")
-    if values and given.nodes is None:
-        raise UsageError("--nodes is missing: the other options are used only with it")
-    if given.nodes is not None and config.resources.gpus_per_worker == 0 and "images_per_s" not in values:
-        raise UsageError("--images-per-s is missing: the speed of a worker on a CPU depends on the CPU")
-    return Assumptions(**values)
+def _ablate(config: RunConfig, steps: int) -> int:
+    from launcher.commands import ablate  # its children import torch
+
+    for line in ablate.lines(config, steps):
+        print(line, flush=True)
+    return 0
 
 
-def _workload(config: RunConfig, mean_bytes: float | None = None) -> Workload:
-    from resnet_dist.telemetry.memory import step_bytes
+class Plan:
+    """A config with what is computed of it for several sections."""
 
-    if is_reference(config.model.name):  # a plan does not run the user's code
+    def __init__(self, given: argparse.Namespace, document: Document, config: RunConfig, images: Images) -> None:
+        """`config` has the number of its images. Raises ConfigError if it is not known."""
+        num_samples = config.data.num_trained()
+        if num_samples is None:
+            found = f"is not given, and a plan does not call {config.data.source}"
+            raise ConfigError([Problem("", "data.num_samples", found, "the number of training images")])
+        self.given, self.document = given, document
+        self.config, self.images, self.num_samples = config, images, num_samples
+        self.earlier: list[Earlier] = list(_evidence(config))
+        self.mtbf_hours = NODE_MTBF_HOURS if given.mtbf_hours is None else given.mtbf_hours
+        self.forecast = self.predicted(config)
+        self.estimate, self.measured = memory.estimate(config), memory.measured(config)
+
+    def predicted(self, config: RunConfig) -> Forecast | None:
+        """The forecast of this config or of another one like it."""
+        return predict(
+            config,
+            gpu=self.given.gpu,
+            images_per_s=self.given.images_per_s,
+            mtbf_hours=self.mtbf_hours,
+            earlier=self.earlier,
+        )
+
+    def candidates(self, nodes: Sequence[int], *, own_only: bool = False) -> list[deadline.Candidate]:
+        """The config and the published recipes on `nodes`, or on numbers of nodes around the config's."""
+        numbers = nodes or deadline.nodes_around(self.config)
+        own_only = own_only or self.given.batch is not None
+        return list(deadline.candidates(self.config, numbers, self.predicted, own_only=own_only))
+
+
+def _evidence(config: RunConfig) -> Iterator[Earlier]:
+    """This run's own complete steps, and the finished runs of its storage."""
+    storage = Path(config.storage)
+    own = earlier_run(RunDirectory(storage, config.name))
+    if own is not None:
+        yield own
+    yield from (run for run in earlier_runs(storage, seconds=_HISTORY_S) if run.name != config.name)
+
+
+def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[str]:
+    """The plan in sections, in the order in which a person decides. `due`: what is done by a deadline."""
+    config, forecast = plan.config, plan.forecast
+    yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
+    jobs = None if forecast is None else cost.jobs(config, forecast)
+    failures = None if forecast is None else cost.failures(config, forecast, plan.mtbf_hours)
+    if warnings := [*_warnings(plan), *plan_result.job_warnings(jobs)]:
+        yield from heading(count(len(warnings), "warning").capitalize())
+        for warning in warnings:
+            yield from paragraph(f"WARNING: {warning}")
+    yield from heading("Result")
+    yield from plan_result.accuracy_lines(config)
+    yield from plan_result.time_lines(config, forecast, plan.given.price_per_gpu_hour)
+    yield from plan_result.job_lines(jobs, failures)
+    yield from due
+    yield from heading("Recipe")
+    yield from plan_recipe.lines(config, plan.document) if found is None else plan_batch.lines(found, config)
+    yield from heading("Schedule")
+    yield from plan_schedule.lines(config, plan.num_samples)
+    yield from heading("Memory and disks")
+    speed = None if forecast is None else forecast.images_per_s.median
+    yield from plan_resources.memory_and_disks(config, plan.images, plan.estimate, plan.measured, speed)
+    yield from heading("Where and how it runs")
+    yield from plan_resources.where_and_how(config)
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    config = plan.config
+    yield from plan.images.warnings
+    if config.batch.size > plan.num_samples:
+        yield f"the batch has more than the {plan.num_samples:,} images: a step repeats some"
+    if plan_schedule.ends_only_at_the_end(config, plan.num_samples):
+        yield "the only evaluation is after the last step: the run cannot end earlier"
+    yield from plan_resources.span_warnings(config)
+    yield from plan_resources.memory_warnings(plan.estimate, plan.measured)
+
+
+def _scaling(plan: Plan, nodes: Sequence[int]) -> Iterator[str]:
+    """The time, and the model of load and failures, by number of nodes."""
+    values = {part.name: getattr(plan.given, part.name) for part in dataclasses.fields(Assumptions)}
+    assumed = Assumptions(**{name: value for name, value in values.items() if value is not None})
+    estimates = {number: scaling_model.estimate(number, _workload(plan), assumed) for number in nodes}
+    yield from heading("By number of nodes")
+    yield from plan_deadline.by_nodes(plan.candidates(nodes, own_only=True), plan.given.price_per_gpu_hour)
+    yield from scaling_model.lines(estimates, assumed)
+
+
+def _workload(plan: Plan) -> Workload:
+    config = plan.config
+    if plan.estimate is None:
         found = f"found {config.model.name}, your own model, whose size is unknown"
         raise ConfigError([Problem("", "model.name", f"{found}, which --nodes needs", "a built-in model")])
-    num_samples = config.data.num_trained() or 0  # `lines` refuses a config without it
-    static_bytes, _ = step_bytes(config.recipe())
     copies = 2 + config.optimizer.num_states  # in a step; a checkpoint has no gradients
-    every = config.checkpoint.every.samples(batch_size=config.batch.size, num_samples=num_samples)
+    every = config.checkpoint.every.samples(batch_size=config.batch.size, num_samples=plan.num_samples)
     return Workload(
         workers_per_node=config.workers.most // config.cluster.nodes,
         batch_size=config.batch.size,
         micro_batch_size=config.batch.size // config.batch.parts,
-        checkpoint_bytes=static_bytes // copies * (copies - 1),
+        checkpoint_bytes=plan.estimate.static // copies * (copies - 1),
         checkpoint_every_samples=int(every),
         heartbeat_s=heartbeats.interval_s(config.faults.hang_timeout_s),
         uses_gpus=config.resources.gpus_per_worker > 0,
-        image_bytes=plan_disks.IMAGENET_BYTES if mean_bytes is None else mean_bytes,
+        image_bytes=plan.images.mean_bytes or IMAGENET_BYTES,
     )
-
-
-def lines(config: RunConfig, mean_bytes: float | None = None, num_shards: int | None = None) -> Iterator[str]:
-    """The plan, line by line. Raises ConfigError if the size of the data set is not given.
-
-    `mean_bytes`: the mean size of an encoded training image; `num_shards`: of the training split; if they are known.
-    """
-    num_samples = config.data.num_trained()
-    if num_samples is None:
-        found = f"is not given, and a plan does not call {config.data.source}"
-        raise ConfigError([Problem("", "data.num_samples", found, "the number of training images")])
-    from resnet_dist.data.loader import describe_decoders  # torch: seconds that other verbs should not pay
-    from resnet_dist.optim import build_schedule
-
-    batch = config.batch
-    size = {"batch_size": batch.size, "num_samples": num_samples}
-    total_steps = config.duration.steps(**size)
-    layout = BatchLayout.of(config, config.workers.most)
-    yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
-    yield f"  steps         {total_steps:,} = {config.duration} of {num_samples:,} images, global batch {batch.size:,}"
-    yield f"                {num_samples / batch.size:,.2f} steps per epoch; an epoch may end inside a batch"
-    if batch.size > num_samples:
-        yield f"                WARNING: the batch has more than the {num_samples:,} images: a step repeats some"
-    gpus = config.resources.gpus_per_worker
-    root = Path(config.data.root)
-    if config.data.subset is not None and config.data.num_samples is not None:
-        yield f"  subset        {num_samples:,} of the {config.data.num_samples:,} training images"
-    if config.data.source == "imagefolder" and not is_address(config.data.root) and not os.path.isdir(root / "train"):  # noqa: PTH112
-        yield f"  data          there is no folder {root / 'train'} on this machine; data.num_samples is used"
-    yield from plan_disks.lines(config.data, mean_bytes, num_shards)
-    yield f"  workers       {config.workers} on {count(config.cluster.nodes, 'node')}, {count(gpus, 'GPU')} each"
-    yield f"  images        {describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here"
-    yield from _batch(config, layout)
-    if config.data.progressive or config.evaluate.resolution is not None:
-        parts = Resolutions.of(config.data, **size)
-        changes = zip(parts.pixels, parts.first_steps, strict=True)
-        training = ", ".join(f"{pixels} from step {step:,}" for pixels, step in changes if step < total_steps)
-        yield f"  resolution    {training}; evaluation at {config.evaluation_data.resolution}"
-    yield f"  training      {', '.join(_training(config))}"
-    yield from _engine(config, layout)
-    if config.ema.decay is not None:
-        steps = _averaged_steps(config.ema)
-        yield f"  ema           evaluates a moving average of the weights over about {steps:,.0f} steps"
-    yield from _events(config, size, total_steps)
-    yield from preemption_notice(config.preemption.notice_s, RunDirectory(Path(config.storage), config.name))
-    yield "  learning rate"
-    schedule = build_schedule(config.schedule, **size, total_steps=total_steps, run=config)
-    for corner in schedule.corners():
-        yield f"    step {corner.step:>8,}  {corner.learning_rate:>12.6g}  {corner.name}"
-    if config.schedule.scaling == "table":
-        yield f"    peak LR {published(config, batch.size)}"
-    yield "  docs/tried.md shows where each part of this run was tested"
-
-
-def _training(config: RunConfig) -> Iterator[str]:
-    """The optimizer, and what is added to it: the regularizers, augmentation and loss that are not the default."""
-    yield config.optimizer.name + (" with Nesterov momentum" if config.optimizer.nesterov else "")
-    if config.optimizer.weight_decay:
-        yield f"weight decay {config.optimizer.weight_decay:g}"
-    for part in dataclasses.fields(config.regularization):
-        if value := getattr(config.regularization, part.name):
-            yield f"{part.name.replace('_', ' ')} {value:g}"
-    if config.data.color_jitter:
-        yield f"color jitter {config.data.color_jitter:g}"
-    if config.data.augmentation.name != "none":
-        yield config.data.augmentation.name
-    balanced = " with balanced class weights" if config.loss.class_weights == "balanced" else ""
-    if balanced or config.loss.name != "cross_entropy":
-        yield f"loss {config.loss.name}{balanced}"
-    if config.model.freeze:
-        yield f"frozen: {', '.join(config.model.freeze)}"
-
-
-def _averaged_steps(ema: EmaRecipe) -> float:
-    """Steps after which the contribution of a weight to the average has decayed to 1/e."""
-    return ema.every_steps / (1 - (ema.decay or 0.0))
-
-
-def _engine(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
-    from resnet_dist.engines.factory import DEFAULT_STAGE
-    from resnet_dist.telemetry.memory import step_bytes
-
-    engine = config.engine
-    stage = "" if engine.name != "zero" else f" stage {DEFAULT_STAGE if engine.stage is None else engine.stage}"
-    dtype = engine.gradient_dtype or ("float64" if config.precision == "float64" else "float32")
-    yield f"  engine        {engine.name}{stage}: gradients exchanged in {dtype}, buckets of {engine.bucket_mb:g} MiB"
-    if is_reference(config.model.name):
-        return  # a plan does not run the user's code
-    static_bytes, sample_bytes = step_bytes(config.recipe())
-    size_bytes = static_bytes + sample_bytes * len(layout.worker_micro_batch(0, 0))
-    yield f"  memory        about {in_bytes(size_bytes)} per worker: {in_bytes(static_bytes)} of weights, gradients and"
-    state = "moments" if config.optimizer.num_states > 1 else "momentum"
-    yield f"                {state}, {in_bytes(sample_bytes)} for each image of a micro-batch"
-
-
-def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
-    sizes = sorted({len(layout.worker_micro_batch(0, rank)) for rank in range(config.workers.most)})
-    images = " or ".join([*map(str, sizes[:-1]), count(sizes[-1], "image")])
-    micro_batches = count(layout.num_micro_batches, "micro-batch")
-    yield f"  batch         {images} per worker and micro-batch, {micro_batches} per step"
-    span = settled(config).batch_norm.fixed_span
-    if config.model.normalisation == "none":
-        return
-    if span == "worker":
-        yield "  batch norm    each worker's own images: the only span for which the number of workers changes results"
-        return
-    length = layout.micro_batch_size if span == "global" else span
-    crossing = config.workers.most > 1 and layout.spans_cross_workers(length)
-    exchange = "statistics exchanged between workers" if crossing else "each on one worker: nothing is exchanged"
-    yield f"  batch norm    {count(layout.size // length, 'span')} of {count(length, 'image')}, {exchange}"
-    if config.batch_norm.span == "auto":
-        yield from _automatic_span(span, layout.micro_batch_size, config.workers.most)
-
-
-def _automatic_span(span: int | Literal["global"], micro_batch_size: int, workers: int) -> Iterator[str]:
-    if span == "global" and workers > 1:
-        yield f"                WARNING: span global: no divisor of {micro_batch_size:,} lies between {LEAST_SPAN} and"
-        yield f"                {LARGEST_SPAN}; statistics over the whole batch are the slowest choice on a cluster"
-    elif span != "global":
-        yield f"                span {span}, chosen by auto: the divisor of {micro_batch_size:,} nearest {WANTED_SPAN}"
-
-
-def _events(config: RunConfig, size: dict[str, int], total_steps: int) -> Iterator[str]:
-    for label, every in (("evaluation", config.evaluate.every), ("checkpoint", config.checkpoint.every)):
-        event = Every(every.samples(**size), config.batch.size)
-        times = event.times_within(total_steps)
-        first = -(-event.period // config.batch.size)
-        within = f"{count(times, 'time')}, first after step {first:,}, and at the end"
-        yield f"  {label:<13} every {every}: {within if times else 'only at the end'}"
-    top1, loss = config.stop_at.top1, config.stop_at.loss
-    if top1 is not None or loss is not None:
-        target = f"top-1 {top1:.2%}" if top1 is not None else f"loss {loss:g}"
-        yield f"  target        {target}: the first evaluation that reaches it ends the run"
-        if not Every(config.evaluate.every.samples(**size), config.batch.size).times_within(total_steps - 1):
-            yield "                WARNING: the only evaluation is after the last step: the run cannot end earlier"
-
-
-def preemption_notice(notice_s: float | None, run: RunDirectory) -> Iterator[str]:
-    """A line on `preemption.notice_s`, if it is given. Raises ConfigError for a notice shorter than a save."""
-    if notice_s is None:
-        return
-    needed_s = stop_s(run)
-    if needed_s is None:
-        yield f"  preemption    {notice_s:g} s of notice; not checked, as this run has saved no checkpoint yet"
-        return
-    if notice_s < needed_s:
-        found = f"found {notice_s:g}, and stopping with a checkpoint has taken {needed_s:.1f} s in this run"
-        allowed = f"{needed_s:.1f} or more; leave notice_s out if a kill may cost a checkpoint interval"
-        raise ConfigError([Problem("", "preemption.notice_s", found, allowed)])
-    yield f"  preemption    {notice_s:g} s of notice; stopping with a checkpoint has taken {needed_s:.1f} s"
-
-
-def stop_s(run: RunDirectory) -> float | None:
-    """The longest time from a preemption notice to a complete checkpoint; None before the run's first save."""
-    records = read_metrics(run.metrics) if run.metrics.exists() else []
-    saves = [record["detail"] for record in records if record.get("event") == "checkpoint"]
-    pairs = [(detail.get("stalled_s"), detail.get("write_s")) for detail in saves]
-    times: list[float] = [stalled_s + write_s for stalled_s, write_s in pairs if None not in (stalled_s, write_s)]
-    steps: list[float] = [s for record in records if (s := record.get("step_time_s")) is not None]
-    return max(times) + STEPS_TO_STOP * max(steps) if times and steps else None

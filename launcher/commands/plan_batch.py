@@ -7,67 +7,43 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from launcher.config import load as configs
+from launcher.commands.plan_text import columns, paragraph
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.formatting import table
+from launcher.planning.published_recipe import recipe_overrides
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.published import Number, Published, published
 from resnet_dist.recipe.requirements import LARGEST_COUNT
 
 
-def lines(path: str | os.PathLike[str], overrides: Sequence[str], batch: int) -> Iterator[str]:
-    """The recipe of the config at `path` with `batch`, and the command that trains it.
+def published_for(config: RunConfig, batch: int) -> Published:
+    """What is published for `batch` with the optimizer of the config (sgd, or lars with its `lr_in_momentum`).
 
-    The optimizer of the config (sgd, or lars with its `lr_in_momentum`) selects the published runs. The config with
-    the recipe has been loaded without a problem when this returns its first line. Raises ConfigError if nothing is
-    published for this batch or network, or if the config does not fit the batch.
+    Raises ConfigError if nothing is published for this batch or network, UsageError for a number that is no batch.
     """
     if not 1 <= batch <= LARGEST_COUNT:
         raise UsageError(f"--batch {batch}: Allowed: a whole number from 1 to {LARGEST_COUNT}")
-    config = configs.load(path, overrides)
-    place = f"command line: --batch {batch}"
     try:
-        found = published(config, batch, replaces_optimizer=True)
+        return published(config, batch, replaces_optimizer=True)
     except RecipeError as error:
-        raise ConfigError([Problem(place, "", error.problem, error.allowed)]) from None
-    recipe = [f"{key}={_flow(value)}" for key, value in recipe_overrides(found, config).items()]
-    configs.load(path, [*overrides, *recipe])  # raises for a batch that does not fit the workers, for example
-    yield from _table(found, config)
-    yield ""
-    yield shlex.join(["python", "-m", "launcher.train", os.fspath(path), *overrides, *recipe])
+        problem = Problem(f"command line: --batch {batch}", "", error.problem, error.allowed)
+        raise ConfigError([problem]) from None
 
 
-def recipe_overrides(found: Published, config: RunConfig) -> dict[str, Any]:
-    """The keys that change `config` to the published recipe; other keys keep their values."""
-    schedule = dict(found.origin.schedule)
-    peak_lr, warmup, duration = found.number("peak_lr"), *_lengths(found)
-    if schedule.get("warmup_start_lr", 0.0) >= peak_lr:  # Goyal et al. 2017 at a batch of 256: nothing to warm up to
-        del schedule["warmup_start_lr"]
-        warmup = "0 steps"
-    optimizer = {"momentum": found.number("momentum"), "weight_decay": found.number("weight_decay")}
-    return {
-        "name": f"{config.name}-{found.batch}",
-        "batch.size": found.batch,
-        "duration": duration,
-        "optimizer": {"name": found.origin.optimizer["name"], **optimizer, **found.origin.optimizer},
-        "schedule": {"peak_lr": peak_lr, "warmup": warmup, **schedule},
-        "batch_norm.span": found.batch_norm_span or "auto",
-        "regularization.label_smoothing": found.origin.label_smoothing,
-    }
+def overrides(found: Published, config: RunConfig) -> list[str]:
+    """The `key=value` texts that change `config` to the published recipe."""
+    return [f"{key}={_flow(value)}" for key, value in recipe_overrides(found, config).items()]
 
 
-def _lengths(found: Published) -> tuple[str, str]:
-    """Warm-up and duration: as the source gives them, or interpolated, in epochs."""
-    if found.exact:
-        (run,) = found.runs
-        return str(run.warmup), str(run.duration)
-    return f"{found.number('warmup_epochs'):g} epochs", f"{found.number('duration_epochs'):g} epochs"
+def command(path: str | os.PathLike[str], given: Sequence[str]) -> str:
+    """The command that trains the config at `path` with these overrides."""
+    return shlex.join(["python", "-m", "launcher.train", os.fspath(path), *given])
 
 
-def _table(found: Published, config: RunConfig) -> Iterator[str]:
+def lines(found: Published, config: RunConfig) -> Iterator[str]:
+    """The recipe for a batch, with the source of each number."""
     origin = found.origin
-    yield f"{config.name} with a batch of {found.batch:,}: {found}"
+    yield from paragraph(f"{config.name} with a batch of {found.batch:,}: {found}")
     changes = recipe_overrides(found, config)
     schedule = changes["schedule"]
     fixed = {key: value for key, value in schedule.items() if key not in ("peak_lr", "warmup")}
@@ -84,12 +60,14 @@ def _table(found: Published, config: RunConfig) -> Iterator[str]:
         ("label smoothing", f"{origin.label_smoothing:g}", constant),
         ("expected", _expected(found), _expected_source(found)),
     ]
-    yield from table(rows, indent=2)
-    yield f"  source: {origin.source}"
+    yield from columns(rows)
+    yield from paragraph(f"source: {origin.source}")
     if not found.exact:
-        yield "  Interpolated: linear in the batch between the two runs, MLPerf's rule for the epochs to its target."
-        yield "  Nobody has published a run with these numbers."
-    yield "  optimizer and schedule are replaced as a whole; all other keys are those of the config."
+        yield from paragraph(
+            "Interpolated: linear in the batch between the two runs, MLPerf's rule for the epochs to its target. Nobody"
+            " has published a run with these numbers."
+        )
+    yield from paragraph("optimizer and schedule are replaced as a whole; all other keys are those of the config.")
 
 
 def _source(found: Published, name: Number) -> str:

@@ -29,7 +29,7 @@ def lines(
     take = f"1,000 images/s take {_rate(1000 * size)}, {opens.get(data.source, 'few opens')}"
     yield from row("disks", f"{size / 1000:,.0f} kB an image{origin}: {take}")
     if images_per_s is not None:
-        yield from row("", f"{images_per_s:,.0f} images/s, the speed of training above, take {_rate(images_per_s * size)}")
+        yield from row("", f"{images_per_s:,.0f} images/s, as predicted, take {_rate(images_per_s * size)}")
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -43,6 +43,8 @@ def lines(config: RunConfig, document: Document) -> Iterator[str]:
     flat = flatten(plain(config.recipe()))
     given = [key for key in flat if source_of(key, document) != DEFAULT]
     keys = [key for key in flat if key in given or (key in _ALWAYS and flat[key] is not None)]
+    if config.optimizer.betas is not None or config.optimizer.num_states > 1:  # lamb and adamw have no momentum
+        keys = [key for key in keys if key != "optimizer.momentum" or key in given]
     keys.sort(key=lambda key: _ALWAYS.index(key) if key in _ALWAYS else len(_ALWAYS))
     yield from columns([(key, yaml_text.flow(flat[key]), _source(key, document, comparison)) for key in keys])
     if comparison is not None:
@@ -71,4 +73,3 @@ def _beside(comparison: Comparison) -> str:
         return f"This recipe is that of {found.origin.name}: {found.origin.source}."
     differing = ", ".join(sorted(comparison.other))
     return f"{found.origin.name} published runs with this batch; other than theirs: {differing}."
-

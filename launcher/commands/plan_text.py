@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
-from launcher.formatting import table
 from launcher.planning.forecast import Interval
 
 _WIDEST = 80
@@ -48,14 +48,23 @@ def paragraph(text: str, indent: int = 2) -> Iterator[str]:
 
 
 def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> Iterator[str]:
-    """A table; where it is too wide, each row as a paragraph of its cells instead."""
-    lines = list(table(rows, indent))
-    if max(map(len, lines), default=0) <= width():
-        yield from lines
-        return
+    """A table whose cells go on below themselves; where words are too long for that, each row is a paragraph."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in zip(*rows, strict=True)]
+    room = width() - indent - 2 * (len(widths) - 1)
+    while sum(widths) > room:
+        wide = [number for number, size in enumerate(widths) if size > words[number]]
+        if not wide:
+            for cells in rows:
+                text = "  ".join(cell for cell in cells if cell)
+                yield from _wrapped(text, " " * indent, " " * (indent + 4))
+            return
+        widths[max(wide, key=widths.__getitem__)] -= 1
     for cells in rows:
-        text = "  ".join(cell for cell in cells if cell)
-        yield from _wrapped(text, " " * indent, " " * (indent + 4))
+        parts = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
+        for line in itertools.zip_longest(*parts, fillvalue=""):
+            padded = (text.ljust(size) for text, size in zip(line, widths, strict=True))
+            yield (" " * indent + "  ".join(padded)).rstrip()
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
@@ -90,8 +99,8 @@ def spread(value: Interval, shown: Callable[[float], str]) -> str:
     """An interval with `shown` for its numbers.
 
     >>> spread(Interval(low=3600, median=7200, high=10800), in_time)
-    '2 h (80 %: 60 min to 3 h)'
+    '2 h (80%: 60 min to 3 h)'
     """
     if value.low == value.high:
         return shown(value.median)
-    return f"{shown(value.median)} (80 %: {shown(value.low)} to {shown(value.high)})"
+    return f"{shown(value.median)} (80%: {shown(value.low)} to {shown(value.high)})"

@@ -94,7 +94,8 @@ def _write_page(reported: Sequence[RunFacts], file: Path) -> None:
     command = shlex.join(
         ["launcher", "report", *(str(one.run.directory.path) for one in reported), "--html", str(file)]
     )
-    content = page(reported, ranking.ranked([one.run for one in reported]), command, utc_now()).encode()
+    rows = ranking.ranked([one.run for one in reported]) if len(reported) > 1 else []
+    content = page(reported, rows, command, utc_now()).encode()
     with storage_errors(file):
         replace_whole(file, content)
     print(f"{file} ({in_bytes(len(content))})")

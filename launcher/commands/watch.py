@@ -30,7 +30,7 @@ from launcher.watch.sources import Elsewhere, Here, Source
 from launcher.watch.view import View
 
 ASK_EVERY_S = 30.0  # between two requests to a scheduler: squeue is expensive on a busy controller
-STREAM_EVERY_S, STREAM_COUNT = 5.0, 100  # of snapshots from a cluster: a reader that nobody reads ends after minutes
+STREAM_EVERY_S, STREAM_COUNT = 5.0, 60  # of snapshots from a cluster: a reader that nobody reads ends in minutes
 _WIDEST = 100  # cells of what is printed
 _ASCII = str.maketrans({"│": "|", "┤": "+", "└": "+", "─": "-", "┊": ":", "█": "#", "▓": "=", "▒": "-", "░": "."})
 

@@ -51,6 +51,10 @@ class LiveLine:
         lines = [part for line in text.split("\n") for part in _wrapped(line, self.width)]
         self._console.print("\n".join(lines), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
+    def refresh(self) -> None:
+        """Show now what has changed."""
+        self._live.refresh()
+
     def close(self) -> None:
         """Remove the line."""
         self._live.stop()
@@ -110,7 +114,9 @@ class TrainingLine:
         row = Table.grid(padding=(0, 2), pad_edge=False)
         cells: list[Any] = [Text(text, no_wrap=True, overflow="crop") for text in texts]
         if bar >= BAR[0]:
-            cells.insert(0, ProgressBar(total=max(self._total, 1), completed=self._step, width=bar))
+            cells.insert(
+                0, ProgressBar(total=max(self._total, 1), completed=self._step, width=bar, complete_style="green")
+            )
         row.add_row(*cells)
         return row
 
@@ -134,4 +140,4 @@ class TrainingLine:
         left = self._record.get("time_left_s")
         if not isinstance(left, int | float) or not 0 <= left < 10**9:
             return ""
-        return f"{in_time(max(left - (time.monotonic() - self._recorded_at), 0.0))} left"
+        return f"{in_time(max(round(left - (time.monotonic() - self._recorded_at)), 0))} left"

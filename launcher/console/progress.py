@@ -69,6 +69,7 @@ class Progress:
                 self._long.start()
         if self._is_live and (line := self._live()) is not None:
             line.stage = self._stage
+            line.refresh()
 
     def see(self, step: int, phase: str) -> None:
         """Rank 0 has completed `step`, by its heartbeat, and is in this phase."""
@@ -95,6 +96,7 @@ class Progress:
         elif kind == "train":
             if line.training is not None:
                 line.training.add(record)
+                line.refresh()
         elif event == "indexing" and self._stage is not None:
             line.stage = f"{detail.get('text', 'n/a')}", self._stage[1]
         elif (text := text_of(record, self._total_steps, line.width)) is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,15 @@ from launcher.config.schema import ranks
 from launcher.errors import LauncherError, UsageError
 from launcher.inference.names import class_names, for_outputs
 from launcher.inference.trained import Saved
+from launcher.recovery.portable import portable
 from resnet_dist.data import Index
 from resnet_dist.data.index.table import compare_classes
+from resnet_dist.errors import TrainingError
 from resnet_dist.inference import TrainedModel, Weights
 from resnet_dist.inference.images import Images, index_at, other_data, run_index, with_labels_of
 from resnet_dist.inference.predictions import Predictions, decodable, evaluate_images
 from resnet_dist.rank_zero import run_long_on_rank_0
+from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.requirements import LARGEST_IMAGE, whole
 from resnet_dist.recipe.schema import DataRecipe, Recipe
 from resnet_dist.training.device import Worker
@@ -80,7 +84,8 @@ def evaluate_checkpoint(
     batch norm has running statistics also under `evaluate.precise_batch_norm`. Nothing is written.
 
     `device`: by default the GPU of this local rank, or the CPU where there is none. `num_threads`: by default what the
-    run's config gives a worker. Raises CheckpointError, DataError, RecipeError, or UsageError for a wrong resolution.
+    run's config gives a worker. Raises CheckpointError, DataError, RecipeError, UserCodeError for the user's model or
+    metric, and UsageError for a wrong resolution.
     """
     request = Request(data=data, resolution=resolution, flip=flip, weights=weights)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -93,7 +98,8 @@ def evaluate_checkpoint(
     find = partial(_images, saved, trained, request, progress)
     images = run_long_on_rank_0(find, rank, world_size)
     told = None if progress is None else partial(progress, "evaluated")
-    evaluation, predictions = evaluate_images(trained, images.index, worker, flip=flip, progress=told)
+    with user_code_errors(recipe):
+        evaluation, predictions = evaluate_images(trained, images.index, worker, flip=flip, progress=told)
     return Evaluated(
         evaluation=evaluation,
         checkpoint=saved.checkpoint,
@@ -114,7 +120,21 @@ def model_of(saved: Saved, weights: Weights) -> TrainedModel:
     """The model of a checkpoint. Raises CheckpointError, RecipeError, or UsageError for an average that it lacks."""
     if weights == "ema" and saved.recipe.ema.decay is None:
         raise UsageError("--weights ema: the run has no moving average (ema.decay). Allowed: auto or model")
-    return saved.load(weights)
+    with user_code_errors(saved.recipe):
+        return saved.load(weights)
+
+
+@contextlib.contextmanager
+def user_code_errors(recipe: Recipe) -> Iterator[None]:
+    """In the block, errors that are not this project's become UserCodeError if the model or a metric is a user's."""
+    try:
+        yield
+    except (LauncherError, TrainingError):
+        raise
+    except Exception as error:
+        if is_reference(recipe.model.name) or recipe.evaluate.metrics:
+            raise portable(error) from error
+        raise
 
 
 def recipe_for(recipe: Recipe, request: Request) -> Recipe:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from launcher.inference.evaluate import device_here, threads_of
+from launcher.inference.evaluate import device_here, threads_of, user_code_errors
 from launcher.inference.names import class_names, for_outputs
 from launcher.inference.trained import Saved
 from resnet_dist.errors import DataError
@@ -75,17 +76,20 @@ def _predicted(
     trained: TrainedModel, worker: Worker, names: Sequence[str], files: Sequence[str], num_guesses: int
 ) -> Iterator[Predicted]:
     index = index_of_files([os.path.abspath(file) for file in files]).with_exif(trained.recipe.data.exif)  # noqa: PTH100
-    for batch, probabilities in probabilities_of(trained, index, worker):
-        rows = iter(probabilities)
-        for number, position in enumerate(batch.positions.tolist()):
-            file = files[position]
-            if number in batch.broken:
-                problem = index.problems.get(position, batch.broken[number].problem)
-                yield Predicted(file, problem=problem.partition(";")[0])  # the rest is advice for a data set
-                continue
-            row = next(rows)
-            if not np.isfinite(row).all():
-                yield Predicted(file, problem="the outputs of the model are not finite")
-                continue
-            order = np.argsort(-row, kind="stable")[:num_guesses].tolist()
-            yield Predicted(file, tuple(Guess(names[label], float(row[label])) for label in order))
+    with user_code_errors(trained.recipe):
+        for batch, probabilities in probabilities_of(trained, index, worker):
+            rows = iter(probabilities)
+            for number, position in enumerate(batch.positions.tolist()):
+                file = files[position]
+                if number in batch.broken:
+                    problem = index.problems.get(position, batch.broken[number].problem)
+                    yield Predicted(file, problem=problem.partition(";")[0])  # the rest is advice for a data set
+                else:
+                    yield _of(file, next(rows), names, num_guesses)
+
+
+def _of(file: str, probabilities: NDArray[np.float64], names: Sequence[str], num_guesses: int) -> Predicted:
+    if not np.isfinite(probabilities).all():
+        return Predicted(file, problem="the outputs of the model are not finite")
+    order = np.argsort(-probabilities, kind="stable")[:num_guesses].tolist()
+    return Predicted(file, tuple(Guess(names[label], float(probabilities[label])) for label in order))

@@ -32,6 +32,11 @@ class Fit:
     costs: Sequence[float]
     errors: Sequence[float]
 
+    @property
+    def num_costs(self) -> int:
+        """The number of costs that are not 0."""
+        return sum(cost > 0 for cost in self.costs)
+
     def seconds(self, amounts: Amounts) -> float:
         """The computed time."""
         return sum(cost * amount for cost, amount in zip(self.costs, amounts, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,16 +16,17 @@ from launcher.config.schema import RunConfig, Workers
 from launcher.errors import ConfigError, UsageError
 from launcher.planning.actual import Actual, actual, commands_s, steps_of
 from launcher.planning.work import Work, configuration, program, work_of
-from launcher.run.directory import RunDirectory
+from launcher.run.directory import RunDirectory, remembered_runs
 from launcher.run.environment import devices
 from launcher.run.record_types import Attempt
 from resnet_dist.errors import StorageError
-from resnet_dist.input_files import read_json
+from resnet_dist.input_files import read_json, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.metrics_file import metrics_record, read_metrics
 
+log = logging.getLogger(__name__)
+
 _TAIL = 40  # lines of metrics.jsonl in which the last train record is
-_LISTED = 200  # runs whose records are read to find those of a configuration
 _LARGEST_METRICS = 50_000_000  # bytes of the metrics of an unfinished run that are read
 
 
@@ -39,42 +41,74 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Earlier:
-    """A run with its work and its times. Of an unfinished one, both are of its complete steps."""
-
+class _Names:
     name: str
     model: str
     configuration: str
     program: str
     device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Earlier(_Names):
+    """A run with its work and its times. Of an unfinished one, both are of its complete steps."""
+
     images: Images
     work: Work
     times: Actual
 
 
-def earlier_runs(storage: Path, seconds: float | None = None, first: str = "") -> Iterator[Earlier]:
-    """The finished runs of a storage that can be read, newest first; with `seconds`, those read in this time.
+def earlier_runs(storage: Path, seconds: float | None = None) -> Iterator[Earlier]:
+    """The finished runs of a storage that can be read, newest first.
 
-    Runs of the configuration `first`, of the newest `_LISTED`, come before the others.
+    `seconds`: the time for runs that have not been remembered, each of which takes 10 ms or more.
     """
-    began = time.monotonic()
-    found = finished(storage)
-    if first:
-        found[:_LISTED] = sorted(found[:_LISTED], key=lambda run: _recorded_configuration(run) != first)
-    for run in found:
-        if seconds is not None and time.monotonic() - began > seconds:
-            return
-        if (found := earlier_run(run)) is not None:
+    known, began = _remembered(storage), time.monotonic()
+    for run in finished(storage):
+        before = known.get(run.name)
+        if before is not None and before[1] == _finished_ns(run):
+            yield before[0]
+        elif (seconds is None or time.monotonic() - began < seconds) and (found := earlier_run(run)) is not None:
             yield found
 
 
-def _recorded_configuration(run: RunDirectory) -> str:
-    """The configuration in forecast.json; empty if it cannot be read. Config files take much longer to read."""
+def remember(run: RunDirectory) -> None:
+    """Append a finished run to the evidence of its storage, which later starts read fast. Raises nothing."""
     try:
-        content = read_json(run.forecast)
-    except (OSError, ValueError):
-        return ""
-    return str(content.get("configuration", "")) if isinstance(content, dict) else ""
+        found = earlier_run(run)
+        if found is not None:
+            line = {"finished_ns": _finished_ns(run), **dataclasses.asdict(found)}
+            json_lines.append(remembered_runs(run.storage), line)
+    except OSError as error:
+        log.warning("%s: the run is not remembered: %s", remembered_runs(run.storage), error)
+
+
+def _remembered(storage: Path) -> dict[str, tuple[Earlier, int]]:
+    """Runs by name, with the time of their FINISHED; of several lines of a run the newest."""
+    try:
+        lines = json_lines.read(remembered_runs(storage), _remembered_run)
+    except OSError:
+        return {}
+    return {found.name: (found, finished_ns) for found, finished_ns in lines}
+
+
+def _remembered_run(content: object) -> tuple[Earlier, int] | None:
+    if not isinstance(content, dict) or type(content.get("finished_ns")) is not int:
+        return None
+    parts = {"images": Images, "work": Work, "times": Actual}
+    found = {name: record_of(kind, content.get(name)) for name, kind in parts.items()}
+    names = record_of(_Names, content)
+    if names is None or None in found.values():
+        return None
+    whole: dict[str, Any] = {**dataclasses.asdict(names), **found}
+    return Earlier(**whole), content["finished_ns"]
+
+
+def _finished_ns(run: RunDirectory) -> int:
+    try:
+        return run.finished_file.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def finished(storage: Path) -> list[RunDirectory]:

@@ -192,7 +192,7 @@ def _of_others(work: Work, runs: Sequence[Earlier]) -> _Part | None:
     if work.step_flops and steps:
         beyond = max(math.log2(work.step_flops / max(steps)), math.log2(min(steps) / work.step_flops), 0.0)
     more_sd = math.hypot(WORKERS_SD * max(math.log2(work.workers / most), 0.0), WORK_SD * beyond)
-    seconds = with_errors(found.seconds(_amounts(work)), found.errors, FIT_SD, more_sd)
+    seconds = with_errors(found.seconds(_amounts(work)), found.errors, FIT_SD, more_sd, found.num_costs)
     error = statistics.median(abs(error) for error in found.errors)
     source = f"a fit to {count(len(used), 'run')} of other configurations here, with errors of {error:.0%} (median)"
     return _Part(seconds, "own run", source)
@@ -200,9 +200,9 @@ def _of_others(work: Work, runs: Sequence[Earlier]) -> _Part | None:
 
 def _amounts(work: Work) -> list[float]:
     """The amounts of a training that take time. A model of the user's has no known operations: only its images."""
-    images = work.steps * work.worker_images
-    exchanged = (work.weights or 0) * work.steps if work.workers > 1 else 0
-    return [(work.flops or 0.0) * images, images if work.decodes else 0, work.steps * work.micro_batches, exchanged, 1]
+    images, exchanges = work.steps * work.worker_images, work.steps if work.workers > 1 else 0
+    of_images = [(work.flops or 0.0) * images, images if work.decodes else 0]
+    return [*of_images, work.steps * work.micro_batches, exchanges, exchanges * (work.weights or 0), 1]
 
 
 def _evaluation(
@@ -218,7 +218,9 @@ def _evaluation(
     rows = [Row(_evaluated(run.work), run.times.evaluation_s or 0.0, run.configuration) for run in used]
     found = fits.fit(rows)
     if found is not None:
-        return _Part(with_errors(found.seconds(_evaluated(work)), found.errors, FIT_SD), "own run", "")
+        return _Part(
+            with_errors(found.seconds(_evaluated(work)), found.errors, FIT_SD, 0.0, found.num_costs), "own run", ""
+        )
     images = work.evaluated_images / (work.steps * work.worker_images)
     seconds = Interval(
         low=training.seconds.low * images * _EVALUATION.low,

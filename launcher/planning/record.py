@@ -30,7 +30,7 @@ from resnet_dist.input_files import read_json, record_of
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-_READING_S = 0.15  # of earlier runs: a start must not wait for its forecast
+_READING_S = 0.15  # of runs that are not remembered: a start must not wait for its forecast
 _INTERVALS = ("wall_s", "start_s", "training_s", "evaluation_s", "saving_s", "failures_s", "images_per_s")
 
 
@@ -64,21 +64,22 @@ class _Others:
 
 
 def write(config: RunConfig, run: RunDirectory, accuracy: Interval | None = None) -> None:
-    """Record the forecast of a run that has not been started before. Raises nothing.
+    """Record the forecast of a run that has not been started before, if there is one. Raises nothing.
 
     `accuracy`: default is what `launcher.planning.accuracy` expects.
     """
     try:
         if run.forecast.exists() or run.attempts():
             return
-        key = configuration(config)
-        found = predict(config, earlier=earlier_runs(Path(config.storage), _READING_S, first=key))
+        found = predict(config, earlier=earlier_runs(Path(config.storage), _READING_S))
+        if found is None:
+            return
         expected = accuracies.expected(config) if accuracy is None else accuracy
         content = {
             "format": FORMAT,
             "time": utc_now(),
-            "configuration": key,
-            "forecast": None if found is None else asdict(found),
+            "configuration": configuration(config),
+            "forecast": asdict(found),
             "accuracy": None if expected is None else asdict(expected),
         }
         replace_whole(run.forecast, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -29,9 +29,14 @@ def next_value(values: Sequence[float], prior_sd: float, more_sd: float = 0.0) -
     return around(math.exp(centre), math.sqrt(variance * (1 + 1 / num) + more_sd**2), degrees)
 
 
-def with_errors(value: float, errors: Sequence[float], prior_sd: float, more_sd: float = 0.0) -> Interval:
-    """The interval around a computed `value`, from the `errors` of values computed in this way: log(actual / value)."""
-    degrees = _PRIOR_WEIGHT + len(errors)
+def with_errors(
+    value: float, errors: Sequence[float], prior_sd: float, more_sd: float = 0.0, num_costs: int = 0
+) -> Interval:
+    """The interval around a computed `value`, from the `errors` of values computed in this way: log(actual / value).
+
+    `num_costs` were chosen so that these errors are small: as many of them do not count.
+    """
+    degrees = _PRIOR_WEIGHT + max(len(errors) - num_costs, 0)
     variance = (_PRIOR_WEIGHT * prior_sd**2 + sum(error**2 for error in errors)) / degrees
     return around(value, math.sqrt(variance + more_sd**2), degrees)
 

@@ -7,18 +7,18 @@ address that only the record of a submission names.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import shlex
+import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import UsageError
+from launcher.errors import ClusterUnavailable, UsageError
 from launcher.places import programs
 from launcher.places.packing import CONFIG, Pack
 from launcher.places.programs import Lines, NotAnswered, PlaceUnavailable, until_answered
@@ -28,6 +28,7 @@ ENTRYPOINT = f"python -m launcher.train {CONFIG}"  # contains no text of the use
 RUN_KEY = "resnet-launcher/run"  # of the run directory in a job's metadata
 CONNECT_S = 10.0  # assumption: a reachable head accepts a connection in this time
 ANSWER_S = 60.0  # assumption: and answers in this time
+LOG_EVERY_S = 3.0  # between two requests for the log of a job that reads
 
 _DEFAULT = "http://127.0.0.1:8265"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -138,19 +139,22 @@ def driver_log(job: str, recorded: str | None, given: str | None = None) -> str:
 def lines(arguments: Sequence[str], address: str) -> Lines:
     """The lines that `launcher ARGUMENTS` prints on the cluster's head, as a job of its own, as they come.
 
-    A caller that stops reading stops the job. Raises ClusterUnavailable.
+    To close it stops the job. The log is fetched whole each time: it should stay below some megabytes. Raises
+    ClusterUnavailable.
     """
-    job, rest = f"launcher-read-{uuid.uuid4().hex}", ""
-    with _job_server(address) as client, contextlib.closing(asyncio.new_event_loop()) as loop:
+    job, num_read = f"launcher-read-{uuid.uuid4().hex}", 0
+    with _job_server(address) as client:
         client.submit_job(entrypoint=shlex.join(["python", "-m", "launcher", *arguments]), submission_id=job)
-        chunks = client.tail_job_logs(job)
         try:
-            while (chunk := loop.run_until_complete(anext(chunks, None))) is not None:
-                *whole, rest = (rest + chunk).split("\n")
-                yield from whole
+            has_ended = False
+            while not has_ended:
+                has_ended = client.get_job_status(job).is_terminal()
+                whole, newline, _ = client.get_job_logs(job)[num_read:].rpartition("\n")
+                num_read += len(whole) + len(newline)
+                yield from whole.splitlines()
+                time.sleep(0.0 if has_ended else LOG_EVERY_S)
         finally:
-            with contextlib.suppress(RuntimeError, OSError):  # it ends by itself
-                loop.run_until_complete(chunks.aclose())
+            with contextlib.suppress(RuntimeError, OSError, ClusterUnavailable):  # it ends by itself
                 client.stop_job(job)
 
 

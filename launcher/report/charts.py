@@ -6,6 +6,7 @@ and the ticks are the same in both.
 
 from __future__ import annotations
 
+import bisect
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,6 +123,28 @@ class Line:
         return found
 
 
+@dataclass(frozen=True)
+class Mark:
+    """An attempt that ended before the run did, at a point of its train curves."""
+
+    run: int
+    curves: Curves
+    position: int
+    text: str
+
+    @property
+    def x(self) -> float:
+        """As of a line."""
+        return (self.curves.step if self.curves.epoch is None else self.curves.epoch)[self.position]
+
+
+def marks(number: int, found: Curves, ends: Sequence[tuple[int, str]]) -> list[Mark]:
+    """The marks of the run `number`. `ends`: last step and cause of its attempts."""
+    last = len(found.step) - 1
+    places = [(min(bisect.bisect_left(found.step, step), last), text) for step, text in ends]
+    return [Mark(number, found, place, text) for place, text in places if last >= 0]
+
+
 def color_of(number: int) -> str:
     """The classes of page.css for a colour, with dashes if it is used again.
 
@@ -139,9 +162,10 @@ class Chart:
     lines: Sequence[Line]
     by_epoch: bool  # the horizontal axis: epochs, else steps
     log: bool  # the vertical axis
+    marks: Sequence[Mark]
 
 
-def charts(runs: Sequence[tuple[str, Curves, Curves]]) -> list[Chart]:
+def charts(runs: Sequence[tuple[str, Curves, Curves]], marked: Sequence[Mark] = ()) -> list[Chart]:
     """The charts that have any curve. `runs`: name, train curves and eval curves of each run."""
     made = []
     by_epoch = all(curves.epoch is not None for _, *kinds in runs for curves in kinds if curves.step)
@@ -156,7 +180,7 @@ def charts(runs: Sequence[tuple[str, Curves, Curves]]) -> list[Chart]:
         values = [value for line in lines for _, value in line.values]
         if values:
             wide = kind.id in ("loss", "norm", "trust") and min(values) > 0 and max(values) > _WIDE * min(values)
-            made.append(Chart(kind, lines, by_epoch, wide))
+            made.append(Chart(kind, lines, by_epoch, wide, marked))
     return made
 
 
@@ -201,10 +225,13 @@ def svg(chart: Chart, identity: str) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{identity}-t {identity}-d">',
         f'<title id="{identity}-t">{html.escape(chart.kind.title)}</title>',
         f'<desc id="{identity}-d">{html.escape(words(chart))}</desc>',
-        *_axes(x_axis, y_axis, "epoch" if chart.by_epoch else "step", chart.kind.unit),
+        *_axes(x_axis, y_axis, "epoch" if chart.by_epoch else "step"),
     ]
     for line in sorted(chart.lines, key=lambda line: -line.strength):
         parts += [f'<g class="{line.style}">', *_line(line, x_axis, y_axis, factor), "</g>"]
+    for mark in chart.marks:
+        place = f"M{x_axis.at(mark.x):.1f} {HEIGHT - BOTTOM - 9}l-5 9h10z"
+        parts.append(f'<path class="mark" d="{place}"><title>{html.escape(mark.text)}</title></path>')
     return "".join([*parts, "</svg>"])
 
 
@@ -264,7 +291,7 @@ def tick_text(value: float) -> str:
     return "0" if small else f"{value:,.6g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _axes(x_axis: Axis, y_axis: Axis, x_label: str, unit: str) -> Iterator[str]:
+def _axes(x_axis: Axis, y_axis: Axis, x_label: str) -> Iterator[str]:
     bottom = HEIGHT - BOTTOM
     for value in y_axis.ticks():
         y = y_axis.at(value)
@@ -276,8 +303,6 @@ def _axes(x_axis: Axis, y_axis: Axis, x_label: str, unit: str) -> Iterator[str]:
         yield f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick_text(value)}</text>'
     yield f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{WIDTH - RIGHT}"/>'
     yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{x_label}</text>'
-    if unit:
-        yield f'<text x="{LEFT + 6}" y="{TOP + 10}">{html.escape(unit)}</text>'
 
 
 def _line(line: Line, x_axis: Axis, y_axis: Axis, factor: float) -> Iterator[str]:

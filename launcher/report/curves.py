@@ -138,6 +138,7 @@ def _times(records: Sequence[Record]) -> dict[int, float]:
     total = 0.0
     for record, covered in steps_covered(records):
         total += (number(record, "step_time_s") or 0.0) * covered
-        total += (number(record, "time_s") or 0.0) if record["kind"] == "eval" else 0.0
+        is_inline = record["kind"] == "eval" and not record.get("beside")
+        total += (number(record, "time_s") or 0.0) if is_inline else 0.0
         times[id(record)] = total
     return times

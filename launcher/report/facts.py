@@ -16,7 +16,7 @@ from launcher.report.goodput import Goodput, goodput_of, spans
 from launcher.report.ranking import images_per_s
 from launcher.report.reference_points import Check, check
 from launcher.report.result import Result, percent, result
-from launcher.report.run_record import RunRecord
+from launcher.report.run_record import RunRecord, number
 from launcher.report.timeline import Entry
 from launcher.run.record_types import Facts
 
@@ -53,7 +53,7 @@ def facts(run: RunRecord) -> RunFacts:
         images_per_s=images_per_s(run),
         trained=list(_trained(run)),
         warnings=list(_warnings(run, own)),
-        plan=score.of_run(run.directory) if run.summary else None,
+        plan=score.of_run(run.directory) if run.directory.forecast.exists() else None,
         reference=check(run),
         commands=list(_commands(run)),
     )
@@ -88,7 +88,7 @@ def _trained(run: RunRecord) -> Iterator[tuple[str, str]]:
         _joined(
             keys.get("batch.size"),
             _unless(keys, "batch.num_micro_batches", 1, "{} micro-batches"),
-            _unless(keys, "batch_norm.span", None, "batch norm over {}"),
+            _span(keys.get("batch_norm.span")),
         ),
     )
     yield (
@@ -106,8 +106,14 @@ def _trained(run: RunRecord) -> Iterator[tuple[str, str]]:
     average = _unless(keys, "ema.decay", None, "average of the weights {}")
     if used or average:
         yield "regularization", _joined(*used, average)
-    yield "duration", _joined(keys.get("duration"), progress_text(run))
+    yield "duration", _joined(*dict.fromkeys([str(keys.get("duration")), *progress_text(run).split(", ")]))
     yield "where", _joined(*_where(run))
+
+
+def _span(span: object) -> str | None:
+    """Over which images batch norm computes its statistics; None if it is not recorded, or chosen by the launcher."""
+    named = {"global": "the batch", "worker": "a worker's part"}.get(str(span))
+    return None if span in (None, "auto") else f"batch norm over {named or f'{span} images'}"
 
 
 def _changes_of_model(keys: Facts) -> str | None:
@@ -229,6 +235,22 @@ def best_text(own: Result) -> str:
     return f"{percent(best.accuracy.top1)} at {where}: chosen by the val images, so it is too high for new ones"
 
 
+def command_text(run: RunRecord) -> str:
+    """How long the command that finished the run took, with its parts; empty if it is not recorded."""
+    whole = number(run.summary, "command_s")
+    names = {
+        "start_s": "to the first step",
+        "training_s": "training",
+        "evaluation_s": "evaluation",
+        "saving_s": "saving",
+    }
+    parts = [(name, number(run.summary, key)) for key, name in names.items()]
+    if whole is None:
+        return ""
+    found = ", ".join(f"{seconds:,.0f} s {name}" for name, seconds in parts if seconds is not None)
+    return f"the last start took {whole:,.0f} s from the command to its end: {found}"
+
+
 def plan_lines(outcome: Outcome) -> Iterator[str]:
     """The forecast that the run was started with against what came."""
     predicted = outcome.forecast.wall_s
@@ -260,6 +282,7 @@ def described(found: RunFacts) -> Mapping[str, Any]:
         "trained": dict(found.trained),
         "warnings": list(found.warnings),
         "images_per_s": found.images_per_s,
+        "command_s": number(run.summary, "command_s"),
         "goodput": {
             "fraction": found.goodput.fraction,
             "useful_worker_s": found.goodput.useful,

@@ -30,7 +30,7 @@ MEANING: Mapping[Part, str] = {
     "evaluation": "evaluation",
     "saving": "waiting for checkpoints",
     "repeated": "steps that were repeated later",
-    "restart": "failure to automatic restart",
+    "restart": "until an automatic restart",
     "other": "start, end and the rest",
 }
 
@@ -158,7 +158,7 @@ def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
         if record["kind"] == "train":
             step_s = number(record, "step_time_s")
             seconds = None if step_s is None else step_s * covered
-        elif record["kind"] == "eval":
+        elif record["kind"] == "eval" and not record.get("beside"):  # those beside took no time of the workers
             seconds = number(record, "time_s")
         elif record.get("event") in ("checkpoint", "checkpoint_failed"):
             seconds = number(record.get("detail", {}), "stalled_s")

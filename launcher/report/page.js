@@ -168,9 +168,13 @@
       drawing.append(svg("path", { class: "axis", d: `M${LEFT} ${TOP}V${bottom}H${width - RIGHT}` }));
       const name = state.axis === "time" ? `${LABELS.time} (${timeName})` : LABELS[state.axis];
       drawing.append(svg("text", { x: width - RIGHT, y: height - 4, "text-anchor": "end" }, name));
-      if (this.chart.unit) drawing.append(svg("text", { x: LEFT + 6, y: TOP + 10 }, this.chart.unit));
       const curves = svg("g", { "clip-path": `url(#${id})` });
       for (const line of this.visible().sort((a, b) => b.strength - a.strength)) curves.append(this.line(line));
+      for (const mark of data.marks.filter((one) => !state.hiddenRuns.has(one.run))) {
+        const triangle = svg("path", { class: "mark", d: `M${this.x.at(positions(mark)[mark.at]).toFixed(1)} ${bottom - 9}l-5 9h10z` });
+        triangle.append(svg("title", {}, mark.text));
+        curves.append(triangle);
+      }
       drawing.append(curves);
       this.marks = svg("g");
       drawing.append(this.marks);
@@ -303,7 +307,7 @@
       const whole = svg("svg", { xmlns: SVG, viewBox: `0 0 ${width} ${height}`, width, height });
       whole.append(svg("rect", { width, height, fill: "#ffffff" }));
       const font = { "font-family": "sans-serif", fill: "#1b1f24" };
-      whole.append(svg("text", { ...font, x: 8, y: 18, "font-size": 15, "font-weight": "bold" }, this.chart.title));
+      whole.append(svg("text", { ...font, x: 8, y: 18, "font-size": 15, "font-weight": "bold" }, this.chart.unit ? `${this.chart.title} (${this.chart.unit})` : this.chart.title));
       for (const [key, value] of Object.entries({ x: 0, y: head, width, height: this.height })) made.setAttribute(key, value);
       whole.append(made);
       lines.forEach((line, number) => {

@@ -25,6 +25,7 @@ from launcher.report.run_sections import badge, run_sections, trained
 MAX_BYTES = 3_000_000  # of a page
 _POINTS = 4000  # of a curve in all runs together
 _MOST_POINTS, _FEWEST_POINTS = 1500, 20  # of a curve in one run
+_INTERVAL = "The interval is what the number of images leaves open (95 %, Wilson)."
 _NUM_ROWS = 25  # of a chart's table
 _MAX_KEYS = 400  # rows of a table of differences
 
@@ -32,7 +33,7 @@ _MAX_KEYS = 400  # rows of a table of differences
 def page(runs: Sequence[RunFacts], rows: Sequence[Ranked], command: str, made: str) -> str:
     """The HTML text, smaller than MAX_BYTES if its curves can be made small enough.
 
-    `rows`: the ranking of the runs; `command`: the command line that makes the page; `made`: the time.
+    `rows`: the ranking of several runs; `command`: the command line that makes the page; `made`: the time.
     """
     most = min(_POINTS // len(runs), _MOST_POINTS)
     while True:
@@ -46,7 +47,12 @@ def _page(runs: Sequence[RunFacts], rows: Sequence[Ranked], command: str, made: 
     of_runs = [
         (one.run.name, curves(one.run, "train", most_points), curves(one.run, "eval", most_points)) for one in runs
     ]
-    drawn = charts.charts(of_runs)
+    marked = [
+        mark
+        for number, (one, (_, train, _)) in enumerate(zip(runs, of_runs, strict=True))
+        for mark in charts.marks(number, train, _ends(one))
+    ]
+    drawn = charts.charts(of_runs, marked)
     script, style = (_resource(name) for name in ("page.js", "page.css"))
     title = ", ".join(one.run.name for one in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
     body = [
@@ -74,6 +80,15 @@ def _page(runs: Sequence[RunFacts], rows: Sequence[Ranked], command: str, made: 
     return f'<!doctype html>\n<html lang="en">\n{lines}\n</html>\n'
 
 
+def _ends(one: RunFacts) -> list[tuple[int, str]]:
+    """Last step and a text of the attempts that ended before the run did."""
+    return [
+        (attempt.last_step or 0, f"{one.run.name}: attempt {attempt.number} {entry.outcome}, {entry.ended}")
+        for entry in one.entries
+        if entry.outcome in ("failed", "stopped") and (attempt := entry.span.attempt)
+    ]
+
+
 def _resource(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
@@ -99,7 +114,7 @@ def _header(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> str:
     name = f"<h1>{text(one.run.name)} {badge(status.state)}</h1>"
     tiles = []
     if last is not None:
-        interval = "" if accuracy is None else f"{interval_text(accuracy)} (95 %)"
+        interval = "" if accuracy is None else interval_text(accuracy)
         tiles.append(("Top-1", "not finite" if accuracy is None else percent(accuracy.top1), interval))
         tiles.append(("Val loss", "n/a" if last.loss is None else f"{last.loss:.4g}", _top5(last.top5)))
     progress, _, more = progress_text(one.run).partition(", ")
@@ -116,7 +131,7 @@ def _header(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> str:
         f'<div class="tile"><dt>{text(label)}</dt><dd><b>{text(value)}</b><span>{text(note)}</span></dd></div>'
         for label, value, note in tiles
     )
-    label = f'<p class="label">Accuracy of {text(own.label)}.</p>' if own.label else ""
+    label = f'<p class="label">Accuracy of {text(own.label)}. {_INTERVAL}</p>' if own.label else ""
     return f"{name}{listed(one.warnings, 'warnings')}<dl class='tiles'>{shown_tiles}</dl>{label}"
 
 
@@ -165,6 +180,9 @@ def _curves(drawn: Sequence[Chart], of_runs: Sequence[tuple[str, Curves, Curves]
             f'<p class="note">Down-sampled: a point stands for up to {longest:,} records. The line is their mean, and '
             "the band reaches from their smallest to their largest value.</p>"
         )
+    if drawn[0].marks:
+        sign = '<svg class="sign" viewBox="0 0 10 9" aria-hidden="true"><path class="mark" d="M5 0l-5 9h10z"/></svg>'
+        yield f'<p class="note">{sign} on the axis: an attempt ended there, by a failure or on request.</p>'
     yield '<div class="charts">'
     for chart in drawn:
         yield from _chart(chart, num_runs)
@@ -233,6 +251,10 @@ def _data(drawn: Sequence[Chart], of_runs: Sequence[tuple[str, Curves, Curves]])
         "runs": [name for name, _, _ in of_runs],
         "positions": [{"step": one.step, "epoch": one.epoch, "time": one.time_s} for one in found],
         "byEpoch": all(chart.by_epoch for chart in drawn),
+        "marks": [
+            {"run": mark.run, "positions": numbers[id(mark.curves)], "at": mark.position, "text": mark.text}
+            for mark in (drawn[0].marks if drawn else ())
+        ],
         "charts": [
             {
                 "id": chart.kind.id,

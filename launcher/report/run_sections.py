@@ -76,8 +76,11 @@ def _time(found: RunFacts, number: int, level: int) -> Iterator[str]:
         yield _keyed(table(head, rows, "Where the time of the workers went"))
     yield (
         f"<p>Goodput {goodput.fraction:.1%}: {goodput.useful:,.0f} useful of {goodput.all:,.0f} worker-seconds. "
-        "The time from an end to a start by a person is not counted: nobody had scheduled the run.</p>"
+        "The time from an end to a start by a person is not counted: nobody had scheduled the run. The time until the "
+        "launcher or the scheduler of the same submission starts it again is lost, with the wait in the queue.</p>"
     )
+    if command := run_facts.command_text(found.run):
+        yield f"<p>{text(command[0].upper() + command[1:])}. It begins before its first attempt.</p>"
     if found.plan is not None:
         yield f"<h{level + 1}>Plan against actual</h{level + 1}>{listed(run_facts.plan_lines(found.plan))}"
     yield "</section>"

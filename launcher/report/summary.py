@@ -58,6 +58,8 @@ def _result(found: RunFacts) -> Iterator[tuple[str, str]]:
         yield "speed", f"{found.images_per_s:,.0f} images/s while training"
     if found.reference is not None:
         yield "MLPerf", found.reference.verdict
+    if command := run_facts.command_text(found.run):
+        yield "command", command
     for text in run_facts.plan_lines(found.plan) if found.plan is not None else ():
         yield "plan", text
 

@@ -12,6 +12,7 @@
         FINISHED             all steps are done           FATAL              the run failed for good
     STORAGE/.indices/        tables of samples that the runs of a storage share
     STORAGE/.calibrations/   what `launcher plan --calibrate` has measured, a file for each configuration
+    STORAGE/.runs.jsonl      work and times of finished runs, the evidence of forecasts
 
 No other module spells these names. Writes are atomic: at any moment and after any kill, a reader finds the old content
 or the new one. A file that cannot be read all the same (a damaged disk, another version, a person) is named, left out,
@@ -282,6 +283,11 @@ class RunDirectory:
 def calibration_file(storage: Path, configuration: str) -> Path:
     """The file with the calibration of a configuration, which is 16 hex digits."""
     return storage / ".calibrations" / f"{configuration}.json"
+
+
+def remembered_runs(storage: Path) -> Path:
+    """The file with a line for each finished run: its work and its times."""
+    return storage / ".runs.jsonl"
 
 
 def current_submission() -> str:

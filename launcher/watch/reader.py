@@ -39,12 +39,12 @@ _BUDGET_S = 0.2  # of one reading of metrics.jsonl: a large file is read in part
 class Limits:
     """How much a snapshot has."""
 
-    points: int = 500  # of a curve: a terminal of 200 columns has as many dots
+    points: int = 300  # of a curve: half a terminal of 200 columns has 184 dots
     workers: int = 4_096
     log_lines: int = NUM_LOG_LINES
 
 
-OVER_A_NETWORK = Limits(points=250, workers=256, log_lines=60)
+OVER_A_NETWORK = Limits(points=150, workers=256, log_lines=60)
 
 
 class _Unless(Generic[T]):

@@ -86,8 +86,12 @@ class Snapshot:
     log: Sequence[str] = ()  # its last lines
 
     def to_json(self) -> str:
-        """As one line of JSON."""
-        return json.dumps(without_non_finite(dataclasses.asdict(self)), allow_nan=False, separators=(",", ":"))
+        """As one line of JSON, with five digits of the curves."""
+        content = dataclasses.asdict(self)
+        for curves in (content["train"], content["evals"]):
+            for name, column in curves.items():
+                curves[name] = [float(f"{value:.5g}") if isinstance(value, float) else value for value in column]
+        return json.dumps(without_non_finite(content), allow_nan=False, separators=(",", ":"))
 
 
 def from_json(line: str) -> Snapshot | None:

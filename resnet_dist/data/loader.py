@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +18,7 @@ from resnet_dist.data import crops, random_bits
 from resnet_dist.data.augmentation import Augmentation
 from resnet_dist.data.decoding import dali as decode_dali
 from resnet_dist.data.decoding import regions as decode_regions
+from resnet_dist.data.decoding.choice import uses_dali
 from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.requests import BatchRequest, Decoded, Decoder
 from resnet_dist.data.index.table import Index, Kind
@@ -203,7 +203,7 @@ def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, m
     if recipe.source == "synthetic":
         return SyntheticDecoder(device)
     on_gpu = device.type == "cuda"
-    if _uses_dali(recipe, on_gpu):
+    if uses_dali(recipe, on_gpu=on_gpu):
         device_id = None
         if on_gpu:
             device_id = torch.cuda.current_device() if device.index is None else device.index
@@ -211,25 +211,6 @@ def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, m
     if recipe.decoder == "auto" and on_gpu:
         _warn_without_dali()
     return CpuDecoder(num_threads, recipe.prefetch, recipe.decoder == "auto" and decode_regions.version() is not None)
-
-
-def describe_decoders(recipe: DataRecipe, *, on_gpu: bool) -> str:
-    """What decodes which images on this machine."""
-    if recipe.source == "synthetic":
-        return "random images, made on the device"
-    pillow = f"Pillow {PIL.__version__}"
-    if _uses_dali(recipe, on_gpu):
-        return f"NVIDIA DALI on the {'GPU' if on_gpu else 'CPU'} (ordinary JPEGs), {pillow} (others)"
-    if recipe.decoder == "torchvision":
-        return f"{pillow} on the CPU"
-    version = decode_regions.version()
-    if version is None:
-        return f"{pillow} on the CPU, since nvImageCodec is not installed"
-    return f"nvImageCodec {version} on the CPU (ordinary JPEGs), {pillow} (others)"
-
-
-def _uses_dali(recipe: DataRecipe, on_gpu: bool) -> bool:
-    return recipe.decoder == "dali" or (recipe.decoder == "auto" and on_gpu and decode_dali.is_installed())
 
 
 @functools.cache

@@ -198,7 +198,8 @@ class Beside(InTurn):
                 log.warning("the evaluation after step %d is not finite", step)
             return
         self._num_failures += 1
-        self._skip(step, f"{type(ended).__name__}: {ended}", warn=True)
+        kind = "" if isinstance(ended, Unavailable) else f"{type(ended).__name__}: "
+        self._skip(step, f"{kind}{ended}", warn=True)
         if isinstance(ended, Unavailable) or self._num_failures >= MAX_FAILURES:
             self._give_up(ended)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launcher.errors import WorkerLost
 from launcher.inference.evaluate import Evaluated, Request, evaluate_checkpoint
 from launcher.inference.trained import saved
 from launcher.inference.workers import evaluate_with
-from resnet_dist.errors import DataError
 from resnet_dist.telemetry.metrics_file import read_metrics
 from tests.distributed.conftest import environment
 
@@ -26,11 +22,6 @@ from tests.distributed.conftest import environment
 def recorded(run: Path) -> dict[str, Any]:
     """The run's own last evaluation."""
     return next(one for one in reversed(read_metrics(run / "metrics.jsonl")) if one["kind"] == "eval")
-
-
-def killed(task: str, done: int, total: int) -> None:
-    """Progress of rank 0: it ends as if the kernel had ended it."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -59,13 +50,3 @@ def test_torchruns_processes_evaluate_together_and_one_prints(one_process: Path,
     found = json.loads(ended.stdout)
     assert (found["workers"], found["label"]["num_samples"]) == (2, 355)
     assert (found["top1"], found["top5"]) == (alone.evaluation.top1, alone.evaluation.top5)
-
-
-def test_the_error_of_a_worker_is_that_of_the_evaluation(one_process: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no images"):
-        evaluate_with(saved(one_process), Request(data=str(tmp_path)), 2)
-
-
-def test_a_worker_that_is_killed_is_named(one_process: Path) -> None:
-    with pytest.raises(WorkerLost, match=r"worker 0 on .*SIGKILL"):
-        evaluate_with(saved(one_process), Request(), 2, killed)

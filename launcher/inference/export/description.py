@@ -52,7 +52,7 @@ class Description:
     @property
     def which(self) -> str:
         """Which weights these are, in words."""
-        return f"{weights_in_words(self.weights)}, step {self.step:,}"
+        return f"step {self.step:,}, {weights_in_words(self.weights)}"
 
     def plain(self) -> dict[str, Any]:
         """As JSON; also `dtype`, that of the exported weights."""

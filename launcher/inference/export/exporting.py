@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.errors import UsageError
 from launcher.inference.evaluate import model_of
 from launcher.inference.export import formats, programs, state_dicts
 from launcher.inference.export.comparison import Agreement, Images, compared, images_for
@@ -20,7 +21,7 @@ from launcher.inference.export.formats import Format, Name
 from launcher.inference.export.loading_code import remarks, timm_config
 from launcher.inference.export.model_card import model_card
 from launcher.inference.trained import Saved
-from resnet_dist.checkpoint.disk import storage_errors, sync
+from resnet_dist.checkpoint.disk import reason, storage_errors, sync
 from resnet_dist.inference import TrainedModel, Weights
 
 _TARGETS: dict[Name, str] = {
@@ -134,8 +135,11 @@ def _json(target: Format, network: str, file: Path, about: Description, agreemen
 def _beside(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output`, whose parents are created. It is deleted at the end."""
     folder = output.with_name(f".{output.name}.tmp-{secrets.token_hex(4)}")
-    with storage_errors(output.parent):
+    try:
         folder.mkdir(parents=True)
+    except OSError as error:
+        problem = f"cannot be written: {reason(error)}"
+        raise UsageError(f"--output {output}: {problem}. Allowed: a file in a folder of yours") from error
     try:
         yield folder
     finally:

@@ -8,7 +8,6 @@ resizing rounds differently (the test of this module has the differences).
 
 from __future__ import annotations
 
-import importlib.util
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from resnet_dist.data.decoding.choice import dali_is_installed
 from resnet_dist.data.decoding.cpu import pillow_window
 from resnet_dist.data.decoding.requests import BatchRequest, Decoded
 from resnet_dist.errors import DataError, MissingPackage
@@ -43,12 +43,7 @@ _Errors = dict[int, DataError]
 _Sample = tuple[bytes, tuple[int, int, int, int], DataError | None]
 
 
-def is_installed() -> bool:
-    """Whether DALI can be imported, without importing it."""
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package `nvidia`
-        return False
+is_installed = dali_is_installed
 
 
 class DaliDecoder:

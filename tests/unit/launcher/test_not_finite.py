@@ -14,7 +14,7 @@ import pytest
 
 from launcher import cli
 from launcher.api import load_run
-from launcher.commands.plan import stop_s
+from launcher.planning.preemption import stop_s
 from launcher.console import Progress, summary_lines
 from launcher.report.goodput import goodput
 from launcher.run.directory import RunDirectory

@@ -32,6 +32,21 @@ def applied(text: str) -> RunConfig:
     return configs.load(command[3], command[4:])
 
 
+def rows(text: str) -> dict[str, str]:
+    """The cells of each row of the recipe after its label, which may go on in the lines below."""
+    table = text.partition("\nRecipe\n")[2].partition("  source: ")[0].splitlines()
+    place = next(line.index("interpolated:") for line in table if line.startswith("  peak LR"))
+    found: dict[str, list[str]] = {}
+    for line in table:
+        label, value, source = line[:19].strip(), line[19:place].strip(), line[place:].strip()
+        if label:
+            found[label] = [value, source]
+        elif found:
+            last = list(found.values())[-1]
+            last[:] = [f"{last[0]} {value}".strip(), f"{last[1]} {source}".strip()]
+    return {label: "  ".join(cells) for label, cells in found.items()}
+
+
 def test_a_published_batch_has_one_source(capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, "--batch", "32768")
     assert "published by Google" in text
@@ -45,13 +60,13 @@ def test_a_published_batch_has_one_source(capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_batch_between_two_is_labelled_number_by_number(capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, "--batch", "16384")
-    lines = {line.split("  ")[1].strip(): line for line in text.splitlines() if line.startswith("  ")}
+    lines = rows(text)
     assert "interpolated: 17 with 8,192, 21.2 with 32,768" in lines["peak LR"]
     assert "75.9 % top-1 after 46.6 epochs" in lines["expected"]
     assert "interpolated: 41.875 with 8,192, 56 with 32,768" in lines["expected"]
     assert "not interpolated" in lines["batch norm"]
     assert "the same for all of its batches" in lines["schedule"]
-    assert "Nobody has published a run with these numbers." in text
+    assert "Nobody has published a run with these numbers." in " ".join(text.split())
     run = applied(text)
     assert (run.batch.size, run.schedule.peak_lr, run.name) == (16384, 18.4, "rn50-8node-16384")
 
@@ -78,7 +93,7 @@ def test_the_expected_accuracy_is_that_at_the_end_where_no_epochs_are_published(
 ) -> None:
     path = str(FOLDER / "recipes" / "nado2021_nesterov_32768.yaml")
     assert "75.9 % top-1 at the end" in plan(capsys, "--batch", "32768", path=path)
-    assert "76.3 to 76.4 % top-1 at the end" in plan(capsys, "--batch", "4096", path=path)
+    assert rows(plan(capsys, "--batch", "4096", path=path))["expected"].startswith("76.3 to 76.4 % top-1 at the end")
 
 
 def test_a_batch_beyond_all_tables_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +124,7 @@ def test_other_networks_and_images_have_no_answer(
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--batch", "0"), ("--batch", "-5"), ("--batch", "8192", "--ablate"), ("--batch", "8192", "--nodes", "1")],
+    [("--batch", "0"), ("--batch", "-5"), ("--batch", "8192", "--ablate"), ("--batch", "8192", "--nodes", "x")],
 )
 def test_a_command_line_that_makes_no_sense_is_refused(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
@@ -121,8 +136,8 @@ def test_scaling_by_the_table_trains_with_the_same_lr(capsys: pytest.CaptureFixt
     overrides = ["schedule={scaling: table, warmup: 5 epochs, decay: polynomial}", "batch.size=16384"]
     text = plan(capsys, *overrides)
     assert "      18.4  end of warm-up" in text
-    assert "    peak LR interpolated between runs of Google with 8,192 and 32,768\n" in text
-    assert "    peak LR published by Google\n" in plan(capsys, *overrides, "batch.size=8192")
+    assert "peak LR interpolated between runs of Google with 8,192 and 32,768" in " ".join(text.split())
+    assert "  peak LR published by Google\n" in plan(capsys, *overrides, "batch.size=8192")
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,14 @@ def test_layers_are_recorded_only_where_they_can_be_observed(write: Write, overr
     config.load(write(MINIMAL), [every, "engine={name: zero, stage: 0}"])
 
 
+def test_the_best_checkpoints_are_not_kept_if_they_are_evaluated_later(write: Write) -> None:
+    overrides = ["checkpoint.keep_best=2", "evaluate.beside=true"]
+    [problem] = problems_of(lambda: config.load(write(MINIMAL), overrides))
+    assert (problem.key, problem.allowed) == ("checkpoint.keep_best", "0, or evaluate.beside false")
+    for override in overrides:
+        config.load(write(MINIMAL), [override])
+
+
 def test_every_node_has_the_same_number_of_workers(write: Write) -> None:
     assert config.load(write(MINIMAL), ["workers=6", "cluster.nodes=3"]).workers == Workers(6, 6)
     [problem] = problems_of(lambda: config.load(write(MINIMAL), ["workers=7", "cluster.nodes=3"]))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from launcher import cli
-from launcher.errors import UsageError
+from launcher.errors import UsageError, UserCodeError
 from launcher.inference import evaluate
 from launcher.inference.evaluate import Evaluated, evaluate_checkpoint
 from launcher.inference.trained import saved
@@ -313,3 +313,10 @@ def test_the_worst_mistakes_are_the_surest(trained_run: Path, capsys: pytest.Cap
     assert sure == sorted(sure, reverse=True)
     assert len(sure) == NUM - found["num_correct"]
     assert all(one["true"] != one["predicted"] and one["path"].startswith("val/") for one in found["mistakes"])
+
+
+def test_an_error_of_the_users_metric_is_one_of_the_users_code(trained_run: Path) -> None:
+    found = saved(trained_run)
+    own = dataclasses.replace(found.recipe.evaluate, metrics=("torch:argmax",))  # returns [n]; on labels it raises
+    with pytest.raises(UserCodeError, match="TypeError"):
+        evaluate_checkpoint(dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, evaluate=own)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from launcher.config import load as configs
 from launcher.config.schema import Resources, RunConfig
 from launcher.planning.actual import actual, scheduled_s
-from launcher.planning.history import device_here, device_name, earlier_run, earlier_runs
-from launcher.run.directory import RunDirectory
+from launcher.planning.history import device_here, device_name, earlier_run, earlier_runs, remember
+from launcher.run.directory import RunDirectory, remembered_runs
+from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import BatchRecipe
 
 TIMES = {"start_s": 5.0, "training_s": 40.0, "evaluation_s": 4.0, "saving_s": 1.0}
@@ -51,6 +53,36 @@ def test_unreadable_runs_are_left_out(config: RunConfig, trained: Any) -> None:
     (good.storage / "folder").mkdir()
     assert [run.name for run in earlier_runs(good.storage)] == ["good"]
     assert list(earlier_runs(good.storage / "none")) == []
+
+
+def test_remembered_runs_need_no_time_and_are_equal(config: RunConfig, trained: Any) -> None:
+    run, storage = trained(config, "first", **TIMES), Path(config.storage)
+    trained(config, "second", **TIMES)
+    read = {one.name: one for one in earlier_runs(storage)}
+    remember(run)
+    assert list(earlier_runs(storage, seconds=-1)) == [read["first"]]
+    with remembered_runs(storage).open("a") as file:
+        file.write('{"name": "second", "finished_ns": 1}\n[]\n{"torn')
+    assert {one.name: one for one in earlier_runs(storage)} == read
+
+
+def test_a_run_that_was_trained_longer_or_deleted_is_not_the_remembered_one(config: RunConfig, trained: Any) -> None:
+    run = trained(config, "first", **TIMES)
+    remember(run)
+    longer = replace(config, duration=Duration(Fraction(4), "epochs"))
+    trained(longer, "first", **{**TIMES, "training_s": 90.0})
+    assert [one.work.steps for one in earlier_runs(run.storage)] == [40]
+    run.finished_file.unlink()
+    assert list(earlier_runs(run.storage)) == []
+
+
+def test_a_storage_that_cannot_be_written_does_not_fail_the_run(
+    config: RunConfig, trained: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(config, "first", **TIMES)
+    remembered_runs(run.storage).mkdir()
+    remember(run)
+    assert "is not remembered" in caplog.text
 
 
 def test_reading_ends_with_its_time(config: RunConfig, trained: Any) -> None:

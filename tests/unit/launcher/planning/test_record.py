@@ -14,11 +14,8 @@ import pytest
 from launcher.config.schema import RunConfig
 from launcher.planning import record
 from launcher.planning.forecast import Interval
-from launcher.planning.history import earlier_runs
 from launcher.planning.prediction import predict
-from launcher.planning.work import configuration
 from launcher.run.directory import RunDirectory
-from resnet_dist.recipe.schema import BatchRecipe
 
 TIMES = {"start_s": 5.0, "training_s": 40.0, "evaluation_s": 4.0, "saving_s": 1.0}
 
@@ -56,23 +53,10 @@ def test_a_resumed_run_keeps_its_first_forecast(config: RunConfig, run: RunDirec
     assert not run.forecast.exists()
 
 
-def test_without_evidence_only_the_configuration_is_recorded(config: RunConfig, run: RunDirectory) -> None:
+def test_without_evidence_nothing_is_written(config: RunConfig, run: RunDirectory) -> None:
     record.write(replace(config, precision="bfloat16"), run)
-    content = json.loads(run.forecast.read_text())
-    assert (content["forecast"], len(content["configuration"])) == (None, 16)
+    assert not run.forecast.exists()
     assert record.read(run) is None
-
-
-def test_runs_of_the_same_configuration_are_read_first(config: RunConfig, trained: Any) -> None:
-    old = trained(config, "old", **TIMES)
-    record.write(config, old)  # it has been started: nothing is written
-    old.attempts_file.rename(old.path / "attempts")
-    record.write(config, old)
-    (old.path / "attempts").rename(old.attempts_file)
-    for number in range(3):
-        trained(replace(config, batch=BatchRecipe(size=5 + number)), f"new-{number}", **TIMES)
-    names = [run.name for run in earlier_runs(Path(config.storage), first=configuration(config))]
-    assert names == ["old", "new-2", "new-1", "new-0"]
 
 
 def test_a_forecast_that_fails_does_not_fail_the_run(

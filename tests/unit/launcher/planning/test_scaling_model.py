@@ -113,7 +113,7 @@ def test_the_verb_prints_a_column_for_each_number_of_nodes(capsys: pytest.Captur
         (["--nodes", "eight"], "numbers with commas"),
         (["--nodes", "0"], "numbers from 1"),
         (["--nodes", "8", "--mtbf-hours", "-1"], "--mtbf-hours -1: Allowed: a number above 0"),
-        (["--mtbf-hours", "100"], "--nodes is missing"),
+        (["--save-s", "1"], "--nodes is missing"),
     ],
 )
 def test_invalid_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class JobServer:
     given: list[str] = field(default_factory=list)  # authorisations
     paths: list[str] = field(default_factory=list)  # of the requests
     fails: list[int] = field(default_factory=list)  # codes of the next answers
+    logs: str = "hello\n"  # of every job
     loses_answers: int = 0  # to the next submissions, which it carries out
     leads_to: str = ""  # every request is redirected there
 
@@ -97,7 +99,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[JobServe
             elif self.path == "/api/jobs/":
                 self._answer(200, state.jobs)
             elif self.path.endswith("/logs"):
-                self._answer(200, {"logs": "hello\n"})
+                self._answer(200, {"logs": state.logs})
             elif found := [job for job in state.jobs if job["submission_id"] == name]:
                 self._answer(200, found[0])
             else:
@@ -207,6 +209,28 @@ def test_status_of_a_run_whose_storage_is_not_here_is_what_ray_says(
     assert (found["state"], found["exit_code"], found["job"]) == ("stopped", 75, "ray job job-1")
     assert cli.main(["logs", str(write_config()), "--address", server.address]) == 0
     assert capsys.readouterr().out == "hello\n"
+
+
+def test_a_command_on_the_cluster_is_a_job_whose_log_is_read_until_it_ends(
+    server: JobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_jobs, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(ray_jobs.uuid, "uuid4", lambda: uuid.UUID(int=7))
+    server.job("RUNNING", submission_id=f"launcher-read-{uuid.UUID(int=7).hex}")
+    server.logs = "first\nsec"
+    lines = ray_jobs.lines(["watch", "/runs/a b", "--json"], server.address)
+    assert next(lines) == "first"
+    assert server.posted[0]["entrypoint"] == "python -m launcher watch '/runs/a b' --json"
+    assert not server.posted[0].get("metadata")  # it is not taken for the run's own job
+    server.logs += "ond\nthird\n"
+    assert [next(lines), next(lines)] == ["second", "third"]
+    server.jobs[0]["status"] = "SUCCEEDED"
+    assert list(lines) == []
+    other = ray_jobs.lines(["watch"], server.address)
+    server.posted.clear()
+    next(other)
+    other.close()
+    assert len(server.stopped) == 2
 
 
 @pytest.mark.parametrize(

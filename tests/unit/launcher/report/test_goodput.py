@@ -100,6 +100,13 @@ def test_the_parts_add_up_and_tell_useful_time_from_repeated(run: RunDirectory) 
     assert found.useful == workers * 13
 
 
+def test_an_evaluation_beside_training_takes_no_time_of_the_workers(run: RunDirectory) -> None:
+    write_attempts(run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:01:00", "", {}))
+    records = [{"kind": "eval", "step": 1, "top1": 0.5, "num_samples": 8, "time_s": 30.0, "beside": True}]
+    run.metrics.write_text(json.dumps(records[0]) + "\n")
+    assert goodput(run).useful == 0
+
+
 def test_a_record_stands_for_the_steps_since_the_one_before_it(run: RunDirectory) -> None:
     write_attempts(run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:01:00", "", {}))
     records = [{"kind": "train", "step": step, "step_time_s": 2.0} for step in (10, 20)]

@@ -107,6 +107,19 @@ def test_a_save_that_is_waited_for_is_on_the_disk(tmp_path: Path, saver: Saver, 
     assert len(events) == 1
 
 
+def test_a_checkpoint_in_use_is_not_deleted(tmp_path: Path, storage: Storage) -> None:
+    in_use = frozenset({1})
+    options = CheckpointOptions(tmp_path, Retention(keep=1), in_use=lambda: in_use)
+    saver = Saver(options, on_event=lambda *event: None)
+    for step in (1, 2, 3):
+        save(saver, step, wait=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    in_use = frozenset()
+    save(saver, 4, wait=True)
+    saver.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
 def test_the_training_goes_on_and_changes_its_tensors_while_they_are_written(
     tmp_path: Path, saver: Saver, storage: Storage
 ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
 from resnet_dist.data import BatchRequest, Index, Stream, loader
+from resnet_dist.data.decoding import choice
 from resnet_dist.data.decoding import dali as decode_dali
 from resnet_dist.data.decoding import regions as decode_regions
 from resnet_dist.data.decoding.cpu import CpuDecoder
@@ -19,7 +20,6 @@ from resnet_dist.data.decoding.requests import Decoded
 from resnet_dist.data.loader import (
     HostBatch,
     decoder_for,
-    describe_decoders,
     evaluation_batches,
     normalise,
     training_batches,
@@ -261,14 +261,14 @@ def test_torchvision_is_pillow_for_everything() -> None:
 def test_what_decodes_which_images_is_said(
     decoder: str, on_gpu: bool, dali: bool, version: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode_dali, "is_installed", lambda: dali)
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: dali)
     monkeypatch.setattr(decode_regions, "version", lambda: version)
     recipe = replace(RECIPE, decoder=decoder)  # type: ignore[arg-type]
-    assert re.fullmatch(expected, describe_decoders(recipe, on_gpu=on_gpu))
+    assert re.fullmatch(expected, choice.describe_decoders(recipe, on_gpu=on_gpu))
 
 
 def test_auto_is_dali_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_dali, "is_installed", lambda: True)
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: True)
     assert kind_of_decoder("auto", "cuda:1") is decode_dali.DaliDecoder
     decoder = decoder_for(RECIPE, device=torch.device("cuda:1"), num_threads=3, max_batch_size=8)
     assert isinstance(decoder, decode_dali.DaliDecoder)
@@ -276,7 +276,7 @@ def test_auto_is_dali_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_named_decoder_is_taken_whatever_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_dali, "is_installed", lambda: True)
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: True)
     assert kind_of_decoder("torchvision", "cuda:0") is CpuDecoder
     assert kind_of_decoder("dali", "cpu") is decode_dali.DaliDecoder
 
@@ -284,7 +284,7 @@ def test_a_named_decoder_is_taken_whatever_the_device(monkeypatch: pytest.Monkey
 def test_auto_with_a_gpu_but_without_dali_falls_back_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(decode_dali, "is_installed", lambda: False)
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: False)
     loader._warn_without_dali.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert kind_of_decoder("auto", "cuda:0") is CpuDecoder

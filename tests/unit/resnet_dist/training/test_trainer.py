@@ -29,6 +29,7 @@ from resnet_dist.telemetry.layers import NoLayers
 from resnet_dist.telemetry.stages import Stages
 from resnet_dist.telemetry.step_totals import StepExchange, StepSums
 from resnet_dist.training.bad_images import BadImages
+from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import LoopTimes, Outcome, Timetable, Trainer, TrainerParts
@@ -168,6 +169,7 @@ def trainer(
     first_step: int = 0,
     evaluate_first: bool = False,
     target: Target | None = None,
+    beside: InTurn | None = None,
 ) -> Trainer:
     """`..._every` in steps."""
     parts = TrainerParts(
@@ -176,6 +178,7 @@ def trainer(
         batches_from=world.batches_from,
         to_device=lambda batch: MicroBatch(batch.images.float(), batch.labels),
         evaluate=world.evaluate,
+        beside=beside or InTurn(),
         exchange=StepExchange(
             RunningStatistics(world.module),
             torch.device("cpu"),
@@ -284,6 +287,63 @@ def test_a_stop_request_comes_before_the_evaluation_that_would_reach_the_target(
     outcome = trainer(world, steps=9, evaluate_every=2, target=Target("top1", 0.76)).fit()
     assert (outcome.step, outcome.finished, outcome.reached) == (4, False, None)
     assert [event for _, event in world.events()] == ["started", "stopped"]
+
+
+# --- evaluation beside training
+
+
+class OtherProcess(InTurn):
+    """Evaluates beside training, and notes in `did` what it is asked."""
+
+    def __init__(self, did: list[str], takes: bool = True) -> None:
+        self.did, self.takes = did, takes
+
+    def take(self, step: int, *, stopping: bool) -> bool:
+        self.did.append(f"take {step}" + " for the next attempt" * stopping)
+        return self.takes
+
+    def finish(self, beat: Callable[[], object], stopped: Callable[[], bool]) -> None:
+        self.did.append("finish")
+
+    def close(self) -> None:
+        self.did.append("close")
+
+
+def test_an_evaluation_beside_training_is_of_a_checkpoint_and_the_last_one_is_done_by_the_workers() -> None:
+    world = World()
+    outcome = trainer(world, steps=3, evaluate_every=1, beside=OtherProcess(world.did)).fit()
+    assert [entry for entry in world.did if entry] == [
+        *("batches from 0", "step 1", "take 1", "save 1", "step 2", "take 2", "save 2"),
+        *("step 3", "evaluate", "save 3 and wait with metrics", "finish", "close"),
+    ]
+    assert outcome.evaluation == EVALUATION
+
+
+def test_what_the_other_process_does_not_take_the_workers_evaluate() -> None:
+    world = World()
+    trainer(world, steps=2, evaluate_every=1, beside=OtherProcess(world.did, takes=False)).fit()
+    assert [entry for entry in world.did if entry][:4] == ["batches from 0", "step 1", "take 1", "evaluate"]
+
+
+def test_a_request_to_stop_leaves_the_evaluation_to_the_other_process_of_the_next_attempt() -> None:
+    world = World(stop_in=2)
+    trainer(world, steps=9, evaluate_every=2, beside=OtherProcess(world.did)).fit()
+    assert world.did[-3:] == ["take 2 for the next attempt", "save 2 and wait", "close"]
+
+
+def test_the_other_process_also_evaluates_what_the_attempt_before_left_out() -> None:
+    world = World()
+    trainer(world, steps=4, first_step=2, evaluate_first=True, beside=OtherProcess(world.did)).fit()
+    assert world.did[0] == "take 2"
+    assert world.did.count("evaluate") == 1
+
+
+def test_the_other_process_is_ended_if_training_fails() -> None:
+    world = World(losses={2: math.nan})
+    with pytest.raises(DivergedError):
+        trainer(world, steps=4, beside=OtherProcess(world.did)).fit()
+    assert "finish" not in world.did
+    assert world.did[-1] == "close"
 
 
 def test_events_follow_their_steps_and_evaluation_comes_before_the_checkpoint() -> None:

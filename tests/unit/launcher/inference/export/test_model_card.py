@@ -69,7 +69,9 @@ def test_code_of_a_card_with_another_epsilon(
 
 
 def test_the_header_has_the_accuracy_with_its_label(resnet18: Path, exported: Exports) -> None:
-    card = exported("timm", resnet18).card.read_text()
+    done = exported("timm", resnet18)
+    assert json.loads(done.sidecar.read_text())["pretrained_cfg"]["crop_pct"] == 0.875
+    card = done.card.read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "timm"
     [result] = header["model-index"][0]["results"]

@@ -1,0 +1,132 @@
+"""What a plan says about memory, disks, and where and how the run is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.commands import plan_disks
+from launcher.commands.plan_text import paragraph, row
+from launcher.config.schema import RunConfig
+from launcher.formatting import count, in_bytes
+from launcher.planning import memory
+from launcher.planning.images import Images
+from launcher.planning.memory import Estimate, Measured
+from launcher.planning.preemption import preemption_notice
+from launcher.run.directory import RunDirectory
+from resnet_dist.data.decoding.choice import describe_decoders
+from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
+from resnet_dist.recipe.rules import settled
+from resnet_dist.recipe.schema import EmaRecipe, EngineRecipe
+
+
+def memory_and_disks(
+    config: RunConfig, images: Images, estimate: Estimate | None, measured: Measured | None, images_per_s: float | None
+) -> Iterator[str]:
+    """The memory of a worker, estimated and measured, and what the disks must deliver."""
+    if estimate is None:
+        yield from row("memory", f"unknown: a plan does not run {config.model.name}")
+    else:
+        state = {0: "", 1: " and momentum"}.get(config.optimizer.num_states, " and moments")
+        weights = f"weights, gradients{state}" if state else "weights and gradients"
+        yield from row(
+            "memory",
+            f"about {in_bytes(estimate.total)} per worker: {in_bytes(estimate.static)} of {weights},"
+            f" {in_bytes(estimate.sample)} for each of {count(estimate.num_samples, 'image')} of a micro-batch",
+        )
+    if measured is not None:
+        yield from row("measured", measured_text(estimate, measured))
+    elif estimate is not None:
+        yield from row("", "an estimate: no run of this configuration in this storage has recorded its memory")
+    yield from plan_disks.lines(config.data, images.mean_bytes, images.num_shards, images_per_s)
+
+
+def measured_text(estimate: Estimate | None, measured: Measured) -> str:
+    """What an earlier run used, beside the estimate."""
+    if measured.gpu is None:
+        host = in_bytes(measured.host or 0)
+        return f"{host} by the whole process of rank 0 in {measured.run}, with PyTorch itself and decoded images"
+    beside = ""
+    if estimate is not None:
+        difference = estimate.total / measured.gpu - 1 if measured.gpu else 0.0
+        beside = f": the estimate is {abs(difference):.0%} {'higher' if difference > 0 else 'lower'}"
+    return f"{in_bytes(measured.gpu)} of its GPU by rank 0 in {measured.run}{beside}"
+
+
+def memory_warnings(estimate: Estimate | None, measured: Measured | None) -> Iterator[str]:
+    """A warning if the estimate is not what an earlier run used."""
+    if estimate is not None and measured is not None and memory.differs(estimate, measured):
+        yield f"memory: {measured_text(estimate, measured)}; trust the measurement"
+
+
+def where_and_how(config: RunConfig) -> Iterator[str]:
+    """Workers, batches, spans, engine and decoders. Raises ConfigError for a preemption notice that is too short."""
+    layout = BatchLayout.of(config, config.workers.most)
+    gpus = config.resources.gpus_per_worker
+    each = f"{count(gpus, 'GPU')} each" if gpus else f"on CPUs, {count(config.resources.cpus_per_worker, 'core')} each"
+    yield from row("workers", f"{config.workers} on {count(config.cluster.nodes, 'node')}, {each}")
+    yield from _batch(config, layout)
+    yield from _engine(config)
+    if config.ema.decay is not None:
+        steps = _averaged_steps(config.ema)
+        yield from row("ema", f"evaluates a moving average of the weights over about {steps:,.0f} steps")
+    run = RunDirectory(Path(config.storage), config.name)
+    yield from row("run", str(run.path))
+    if (notice := preemption_notice(config.preemption.notice_s, run)) is not None:
+        yield from row("preemption", notice)
+    yield from row("images", f"{describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here")
+    yield from paragraph("docs/tried.md shows where each part of this run was tested")
+
+
+def _averaged_steps(ema: EmaRecipe) -> float:
+    """Steps after which the contribution of a weight to the average has decayed to 1/e."""
+    return ema.every_steps / (1 - (ema.decay or 0.0))
+
+
+def _engine(config: RunConfig) -> Iterator[str]:
+    engine = config.engine
+    stage = "" if engine.name != "zero" else f" stage {_stage(engine)}"
+    dtype = engine.gradient_dtype or ("float64" if config.precision == "float64" else "float32")
+    exchange = f"gradients exchanged in {dtype}, buckets of {engine.bucket_mb:g} MiB"
+    yield from row("engine", f"{engine.name}{stage}: {exchange}; {config.precision}")
+
+
+def _stage(engine: EngineRecipe) -> int:
+    if engine.stage is not None:
+        return engine.stage
+    from resnet_dist.engines.factory import DEFAULT_STAGE  # torch, for the few configs that need it
+
+    return DEFAULT_STAGE
+
+
+def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
+    sizes = sorted({len(layout.worker_micro_batch(0, rank)) for rank in range(config.workers.most)})
+    images = " or ".join([*map(str, sizes[:-1]), count(sizes[-1], "image")])
+    micro_batches = count(layout.num_micro_batches, "micro-batch")
+    yield from row("batch", f"{images} per worker and micro-batch, {micro_batches} per step")
+    span = settled(config).batch_norm.fixed_span
+    if config.model.normalisation == "none":
+        return
+    if span == "worker":
+        only = "the only span for which the number of workers changes results"
+        yield from row("batch norm", f"each worker's own images: {only}")
+        return
+    length = layout.micro_batch_size if span == "global" else span
+    crossing = config.workers.most > 1 and layout.spans_cross_workers(length)
+    exchange = "statistics exchanged between workers" if crossing else "each on one worker: nothing is exchanged"
+    spans = f"{count(layout.size // length, 'span')} of {count(length, 'image')}"
+    yield from row("batch norm", f"{spans}, {exchange}")
+    if config.batch_norm.span == "auto" and span != "global":
+        nearest = f"the divisor of {layout.micro_batch_size:,} nearest {WANTED_SPAN}"
+        yield from row("", f"span {span}, chosen by auto: {nearest}")
+
+
+def span_warnings(config: RunConfig) -> Iterator[str]:
+    """A warning if `span: auto` found no divisor."""
+    layout = BatchLayout.of(config, config.workers.most)
+    is_slow = config.batch_norm.span == "auto" and settled(config).batch_norm.fixed_span == "global"
+    if is_slow and config.model.normalisation != "none" and config.workers.most > 1:
+        yield (
+            f"span global: no divisor of {layout.micro_batch_size:,} lies between {LEAST_SPAN} and {LARGEST_SPAN};"
+            " statistics over the whole batch are the slowest choice on a cluster"
+        )
