@@ -202,10 +202,11 @@ def _time_left(found: Mapping[str, Any]) -> Iterator[str]:
 def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Forecasts of `launcher plan` (`python -m benchmarks.plan_score`)\n"
     yield _machine(found)
-    goals, loads = found["goals"], sorted(found["load_before_each_run"])
+    goals, load = found["goals"], found["load"]
     num = len(found["runs"])
     yield f"{num} small runs, one after the other; each is forecast from the runs of other configurations. The load of"
-    yield f"the machine before a run was {loads[0]:.1f} to {loads[-1]:.1f}, {loads[len(loads) // 2]:.1f} in the median.\n"
+    yield f"the machine was {load['least']:.1f} to {load['most']:.1f}, {load['median']:.1f} in the median: the number of"
+    yield "processes that run or wait for a core.\n"
     inside, width = found["coverage"], found["median_width"]
     reached = {True: "reached", False: "missed"}
     recorded, mlperf = found["recorded"], found["mlperf"]

@@ -51,7 +51,8 @@ from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.device import ToDevice
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.masks import add_masks, drawing
-from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
+from resnet_dist.training.parts import Timetable, TrainerParts
+from resnet_dist.training.trainer import Trainer
 
 LEARNING_RATE = 1e-3  # small, so that the loss stays finite with random labels
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4

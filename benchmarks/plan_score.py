@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -146,7 +147,8 @@ def main() -> None:
             loads.append(os.getloadavg()[0])
             train(config, folder)
         print("\n".join(score.lines(storage)))
-        print(write(given.output, {**result(storage), "load_before_each_run": loads}))
+        load = {"least": min(loads), "median": statistics.median(loads), "most": max(loads)}
+        print(write(given.output, {**result(storage), "load": load}))
 
 
 if __name__ == "__main__":

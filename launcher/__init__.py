@@ -4,7 +4,7 @@ import sys
 
 _COMMAND = "".join(sys.argv[:1])  # of this process; "-m" while Python looks for a module to run
 if _COMMAND.endswith("/launcher") or (_COMMAND == "-m" and {"launcher", "launcher.train"} & set(sys.orig_argv)):
-    import _signal  # without the imports of `signal`, which take milliseconds
+    import _signal  # type: ignore[import-not-found] # without the imports of `signal`, which take milliseconds
 
     # The command is about to begin. Until it handles Ctrl-C, that ends it without a traceback.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

@@ -53,10 +53,11 @@ from resnet_dist.training.evaluator import evaluator
 from resnet_dist.training.input import splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
+from resnet_dist.training.parts import Timetable, TrainerParts
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
 from resnet_dist.training.sample_images import SampleImages, ShowImages
 from resnet_dist.training.target import Target
-from resnet_dist.training.trainer import Timetable, Trainer, TrainerParts
+from resnet_dist.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -85,6 +85,7 @@ def _plan(given: argparse.Namespace) -> int:
     nodes = [] if given.nodes is None else _nodes(given.nodes)
     if given.ablate and config.data.num_samples is None and is_reference(config.data.source):
         return _ablate(config, given.steps)  # which finds the data itself
+    _check_frozen(config)
     config, images = counted(config)
     if given.calibrate:
         measured = calibration.calibrate(config, say=lambda text: print(text, flush=True))
@@ -128,6 +129,14 @@ def _check_options(given: argparse.Namespace, config: RunConfig) -> None:
                 raise UsageError(f"--{name.replace('_', '-')}: {problem}. Allowed: with gpus_per_worker 1")
         if given.nodes is not None and given.deadline is None and given.images_per_s is None:
             raise UsageError("--images-per-s is missing: the speed of a worker on a CPU depends on the CPU")
+
+
+def _check_frozen(config: RunConfig) -> None:
+    """Raise RecipeError if the network does not have what is to be frozen."""
+    if config.model.freeze and not is_reference(config.model.name):
+        from resnet_dist.models import build_model  # torch, for the few configs that name layers
+
+        build_model(dataclasses.replace(config.model, weights=None), config.seed)
 
 
 def _nodes(text: str) -> Sequence[int]:
@@ -192,7 +201,8 @@ def _evidence(config: RunConfig) -> Iterator[Earlier]:
 def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[str]:
     """The plan in sections, in the order in which a person decides. `due`: what is done by a deadline."""
     config, forecast = plan.config, plan.forecast
-    yield f"{config.name}: {config.model.name}, {config.model.num_classes} classes, {config.precision}"
+    what = f"{config.model.name}, {config.model.num_classes} classes, {config.precision}"
+    yield from paragraph(f"{config.name}: {what}", indent=0)
     jobs = None if forecast is None else cost.jobs(config, forecast)
     failures = None if forecast is None else cost.failures(config, forecast, plan.mtbf_hours)
     if warnings := [*_warnings(plan), *plan_result.job_warnings(jobs)]:
@@ -202,6 +212,7 @@ def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[
     yield from heading("Result")
     yield from plan_result.accuracy_lines(config)
     yield from plan_result.time_lines(config, forecast, plan.given.price_per_gpu_hour)
+    yield from plan_result.mlperf_lines(config, forecast, plan.given.gpu)
     yield from plan_result.job_lines(jobs, failures)
     yield from due
     yield from heading("Recipe")

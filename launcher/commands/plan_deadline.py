@@ -33,9 +33,7 @@ def lines(
     yield from heading(f"Deadline {local:%Y-%m-%d %H:%M %Z}, in {in_time(left_s)}")
     rows = sorted(_rows(found, left_s), key=lambda row: row.rank)
     if not rows:
-        yield from paragraph(
-            "No candidate has a forecast. --calibrate measures one, --gpu or --images-per-s gives one."
-        )
+        yield from paragraph("No candidate has a forecast. --calibrate measures one, --images-per-s gives one.")
         return
     if rows[0].rank[0] > 0:
         yield from paragraph(

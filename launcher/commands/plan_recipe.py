@@ -60,8 +60,8 @@ def _source(key: str, document: Document, comparison: Comparison | None) -> str:
         return source
     name = comparison.found.origin.name
     if key in comparison.same:
-        return f"{source}, as {name}"
-    return f"{source}; differs from {name}" if key in comparison.other else source
+        return f"{source}, as {name}'s"
+    return f"{source}, not {name}'s" if key in comparison.other else source
 
 
 def _beside(comparison: Comparison) -> str:

@@ -12,9 +12,11 @@ from launcher.planning.accuracy import Chance, OwnRuns
 from launcher.planning.cost import Jobs
 from launcher.planning.failures import Failures
 from launcher.planning.forecast import COVERAGE, Forecast
-from launcher.planning.published_recipe import compared
+from launcher.planning.published import figures
+from launcher.planning.published_recipe import compared, trains_published_network
 from resnet_dist.recipe.published import TARGET_TOP1
 
+_ENDLESS = 1_000_000  # jobs: a start takes the whole walltime
 _STRENGTH = {
     "own run": "own runs",
     "calibration": "a measurement on this machine",
@@ -97,6 +99,24 @@ def time_lines(config: RunConfig, forecast: Forecast | None, price: float | None
         yield from paragraph(note, indent=16)
 
 
+def mlperf_lines(config: RunConfig, forecast: Forecast | None, gpu: str | None) -> Iterator[str]:
+    """What MLPerf's submissions took on as many GPUs, beside a forecast of the same network from published figures."""
+    if forecast is None or forecast.evidence != "published" or not trains_published_network(config):
+        return
+    same = [
+        one
+        for one in figures()["end_to_end"]
+        if one["gpus"] == forecast.gpus and (gpu is None or gpu.lower() in one["gpu"].lower())
+    ]
+    if not same:
+        return
+    times = sorted(one["seconds"] for one in same)
+    took = " to ".join(dict.fromkeys(in_time(seconds) for seconds in (times[0], times[-1])))
+    names = " or ".join(sorted({one["gpu"] for one in same}))
+    of = f"{count(len(same), 'submission')} to MLPerf v4.0 with {forecast.gpus:,} GPUs ({names})"
+    yield from row("MLPerf", f"{of} took {took} to {TARGET_TOP1:.1%} top-1, in MXNet with fused kernels")
+
+
 def number(value: float) -> str:
     """Two digits, or all of those before the point.
 
@@ -113,7 +133,7 @@ def job_lines(jobs: Jobs | None, found: Failures | None) -> Iterator[str]:
         if jobs.enough:
             yield from row("walltime", f"{limit} is enough for the whole run: no requeue")
         else:
-            needed = spread(jobs.number, "{:,.0f}".format)
+            needed = spread(jobs.number, lambda number: "endless" if number >= _ENDLESS else f"{number:,.0f}")
             yield from row("walltime", f"{limit}: {needed} jobs, one after the other, each from the checkpoint before")
     if found is not None and found.expected:
         often = f"a node fails every {found.mtbf_hours:,.0f} h (--mtbf-hours)"

@@ -16,6 +16,7 @@ from resnet_dist.recipe.schedule import build_schedule
 
 _CURVE_WIDTH, _CURVE_HEIGHT = 68, 10
 _TICKS = 4  # parts of the horizontal axis
+_WIDE = 60  # columns of a terminal with space for margins
 
 
 class Size(TypedDict):
@@ -80,7 +81,10 @@ def _learning_rate(config: RunConfig, size: Size, total_steps: int) -> Iterator[
         schedule, total_steps, width=columns, height=_CURVE_HEIGHT, ticks=ticks, ascii_only=not shows_blocks()
     )
     yield from (f"    {line}" for line in drawn)
-    for corner in schedule.corners():
-        yield f"    step {corner.step:>8,}  {corner.learning_rate:>12.6g}  {corner.name}"
+    corners = [(f"{one.step:,}", f"{one.learning_rate:.5g}", one.name) for one in schedule.corners()]
+    longest = [max(map(len, column)) for column in zip(*corners, strict=True)]
+    margin, space = ("    ", "  ") if width() >= _WIDE else ("  ", " ")
+    for step, rate, name in corners:
+        yield f"{margin}step {step:>{longest[0]}}{space}{rate:>{longest[1]}}{space}{name}"
     if config.schedule.scaling == "table":
         yield from row("", f"peak LR {published(config, size['batch_size'])}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.commands import checkpoint_target
 from launcher.errors import UsageError
 from launcher.exit_codes import ExitCode
-from resnet_dist.data.names import shown
+from resnet_dist.input_files import printable
 
 if TYPE_CHECKING:
     from launcher.inference.predict import Predicted
@@ -47,18 +47,18 @@ def run(given: argparse.Namespace) -> int:
     label = about | {"resolution": data.resolution, "crop": data.evaluation_crop}
     if not given.json:
         pixels = f"{data.resolution} pixels, central crop {data.evaluation_crop:g}"
-        print(f"{shown(str(saved.checkpoint))}: {weights_in_words(trained.weights)}, {pixels}")
+        print(f"{printable(str(saved.checkpoint))}: {weights_in_words(trained.weights)}, {pixels}")
     images = []
     for found in predict(saved, trained, given.images, given.top):
         images.append(_plain(found, human))
         if given.json:
             continue
         if found.problem:
-            print(f"error: {shown(found.path)}: {found.problem}", file=sys.stderr, flush=True)
+            print(f"error: {printable(found.path)}: {found.problem}", file=sys.stderr, flush=True)
             continue
-        print(shown(found.path))
+        print(printable(found.path))
         for guess in found.guesses:
-            name = f"{human[guess.name]} ({guess.name})" if guess.name in human else shown(guess.name)
+            name = f"{human[guess.name]} ({guess.name})" if guess.name in human else printable(guess.name)
             print(f"  {guess.probability:7.2%}  {name}", flush=True)
     if given.json:
         print(json.dumps(label | {"images": images}, indent=2))

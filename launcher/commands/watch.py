@@ -38,7 +38,8 @@ _ASCII = str.maketrans({"│": "|", "┤": "+", "└": "+", "─": "-", "┊": "
 def add_parser(verbs: Any) -> None:
     """RUN|CONFIG [RUN|CONFIG] [key=value ...] [--once] [--json]"""
     verb = verbs.add_parser("watch", help="a full-screen view of one run, or of two: curves, time, workers, logs")
-    verb.add_argument("targets", metavar="RUN|CONFIG", nargs="+", help="one or two, and key=value for configs")
+    verb.add_argument("targets", metavar="RUN|CONFIG", nargs="+", help="one or two")
+    verb.add_argument("overrides", metavar="key=value", nargs="*", help="of the configs, as they were submitted")
     target.add_options(verb)
     verb.add_argument("--once", action="store_true", help="print what is known now, and end")
     verb.add_argument("--json", action="store_true", help="print a snapshot as one line of JSON per run, and end")
@@ -63,8 +64,9 @@ def _watch(given: argparse.Namespace) -> int:
 
 
 def _targets(given: argparse.Namespace) -> list[Target]:
-    overrides = [one for one in given.targets if "=" in one and not Path(one).expanduser().exists()]
-    names = [one for one in given.targets if one not in overrides]
+    words = [*given.targets, *given.overrides]  # argparse cannot tell them apart
+    overrides = [one for one in words if "=" in one and not Path(one).expanduser().exists()]
+    names = [one for one in words if one not in overrides]
     if not 1 <= len(names) <= 2:
         raise UsageError(f"{len(names)} runs are given. Allowed: one, or two that are drawn over each other")
     if given.every is not None and not (given.json and given.every > 0):

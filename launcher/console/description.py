@@ -37,7 +37,9 @@ def description(config: RunConfig, workers: int, *, step: int, total_steps: int,
 
 def optimization(config: RunConfig) -> Iterator[str]:
     """The optimizer, and what is added to it: the regularizers, augmentation and loss that are not the default."""
-    yield config.optimizer.name + (" with Nesterov momentum" if config.optimizer.nesterov else "")
+    yield config.optimizer.name
+    if config.optimizer.name in ("sgd", "lars") and config.optimizer.momentum:
+        yield f"{'Nesterov ' if config.optimizer.nesterov else ''}momentum {config.optimizer.momentum:g}"
     if config.optimizer.weight_decay:
         yield f"weight decay {config.optimizer.weight_decay:g}"
     for part in dataclasses.fields(config.regularization):

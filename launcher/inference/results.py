@@ -227,4 +227,4 @@ def _percent(value: float | None) -> str:
 def _short(name: str) -> str:
     """A name that leaves room for two more columns in the terminal."""
     room = max(8, (shutil.get_terminal_size().columns - 16) // 2)
-    return name if len(name) <= room else f"{name[: room - 1]}…"
+    return name if len(name) <= room else f"{name[: room - 3]}..."

@@ -12,8 +12,8 @@ from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, UsageError
 from launcher.planning.forecast import Forecast, Interval
-from launcher.planning.published_recipe import compared, recipe_overrides
-from resnet_dist.recipe.published import MODEL, NUM_CLASSES, NUM_SAMPLES, Published, origins
+from launcher.planning.published_recipe import compared, recipe_overrides, trains_published_network
+from resnet_dist.recipe.published import Published, origins
 from resnet_dist.recipe.schema import plain
 
 OWN = "the config's"  # name of its recipe
@@ -77,7 +77,7 @@ def candidates(
 def _recipes(config: RunConfig, *, own_only: bool) -> Iterator[tuple[str, RunConfig]]:
     comparison = compared(config)
     yield OWN, config
-    if own_only or not _is_published_network(config):
+    if own_only or not trains_published_network(config):
         return
     for origin in origins():
         for run in origin.runs:
@@ -89,11 +89,6 @@ def _recipes(config: RunConfig, *, own_only: bool) -> Iterator[tuple[str, RunCon
                 yield origin.name, _changed(config, overrides)
             except ConfigError:  # another key of the config does not fit it
                 continue
-
-
-def _is_published_network(config: RunConfig) -> bool:
-    same = (config.model.name, config.model.num_classes) == (MODEL, NUM_CLASSES)
-    return same and config.data.num_samples == NUM_SAMPLES and config.data.subset is None
 
 
 def _changed(config: RunConfig, overrides: dict[str, object]) -> RunConfig:

@@ -51,7 +51,8 @@ def estimate(config: RunConfig) -> Estimate | None:
     if found is None:
         return None
     layout = BatchLayout.of(config, config.workers.most)
-    return Estimate(static=found[0], sample=found[1], num_samples=len(layout.worker_micro_batch(0, 0)))
+    num_samples = max(len(layout.worker_micro_batch(0, rank)) for rank in (0, config.workers.most - 1))
+    return Estimate(static=found[0], sample=found[1], num_samples=num_samples)
 
 
 def measured(config: RunConfig) -> Measured | None:

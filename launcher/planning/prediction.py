@@ -37,7 +37,7 @@ RUN_SD = 0.1  # the same configuration once more
 WINDOW_SD = 0.1  # between windows of a calibration
 FIT_SD = 0.25  # another configuration
 DRIFT_SD = 0.1  # a whole run in place of a minute of it
-SCALED_SD = 0.1  # a calibration with fewer images or workers
+SCALED_SD = 0.05  # per halving of the images of a step for a calibration
 WORKERS_SD = 0.1  # per doubling of the number of workers beyond those that were measured
 WORK_SD = 0.1  # per doubling of a step's operations beyond those of the runs
 _START_SD, _SAVE_SD = 0.3, 0.5
@@ -106,9 +106,14 @@ def predict(
         notes.append(f"The number of val images is assumed: {assumed_val(num_samples):,}.")
     if config.stop_at.top1 is not None or config.stop_at.loss is not None:
         notes.append("The time is that of the whole duration: the run ends earlier if it reaches its target.")
+    if config.workers.elastic:
+        notes.append(f"The number of workers may change: the time is that with {work.workers}.")
     training = _training(config, work, device, images_per_s, same, calibration, here)
     if training is None:
         return None
+    if calibration is not None and training.evidence == "own run":
+        median_s = _of_calibration(work, calibration).seconds.median
+        notes.append(f"By the calibration of {calibration.time}, the training alone would take {median_s:,.0f} s.")
     evaluation = _evaluation(work, same, calibration, here, training)
     start, saving = _start(config, same or here, calibration), _saving(config, work, here)
     parts = (start, training, evaluation, saving)
@@ -149,8 +154,8 @@ def _training(
     if images_per_s is not None:
         step_s = around(work.worker_images / images_per_s, DRIFT_SD)
         return _Part(step_s.scaled(work.steps), "assumption", f"{images_per_s:,.0f} images/s of a worker, as given")
-    if same:
-        return _of_same(work, same)
+    if same and (of_same := _of_same(work, same)) is not None:
+        return of_same
     if calibration is not None:
         return _of_calibration(work, calibration)
     found = _of_others(work, here)
@@ -171,7 +176,11 @@ def _of_same(work: Work, runs: Sequence[Earlier]) -> _Part | None:
 
 def _of_calibration(work: Work, calibration: Calibration) -> _Part:
     scale = work.worker_images / calibration.worker_images
-    sds = [DRIFT_SD, SCALED_SD if scale != 1 else 0.0, WORKERS_SD * math.log2(work.workers / calibration.workers)]
+    sds = [
+        DRIFT_SD,
+        SCALED_SD * abs(math.log2(scale)),
+        WORKERS_SD * abs(math.log2(work.workers / calibration.workers)),
+    ]
     loss, _ = published.loss_per_doubling()
     scale *= math.exp(loss * math.log2(work.workers / calibration.workers))
     step_s = next_value([seconds * scale for seconds in calibration.step_s], WINDOW_SD, math.hypot(*sds))
@@ -212,7 +221,7 @@ def _evaluation(
     if times:
         return _Part(next_value(times, RUN_SD).scaled(work.evaluated_images), "own run", "")
     if calibration is not None and calibration.evaluation_s:
-        seconds = around(calibration.evaluation_s * work.evaluated_images, math.hypot(DRIFT_SD, SCALED_SD))
+        seconds = around(calibration.evaluation_s * work.evaluated_images, math.hypot(DRIFT_SD, WINDOW_SD))
         return _Part(seconds, "calibration", "")
     used = [run for run in here if run.times.evaluation_s and (run.work.flops is None) == (work.flops is None)]
     rows = [Row(_evaluated(run.work), run.times.evaluation_s or 0.0, run.configuration) for run in used]
@@ -252,7 +261,8 @@ def _start(config: RunConfig, runs: Sequence[Earlier], calibration: Calibration 
 
 
 def _saving(config: RunConfig, work: Work, runs: Sequence[Earlier]) -> _Part:
-    times = [run.times.saving_s / run.work.saves for run in runs if run.times.saving_s]
+    alike = [run for run in runs if 0.5 <= (run.work.weights or 1) / (work.weights or 1) <= 2]
+    times = [run.times.saving_s / run.work.saves for run in alike if run.times.saving_s]
     if times:
         return _Part(next_value(times, _SAVE_SD).scaled(work.saves), "own run", "")
     num_bytes = 4 * (work.weights or 25_000_000) * (1 + config.optimizer.num_states)

@@ -11,7 +11,7 @@ from launcher.config.schema import RunConfig
 from launcher.run.recorded import FREE
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.published import NUM_SAMPLES, Published, published
+from resnet_dist.recipe.published import MODEL, NUM_CLASSES, NUM_SAMPLES, Published, published
 from resnet_dist.recipe.scaling import peak_learning_rate
 from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, Recipe, ScheduleRecipe, plain
 
@@ -87,6 +87,12 @@ def compared(config: RunConfig) -> Comparison | None:
     rest = (key for key in own if key.startswith(_COMPARED) and key not in {*wanted, *_NOT_COMPARED})
     unexpected = {key for key in rest if own[key] != defaults.get(key)}
     return Comparison(found, frozenset(same), frozenset(wanted.keys() - same | unexpected))
+
+
+def trains_published_network(config: RunConfig) -> bool:
+    """Whether the network and the images are those of the published runs."""
+    same = (config.model.name, config.model.num_classes) == (MODEL, NUM_CLASSES)
+    return same and config.data.num_samples == NUM_SAMPLES and config.data.subset is None
 
 
 def _least(config: RunConfig) -> Recipe:

@@ -87,7 +87,7 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     if len(labels) > 1:
         named = "; ".join(f"{name}: {label}" for label, name in labels.items())
         found.append(f"The accuracies were measured in different ways ({named})")
-    unfinished = [row.run.name for row in evaluated if not row.run.summary]
+    unfinished = [row.run.name for row in evaluated if row.run.status.state != "finished"]
     if unfinished:
         found.append(f"Not finished: {', '.join(unfinished)}. Their last evaluation is of an earlier step")
     return found
@@ -134,7 +134,7 @@ HEAD = ("", "run", "top-1", "95 % interval", "best top-1", "loss", "steps", "tim
 def cells(row: Ranked) -> list[str]:
     """The texts of a row, in the order of HEAD."""
     last, best = row.result.last, row.result.best
-    state = "" if row.run.summary else f" ({row.run.status.state})"
+    state = "" if row.run.status.state == "finished" else f" ({row.run.status.state})"
     return [
         "-" if row.place is None else str(row.place),
         f"{row.run.name}{state}",

@@ -22,6 +22,8 @@ from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import Record
 from resnet_dist.telemetry.metrics_file import metrics_record, uninterrupted
 
+_LARGEST = 1e100  # assumption: a larger number is not one of a run; float32 ends at 3.4e38
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -96,11 +98,11 @@ def read(run: RunDirectory, name: str = "") -> RunRecord:
 
 
 def number(record: Facts, key: str) -> float | None:
-    """A finite number of a record; None for anything else."""
+    """A finite number of a record; None for anything else, and for one that is too large to be added up."""
     value = record.get(key)
-    if type(value) is float:  # first, and by its type: a long run has a million of them
-        return value
-    return float(value) if type(value) is int else None
+    if type(value) is not float and type(value) is not int:  # by type: a long run has a million numbers
+        return None
+    return float(value) if -_LARGEST < value < _LARGEST else None
 
 
 def _val_data(run: RunDirectory) -> str | None:

@@ -1,7 +1,6 @@
 """Line charts of braille characters: each has 2 × 4 dots, so a chart has eight times the resolution of its cells.
 
-Drawn here and not with plotext, which needs 15 ms a chart (`python -m benchmarks.watch`): four charts a second would be
-6 % of a core.
+Drawn here and not with plotext, which needs six times as long (`python -m benchmarks.watch`) and cannot dash a line.
 """
 
 from __future__ import annotations

@@ -117,4 +117,4 @@ def _counted(one: Snapshot) -> str:
 
 
 def _doing(worker: Worker) -> str:
-    return worker.note if worker.note.startswith("ended") else f"in {worker.phase}"
+    return worker.note if worker.note.startswith(("ended", "gone")) else f"in {worker.phase}"

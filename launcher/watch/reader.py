@@ -102,7 +102,8 @@ class Reader:
         state, reason = self._state(attempt, beats)
         recent = history.recent()
         known = history.newest if state != "starting" else {}
-        workers = [] if attempt is None else _workers(beats, attempt, history)
+        is_live = state in run_state.LIVE
+        workers = [] if attempt is None else _workers(beats, attempt, history, is_live=is_live)
         ranks = [] if logs is None else logs.ranks()
         return Snapshot(
             run=printable(str(run.path)),
@@ -113,7 +114,7 @@ class Reader:
             step=(summary or {}).get("step", self._step(attempt, [beat for beat, _ in beats.values()])),
             total_steps=self._total(summary),
             epoch=known.get("epoch"),
-            time_left_s=known.get("time_left_s") if state in run_state.LIVE else None,
+            time_left_s=known.get("time_left_s") if is_live else None,
             loss=known.get("loss"),
             learning_rate=known.get("learning_rate"),
             images_per_s=known.get("images_per_s"),
@@ -129,7 +130,7 @@ class Reader:
             data_wait_s=None if recent is None else recent[1],
             bottleneck=history.bottleneck,
             marks=[*_marks(attempts), *history.marks],
-            attempts=[_line(one, is_live=state in run_state.LIVE) for one in attempts],
+            attempts=[_line(one, is_live=is_live) for one in attempts],
             events=self._events(),
             workers=sorted(workers, key=lambda one: not one.needs_attention)[: self._limits.workers],
             rank=rank,
@@ -250,7 +251,9 @@ class _Lease:
         return LeaseState(found.holder, alive, found.silent_s)
 
 
-def _workers(beats: dict[int, tuple[Heartbeat, float]], attempt: Attempt, history: History) -> list[Worker]:
+def _workers(
+    beats: dict[int, tuple[Heartbeat, float]], attempt: Attempt, history: History, *, is_live: bool
+) -> list[Worker]:
     return [
         Worker(
             rank=beat.rank,
@@ -259,17 +262,25 @@ def _workers(beats: dict[int, tuple[Heartbeat, float]], attempt: Attempt, histor
             step=beat.step,
             beat_s=age,
             progress_s=beat.age_s,
-            note=_note(beat, age, attempt, history),
+            note=_note(beat, age, attempt, history) if is_live and attempt.ended is None else _end(beat, attempt),
         )
         for beat, age in beats.values()
     ]
 
 
-def _note(beat: Heartbeat, age: float, attempt: Attempt, history: History) -> str:
-    if beat.ended is not None:
-        return "ended" if beat.ended in ("finished", "stopped") else f"ended: {beat.ended}"
-    if not _is_open(attempt):
+def _end(beat: Heartbeat, attempt: Attempt) -> str:
+    """How a worker ended; one whose run was killed is gone."""
+    if beat.ended in ("finished", "stopped"):
         return "ended"
+    if beat.ended is not None:
+        return f"ended: {beat.ended}"
+    return "gone" if attempt.ended is None else "ended"
+
+
+def _note(beat: Heartbeat, age: float, attempt: Attempt, history: History) -> str:
+    """What is unusual of a worker whose attempt goes on."""
+    if beat.ended is not None:
+        return _end(beat, attempt)
     if beat.hung:
         return "hung"
     if age > SILENT_S:

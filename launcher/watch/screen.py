@@ -133,12 +133,15 @@ def _facts(one: Snapshot, width: int) -> Iterator[str | Span]:
         bar = max(min(width // 6, 20), 6)
         full = int(part * bar)
         yield f"{_FULL * full}{_EMPTY * (bar - full)} {part:.0%}"
+    is_wrong = one.state in ("failed", "unknown")
+    if one.reason and is_wrong:
+        yield one.reason, "bad"
     if one.time_left_s is not None:
         yield f"left {duration(one.time_left_s)}"
     if one.step is not None:
         yield f"step {one.step:,}{f'/{one.total_steps:,}' if one.total_steps else ''}"
-    if one.reason:
-        yield one.reason, "bad" if one.state in ("failed", "unknown") else ""
+    if one.reason and not is_wrong:
+        yield one.reason
     if one.loss is not None:
         yield f"loss {one.loss:.4g}"
     if one.top1 is not None:

@@ -1,7 +1,7 @@
 """Weights & Biases: the charts, the config and the result of a run, logged from a thread of its own.
 
 Neither a server that does not answer nor an upload holds up training. W&B's own variables apply: WANDB_API_KEY,
-WANDB_MODE=offline (then `wandb sync FOLDER/offline-run-*` uploads the run later), WANDB_ENTITY, WANDB_BASE_URL.
+WANDB_MODE=offline, WANDB_ENTITY, WANDB_BASE_URL. Without an account or a server, the run is logged offline.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from resnet_dist.errors import MissingPackage
 from resnet_dist.telemetry.charts import points
 
 log = logging.getLogger(__name__)
 
-INIT_S = 60.0  # assumption: a server that answers at all does so in this time
+INIT_S = 30.0  # assumption: a server that answers at all does so in this time
 CLOSE_S = 60.0  # for the rest to be uploaded at the end of a run; what remains can be uploaded with `wandb sync`
 _MOST_WAITING = 10_000  # records while the server does not answer; newer ones are left out
 
@@ -68,20 +68,30 @@ class WeightsAndBiases:
 
     def _run(self) -> None:
         try:
-            run = self._begin()
+            run = self._begin_anyhow()
             last = run.step  # what the server has of earlier attempts is not logged again
             while (record := self._waiting.get()) is not None:
                 last = self._log(run, record, last)
             run.finish()
         except Exception as error:
-            self._warn(f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}")
+            self._warn(f"{_described(error)}. The run goes on without")
 
-    def _begin(self) -> Any:
+    def _begin_anyhow(self) -> Any:
+        """A run of W&B; an offline one if there is no account or no server."""
+        try:
+            return self._begin(None)
+        except Exception as error:
+            files = self._folder / "offline-run-*"
+            self._warn(f"{_described(error)}. It is logged offline: `wandb sync {files}` uploads it later")
+            return self._begin("offline")
+
+    def _begin(self, mode: Literal["offline"] | None) -> Any:
         hook = sys.excepthook
         import wandb
 
+        wandb.setup(settings=wandb.Settings(silent=True))  # also: no question for an API key
         settings = wandb.Settings(
-            silent=True,  # also: no question for an API key
+            silent=True,
             console="off",  # the output of this process stays as it is
             init_timeout=INIT_S,
             finish_timeout=CLOSE_S,
@@ -96,6 +106,7 @@ class WeightsAndBiases:
             resume="allow",
             dir=self._folder.parent,
             config=self._config,
+            mode=mode,  # None: as WANDB_MODE says
             settings=settings,
         )
         sys.excepthook = hook  # W&B has replaced it
@@ -132,4 +143,8 @@ class WeightsAndBiases:
     def _warn(self, problem: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            log.warning("Weights & Biases: %s. The run goes on without", problem)
+            log.warning("Weights & Biases: %s", problem)
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SHOWN]}"

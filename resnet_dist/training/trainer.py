@@ -7,118 +7,28 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
+from dataclasses import asdict, replace
 
-from resnet_dist.data.ledger import Ledger, Tallies, added
+from resnet_dist.data.ledger import Tallies, added
 from resnet_dist.data.loader import HostBatch
-from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.engines.scaler import LEAST_SCALE
 from resnet_dist.errors import DivergedError
-from resnet_dist.recipe.durations import Every
-from resnet_dist.recipe.resolutions import Resolutions
-from resnet_dist.stop_request import Supervisor
-from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
-from resnet_dist.telemetry.layers import Layers, NoLayers
-from resnet_dist.telemetry.liveness import Liveness
+from resnet_dist.telemetry.bottleneck import StepTimes
 from resnet_dist.telemetry.memory import used_bytes
-from resnet_dist.telemetry.metrics_file import Sink
-from resnet_dist.telemetry.profiler import StepProfiler
-from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.step_timer import StepTimer
-from resnet_dist.telemetry.step_totals import PendingTotals, StepExchange, StepTotals
+from resnet_dist.telemetry.step_totals import PendingTotals, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.telemetry.time_left import TimeLeft
-from resnet_dist.training.bad_images import BadImages
-from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.parts import LoopTimes, Outcome, Timetable, TrainerParts
 from resnet_dist.training.target import Target
 
 _NO_TALLIES: Tallies = {}
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """The events of a run, as functions of the step."""
-
-    total_steps: int
-    batch_size: int
-    num_samples: int  # of the training split
-    evaluate: Every
-    checkpoint: Every
-    log_every: int  # steps
-    resolutions: Resolutions | None = None  # of the training images; None: always the same
-    evaluation_steps: float = 0.0  # what an evaluation costs, in steps: an estimate, until one was measured
-
-    def epoch(self, step: int) -> float:
-        """The position in the training data after `step` completed steps."""
-        return step * self.batch_size / self.num_samples
-
-
-@dataclass(frozen=True)
-class LoopTimes:
-    """Seconds of a call of `fit`, split into what the loop has waited for."""
-
-    training_s: float
-    evaluation_s: float
-    saving_s: float  # for which checkpoints have stopped the training
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a call of `fit`: all steps done, or stopped on request with a checkpoint saved."""
-
-    step: int
-    finished: bool
-    evaluation: Evaluation | None  # of the last step, if it was evaluated
-    reached: bool | None = None  # whether a finished run has reached its target; None without one
-    times: LoopTimes | None = field(default=None, compare=False)
-
-
-class Checkpoints(Protocol):
-    """Saves the run's state and records its own events."""
-
-    def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
-        """Save `step` completed steps; with `wait`, return once the checkpoint is on the disk. A collective."""
-        ...
-
-    def poll(self) -> object:
-        """Record the saves that have ended since the last call. Raises StorageError after too many failures."""
-        ...
-
-    def close(self, *, patient: bool) -> None:
-        """Wait for pending writes; if not `patient`, only for those to this machine's disk."""
-        ...
-
-
-@dataclass(frozen=True)
-class TrainerParts:
-    """The components that a trainer drives."""
-
-    engine: Engine
-    learning_rate: Callable[[int], float]
-    batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
-    to_device: Callable[[HostBatch], MicroBatch]
-    evaluate: Callable[[int], Evaluation]  # after that many completed steps
-    exchange: StepExchange
-    checkpoints: Checkpoints
-    sink: Sink
-    supervisor: Supervisor
-    beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
-    seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
-    average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
-    ledger: Ledger | None = None  # None: the samples are not checked
-    bad: BadImages | None = None  # None: a broken image ends the run
-    liveness: Liveness = field(default_factory=Liveness)
-    stages: Stages = field(default_factory=NoStages)  # of the start, which ends with the first step
-    layers: Layers = field(default_factory=NoLayers)
-    profiler: StepProfiler | None = None
-    classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
-    translate_oom: Callable[[BaseException], Exception | None] = lambda error: None  # None: not out of memory
 
 
 class Trainer:
@@ -384,14 +294,8 @@ class Trainer:
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
         elif wrong := [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]:
             log.warning("the metric %s is not finite in the evaluation after step %d", ", ".join(wrong), step)
-        record = {
-            "kind": "eval",
-            "step": step,
-            "epoch": self.timetable.epoch(step),
-            **evaluation.record(),
-            "time_s": seconds,
-        }
-        self.parts.sink.write(record)
+        where = {"kind": "eval", "step": step, "epoch": self.timetable.epoch(step)}
+        self.parts.sink.write({**where, **evaluation.record(), "time_s": seconds})
         return evaluation
 
     def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:

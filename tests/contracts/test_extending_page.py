@@ -44,7 +44,7 @@ def test_the_example_trains(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((folder / "runs" / "own" / "FINISHED").read_text())
     assert summary["step"] == 5
-    assert (folder / "margins.txt").read_text().splitlines()[-1] == f"5 {summary['metrics']['margin']}"
+    assert (folder / "runs" / "own" / "margins.txt").read_text().splitlines()[-1] == f"5 {summary['metrics']['margin']}"
 
 
 def test_the_engine_and_the_model_of_the_example_conform(folder: Path) -> None:
@@ -63,5 +63,5 @@ def test_every_key_that_takes_a_function_is_in_the_table() -> None:
     assert documented == keys
     assert keys == {
         *("model.name", "optimizer.name", "schedule.decay", "data.source", "engine.name"),
-        *("data.augmentation.name", "loss.name", "evaluate.metrics", "log.hook"),
+        *("data.augmentation.name", "loss.name", "evaluate.metrics", "log.sinks"),
     }

@@ -60,6 +60,7 @@ PLANTS = [
     ),
     Plant("Only engines.zero imports DeepSpeed", "resnet_dist/training/checkpointing.py", "deepspeed"),
     Plant("Only object_stores imports fsspec", "resnet_dist/checkpoint/mirror.py", "fsspec"),
+    Plant("Only telemetry.weights_and_biases imports wandb", "launcher/worker/sinks.py", "wandb"),
     Plant("Only data.sources.parquet imports pyarrow", "resnet_dist/data/sources/packed.py", "pyarrow"),
 ]
 

@@ -46,6 +46,7 @@ def test_every_error_class_has_its_own_rule() -> None:
         "submit",
         "status",
         "logs",
+        "watch",
         "cancel",
         "list",
         "report",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from launcher.errors import UsageError
+from launcher.formatting import count, printable_lines
 from launcher.inference.trained import Saved
 from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.index.made import index_file
@@ -115,7 +116,11 @@ def compared(trained: TrainedModel, outputs: Outputs, images: Images, what: str)
     largest = difference = 0.0
     for size in (len(everything), *_SIZES):
         batch = everything[:size]
-        expected, found = trained.model(batch.to(dtype)).double(), outputs(batch).double()
+        try:
+            expected, found = trained.model(batch.to(dtype)).double(), outputs(batch).double()
+        except Exception as error:  # of the user's model, or of the target
+            problem = f"cannot be called with {count(size, 'image')}: {printable_lines(error)[0]}"
+            raise UsageError(f"{what}: the model {problem}: not written") from error
         if found.shape != expected.shape:
             problem = f"returns {list(found.shape)} for {size} images, not {list(expected.shape)}"
             raise UsageError(f"{what}: the exported model {problem}: not written")

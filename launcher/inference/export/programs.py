@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from launcher.errors import UsageError
 from launcher.formatting import printable_lines
@@ -18,11 +20,12 @@ from launcher.inference.export.comparison import Outputs
 from launcher.inference.export.description import Description
 from resnet_dist.inference import TrainedModel
 
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
 METADATA = "metadata.json"  # the extra file in a .pt2 file
-INPUT, OUTPUT = "images", "logits"
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 _EXAMPLE = 2  # images to trace with; torch takes sizes of 0 and 1 for constants
-_DYNAMIC = ({0: Dim("batch")},)  # of the arguments
-_LINES_OF_ERRORS = 3
 
 
 def save_program(file: Path, trained: TrainedModel, about: Description) -> None:
@@ -30,10 +33,7 @@ def save_program(file: Path, trained: TrainedModel, about: Description) -> None:
 
     Raises UsageError for a model that torch.export cannot trace.
     """
-    with _tracing("torch.export", about):
-        program = torch.export.export(*_traced(trained, about), dynamic_shapes=_DYNAMIC)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+    program = _traced("torch.export", trained, about)
     torch.export.save(program, file, extra_files={METADATA: json.dumps(about.plain())})
 
 
@@ -46,26 +46,20 @@ def with_torch_export(file: Path) -> Outputs:
 def save_onnx(file: Path, trained: TrainedModel, about: Description) -> None:
     """Write an ONNX model that onnx's checker accepts, with the description as its metadata.
 
-    Raises UsageError for a model that torch.onnx cannot translate.
+    Raises UsageError for a model that torch.export cannot trace or torch.onnx cannot translate.
     """
     import onnx
 
-    with _tracing("onnx", about):
-        made = torch.onnx.export(
-            *_traced(trained, about),
-            dynamo=True,
-            dynamic_shapes=_DYNAMIC,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            verbose=False,
-        )
-    assert made is not None  # with dynamo
+    program = _traced("onnx", trained, about)
+    with _errors("onnx", about):
+        made = torch.onnx.export(program, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False)
+        assert made is not None  # with dynamo
     model = made.model_proto
-    for node in model.graph.node:
-        del node.metadata_props[:]  # stack traces with paths of this machine
+    _name_batch(model.graph)
+    for place in (model.graph, *model.graph.node):
+        del place.metadata_props[:]  # torch's notes for debugging
     for key, value in about.as_strings().items():
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
+        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, str(file))
 
@@ -78,17 +72,40 @@ def with_onnxruntime(file: Path) -> Outputs:
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-def _traced(trained: TrainedModel, about: Description) -> tuple[nn.Module, tuple[Tensor]]:
-    """The model in float32, and its arguments in the trace."""
-    return copy.deepcopy(trained.model).float(), (torch.zeros((_EXAMPLE, *about.input["shape"])),)
+def _traced(format: str, trained: TrainedModel, about: Description) -> ExportedProgram:
+    """The model in float32, traced for any size of the batch, without paths of this machine."""
+    example = torch.zeros((_EXAMPLE, *about.input["shape"]))
+    with _errors(format, about):
+        model = copy.deepcopy(trained.model).float()
+        program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim(BATCH)},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _name_batch(graph: GraphProto) -> None:
+    """Give the size of the batch its name: torch.onnx numbers the unknowns of a program."""
+    number = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = size.dim_param.replace(number, BATCH)
 
 
 @contextlib.contextmanager
-def _tracing(format: str, about: Description) -> Iterator[None]:
-    """Turn an error in the block into a UsageError: a user's model may do what cannot be traced."""
+def _errors(format: str, about: Description) -> Iterator[None]:
+    """Turn an error in the block into a UsageError: a user's model may do what cannot be traced.
+
+    What torch prints and logs about it, graphs and advice for its developers, is left out.
+    """
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     except Exception as error:  # of many kinds
         problem = f"{about.architecture} cannot be exported for any size of the batch"
-        said = "; ".join(printable_lines(error)[:_LINES_OF_ERRORS])
+        said = printable_lines(error)[0].rstrip(".")
         raise UsageError(f"--format {format}: {problem}: {said}. Allowed: --format safetensors") from error
+    finally:
+        logging.disable(disabled)

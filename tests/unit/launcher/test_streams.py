@@ -100,3 +100,20 @@ def test_a_message_of_a_signal_handler_waits_for_nobody() -> None:
         "_, full = os.pipe(); os.dup2(full, 2); [streams.write_now('x' * 10_000) for _ in range(100)]; print('on')"
     )
     assert done.stdout == b"on\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["config", "schema"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_verb_whose_output_cannot_be_written_says_so_in_one_line(arguments: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "launcher", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (69, "error: the output cannot be written: No space left on device\n")
+
+
+def test_a_verb_whose_output_is_closed_or_not_read_ends_quietly() -> None:
+    command = f"{sys.executable} -m launcher config schema"
+    for redirected in (">&-", "| true"):
+        done = subprocess.run(["bash", "-c", f"{command} {redirected}"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")

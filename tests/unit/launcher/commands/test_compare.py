@@ -313,3 +313,40 @@ def test_without_a_common_step_the_logged_steps_are_shown(runs: Runs) -> None:
     assert code == 1
     assert "A logged steps 10 to 40 by 10, B logged 7 to 28 by 7 (log.every_steps)" in text
     assert "train both with log.every_steps=1" in text
+
+
+def evaluated(top1: float) -> Change:
+    return lambda record: record.update({"top1": top1} if record["kind"] == "eval" else {})
+
+
+def test_two_runs_are_ranked_below_their_first_difference(runs: Runs) -> None:
+    runs.write("a", change=evaluated(0.5))
+    runs.write("b", change=evaluated(0.9))
+    code, text = runs.text()
+    assert code == 1
+    assert text.index("differ from step") < text.index("1  b    90.00 %  86.4 to 92.7 %")
+    assert "b has the highest top-1, by more than the sampling error of the val images" in text
+    assert [Path(row["run"]).name for row in runs.data()[1]["ranking"]] == ["b", "a"]
+
+
+def test_more_than_two_runs_are_ranked_with_the_keys_that_differ(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, top1, seed in (("a", 0.5, 0), ("b", 0.9, 1), ("c", 0.89, 2)):
+        config = f"schema: 1\nname: {name}\nseed: {seed}\n"
+        runs.write(name, change=evaluated(top1), config=config)
+    folders = [str(runs.storage / name) for name in "abc"]
+    assert compare(*folders) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[:2] for line in text.splitlines()[1:4]] == [["1", "b"], ["2", "c"], ["3", "a"]]
+    assert "the difference to c is within the sampling error" in text
+    assert text.splitlines()[-2:] == ["        b  c  a", "  seed  1  2  0"]
+    assert "first_difference" not in text
+    assert compare(*folders, "--json") == 0
+    assert [row["place"] for row in json.loads(capsys.readouterr().out)["ranking"]] == [1, 2, 3]
+
+
+def test_one_run_alone_is_not_compared(runs: Runs) -> None:
+    runs.write("a")
+    with pytest.raises(UsageError, match="RUN"):
+        compare(str(runs.storage / "a"))

@@ -135,7 +135,7 @@ def test_a_command_line_that_makes_no_sense_is_refused(
 def test_scaling_by_the_table_trains_with_the_same_lr(capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["schedule={scaling: table, warmup: 5 epochs, decay: polynomial}", "batch.size=16384"]
     text = plan(capsys, *overrides)
-    assert "      18.4  end of warm-up" in text
+    assert " 18.4  end of warm-up" in text
     assert "peak LR interpolated between runs of Google with 8,192 and 32,768" in " ".join(text.split())
     assert "  peak LR published by Google\n" in plan(capsys, *overrides, "batch.size=8192")
 

@@ -78,7 +78,7 @@ def test_a_config_whose_run_has_not_begun(write_config: Write, capsys: Capture) 
 
 
 def test_two_runs_and_overrides_of_their_configs(run: RunDirectory, write_config: Write, capsys: Capture) -> None:
-    assert cli.main(["watch", str(run.path), str(write_config()), "name=other"]) == 0
+    assert cli.main(["watch", str(run.path), "--once", str(write_config()), "name=other"]) == 0
     printed = capsys.readouterr().out
     assert "A ━━  small  stopped" in printed
     assert "B ╍╍  other  unknown" in printed

@@ -34,7 +34,7 @@ def test_all_that_decides_about_the_result_is_said_in_six_lines(write_config: Wr
     assert [line[:11].rstrip() for line in lines] == ["duration", "model", "data", "batch", "optimizer", "peak LR"]
     assert lines[0] == "duration   10 epochs = 113 steps, 40 of them done"
     assert lines[3] == "batch      128 = 2 workers x 32 x 2 micro-batches, batch norm over 32"
-    assert lines[4] == "optimizer  sgd, weight decay 0.0005, label smoothing 0.1, mixup 0.2, ema 0.999"
+    assert lines[4] == "optimizer  sgd, momentum 0.9, weight decay 0.0005, label smoothing 0.1, mixup 0.2, ema 0.999"
     assert lines[5] == "peak LR    0.05 = base LR 0.1 x 128 / 256, warm-up 1 epoch, then cosine"
 
 
@@ -53,4 +53,4 @@ def test_the_scaling_of_the_learning_rate_is_shown(schedule: str, text: str, wri
 
 def test_no_regularizer_is_named_that_is_off(write_config: WriteConfig) -> None:
     config = configs.load(write_config(), ["optimizer={name: sgd, nesterov: true}"])
-    assert list(optimization(config)) == ["sgd with Nesterov momentum"]
+    assert list(optimization(config)) == ["sgd", "Nesterov momentum 0.9"]

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,3 +133,12 @@ def test_names_of_files_that_are_no_text_are_shown_without_them(
     shutil.copy(images / "val" / "cat" / "0.png", strange)
     assert cli.main(["predict", str(trained_run), str(strange)]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_commands_start_without_torch_and_numpy() -> None:
+    code = (
+        "import sys, launcher.commands.evaluate, launcher.commands.predict\n"
+        "print({'torch', 'numpy', 'PIL', 'ray'} & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "set()\n"

@@ -105,7 +105,7 @@ def in_hours(hours: float) -> str:
 
 def test_what_is_in_time_is_sorted_by_gpu_hours(capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, "--deadline", in_hours(1000), "--nodes", "4,8")
-    rows = [line.split() for line in text.splitlines() if line.startswith("    4 ") or line.startswith("    8 ")]
+    rows = [line.split() for line in text.splitlines() if line.startswith(("    4 ", "    8 "))]
     hours = [float(row[row.index("to") + 2]) for row in rows]
     assert hours == sorted(hours)
     assert "75.9%, 10/10" in text

@@ -128,7 +128,9 @@ def test_a_calibration_comes_before_other_configurations_and_is_found_again(conf
     assert found.evaluation_s.median == pytest.approx(0.02 * 60)
     assert known(predict(config, calibrated=False)).evidence == "own run"
     trained(config, "same", **TIMES)
-    assert known(predict(config)).training_s.median == pytest.approx(40)  # a whole run is better evidence
+    whole = known(predict(config))
+    assert whole.training_s.median == pytest.approx(40)  # a whole run is better evidence
+    assert any("the training alone would take 20 s" in note for note in whole.notes)
 
 
 def test_a_calibration_with_fewer_images_and_workers_is_scaled_and_less_certain(
@@ -178,9 +180,15 @@ def test_failures_add_to_a_long_run_on_many_nodes(config: RunConfig) -> None:
 
 
 def test_notes_say_what_is_assumed(config: RunConfig) -> None:
-    config = replace(config, stop_at=StopAtRecipe(top1=0.9))
+    config = replace(config, stop_at=StopAtRecipe(top1=0.9), workers=Workers(1, 2))
     notes = " ".join(known(predict(config, images_per_s=5.0)).notes)
-    for words in ("val images is assumed: 25", "ends earlier if it reaches its target", "start is assumed", "1/3 to 1"):
+    for words in (
+        "workers may change",
+        "val images is assumed: 25",
+        "ends earlier if it reaches its target",
+        "start is assumed",
+        "1/3 to 1",
+    ):
         assert words in notes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.schema import RunConfig
+from launcher.config.schema import RunConfig, Workers
 from launcher.planning import record
 from launcher.planning.forecast import Interval
 from launcher.planning.prediction import predict
@@ -51,6 +51,22 @@ def test_a_resumed_run_keeps_its_first_forecast(config: RunConfig, run: RunDirec
     run.begin_attempt()
     record.write(config, run)
     assert not run.forecast.exists()
+
+
+def test_the_workers_are_those_that_will_train(
+    config: RunConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `place: local` the environment decides, not the config."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    record.write(replace(config, workers=Workers(5, 5)), run)
+    assert not run.forecast.exists()  # the earlier run had one worker: no evidence for two
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    record.write(replace(config, workers=Workers(5, 5)), run)
+    found = record.read(run)
+    assert found is not None
+    assert found.forecast.workers == 1
 
 
 def test_without_evidence_nothing_is_written(config: RunConfig, run: RunDirectory) -> None:

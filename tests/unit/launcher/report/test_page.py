@@ -135,6 +135,20 @@ def test_a_run_that_never_started_has_a_page(write_run: WriteRun) -> None:
     assert "No attempt has started yet." in parsed.texts["p"]
 
 
+def test_damaged_numbers_leave_a_page(write_run: WriteRun) -> None:
+    records = records_of()
+    for number, value in enumerate((1e308, -1e308, 5e-324, 10**19, None)):
+        records[1 + number] |= {"loss": value, "step_time_s": value, "learning_rate": value, "gradient_norm": value}
+    records[-1] |= {"top1": 7.0, "loss": 1e308, "time_s": 1e308, "num_samples": 0}
+    records.append({"kind": "event", "event": "checkpoint", "step": 20, "detail": {"stalled_s": "long"}})
+    records.append({"kind": "event", "event": "started", "step": 3, "detail": {"num_samples": "many"}})
+    run = write_run(records=records)
+    run.write_environment({"packages": [1], "git": "none", "host": {"name": 1}})
+    run.write_config("schema: 1\nmodel: resnet\nbatch: {size: big}\nschedule: {base_lr: [1]}\nevaluate: 3\n")
+    parsed = Parsed(page_of(run, write_run("other")))
+    assert "Loss" in parsed.texts["h3"]
+
+
 # --- colours
 
 

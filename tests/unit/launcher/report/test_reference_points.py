@@ -66,6 +66,7 @@ def checked(write_run: WriteRun, reached_at: float | None, batch: int = 8192, **
         (46, "accepted, and slower than all reference runs with this batch (41 to 44 epochs)"),
         (None, "has not reached 75.9 % top-1; the reference runs did after 38.6 epochs"),
     ],
+    ids=["faster", "within", "slower", "never"],
 )  # fmt: skip
 def test_a_run_may_converge_slower_than_the_reference_and_not_faster(
     write_run: WriteRun, reached_at: float | None, words: str

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
+import pytest
 from textual.pilot import Pilot
 
 from launcher.watch.app import Canvas, WatchApp
@@ -28,10 +29,11 @@ class Fixed:
     """A source with one snapshot, and the log of the rank that is asked for."""
 
     close_s = 10.0
+    wait_s = 0.05
 
     def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
         while True:
-            yield dataclasses.replace(RUN, rank=rank()), 0.05
+            yield dataclasses.replace(RUN, rank=rank()), self.wait_s
 
 
 def watch(check: Callable[[WatchApp, Pilot[Any]], Coroutine[Any, Any, None]], num_runs: int = 1, **size: Any) -> None:
@@ -83,7 +85,9 @@ def test_sizes() -> None:
     watch(check, num_runs=2, size=(80, 24))
 
 
-def test_the_log_of_another_rank_is_read() -> None:
+def test_the_log_of_another_rank_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fixed, "wait_s", 60.0)
+
     async def check(app: WatchApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         for _ in range(100):

@@ -80,6 +80,7 @@ def test_a_killed_run(small_run: RunDirectory, begin: Do, write: Do, beat: Do) -
     assert found.state == "failed"
     assert "attempt 1 has no recorded end" in found.reason
     assert found.time_left_s is None
+    assert [one.note for one in found.workers] == ["gone"]
     assert found.attempts[0].endswith("no end recorded")
 
 

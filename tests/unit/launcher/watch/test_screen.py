@@ -77,6 +77,7 @@ def test_a_screen_has_the_size_of_its_terminal(runs: list[Snapshot]) -> None:
         rows = screen(runs, View(panel=panel, axis=axis), width, height)
         assert len(rows) == height
         assert {width_of(row) for row in rows} == {width}
+        assert width < 40 or "q quit" in plain(rows[-1])
 
 
 def test_a_terminal_of_80_columns_has_four_charts_and_what_else_counts() -> None:
@@ -102,6 +103,7 @@ def test_a_terminal_of_40_columns_has_one_chart() -> None:
     assert "training loss" in found
     assert "learning rate" not in found
     assert "left 1:23" in found
+    assert "DivergedError: the loss is nan" in shown(OTHER, width=40, height=15)
 
 
 def test_two_runs_are_told_apart_without_colours() -> None:

@@ -33,10 +33,9 @@ def recipe(resolution: int = 32, precision: Precision = "float32", **model: Any)
     )
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet34d", "resnet50", "resnet50d", "resnext50_32x4d"])
-@pytest.mark.parametrize("resolution", [64, 100])
-def test_the_tensors_of_a_network_are_those_of_autograd(name: str, resolution: int) -> None:
-    compare(recipe(resolution, "bfloat16", name=name))
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50d", "resnext50_32x4d"])
+def test_the_tensors_of_a_network_are_those_of_autograd(name: str) -> None:
+    compare(recipe(100, "bfloat16", name=name))
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,18 @@ class FakeRun:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A module wandb; `arguments` are those of each `init`, and `run` is what it returns or raises."""
-    module = SimpleNamespace(Settings=SimpleNamespace, arguments=[], run=FakeRun())
+    module = SimpleNamespace(Settings=SimpleNamespace, arguments=[], run=FakeRun(), setup=lambda settings: None)
 
     def init(**arguments: Any) -> FakeRun:
         module.arguments.append(arguments)
+        if module.online is not None and arguments["mode"] != "offline":
+            raise module.online
         if isinstance(module.run, Exception):
             raise module.run
         run: FakeRun = module.run
         return run
+
+    module.online = None
 
     module.init = init
     monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
@@ -141,18 +145,29 @@ def test_without_the_package_the_error_names_the_extra(tmp_path: Path, monkeypat
         WeightsAndBiases("project", "rn50", tmp_path / "wandb", CONFIG)
 
 
+def test_without_an_account_or_a_server_the_run_is_logged_offline(
+    tmp_path: Path, fake: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.online = RuntimeError("No API key configured.\nUse `wandb login`")
+    log(tmp_path, train(1))
+    assert [step for step, _ in fake.run.logged] == [1]
+    offline = f"It is logged offline: `wandb sync {tmp_path}/wandb/offline-run-*` uploads it later"
+    problem = "RuntimeError: No API key configured. Use `wandb login`"
+    assert caplog.messages == [f"Weights & Biases: {problem}. {offline}"]
+
+
 def test_an_error_of_wandb_is_a_warning_and_later_records_are_ignored(
     tmp_path: Path, fake: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake.run = RuntimeError("No API key configured.\nUse `wandb login`")
+    fake.run = RuntimeError("the disk is full")
     sink = WeightsAndBiases("project", "rn50", tmp_path / "wandb", CONFIG)
     sink.write(train(1))
     sink._thread.join(10)
     for step in range(2, 5):
         sink.write(train(step))
     sink.close()
-    problem = "RuntimeError: No API key configured. Use `wandb login`"
-    assert caplog.messages == [f"Weights & Biases: {problem}. The run goes on without"]
+    assert caplog.messages[0].startswith("Weights & Biases: RuntimeError: the disk is full.")
+    assert len(caplog.messages) == 1
 
 
 def test_a_server_that_does_not_answer_holds_up_neither_a_record_nor_the_end(

@@ -25,8 +25,8 @@ from resnet_dist.recipe.schema import (
     StopAtRecipe,
 )
 from resnet_dist.stop_request import Unattended
+from resnet_dist.training.parts import Outcome
 from resnet_dist.training.target import Target
-from resnet_dist.training.trainer import Outcome
 
 parse = Duration.parse
 

@@ -31,8 +31,9 @@ from resnet_dist.telemetry.step_totals import StepExchange, StepSums
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
+from resnet_dist.training.parts import LoopTimes, Outcome, Timetable, TrainerParts
 from resnet_dist.training.target import Target
-from resnet_dist.training.trainer import LoopTimes, Outcome, Timetable, Trainer, TrainerParts
+from resnet_dist.training.trainer import Trainer
 
 BATCH_SIZE, NUM_SAMPLES = 4, 8
 EVALUATION = Evaluation(top1=0.5, top5=1.0, loss=0.25, num_samples=2)

@@ -17,6 +17,8 @@ from launcher.errors import UsageError
 from launcher.inference.export import state_dicts
 from launcher.inference.export.exporting import Exported, export
 from launcher.inference.trained import saved
+from resnet_dist.models import build_model, load_weights
+from resnet_dist.recipe.schema import ModelRecipe
 
 WriteCheckpoint = Callable[..., Path]
 Exports = Callable[..., Exported]
@@ -48,6 +50,11 @@ class _TwoPaths(nn.Module):
 def two_paths(num_classes: int) -> nn.Module:
     """A user's model that cannot be traced."""
     return _TwoPaths(num_classes)
+
+
+def for_four_images(num_classes: int) -> nn.Module:
+    """A user's model that takes 4 images, the number of random images in the check."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (4, 1)), nn.Flatten(), nn.Linear(3, num_classes))
 
 
 def not_finite(num_classes: int) -> nn.Module:
@@ -148,6 +155,17 @@ def test_onnxruntime_takes_any_number_of_images(trained_run: Path, exported: Exp
     assert b"resnet_dist/models" not in done.file.read_bytes()
 
 
+def test_a_model_that_takes_one_size_of_the_batch_only(checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+    path = checkpoint({"name": f"{__name__}:for_four_images", "num_classes": 3})
+    with pytest.raises(UsageError, match=r"the model cannot be called with 1 image: .* not written"):
+        export(saved(path), "safetensors", tmp_path / "own.safetensors")
+
+
+def test_a_run_can_start_from_an_exported_file(exported: Exports) -> None:
+    model = build_model(ModelRecipe(name="resnet8", num_classes=7), seed=1)
+    assert load_weights(model, str(exported("safetensors").file), num_classes=7) == ()
+
+
 @pytest.mark.parametrize(("format", "suffix"), [("safetensors", "safetensors"), ("torch.export", "pt2")])
 def test_a_users_model(checkpoint: WriteCheckpoint, tmp_path: Path, format: str, suffix: str) -> None:
     path = checkpoint({"name": f"{__name__}:pixel_statistics", "num_classes": 3})
@@ -155,11 +173,15 @@ def test_a_users_model(checkpoint: WriteCheckpoint, tmp_path: Path, format: str,
     assert done.agreement.why_no_val == "the checkpoint is outside of a run directory"
 
 
-def test_a_model_that_cannot_be_traced(checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", "onnx"), ("torch.export", "pt2")])
+def test_a_model_that_cannot_be_traced(
+    checkpoint: WriteCheckpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str], format: str, suffix: str
+) -> None:
     path = checkpoint({"name": f"{__name__}:two_paths", "num_classes": 3})
     with pytest.raises(UsageError, match=r"two_paths cannot be exported.*Allowed: --format safetensors"):
-        export(saved(path), "torch.export", tmp_path / "out" / "own.pt2")
+        export(saved(path), format, tmp_path / "out" / f"own.{suffix}")
     assert is_empty(tmp_path / "out")
+    assert capfd.readouterr() == ("", "")  # torch would print the graph
 
 
 def test_float64_weights_are_rounded_and_this_is_said(checkpoint: WriteCheckpoint, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_person_and_a_watchdog_see_how_far_the_index_is(
     monkeypatch.setattr(build_index, "header_of", slow)
     data = DataRecipe(root=str(folder))
     shared_indices(data, 3, 0, 1, saved, beat=lambda: beats.append(None), tell=tell)
-    assert any("index: reading the headers of train: 11 of 12, " in detail["text"] for detail in told)
+    assert any("index: reading the headers of train: 11 of 12 images, " in detail["text"] for detail in told)
     assert beats
 
 

@@ -1,0 +1,104 @@
+"""What a trainer consists of: its components, its timetable, and the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from resnet_dist.data.ledger import Ledger
+from resnet_dist.data.loader import HostBatch
+from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.resolutions import Resolutions
+from resnet_dist.stop_request import Supervisor
+from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
+from resnet_dist.telemetry.layers import Layers, NoLayers
+from resnet_dist.telemetry.liveness import Liveness
+from resnet_dist.telemetry.metrics_file import Sink
+from resnet_dist.telemetry.profiler import StepProfiler
+from resnet_dist.telemetry.stages import NoStages, Stages
+from resnet_dist.telemetry.step_totals import StepExchange
+from resnet_dist.training.bad_images import BadImages
+from resnet_dist.training.beside import InTurn
+from resnet_dist.training.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The events of a run, as functions of the step."""
+
+    total_steps: int
+    batch_size: int
+    num_samples: int  # of the training split
+    evaluate: Every
+    checkpoint: Every
+    log_every: int  # steps
+    resolutions: Resolutions | None = None  # of the training images; None: always the same
+    evaluation_steps: float = 0.0  # what an evaluation costs, in steps: an estimate, until one was measured
+
+    def epoch(self, step: int) -> float:
+        """The position in the training data after `step` completed steps."""
+        return step * self.batch_size / self.num_samples
+
+
+@dataclass(frozen=True)
+class LoopTimes:
+    """Seconds of a call of `fit`, split into what the loop has waited for."""
+
+    training_s: float
+    evaluation_s: float
+    saving_s: float  # for which checkpoints have stopped the training
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a call of `fit`: all steps done, or stopped on request with a checkpoint saved."""
+
+    step: int
+    finished: bool
+    evaluation: Evaluation | None  # of the last step, if it was evaluated
+    reached: bool | None = None  # whether a finished run has reached its target; None without one
+    times: LoopTimes | None = field(default=None, compare=False)
+
+
+class Checkpoints(Protocol):
+    """Saves the run's state and records its own events."""
+
+    def save(self, step: int, *, wait: bool, metrics: Mapping[str, float]) -> None:
+        """Save `step` completed steps; with `wait`, return once the checkpoint is on the disk. A collective."""
+        ...
+
+    def poll(self) -> object:
+        """Record the saves that have ended since the last call. Raises StorageError after too many failures."""
+        ...
+
+    def close(self, *, patient: bool) -> None:
+        """Wait for pending writes; if not `patient`, only for those to this machine's disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """The components that a trainer drives."""
+
+    engine: Engine
+    learning_rate: Callable[[int], float]
+    batches_from: Callable[[int], Generator[HostBatch, None, None]]  # first step -> micro-batches of all further steps
+    to_device: Callable[[HostBatch], MicroBatch]
+    evaluate: Callable[[int], Evaluation]  # after that many completed steps
+    exchange: StepExchange
+    checkpoints: Checkpoints
+    sink: Sink
+    supervisor: Supervisor
+    beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
+    seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
+    average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
+    ledger: Ledger | None = None  # None: the samples are not checked
+    bad: BadImages | None = None  # None: a broken image ends the run
+    liveness: Liveness = field(default_factory=Liveness)
+    stages: Stages = field(default_factory=NoStages)  # of the start, which ends with the first step
+    layers: Layers = field(default_factory=NoLayers)
+    profiler: StepProfiler | None = None
+    classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
+    translate_oom: Callable[[BaseException], Exception | None] = lambda error: None  # None: not out of memory
