@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ from launcher.commands.status import status_of
 from launcher.commands.target import Target
 from launcher.errors import UsageError
 from launcher.places.programs import Lines
-from launcher.run.submissions import JobStatus
-from launcher.watch.reader import OVER_A_NETWORK, Limits, Reader
+from launcher.run.submissions import JobState, JobStatus
+from launcher.watch.reader import OVER_A_NETWORK, Reader
 from launcher.watch.screen import text
 from launcher.watch.snapshot import Snapshot
 from launcher.watch.sources import Elsewhere, Here, Source
@@ -54,8 +55,9 @@ def _watch(given: argparse.Namespace) -> int:
     found = _targets(given)
     if given.json:
         return _print_json(found, given)
-    sources = [_source(one, given) for one in found]
-    if given.once or not _is_terminal():
+    prints = given.once or not _is_terminal()
+    sources = [_source(one, given, waits=prints) for one in found]
+    if prints:
         runs = [_first(source, given.rank) for source in sources]
         width = min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
         _print(text(runs, View(rank=given.rank), width))
@@ -86,23 +88,35 @@ def _is_terminal() -> bool:
 
 
 class _Job:
-    """The state of a run's job: its scheduler is asked from time to time only."""
+    """The state of a run's job: its scheduler is asked from time to time only, and without `waits` in a thread."""
 
-    def __init__(self, found: Target, reported: str | None) -> None:
-        self._found, self._asked = found, float("-inf")
-        self._job = JobStatus(reported, f"its scheduler reports: {reported}") if reported else None  # type: ignore[arg-type]
-        self._is_given = reported is not None
+    def __init__(self, found: Target, reported: JobState | None, *, waits: bool) -> None:
+        self._found, self._waits = found, waits
+        self._ask_at = float("-inf") if reported is None else float("inf")
+        self._job: JobStatus | None = None
+        if reported is not None:
+            self._job = JobStatus(reported, f"its scheduler reports: {reported}")
+        elif found.submission is not None:
+            self._job = JobStatus("unreachable", "its scheduler was asked, and has not answered yet")
 
     def __call__(self) -> JobStatus | None:
-        if not self._is_given and time.monotonic() - self._asked > ASK_EVERY_S:
-            self._job, self._asked = self._found.job_status(), time.monotonic()
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = float("inf")
+            if self._waits:
+                self._ask()
+            else:
+                threading.Thread(target=self._ask, daemon=True).start()
         return self._job
 
+    def _ask(self) -> None:
+        self._job = self._found.job_status()
+        self._ask_at = time.monotonic() + ASK_EVERY_S
 
-def _source(found: Target, given: argparse.Namespace, limits: Limits = Limits()) -> Source:  # noqa: B008 - it is frozen
-    job = _Job(found, given.place_says)
+
+def _source(found: Target, given: argparse.Namespace, *, waits: bool) -> Source:
+    job = _Job(found, given.place_says, waits=waits or not found.is_here)
     if found.is_here:
-        return Here(Reader(found.run, job, limits))
+        return Here(Reader(found.run, job))
 
     def state() -> tuple[Snapshot, bool]:
         now = job()
@@ -137,7 +151,7 @@ def _print_json(found: Sequence[Target], given: argparse.Namespace) -> int:
         raise UsageError(
             f"{elsewhere.run.path}: the run directory is not on this machine. Allowed with --json: one here"
         )
-    readers = [Reader(one.run, _Job(one, given.place_says), OVER_A_NETWORK) for one in found]
+    readers = [Reader(one.run, _Job(one, given.place_says, waits=True), OVER_A_NETWORK) for one in found]
     number = 0
     while True:
         for reader in readers:

@@ -213,6 +213,7 @@ class History:
             self._train.pop()
         self._train.append(_Point(_values(record, TRAIN), self._without_repeated()))
         self._note_newest(record)
+        self._passed_over = b""
         if len(self._train) > 2 * MAX_POINTS:
             del self._train[1::2]
             self._stride *= 2

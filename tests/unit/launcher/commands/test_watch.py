@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from watch_records import event, records
 from launcher import cli
 from launcher.commands import watch
 from launcher.commands.target import Target
+from launcher.run import submissions
 from launcher.run.directory import RunDirectory
+from launcher.run.submissions import JobStatus
 from launcher.watch.snapshot import Snapshot, from_json
 from resnet_dist.telemetry import json_lines
 
@@ -75,6 +78,26 @@ def test_a_config_whose_run_has_not_begun(write_config: Write, capsys: Capture) 
     assert cli.main(["watch", str(write_config())]) == 0
     assert "no attempt has begun" in capsys.readouterr().out
     assert cli.main(["status", str(write_config())]) == 64
+
+
+def test_a_view_does_not_wait_for_a_scheduler(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, answered = threading.Event(), threading.Event()
+
+    def job_status(_: Target) -> JobStatus:
+        answer.wait(10)
+        return JobStatus("pending", "Priority")
+
+    monkeypatch.setattr(Target, "job_status", job_status)
+    job = watch._Job(Target(run, True, submissions.now("slurm", "7")), None, waits=False)
+    for _ in range(2):
+        first = job()
+        assert first is not None
+        assert first.state == "unreachable"
+    answer.set()
+    while job() == first:
+        answered.wait(0.01)
+    assert job() == JobStatus("pending", "Priority")
+    assert watch._Job(Target(run, True, submissions.now("slurm", "7")), None, waits=True)() == job()
 
 
 def test_two_runs_and_overrides_of_their_configs(run: RunDirectory, write_config: Write, capsys: Capture) -> None:
@@ -147,7 +170,8 @@ def test_a_run_of_a_ray_cluster_is_read_by_a_job(
 
     monkeypatch.setattr(jobs, "lines", lines)
     found = Target(run, is_here=False, submission=None, address="http://head:8265")
-    source = watch._source(found, cli._parser().parse_args(["watch", "x", "--place-says", "running"]))
+    given = cli._parser().parse_args(["watch", "x", "--place-says", "running"])
+    source = watch._source(found, given, waits=True)
     assert watch._first(source, rank=3).step == 7
     assert asked[:4] == ["http://head:8265", "watch", str(run.path), "--json"]
     assert asked[-2:] == ["--place-says", "running"]

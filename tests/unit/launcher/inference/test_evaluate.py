@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from launcher import cli
 from launcher.errors import UsageError, UserCodeError
 from launcher.inference import evaluate
-from launcher.inference.evaluate import Evaluated, evaluate_checkpoint
+from launcher.inference.evaluate import Evaluated, evaluate_checkpoint, threads_of
 from launcher.inference.trained import saved
 from resnet_dist.data import index_of
 from resnet_dist.errors import CheckpointError, DataError
@@ -320,3 +321,14 @@ def test_an_error_of_the_users_metric_is_one_of_the_users_code(trained_run: Path
     own = dataclasses.replace(found.recipe.evaluate, metrics=("torch:argmax",))  # returns [n]; on labels it raises
     with pytest.raises(UserCodeError, match="TypeError"):
         evaluate_checkpoint(dataclasses.replace(found, recipe=dataclasses.replace(found.recipe, evaluate=own)))
+
+
+def test_a_worker_has_the_threads_that_the_config_of_the_run_gives_it(copied_run: Path) -> None:
+    file = copied_run / "config.yaml"
+    text = file.read_text()
+    assert "cpus_per_worker: 1" in text
+    file.write_text(text.replace("cpus_per_worker: 1", "cpus_per_worker: 6"))
+    found = saved(copied_run)
+    assert [threads_of(found, workers, torch.device("cpu")) for workers in (1, 2, 100)] == [6, 3, 1]
+    file.write_text("unreadable: [")
+    assert threads_of(found, 1, torch.device("cpu")) == len(os.sched_getaffinity(0))

@@ -74,6 +74,17 @@ def test_a_long_run_is_thinned(history: History, write: Write, monkeypatch: pyte
     assert history.train(50)["step"][-1] == 9_000
 
 
+def test_the_newest_record_is_the_last_one(history: History, write: Write) -> None:
+    history._stride = 2  # 2, 4, ... are kept
+    write(records(1, 4))
+    history.read(1.0)
+    assert history.newest["step"] == 4
+    write(records(5, 5))
+    history.read(1.0)
+    assert history.newest["step"] == 5
+    assert history.train(10)["step"] == [2, 4, 5]
+
+
 def test_a_large_file_is_read_in_parts(history: History, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(histories, "_CHUNK_BYTES", 1_000)
     write(records(1, 20))
