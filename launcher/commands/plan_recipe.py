@@ -10,7 +10,7 @@ from launcher.config import yaml_text
 from launcher.config.dotted_keys import flatten
 from launcher.config.schema import RunConfig
 from launcher.config.yaml_source import Document
-from launcher.planning.published_recipe import Comparison, compared
+from launcher.planning.published_recipe import Comparison, compared, least_recipe
 from resnet_dist.recipe.schema import plain
 
 # Shown also where they have their defaults.
@@ -35,14 +35,16 @@ _ALWAYS = (
 
 
 def lines(config: RunConfig, document: Document) -> Iterator[str]:
-    """A line for each key that is given, and for the important ones that are not: value and source.
+    """A line for each important key, and for each other one that does not have its default: value and source.
 
-    `document` is what `config` was made of. Durations are shown as they were given: `10 %` is not resolved.
+    `document` is what `config` was made of.
     """
     comparison = compared(config)
     flat = flatten(plain(config.recipe()))
     given = [key for key in flat if source_of(key, document) != DEFAULT]
-    keys = [key for key in flat if key in given or (key in _ALWAYS and flat[key] is not None)]
+    defaults = flatten(plain(least_recipe(config)))
+    chosen = [key for key in flat if key in _ALWAYS or (key in given and flat[key] != defaults.get(key))]
+    keys = [key for key in chosen if flat[key] is not None]
     if config.optimizer.betas is not None or config.optimizer.num_states > 1:  # lamb and adamw have no momentum
         keys = [key for key in keys if key != "optimizer.momentum" or key in given]
     keys.sort(key=lambda key: _ALWAYS.index(key) if key in _ALWAYS else len(_ALWAYS))

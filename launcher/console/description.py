@@ -10,7 +10,7 @@ from launcher.formatting import count
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.scaling import REFERENCE_BATCH, peak_learning_rate
 
-_SPANS: dict[object, str] = {"global": "the micro-batch", "worker": "each worker's images"}
+_SPANS: dict[object, str] = {"global": "all of them", "worker": "each worker's"}
 
 
 def description(config: RunConfig, workers: int, *, step: int, total_steps: int, num_samples: int) -> list[str]:

@@ -75,7 +75,7 @@ class LiveLine:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    begin = re.match(r" *(\S+  +(?=\S))?", line)  # a name in the first column, and the spaces behind it
+    begin = re.match(r" *(\S+( \S+)?  +(?=\S))?", line)  # a name in the first column, and the spaces behind it
     indent = min(len(begin[0]) if begin else 0, width // 2) or 2
     wrapped = textwrap.wrap(
         line,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ from resnet_dist.checkpoint.format import folder_name
 from resnet_dist.progress_line import in_time
 from resnet_dist.recipe.durations import Duration
 
+WIDTH = 80  # of the line of times
 PARTS = {"start_s": "start", "training_s": "train", "evaluation_s": "evaluate", "saving_s": "save"}
 
 
@@ -22,7 +24,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
     return [
         "",
         f"finished  {summary['step']:,} steps, {shown(summary, 'images_per_s', ',.0f')} images/s while training",
-        *([f"  time         {text}"] if (text := time_text(run, summary)) else []),
+        *textwrap.wrap(time_text(run, summary), WIDTH, initial_indent="  time         ", subsequent_indent=" " * 15),
         *([f"  target       {text}"] if (text := target_text(summary)) else []),
         *_warnings(summary),
         *([f"  left out     {text}"] if (text := left_out_text(summary)) else []),

@@ -17,7 +17,9 @@ from launcher.planning.forecast import COVERAGE, Interval
 from launcher.planning.history import finished
 from launcher.planning.published_recipe import compared
 from launcher.planning.student_t import t_quantile
+from launcher.run.directory import RunDirectory
 from launcher.run.recorded import FREE, newest_recipe, recipe_of
+from resnet_dist.input_files import read_whole
 from resnet_dist.recipe.published import NUM_SAMPLES, TARGET_TOP1
 from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import Recipe, plain
@@ -25,6 +27,7 @@ from resnet_dist.recipe.schema import Recipe, plain
 # Keys in which runs of the same experiment may differ. Other images (data.root) are another experiment.
 _IGNORED = ({*FREE} - {"data.root"}) | {"seed", "batch.num_micro_batches", "deterministic"}
 _IGNORED |= {"evaluate.every", "evaluate.batch_size", "evaluate.train", "evaluate.beside", "evaluate.metrics"}
+_MOST_SEEDS = 20  # the newest: more make the interval hardly better
 _IGNORED_SECTIONS = ("engine.", "speed.", "data.cache.")
 
 
@@ -105,31 +108,32 @@ def reference_chance(config: RunConfig) -> Chance | None:
 def own_runs(config: RunConfig) -> OwnRuns | None:
     """The finished runs in the storage of `config` with its recipe, of other names; None if there are none.
 
-    The seed, and what changes results by rounding at most, may differ. Of several runs with one seed, one is counted.
+    The seed, and what changes results by rounding at most, may differ. Of several runs with one seed, the newest is counted.
     """
     wanted = _values(config.recipe())
     results: dict[int, tuple[float, str]] = {}
     for run in finished(Path(config.storage)):
         top1 = (run.summary() or {}).get("top1")
-        if run.name == config.name or top1 is None:
+        if run.name == config.name or top1 is None or not _may_be_same(run, config):
             continue
         recorded = newest_recipe(run)
-        if recorded is None or not _may_be_same(recorded[1], config):
-            continue
-        recipe = recipe_of(recorded[1])
+        recipe = None if recorded is None else recipe_of(recorded[1])
         if recipe is not None and _values(recipe) == wanted:
             results.setdefault(recipe.seed, (top1, run.name))
+            if len(results) == _MOST_SEEDS:
+                break
     if not results:
         return None
     return OwnRuns(top1=tuple(top1 for top1, _ in results.values()), names=tuple(name for _, name in results.values()))
 
 
-def _may_be_same(recorded: dict[str, Any], config: RunConfig) -> bool:
-    """A cheap comparison, which spares most runs of other recipes the whole one."""
-    batch, model = recorded.get("batch"), recorded.get("model")
-    size = batch.get("size") if isinstance(batch, dict) else None
-    name = model.get("name") if isinstance(model, dict) else model
-    return size == config.batch.size and name in (None, config.model.name)
+def _may_be_same(run: RunDirectory, config: RunConfig) -> bool:
+    """Whether config.yaml has the lines of the batch, the length and the network: parsing it takes 40 ms."""
+    wanted = {f"  size: {config.batch.size}", f"duration: {config.duration}", f"  name: {config.model.name}"}
+    try:
+        return wanted <= set(read_whole(run.config).decode(errors="replace").splitlines())
+    except OSError:
+        return False
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

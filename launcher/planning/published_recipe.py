@@ -77,7 +77,7 @@ def compared(config: RunConfig) -> Comparison | None:
         return None
     wanted = flatten(recipe_overrides(found, config))
     del wanted["name"]
-    own, defaults = _values(config.recipe()), _values(_least(config))
+    own, defaults = _values(config.recipe()), _values(least_recipe(config))
     if config.schedule.base_lr is not None or config.schedule.scaling == "table":
         own |= {"schedule.peak_lr": peak_learning_rate(config.schedule, config.batch.size, config)}
         own |= {"schedule.base_lr": None}
@@ -95,7 +95,7 @@ def trains_published_network(config: RunConfig) -> bool:
     return same and config.data.num_samples == NUM_SAMPLES and config.data.subset is None
 
 
-def _least(config: RunConfig) -> Recipe:
+def least_recipe(config: RunConfig) -> Recipe:
     """A recipe that gives only what every recipe must give."""
     batch = BatchRecipe(size=config.batch.size)
     return Recipe(data=DataRecipe(), batch=batch, duration=config.duration, schedule=ScheduleRecipe())

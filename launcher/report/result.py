@@ -132,7 +132,7 @@ def interval_text(accuracy: Accuracy) -> str:
     """The interval of an accuracy as text.
 
     >>> interval_text(Accuracy(0.98, 100))
-    '93.0 to 99.5 %'
+    '93.0 to 99.4 %'
     """
     low, high = accuracy.interval
     return f"{100 * low:.1f} to {100 * high:.1f} %"

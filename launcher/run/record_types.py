@@ -75,7 +75,7 @@ class _Summary:
     target_reached: bool | None = None
     epoch: float | None = None
     time_s: float | None = None
-    command_s: float | None = None  # from the command to its end; it consists of the four times below
+    command_s: float | None = None  # of the command that finished the run: the four below, failed attempts, and its end
     start_s: float | None = None  # until the first step
     training_s: float | None = None
     evaluation_s: float | None = None

@@ -24,7 +24,7 @@ from launcher.watch.sources import Poller, Source
 from launcher.watch.view import AXES, PANELS, SMOOTHING, View
 
 FIRST_S = 0.3  # for the first snapshots, before an empty screen is shown
-TOGETHER_S = 0.1
+TOGETHER_S = 0.4  # snapshots that come within this time are drawn together
 _STYLES = {name: Style.parse(text) for name, text in STYLES.items()}
 
 

@@ -28,8 +28,8 @@ def evaluations(run: FaultRun) -> list[dict[str, Any]]:
 def evaluating(run: FaultRun) -> int | None:
     """The process that evaluates; None before it has started."""
     for task in Path(f"/proc/{run.pid()}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a thread or a process that has just ended
+            for child in (task / "children").read_text().split():
                 if b"launcher.local.beside" in Path(f"/proc/{child}/cmdline").read_bytes():
                     return int(child)
     return None

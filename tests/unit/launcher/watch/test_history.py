@@ -75,6 +75,8 @@ def test_a_long_run_is_thinned(history: History, write: Write, monkeypatch: pyte
 
 
 def test_the_newest_record_is_the_last_one(history: History, write: Write) -> None:
+    write(event("started", 0))
+    history.read(1.0)
     history._stride = 2  # 2, 4, ... are kept
     write(records(1, 4))
     history.read(1.0)
