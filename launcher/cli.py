@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import streams, train
+from launcher import streams
 from launcher.arguments import Parser
-from launcher.commands import (
-    cancel,
-    compare,
-    config_init,
-    config_show,
-    doctor,
-    evaluate,
-    export,
-    list_runs,
-    logs,
-    plan,
-    predict,
-    prepare_verbs,
-    render,
-    status,
-    study,
-    submit,
-    watch,
-)
-from launcher.commands import report as reports
 from launcher.config import load as configs
 from launcher.exit_codes import ExitCode
 from launcher.signals import StopSignals
-from launcher.train import report
+
+# The modules of launcher.commands by verb, in the order of `launcher --help`.
+VERBS = {
+    "plan": "plan",
+    "prepare": "prepare_verbs",
+    "study": "study",
+    "doctor": "doctor",
+    "render": "render",
+    "submit": "submit",
+    "status": "status",
+    "logs": "logs",
+    "watch": "watch",
+    "cancel": "cancel",
+    "list": "list_runs",
+    "report": "report",
+    "compare": "compare",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "export": "export",
+    "config": "config_verbs",
+}
 
 
 def main(arguments: Sequence[str] | None = None, stop: StopSignals | None = None) -> int:
@@ -50,20 +51,25 @@ def main(arguments: Sequence[str] | None = None, stop: StopSignals | None = None
 def _run(arguments: Sequence[str], stop: StopSignals | None) -> int:
     given = argparse.Namespace(config=None)
     if arguments[:1] == ["train"]:  # has its own parser, which accepts options anywhere
+        from launcher import train
+
         return train.main(arguments[1:], prog="launcher train", stop=stop)
     try:
-        given = _parser().parse_args(arguments, argparse.Namespace(stop=stop))
+        given = parser_of(arguments).parse_args(arguments, argparse.Namespace(stop=stop))
         return int(given.run(given))
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError) and streams.lost_output() is not None:
             return 0  # `main` says so
+        from launcher.train import report
+
         config = getattr(given, "config", None)
         return report(error if config is None else configs.in_users_lines(error, config, given.overrides))
 
 
-def _parser() -> Parser:
+def parser_of(arguments: Sequence[str] = ()) -> Parser:
+    """The parser of a command line. Only the module of its verb is imported, which makes a verb start fast."""
     parser = Parser(prog="launcher", description="One YAML file trains a ResNet, from a laptop's CPU to many GPUs.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
 
@@ -74,31 +80,9 @@ def _parser() -> Parser:
     verb.add_argument("--folder", type=Path, default=Path("~/resnet_demo"), help="of images and runs (%(default)s)")
     verb.set_defaults(run=_demo)
 
-    modules = (
-        plan,
-        prepare_verbs,
-        study,
-        doctor,
-        render,
-        submit,
-        status,
-        logs,
-        watch,
-        cancel,
-        list_runs,
-        reports,
-        compare,
-        evaluate,
-        predict,
-        export,
-    )
-    for module in modules:
-        module.add_parser(verbs)
-
-    verb = verbs.add_parser("config", help="write a config, show it with all defaults, or the schema of all keys")
-    kinds = verb.add_subparsers(title="what", metavar="WHAT", required=True, parser_class=Parser)
-    config_init.add_parser(kinds)
-    config_show.add_parsers(kinds)
+    first = next(iter(arguments), "")
+    for name in [VERBS[first]] if first in VERBS else VERBS.values():
+        importlib.import_module(f"launcher.commands.{name}").add_parser(verbs)
     return parser
 
 

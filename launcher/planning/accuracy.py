@@ -108,7 +108,7 @@ def reference_chance(config: RunConfig) -> Chance | None:
 def own_runs(config: RunConfig) -> OwnRuns | None:
     """The finished runs in the storage of `config` with its recipe, of other names; None if there are none.
 
-    The seed, and what changes results by rounding at most, may differ. Of several runs with one seed, the newest is counted.
+    The seed, and what changes results by rounding at most, may differ. Of the runs with one seed, the newest counts.
     """
     wanted = _values(config.recipe())
     results: dict[int, tuple[float, str]] = {}

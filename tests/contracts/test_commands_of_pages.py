@@ -52,7 +52,7 @@ def test_a_command_can_be_parsed(page: Path, command: str) -> None:
         train_arguments(parser)
         parser.parse_intermixed_args(arguments[1:])
         return
-    assert callable(cli._parser().parse_args(arguments).run)
+    assert callable(cli.parser_of().parse_args(arguments).run)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: str(value))

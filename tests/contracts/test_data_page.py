@@ -21,7 +21,7 @@ def test_it_has_commands() -> None:
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("train ")])
 def test_a_command_can_be_parsed(command: str) -> None:
-    given = cli._parser().parse_args(shlex.split(command.replace("\\\n", " "), comments=True))
+    given = cli.parser_of().parse_args(shlex.split(command.replace("\\\n", " "), comments=True))
     assert callable(given.run)
 
 

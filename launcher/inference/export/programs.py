@@ -56,8 +56,6 @@ def save_onnx(file: Path, trained: TrainedModel, about: Description) -> None:
         assert made is not None  # with dynamo
     model = made.model_proto
     _name_batch(model.graph)
-    for place in (model.graph, *model.graph.node):
-        del place.metadata_props[:]  # torch's notes for debugging
     for key, value in about.as_strings().items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)

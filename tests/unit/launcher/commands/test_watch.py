@@ -170,7 +170,7 @@ def test_a_run_of_a_ray_cluster_is_read_by_a_job(
 
     monkeypatch.setattr(jobs, "lines", lines)
     found = Target(run, is_here=False, submission=None, address="http://head:8265")
-    given = cli._parser().parse_args(["watch", "x", "--place-says", "running"])
+    given = cli.parser_of().parse_args(["watch", "x", "--place-says", "running"])
     source = watch._source(found, given, waits=True)
     assert watch._first(source, rank=3).step == 7
     assert asked[:4] == ["http://head:8265", "watch", str(run.path), "--json"]

@@ -64,10 +64,17 @@ def test_a_running_run(small_run: RunDirectory, begin: Do, write: Do, beat: Do) 
         assert reader.read().state == "saving"
 
 
-def test_what_the_start_of_an_attempt_does_is_its_reason(small_run: RunDirectory, begin: Do, write: Do) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [event("indexing", 0, text="indexing images: 40%"), event("stage", 0, begins="indexing images: 40%")],
+    ids=["indexing", "stage"],
+)
+def test_what_the_start_of_an_attempt_does_is_its_reason(
+    small_run: RunDirectory, begin: Do, write: Do, told: dict[str, Any]
+) -> None:
     with lease.acquire(small_run.lease):
         begin()
-        write(event("indexing", 0, text="indexing images: 40%"))
+        write(told)
         found = Reader(small_run).read()
     assert (found.state, found.reason) == ("starting", "indexing images: 40%")
 
