@@ -57,7 +57,7 @@ class SampleImages:
         if label.ndim == 0:
             return self._name(int(label))
         shares, labels = label.topk(min(2, len(label)))  # mixup and CutMix mix two images
-        parts = [(float(share), int(number)) for share, number in zip(shares, labels, strict=True) if share > 0]
+        parts = [(float(share), int(number)) for share, number in zip(shares, labels, strict=True) if share >= 0.005]
         return " + ".join(f"{share:.2f} {self._name(number)}" for share, number in parts)
 
     def _name(self, label: int) -> str:

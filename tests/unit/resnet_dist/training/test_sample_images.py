@@ -51,6 +51,6 @@ def test_only_the_first_step_is_shown() -> None:
 def test_mixed_images_have_both_labels_and_a_class_without_a_name_its_number() -> None:
     shown: list[Captioned] = []
     SampleImages(normalised, DATA, (), 1, 1, shown.extend)(batch(0, torch.tensor([7])))
-    mixed = torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]])
+    mixed = torch.tensor([[0.25, 0.0, 0.75], [0.004, 0.996, 0.0]])
     SampleImages(normalised, DATA, CLASSES, 2, 1, shown.extend)(batch(0, mixed))
     assert [caption for caption, _ in shown] == ["01: 7", "01: 0.75 fox + 0.25 cat", "02: 1.00 dog"]
