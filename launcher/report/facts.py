@@ -193,9 +193,8 @@ def _warnings(run: RunRecord, own: Result) -> Iterator[str]:
         yield text if times == 1 else f"{text} ({times} times)"
     if stragglers := run.events("straggler"):
         yield f"{count(len(stragglers), 'straggler')} reported: a worker was much slower than the others"
-    missing = [
-        name for name, value in (("config.yaml", run.config), ("environment.json", run.environment)) if not value
-    ]
+    files = {run.directory.config.name: run.config, run.directory.environment.name: run.environment}
+    missing = [name for name, content in files.items() if not content]
     if missing:
         yield f"{' and '.join(missing)} cannot be read or is missing: what it records is not shown"
     if run.attempts and not run.written:

@@ -49,3 +49,10 @@ def test_noise_shows_in_the_errors() -> None:
     assert found is not None
     assert 0.1 < (sum(error**2 for error in found.errors) / 30) ** 0.5 < 0.4
     assert all(cost >= 0 for cost in found.costs)
+
+
+def test_the_median_of_the_errors_is_0() -> None:
+    """Without a correction, the smallest squared relative error would give times that are too short."""
+    found = fit(rows(31, noise=0.5))
+    assert found is not None
+    assert sorted(found.errors)[15] == pytest.approx(0)
