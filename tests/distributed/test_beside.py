@@ -46,6 +46,8 @@ def test_after_a_kill_the_next_attempt_evaluates_what_is_due_with_the_same_count
     assert pending_steps(run.directory.pending_evaluations) == (20, 40)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)  # whether or not it had begun to watch its parent, it ends with it
     while not has_ended(process):
         time.sleep(0.01)
     run.start()

@@ -14,8 +14,8 @@ import pytest
 
 from launcher import cli
 from launcher.api import load_run
-from launcher.planning.preemption import stop_s
 from launcher.console import Progress, summary_lines
+from launcher.planning.preemption import stop_s
 from launcher.report.goodput import goodput
 from launcher.run.directory import RunDirectory
 from launcher.run.progress import images_per_s
