@@ -186,8 +186,8 @@ def lines(estimates: Mapping[int, ScaleEstimate | None], assumed: Assumptions) -
             yield f"    {count(nodes, 'node')}: more workers than a micro-batch has images"
     source = "Llama 3's" if assumed.mtbf_hours == NODE_MTBF_HOURS else "given"
     yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours), a worker"
-    yield f"    computes {assumed.images_per_s:,.0f} images/s (--images-per-s), a restart takes {assumed.restart_s:,.0f} s"
-    yield f"    (--restart-s) and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s)"
+    yield f"    computes {assumed.images_per_s:,.0f} images/s (--images-per-s), a restart takes"
+    yield f"    {assumed.restart_s:,.0f} s (--restart-s) and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s)"
 
 
 def _time(seconds: float) -> str:

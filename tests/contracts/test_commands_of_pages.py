@@ -16,11 +16,10 @@ from launcher.arguments import Parser, train_arguments
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_INDENTED = re.compile(
-    r"^    (?:[$] )?((?:[A-Z_]+=\S+ )*(?:python -m )?launcher(?: |\.train )(?:.*\\\n)*.*)$", re.MULTILINE
-)
+_LAUNCHER = r"(?:python -m )?launcher(?: |\.train )(?:.*\\\n)*.*"
+_INDENTED = re.compile(rf"^    (?:[$] )?((?:[A-Z_]+=\S+ )*{_LAUNCHER})$", re.MULTILINE)
 _FENCED = re.compile(r"^```(?:bash|sh|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_FENCED_COMMAND = re.compile(r"^((?:python -m )?launcher(?: |\.train )(?:.*\\\n)*.*)$", re.MULTILINE)
+_FENCED_COMMAND = re.compile(rf"^({_LAUNCHER})$", re.MULTILINE)
 _SHELL = re.compile(r"\s(?:[|>&;]|2>|&&)")  # the rest of the line is the shell's
 
 
