@@ -73,13 +73,16 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 	-$(BIN)/python -m benchmarks.input --python $(PEERS)/bin/python
 	$(BIN)/python -m benchmarks.speed_keys
 	-$(BIN)/python benchmarks/checkpoint_stall.py
+	-$(BIN)/python -m benchmarks.watch
+	-$(BIN)/python -m benchmarks.time_left
 	$(BIN)/python -m benchmarks.page
 
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
 	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)
 
-docs: install ## build the documentation site into site/, without a network
-	$(BIN)/mkdocs build --strict
+docs: install ## build the documentation site into site/, without a network; IMAGES=1 redraws its screenshots (minutes)
+	$(if $(IMAGES),$(BIN)/python -m benchmarks.watch_images && $(BIN)/python -m benchmarks.report_images)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 audit: install ## known vulnerabilities of the installed packages (asks PyPI)
 	$(BIN)/pip-audit --local --skip-editable
