@@ -80,7 +80,7 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
 	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)
 
-docs: install ## build the documentation site into site/, without a network; IMAGES=1 redraws its screenshots (minutes)
+docs: install ## build the documentation site into site/, without a network; IMAGES=1 redraws its screenshots (minutes); python -m http.server -d site shows it
 	$(if $(IMAGES),$(BIN)/python -m benchmarks.watch_images && $(BIN)/python -m benchmarks.report_images)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -204,8 +204,8 @@ def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(found)
     goals, load = found["goals"], found["load"]
     num = len(found["runs"])
-    yield f"{num} small runs, one after the other; each is forecast from the runs of other configurations. The load of the"
-    yield f"machine (processes that run or wait for a core) was {load['least']:.1f} to {load['most']:.1f},"
+    yield f"{num} small runs, one after the other; each is forecast from the runs of other configurations. The load of"
+    yield f"the machine (processes that run or wait for a core) was {load['least']:.1f} to {load['most']:.1f},"
     yield f"{load['median']:.1f} in the median.\n"
     inside, width = found["coverage"], found["median_width"]
     reached = {True: "reached", False: "missed"}
