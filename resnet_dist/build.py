@@ -32,6 +32,7 @@ from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.durations import Duration, Every, resolved
+from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
@@ -309,9 +310,15 @@ def _classify(recipe: Recipe, worker: Worker, num_samples: int, windows: list[St
     """The bottleneck of the run, on rank 0; None on other ranks, and without steps."""
     if worker.rank != 0 or not windows:
         return None
-    model = build_model(_without_weights(recipe).model, recipe.seed)
     resolutions = Resolutions.of(recipe.data, batch_size=recipe.batch.size, num_samples=num_samples)
-    flops = mean_flops_per_image(model, resolutions, windows) * recipe.batch.size / worker.world_size
+    flops = None
+    try:
+        model = build_model(_without_weights(recipe).model, recipe.seed)
+        flops = mean_flops_per_image(model, resolutions, windows) * recipe.batch.size / worker.world_size
+    except Exception as error:  # a user's model may not run on the meta device; the training is done all the same
+        if not is_reference(recipe.model.name):
+            raise
+        log.warning("the operations of %s cannot be counted: %s: %s", recipe.model.name, type(error).__name__, error)
     return classify(windows, flops, peak_flops(worker.device, recipe.precision))
 
 

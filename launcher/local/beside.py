@@ -5,6 +5,7 @@ The parent writes a step a line to the child's standard input; results come back
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,7 +75,8 @@ class LocalEvaluations:
             self._process.kill()
             self._process.wait()
             if self._process.stdin is not None:
-                self._process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # of an order that the process has not read
+                    self._process.stdin.close()
             self._answers.close()
             self._process = None
 

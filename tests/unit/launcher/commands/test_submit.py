@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launcher import cli
+from launcher.exit_codes import ExitCode
 from launcher.run import lease, submissions
 from launcher.run.directory import RunDirectory
 
@@ -57,7 +58,9 @@ def test_a_job_is_recorded_although_its_id_cannot_be_printed(
     arguments = ["submit", "slurm", str(write_config())]
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        cli.main(arguments)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == ExitCode.UNAVAILABLE
         monkeypatch.undo()
         with contextlib.suppress(OSError):
             full.close()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from launcher import cli
@@ -19,11 +21,14 @@ from resnet_dist.errors import DataError
 
 
 @pytest.fixture
-def no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Variables of a process group, which a worker sets, are gone after the test."""
+def no_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The process group that a worker makes, and its variables, are gone after the test."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")
         del os.environ[name]
+    yield
+    if dist.is_initialized():  # a worker leaves it after an error
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("no_group")
