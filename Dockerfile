@@ -1,7 +1,7 @@
 # An image with Python, the launcher and its dependencies, for a non-root user.
 #
-#   docker build --tag NAME:TAG .                                                             GPUs: CUDA, DeepSpeed, DALI
-#   docker build --tag NAME:TAG --build-arg BASE=python:3.11-slim --build-arg EXTRAS=ray .    no GPUs
+#   docker build --tag NAME:TAG .                                                                  GPUs: CUDA, DeepSpeed, DALI
+#   docker build --tag NAME:TAG --build-arg BASE=python:3.11-slim --build-arg EXTRAS=ray,demo .    no GPUs
 #
 # BASE must have apt and bash. If it has no Python (3.11 to 3.13), the distribution's Python is installed.
 # For a reproducible base image, give BASE with a digest (NAME:TAG@sha256:...).

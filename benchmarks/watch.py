@@ -215,7 +215,7 @@ def measure(what: str, *runs: Path) -> dict[str, Any]:
 def chart_times() -> dict[str, float | None]:
     """CPU seconds of one chart of 60 × 14 with 500 points: ours, and plotext's if it is installed."""
     points = [(float(x), 2.3 * math.exp(-x / 125) + 0.1 * math.sin(x * 12.9898)) for x in range(500)]
-    chart = Chart("loss", [Curve(points)], number, number, (0.0, 500.0))
+    chart = Chart("loss", [Curve(points)], number, number, "step", (0.0, 500.0))
     found: dict[str, float | None] = {"ours_s": _cpu_time(lambda: draw(chart, 60, 14)), "plotext_s": None}
     if importlib.util.find_spec("plotext") is not None:
         import plotext

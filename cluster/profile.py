@@ -63,14 +63,20 @@ class SlurmProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """A volume for a folder of the run: an existing claim, or a new one from a storage class."""
+    """The volume of an existing claim. Pods mount that of the data read-only."""
 
     claim: str | None = None  # an existing PersistentVolumeClaim
-    storage_class: str | None = None  # of a new claim; None: the cluster's default
-    size: str = "100Gi"
-    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany"] = "ReadWriteMany"
     mount: str | None = None  # mount path; None: the run's storage or data root
     sub_path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageVolume(Volume):
+    """The volume of the run directory: an existing claim, or a new one from a storage class."""
+
+    storage_class: str | None = None  # of a new claim; None: the cluster's default
+    size: str = "100Gi"  # of a new claim
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany"] = "ReadWriteMany"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,7 @@ class KubernetesProfile:
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     service_account: str | None = None  # None: a new one for the run, without a token
-    storage: Volume = field(default_factory=Volume)
+    storage: StorageVolume = field(default_factory=StorageVolume)
     data: Volume | None = None  # None: the data is in the image or on the storage volume
     queue: str | None = None  # LocalQueue of Kueue
     priority_class: str | None = None

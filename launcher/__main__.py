@@ -13,7 +13,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     stop = None
     if arguments[:1] and arguments[0] in TRAINING:
-        stop = signals.take_over()
+        stop = signals.take_over(signals.OPENING)
     else:
         streams.watch_output()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # `launcher/__init__.py` has replaced it

@@ -18,6 +18,7 @@ from launcher.formatting import first_line
 from launcher.inference.accuracy import Accuracy
 from launcher.inference.trained import Saved, saved
 from launcher.run.directory import RunDirectory
+from launcher.run.named import find_here
 from launcher.run.progress import checkpoint_folders
 from launcher.run.recorded import newest_recipe, recipe_of
 from resnet_dist.checkpoint import format as checkpoint_format
@@ -272,8 +273,9 @@ def fit(config: str | os.PathLike[str] | Mapping[str, Any], **overrides: Any) ->
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
-    """The run in the folder `path`. Raises UsageError if there is none."""
-    folder = Path(path).expanduser()
-    if not RunDirectory.at(folder).attempts_file.is_file():
-        raise UsageError(f"{folder}: there is no run here. Allowed: a run directory, <storage>/<name>")
-    return Run(folder)
+    """The run on this machine that `path` names: its directory, its name, or its config.
+
+    Names are looked for in the current folder, ~/resnet_runs and ~/resnet_demo/runs. Raises UsageError if there is no
+    run, ConfigError for a wrong config.
+    """
+    return Run(find_here(os.fspath(path)).path)

@@ -20,8 +20,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, but accept `key=value` after options, too; argparse only takes consecutive ones."""
+        overrides = [action for action in self._actions if action.dest == "overrides" and action.nargs == "*"]
+        for action in overrides:
+            action.required = False  # else argparse names it among the arguments that are missing
         found, rest = super().parse_known_args(args, namespace)
-        if any(action.dest == "overrides" and action.nargs == "*" for action in self._actions):
+        if overrides:
             found.overrides = [*found.overrides, *(text for text in rest if not text.startswith("-"))]
             rest = [text for text in rest if text.startswith("-")]
         return found, rest

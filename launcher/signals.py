@@ -16,6 +16,8 @@ from typing import Literal, Self
 from launcher import streams
 from launcher.exit_codes import ExitCode
 
+OPENING = "checking the config"  # what a command that trains begins with
+_SHORT = {"-h", "--help", "--dry-run"}  # commands with these train nothing
 _STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR2", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 # A terminal sends Ctrl-C to every process of a command, and a parent (uv run, srun) may pass it on within milliseconds.
@@ -188,11 +190,14 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def take_over() -> StopSignals:
-    """Make this process one of a run: its output cannot fail, and it handles signals. For the start of a command."""
+def take_over(opening: str | None = None) -> StopSignals:
+    """Make this process one of a run: its output cannot fail, and it handles signals. For the start of a command.
+
+    `opening`: what the command begins with, for the person who waits for its imports; None if nothing is to be said.
+    """
     streams.protect()
     leads = os.environ.get("RANK", "0") == "0"
     stop = StopSignals("end", announce=leads).install()
-    if leads:
-        streams.show_opening("checking the config")
+    if leads and opening is not None and not _SHORT & set(sys.argv):
+        streams.show_opening(opening)
     return stop

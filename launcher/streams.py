@@ -56,11 +56,13 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def show_opening(text: str) -> None:
-    """Show a line on a terminal until something else is written. Streams must be protected."""
+    """Print a line; on a terminal, until something else is written. Streams must be protected."""
     if is_terminal(sys.stdout):
         sys.stdout.write(text)
         sys.stdout.flush()
         _opening.append(1)
+    else:
+        print(f"{text} ...", flush=True)
 
 
 def lost_output() -> OSError | None:

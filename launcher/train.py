@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher import signals
 
 if __name__ == "__main__":
-    _STOP = signals.take_over()  # before the other imports, which take a quarter of a second
+    _STOP = signals.take_over(signals.OPENING)  # before the other imports, which take a quarter of a second
 
 import contextlib
 import logging
@@ -25,8 +25,6 @@ from launcher.console.description import description
 from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
-from launcher.planning import history
-from launcher.planning import record as forecasts
 from launcher.ray_backend import environment as ray_environment
 from launcher.recovery import preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
@@ -36,7 +34,7 @@ from launcher.recovery.session import Session
 from launcher.run import lease, recorded
 from launcher.run.directory import RunDirectory, current_submission
 from launcher.run.progress import images_per_s, lost_work, read_beats
-from launcher.run.record_types import as_seconds
+from launcher.run.record_types import as_seconds, as_time
 from launcher.signals import StopSignals
 from resnet_dist.errors import StorageError, TrainingError
 
@@ -61,7 +59,7 @@ def main(
     try:
         given = parser.parse_intermixed_args(arguments)  # options may be anywhere
         if os.environ.get("RANK", "0") == "0":
-            progress.stage(CHECKS, progress.began)
+            progress.stage(CHECKS, None if stop is None else progress.began)
         profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
         config = configs.load(given.config, [*given.overrides, *profile])
         with StopSignals("end") if stop is None else contextlib.nullcontext(stop) as stop:
@@ -124,6 +122,8 @@ def _train_and_record(
                 session = Session(config, run, progress, notifier, held, attended, stop)
                 _follow(session)
                 if leads():
+                    from launcher.planning import record as forecasts  # once the config and the directory are right
+
                     forecasts.write(config, run)
                 code, result = _train(session, mode)
                 stop.answer("the run is ending already")
@@ -216,7 +216,14 @@ def _lease(run: RunDirectory, attended: bool, stop: StopSignals, progress: Progr
         if attended:
             os._exit(ExitCode.UNAVAILABLE)
 
-    held = lease.acquire(run.lease, on_lost=lost, submission=current_submission(), stopped=lambda: stop.stopped)
+    began = as_time(time.time() - (time.monotonic() - progress.began))
+    held = lease.acquire(
+        run.lease,
+        on_lost=lost,
+        submission=current_submission(),
+        command_began=began,
+        stopped=lambda: stop.stopped,
+    )
     try:
         with _ends_at_once(run, held, stop, progress):
             yield held
@@ -238,7 +245,8 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progr
         for attempt in run.attempts()[num_before:]:
             if attempt.ended is None:
                 beats, began = read_beats(run, attempt.number), as_seconds(attempt.started)
-                lost = lost_work(run, attempt.facts.get("from_step", 0), began, beats, verify=False)
+                step, training_began = attempt.facts.get("from_step", 0), progress.training_began
+                lost = lost_work(run, step, began, beats, training_began=training_began, verify=False)
                 step = lost.saved_step
                 saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
                 cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}
@@ -273,6 +281,8 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
         if target := recorded.target_of(session.config):
             summary["stop_at"] = target
         run.mark_finished(summary)
+        from launcher.planning import history
+
         history.remember(run)
         early = result.measured.get("target_reached")
         done = f"the target was reached after {step} steps" if early else f"all {step} steps done"

@@ -31,6 +31,7 @@ VERBS: Mapping[str, tuple[_Rule, ...]] = {
     "status": (*_LOOK, *_READ, ("kueue.x-k8s.io", ("workloads",), ("get", "list"))),
     "logs": _READ,
     "report": _READ,
+    "watch": _READ,
     "list": _LOOK,
     "cancel": (
         ("ray.io", ("rayjobs",), ("get", "list", "delete")),

@@ -109,10 +109,9 @@ def _names(profile: KubernetesProfile) -> Iterator[Problem]:
     for key in ("namespace", "operator_namespace"):
         if not is_label(getattr(profile, key)):
             yield _wrong(key, f'"{getattr(profile, key)}"', "at most 63 lower-case letters, digits and -")
-    claims = {"storage": profile.storage} | ({} if profile.data is None else {"data": profile.data})
     names = {key: getattr(profile, key) for key in ("service_account", "priority_class", "runtime_class")}
-    for key, volume in claims.items():
-        names |= {f"{key}.claim": volume.claim, f"{key}.storage_class": volume.storage_class}
+    names |= {"storage.claim": profile.storage.claim, "storage.storage_class": profile.storage.storage_class}
+    names["data.claim"] = None if profile.data is None else profile.data.claim
     for key, name in names.items():
         if name is not None and not is_object_name(name):
             yield _wrong(key, f'"{name}"', _NAME)

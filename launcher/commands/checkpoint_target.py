@@ -6,10 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from launcher.commands.target import find_here
 from launcher.inference.trained import Saved, saved
-
-_CONFIGS = (".yaml", ".yml")
+from launcher.run.named import CONFIGS, find_here
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,5 +29,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def find(given: argparse.Namespace) -> Saved:
     """The checkpoint that the command line names. Raises UsageError, or CheckpointError if it is damaged."""
     path = Path(os.path.abspath(Path(given.target).expanduser()))  # noqa: PTH100 - resolve() would follow links
-    is_path = path.exists() and path.suffix not in _CONFIGS
+    is_path = path.exists() and path.suffix not in CONFIGS
     return saved(path if is_path else find_here(given.target).path, best=given.best)

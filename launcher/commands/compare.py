@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.commands.target import find_here
 from launcher.errors import UsageError
 from launcher.formatting import count, first_line, table
 from launcher.report import ranking
 from launcher.report.differences import ABSENT, Curve, Difference, Pair, curve, differences, ranges
 from launcher.report.run_record import RunRecord, read_all
+from launcher.run.named import find_here
 from launcher.run.record_types import Facts
 from resnet_dist.input_files import printable
 from resnet_dist.telemetry.json_lines import without_non_finite
@@ -76,7 +76,10 @@ def run(given: argparse.Namespace) -> int:
     """Print the comparison; returns 1 for two runs that differ, else 0. Raises UsageError if there is no run."""
     if not (given.tolerance >= 0 and math.isfinite(given.tolerance)):
         raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 compares bit by bit")
-    runs = read_all([find_here(name) for name in (given.run_a, *given.others)])
+    named = dict.fromkeys(find_here(name) for name in (given.run_a, *given.others))  # one named twice counts once
+    if len(named) < 2:
+        raise UsageError(f"{given.run_a}: the same run, named twice. Allowed: two or more different runs")
+    runs = read_all(list(named))
     comparison = compare(runs[0], runs[1], given.tolerance) if len(runs) == 2 else None
     rows = ranking.ranked(runs)
     if given.json:

@@ -78,8 +78,19 @@ def _check(given: argparse.Namespace) -> None:
         raise UsageError(f"--workers {given.workers}: Allowed: a whole number from 1 to {_MOST_WORKERS}")
     if given.workers is not None and under_torchrun():
         raise UsageError("--workers: torchrun has started the workers. Allowed: without --workers")
-    if given.output is not None and given.output.expanduser().exists() and not given.output.expanduser().is_dir():
-        raise UsageError(f"--output {given.output}: is a file. Allowed: a folder")
+    if given.output is not None and leads():
+        _make_folder(given.output.expanduser())
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder for the results before the evaluation, which may take hours."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot be created: {error.strerror}"
+        raise UsageError(f"--output {folder}: {problem}. Allowed: a folder that you can write to") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {folder}: no permission to write. Allowed: a folder that you can write to")
 
 
 def _evaluated(saved: Saved, request: Request, num_workers: int | None) -> Evaluated:

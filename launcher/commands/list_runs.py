@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.commands import schedulers
-from launcher.commands.target import USUAL_STORAGES
 from launcher.errors import UsageError
 from launcher.formatting import count, table
 from launcher.run import status as run_state
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
+from launcher.run.named import USUAL_STORAGES
 from launcher.run.status import RunStatus
 from launcher.run.submissions import JobStatus
 from resnet_dist.checkpoint.disk import storage_errors

@@ -31,8 +31,9 @@ from launcher.planning.forecast import Forecast
 from launcher.planning.history import Earlier, earlier_run, earlier_runs
 from launcher.planning.images import IMAGENET_BYTES, Images, counted
 from launcher.planning.prediction import predict
-from launcher.planning.scaling_model import NODE_MTBF_HOURS, Assumptions, Workload
+from launcher.planning.scaling_model import Assumptions, ScaleEstimate, Workload
 from launcher.planning.score import lines as score_lines
+from launcher.planning.work import work_of
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from resnet_dist.recipe.published import Published
@@ -92,9 +93,8 @@ def _plan(given: argparse.Namespace) -> int:
         print(f"kept in {calibration.save(config, measured)}")
     plan = Plan(given, configs.read(given.config, overrides), config, images)
     due = None if until is None else plan_deadline.lines(plan.candidates(nodes), until, now, given.price_per_gpu_hour)
-    print("\n".join(_lines(plan, found, due or ())))
-    if nodes:
-        print("\n".join(_scaling(plan, nodes)))
+    scaling = list(_scaling(plan, nodes)) if nodes else []
+    print("\n".join([*_lines(plan, found, due or ()), *scaling]))
     if found is not None:
         print(f"\n{plan_batch.command(given.config, overrides)}")
     return _ablate(config, given.steps) if given.ablate else 0
@@ -127,8 +127,6 @@ def _check_options(given: argparse.Namespace, config: RunConfig) -> None:
             if getattr(given, name) is not None:
                 problem = "the config has no GPUs (resources.gpus_per_worker: 0)"
                 raise UsageError(f"--{name.replace('_', '-')}: {problem}. Allowed: with gpus_per_worker 1")
-        if given.nodes is not None and given.deadline is None and given.images_per_s is None:
-            raise UsageError("--images-per-s is missing: the speed of a worker on a CPU depends on the CPU")
 
 
 def _check_frozen(config: RunConfig) -> None:
@@ -168,7 +166,8 @@ class Plan:
         self.given, self.document = given, document
         self.config, self.images, self.num_samples = config, images, num_samples
         self.earlier: list[Earlier] = list(_evidence(config))
-        self.mtbf_hours = NODE_MTBF_HOURS if given.mtbf_hours is None else given.mtbf_hours
+        values = {part.name: getattr(given, part.name) for part in dataclasses.fields(Assumptions)}
+        self.assumed = Assumptions(**{name: value for name, value in values.items() if value is not None})
         self.forecast = self.predicted(config)
         self.estimate, self.measured = memory.estimate(config), memory.measured(config)
 
@@ -177,10 +176,13 @@ class Plan:
         return predict(
             config,
             gpu=self.given.gpu,
-            images_per_s=self.given.images_per_s,
-            mtbf_hours=self.mtbf_hours,
+            assumed=self.assumed,
             earlier=self.earlier,
         )
+
+    def at_scale(self, nodes: int, forecast: Forecast) -> ScaleEstimate:
+        """The load and the goodput on `nodes`, for which `forecast` is. A user's model counts as empty."""
+        return scaling_model.estimate(nodes, _workload(self), self.assumed, forecast)
 
     def candidates(self, nodes: Sequence[int], *, own_only: bool = False) -> list[deadline.Candidate]:
         """The config and the published recipes on `nodes`, or on numbers of nodes around the config's."""
@@ -204,7 +206,8 @@ def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[
     what = f"{config.model.name}, {config.model.num_classes} classes, {config.precision}"
     yield from paragraph(f"{config.name}: {what}", indent=0)
     jobs = None if forecast is None else cost.jobs(config, forecast)
-    failures = None if forecast is None else cost.failures(config, forecast, plan.mtbf_hours)
+    failures = None if forecast is None else cost.failures(config, forecast, plan.assumed, plan.num_samples)
+    goodput = None if forecast is None else plan.at_scale(config.cluster.nodes, forecast).config_goodput
     if warnings := [*_warnings(plan), *plan_result.job_warnings(jobs)]:
         yield from heading(count(len(warnings), "warning").capitalize())
         for warning in warnings:
@@ -213,7 +216,7 @@ def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[
     yield from plan_result.accuracy_lines(config)
     yield from plan_result.time_lines(config, forecast, plan.given.price_per_gpu_hour)
     yield from plan_result.mlperf_lines(config, forecast, plan.given.gpu)
-    yield from plan_result.job_lines(jobs, failures)
+    yield from plan_result.job_lines(jobs, failures, goodput)
     yield from due
     yield from heading("Recipe")
     yield from plan_recipe.lines(config, plan.document) if found is None else plan_batch.lines(found, config)
@@ -238,28 +241,30 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 
 def _scaling(plan: Plan, nodes: Sequence[int]) -> Iterator[str]:
-    """The time, and the model of load and failures, by number of nodes."""
-    values = {part.name: getattr(plan.given, part.name) for part in dataclasses.fields(Assumptions)}
-    assumed = Assumptions(**{name: value for name, value in values.items() if value is not None})
-    estimates = {number: scaling_model.estimate(number, _workload(plan), assumed) for number in nodes}
-    yield from heading("By number of nodes")
-    yield from plan_deadline.by_nodes(plan.candidates(nodes, own_only=True), plan.given.price_per_gpu_hour)
-    yield from scaling_model.lines(estimates, assumed)
-
-
-def _workload(plan: Plan) -> Workload:
+    """The time, and the model of load and failures, by number of nodes. Raises ConfigError, UsageError."""
     config = plan.config
     if plan.estimate is None:
         found = f"found {config.model.name}, your own model, whose size is unknown"
         raise ConfigError([Problem("", "model.name", f"{found}, which --nodes needs", "a built-in model")])
+    if plan.forecast is None:
+        raise UsageError("--images-per-s is missing: nothing is known of the speed of a worker, which --nodes needs")
+    candidates = plan.candidates(nodes, own_only=True)
+    known = {one.config.cluster.nodes: one.forecast for one in candidates if one.forecast is not None}
+    yield from heading("By number of nodes")
+    yield from plan_deadline.by_nodes(candidates, plan.given.price_per_gpu_hour)
+    estimates = {number: plan.at_scale(number, known[number]) if number in known else None for number in nodes}
+    yield from scaling_model.lines(estimates, plan.assumed)
+
+
+def _workload(plan: Plan) -> Workload:
+    config = plan.config
     copies = 2 + config.optimizer.num_states  # in a step; a checkpoint has no gradients
-    every = config.checkpoint.every.samples(batch_size=config.batch.size, num_samples=plan.num_samples)
     return Workload(
         workers_per_node=config.workers.most // config.cluster.nodes,
         batch_size=config.batch.size,
         micro_batch_size=config.batch.size // config.batch.parts,
-        checkpoint_bytes=plan.estimate.static // copies * (copies - 1),
-        checkpoint_every_samples=int(every),
+        checkpoint_bytes=0 if plan.estimate is None else plan.estimate.static // copies * (copies - 1),
+        saves=work_of(config, plan.num_samples).saves,
         heartbeat_s=heartbeats.interval_s(config.faults.hang_timeout_s),
         uses_gpus=config.resources.gpus_per_worker > 0,
         image_bytes=plan.images.mean_bytes or IMAGENET_BYTES,

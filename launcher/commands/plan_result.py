@@ -9,14 +9,13 @@ from launcher.config.schema import RunConfig
 from launcher.formatting import count, listed
 from launcher.planning import accuracy, cost
 from launcher.planning.accuracy import Chance, OwnRuns
-from launcher.planning.cost import Jobs
+from launcher.planning.cost import ENDLESS, Jobs
 from launcher.planning.failures import Failures
 from launcher.planning.forecast import COVERAGE, Forecast
-from launcher.planning.published import figures
+from launcher.planning.published import figures, known_gpu
 from launcher.planning.published_recipe import compared, trains_published_network
 from resnet_dist.recipe.published import TARGET_TOP1
 
-_ENDLESS = 1_000_000  # jobs: a start takes the whole walltime
 _STRENGTH = {
     "own run": "own runs",
     "calibration": "a measurement on this machine",
@@ -103,11 +102,9 @@ def mlperf_lines(config: RunConfig, forecast: Forecast | None, gpu: str | None) 
     """What MLPerf's submissions took on as many GPUs, beside a forecast of the same network from published figures."""
     if forecast is None or forecast.evidence != "published" or not trains_published_network(config):
         return
-    same = [
-        one
-        for one in figures()["end_to_end"]
-        if one["gpus"] == forecast.gpus and (gpu is None or gpu.lower() in one["gpu"].lower())
-    ]
+    submissions = figures()["end_to_end"]
+    name = None if gpu is None else known_gpu(gpu, submissions)
+    same = [one for one in submissions if one["gpus"] == forecast.gpus and (gpu is None or one["gpu"] == name)]
     if not same:
         return
     times = sorted(one["seconds"] for one in same)
@@ -126,20 +123,28 @@ def number(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
-def job_lines(jobs: Jobs | None, found: Failures | None) -> Iterator[str]:
+def job_lines(jobs: Jobs | None, found: Failures | None, goodput: float | None) -> Iterator[str]:
     """The jobs within cluster.walltime, the expected failures and the goodput."""
     if jobs is not None:
         limit = in_time(jobs.walltime_s)
         if jobs.enough:
             yield from row("walltime", f"{limit} is enough for the whole run: no requeue")
+        elif jobs.number.low >= ENDLESS:
+            yield from row("walltime", f"{limit} is over before the first step: no number of jobs ends the run")
         else:
-            needed = spread(jobs.number, lambda number: "endless" if number >= _ENDLESS else f"{number:,.0f}")
+            needed = spread(jobs.number, lambda number: "endless" if number >= ENDLESS else f"{number:,.0f}")
             yield from row("walltime", f"{limit}: {needed} jobs, one after the other, each from the checkpoint before")
-    if found is not None and found.expected:
+    if found is not None and goodput is not None and found.expected:
         often = f"a node fails every {found.mtbf_hours:,.0f} h (--mtbf-hours)"
         nodes = count(found.nodes, "node")
         mean = f"{found.expected:.2g}" if found.expected >= 0.01 else "fewer than 0.01"
-        yield from row("failures", f"{mean} expected on {nodes}: {often}; goodput {found.goodput:.1%}")
+        yield from row("failures", f"{mean} expected on {nodes}: {often}; goodput {goodput:.2%}")
+
+
+def _likely(jobs: Jobs) -> Iterator[tuple[str, float]]:
+    yield "does", jobs.number.low
+    yield "probably does", jobs.number.median
+    yield "may", jobs.number.high
 
 
 def job_warnings(jobs: Jobs | None) -> Iterator[str]:
@@ -147,10 +152,16 @@ def job_warnings(jobs: Jobs | None) -> Iterator[str]:
     if jobs is None or jobs.enough:
         return
     limit = in_time(jobs.walltime_s)
-    if jobs.number.low > jobs.allowed + 1:
-        needed = f"needs {spread(jobs.requeues, number)} requeues"
-        yield f"cluster.walltime, {limit}, {needed}, and cluster.max_requeues allows {jobs.allowed}"
+    if jobs.number.high >= ENDLESS:
+        likely = next(word for word, number in _likely(jobs) if number >= ENDLESS)
+        yield f"cluster.walltime, {limit}, {likely} not suffice for a start and the time to save: no requeue helps then"
     elif jobs.number.low > 1:
         yield f"cluster.walltime, {limit}, is shorter than the run, which is requeued"
     else:
         yield f"cluster.walltime, {limit}, may be shorter than the run, which is then requeued"
+    if jobs.allowed == 0:
+        yield "cluster.max_requeues is 0: nothing requeues the run. Submit it again to resume"
+    elif jobs.allowed + 1 < jobs.number.high < ENDLESS:
+        likely = next(word for word, number in _likely(jobs) if number > jobs.allowed + 1)
+        needed = f"Kubernetes {likely} not requeue the run often enough: cluster.max_requeues is {jobs.allowed}"
+        yield f"{needed}. SLURM requeues a run with a new checkpoint any number of times"

@@ -47,13 +47,21 @@ def paragraph(text: str, indent: int = 2) -> Iterator[str]:
     yield from _wrapped(text, " " * indent, " " * indent)
 
 
-def columns(rows: Sequence[Sequence[str]], indent: int = 2) -> Iterator[str]:
-    """A table whose cells go on below themselves; where words are too long for that, each row is a paragraph."""
+def columns(rows: Sequence[Sequence[str]], indent: int = 2, needed: Sequence[str] = ()) -> Iterator[str]:
+    """A table whose cells go on below themselves.
+
+    Where words are too long for that, columns whose heads are not `needed` are left out, the last one first; where that
+    does not help, each row is a paragraph.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in zip(*rows, strict=True)]
     room = width() - indent - 2 * (len(widths) - 1)
     while sum(widths) > room:
         wide = [number for number, size in enumerate(widths) if size > words[number]]
+        spare = [number for number, head in enumerate(rows[0]) if needed and head not in needed]
+        if not wide and spare:
+            yield from columns([[*cells[: spare[-1]], *cells[spare[-1] + 1 :]] for cells in rows], indent, needed)
+            return
         if not wide:
             for cells in rows:
                 text = "  ".join(cell for cell in cells if cell)

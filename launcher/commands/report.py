@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from launcher.report import ranking, summary
 from launcher.report.facts import RunFacts, described, facts
 from launcher.report.run_record import read_all
 from launcher.run.directory import RunDirectory
+from launcher.run.named import find_here
 from launcher.run.record_types import utc_now
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
 from resnet_dist.telemetry.json_lines import without_non_finite
@@ -37,14 +39,15 @@ def _report(given: argparse.Namespace) -> int:
     if not found.is_here:
         _read_there(found, given, others)
         return 0
-    runs = dict.fromkeys([found.run, *map(target.find_here, others)])  # one that is named twice counts once
+    runs = dict.fromkeys([found.run, *map(find_here, others)])  # one that is named twice counts once
     reported = [facts(run) for run in read_all(list(runs))]
     if given.json:
         print(json.dumps(without_non_finite(_described(reported)), indent=2, default=str, allow_nan=False))
     elif given.html is None:
         print("\n".join(_lines(reported)))
     if given.html is not None:
-        _write_page(reported, given.html)
+        written = _write_page(reported, given.html)
+        print(written, file=sys.stderr if given.json else sys.stdout)  # the JSON stays alone on standard output
     return 0
 
 
@@ -85,7 +88,8 @@ def _described(reported: Sequence[RunFacts]) -> dict[str, Any]:
     }
 
 
-def _write_page(reported: Sequence[RunFacts], file: Path) -> None:
+def _write_page(reported: Sequence[RunFacts], file: Path) -> str:
+    """Write the page of `--html`; returns its path and size for a person."""
     from launcher.report.page import page
 
     file = file.expanduser().absolute()
@@ -98,4 +102,4 @@ def _write_page(reported: Sequence[RunFacts], file: Path) -> None:
     content = page(reported, rows, command, utc_now()).encode()
     with storage_errors(file):
         replace_whole(file, content)
-    print(f"{file} ({in_bytes(len(content))})")
+    return f"{file} ({in_bytes(len(content))})"

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.profile import KubernetesProfile
 from launcher.commands import schedulers
-from launcher.config import load as configs
 from launcher.config.profiles import load_profile
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, UsageError
-from launcher.formatting import listed
 from launcher.places import kubernetes as kubernetes_jobs
 from launcher.places.programs import Lines
 from launcher.places.spec import spec_of
 from launcher.ray_backend import jobs as ray_jobs
 from launcher.run import submissions
 from launcher.run.directory import RunDirectory
+from launcher.run.named import no_run, run_of
 from launcher.run.status import exists
 from launcher.run.submissions import JobStatus, Submission
-from resnet_dist.checkpoint.disk import storage_errors
-
-CONFIGS = (".yaml", ".yml")
-USUAL_STORAGES = (Path("~/resnet_runs"), Path("~/resnet_demo/runs"))  # of configs/digits_cpu.yaml, of `launcher demo`
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ def find(given: argparse.Namespace, *, may_begin_later: bool = False) -> Target:
 
     `may_begin_later`: a config without a run is one, too.
     """
-    run, config = _run_of(given.target, given.overrides)
+    run, config = run_of(given.target, given.overrides)
     if exists(run):
         return Target(run, True, submissions.newest(run), config, address=given.address)
     if given.profile is not None and config is not None:
@@ -109,56 +101,4 @@ def find(given: argparse.Namespace, *, may_begin_later: bool = False) -> Target:
         return Target(run, False, submissions.now("ray", job, {"address": address}), config, address=given.address)
     if may_begin_later and config is not None:
         return Target(run, True, None, config)
-    raise _no_run(run, "; if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)")
-
-
-def find_here(text: str) -> RunDirectory:
-    """The run on this machine that `text` names, in the ways that `find` takes. Raises as `find` does."""
-    run, _ = _run_of(text, [])
-    if not exists(run):
-        raise _no_run(run)
-    return run
-
-
-def _run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfig | None]:
-    """The run that `text` names by its directory or its config, and the config if it is one."""
-    path = _named(text)
-    if path.is_dir():
-        if overrides:
-            raise UsageError(f"{text}: this is a run directory, and overrides are for configs: leave them out")
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-        return RunDirectory.at(absolute), None
-    if not path.exists() and path.suffix not in CONFIGS:
-        raise _no_run(RunDirectory.at(path))
-    config = configs.load(text, overrides)
-    return RunDirectory(Path(config.storage), config.name), config
-
-
-def _no_run(run: RunDirectory, more: str = "") -> UsageError:
-    if run.path.is_dir():
-        of = RunDirectory.at(run.path.parent.parent)
-        if of.checkpoints == run.path.parent and exists(of):
-            return UsageError(f"{run.path}: this is a checkpoint of a run. Allowed: the run directory, {of.path}")
-        with storage_errors(run.path):
-            inside = sorted(one.name for one in run.path.iterdir() if exists(RunDirectory(run.path, one.name)))
-        if inside:
-            return UsageError(f"{run.path}: this folder contains runs. Allowed: the path of one: {listed(inside)}")
-    return UsageError(
-        f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config"
-        f"{more}"
-    )
-
-
-def _named(text: str) -> Path:
-    """The file or folder that `text` names: a path, or the name of a run in this folder or in the usual ones."""
-    path = Path(text).expanduser()
-    if path.exists() or path.name != text or path.suffix in CONFIGS:
-        return path
-    usual = [storage.expanduser() for storage in USUAL_STORAGES]
-    for storage in usual:
-        if (storage / text).is_dir():
-            return storage / text
-    raise UsageError(
-        f"{text}: there is no such file, and no run with this name in {', '.join(map(str, [Path.cwd(), *usual]))}. "
-        f"Allowed: a run directory, STORAGE/{text}, or the run's config (launcher list STORAGE shows runs)"
-    )
+    raise no_run(run, "; if its storage is not mounted here, a config with --profile (Kubernetes) or --address (Ray)")

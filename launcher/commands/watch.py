@@ -23,6 +23,7 @@ from launcher.commands.status import status_of
 from launcher.commands.target import Target
 from launcher.errors import UsageError
 from launcher.places.programs import Lines
+from launcher.run.named import CONFIGS, distinct_names
 from launcher.run.submissions import JobState, JobStatus
 from launcher.watch.reader import OVER_A_NETWORK, Reader
 from launcher.watch.screen import text
@@ -56,13 +57,14 @@ def _watch(given: argparse.Namespace) -> int:
     if given.json:
         return _print_json(found, given)
     prints = given.once or not _is_terminal()
-    sources = [_source(one, given, waits=prints) for one in found]
+    names = distinct_names([one.run for one in found])
+    sources = [_source(one, name, given, waits=prints) for one, name in zip(found, names, strict=True)]
     if prints:
         runs = [_first(source, given.rank) for source in sources]
         width = min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)
         _print(text(runs, View(rank=given.rank), width))
         return 0
-    return _show(sources, [one.run.name for one in found], given.rank)
+    return _show(sources, names, given.rank)
 
 
 def _targets(given: argparse.Namespace) -> list[Target]:
@@ -73,7 +75,9 @@ def _targets(given: argparse.Namespace) -> list[Target]:
         raise UsageError(f"{len(names)} runs are given. Allowed: one, or two that are drawn over each other")
     if given.every is not None and not (given.json and given.every > 0):
         raise UsageError(f"--every {given.every:g}: allowed: a number of seconds above 0, with --json")
-    configs = [name for name in names if Path(name).suffix in target.CONFIGS] or names
+    if given.count is not None and not (given.every is not None and given.count > 0):
+        raise UsageError(f"--count {given.count}: allowed: a whole number above 0, with --every")
+    configs = [name for name in names if Path(name).suffix in CONFIGS] or names
     found = []
     for name in names:
         values = {"target": name, "overrides": overrides if name in configs else []}
@@ -113,17 +117,15 @@ class _Job:
         self._ask_at = time.monotonic() + ASK_EVERY_S
 
 
-def _source(found: Target, given: argparse.Namespace, *, waits: bool) -> Source:
+def _source(found: Target, name: str, given: argparse.Namespace, *, waits: bool) -> Source:
     job = _Job(found, given.place_says, waits=waits or not found.is_here)
     if found.is_here:
-        return Here(Reader(found.run, job))
+        return Here(Reader(found.run, job, name=name))
 
     def state() -> tuple[Snapshot, bool]:
         now = job()
         status = status_of(dataclasses.replace(found, profile=None), now)
-        known = Snapshot(
-            run=status.run, name=found.run.name, state=status.state, reason=status.reason, job=status.job or ""
-        )
+        known = Snapshot(run=status.run, name=name, state=status.state, reason=status.reason, job=status.job or "")
         return known, now is not None and now.state in ("running", "gone")
 
     def lines(rank: int) -> Lines:

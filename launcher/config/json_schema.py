@@ -33,7 +33,8 @@ def json_schema() -> dict[str, Any]:
                 value["description"] = explained[key]
     for key, section in sections.items():
         if "name" in section["properties"]:  # `optimizer: sgd` is short for `optimizer: {name: sgd}`
-            sections[key] = {"anyOf": [{"type": "string"}, section]}
+            explained = {"description": section.pop("description")}  # of both forms: an editor shows it at the key
+            sections[key] = {**explained, "anyOf": [{"type": "string"}, section]}
     sections["Workers"] = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": RANGE_PATTERN}]}
     sections["Duration"] = {"type": "string", "pattern": DURATION_PATTERN, "description": durations.FORM}
     _allow_percentages(schema)

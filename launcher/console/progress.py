@@ -17,7 +17,9 @@ from launcher.run.holder import process_start
 if TYPE_CHECKING:
     from launcher.console.live import LiveLine
 
-LONG_S = 5.0  # without a terminal, the begin of a stage is shown if it takes longer than this
+LONG_S = (
+    0.8  # without a terminal, the begin of a stage is shown if it takes longer than this: nothing is silent for 1 s
+)
 _STAGE_WIDTH = 60
 _LONGEST_START_S = 3600.0  # what takes longer since the start of the process is no start of a command
 
@@ -41,6 +43,7 @@ class Progress:
         self._total_steps = "n/a"
         self.began = time.monotonic() if began is None else began
         self.start_s: float | None = None  # seconds of the command until its first attempt began to train
+        self.training_began: float | None = None  # of the newest attempt, by time.time
         self.describe: Describe = lambda detail, step: ()
         self.on_record: Callable[[], object] = lambda: None  # called with each record: workers are there
 
@@ -58,12 +61,15 @@ class Progress:
                 print(text, file=self._stream, flush=True)
 
     def stage(self, text: str | None, began: float | None = None) -> None:
-        """A stage of the start begins, and the one before ends; None: none begins. `began`: not now, but then."""
+        """A stage of the start begins, and the one before ends; None: none begins.
+
+        `began`: it began then, and its begin was shown then.
+        """
         now = time.monotonic()
         self._end_stage(now)
         if text is not None:
             self._stage = text, now if began is None else began
-            if not self._is_live:
+            if not self._is_live and began is None:
                 self._long = threading.Timer(LONG_S, lambda: self.print(f"{text} ..."))
                 self._long.daemon = True
                 self._long.start()
@@ -117,6 +123,7 @@ class Progress:
 
     def _started(self, record: Mapping[str, Any], detail: Mapping[str, Any]) -> None:
         self._total_steps = shown(detail, "total_steps", "d")
+        self.training_began = time.time()
         is_first = self.start_s is None
         if is_first:
             self.start_s = time.monotonic() - self.began

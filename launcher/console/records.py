@@ -92,7 +92,8 @@ def _where(record: Mapping[str, Any], total_steps: str) -> str:
 def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     """The parts of the line of an evaluation, the most important ones first."""
     average = ", average of the weights" if record.get("weights") == "ema" else ""
-    yield f"evaluated{average}: top-1 {shown(record, 'top1', '.2%')}"
+    beside = " beside training" if record.get("beside") else ""  # comes after the lines of later steps
+    yield f"evaluated{beside}{average}: top-1 {shown(record, 'top1', '.2%')}"
     yield top5("top-5 {}", record)
     yield f"loss {shown(record, 'loss', '.4f')}"
     metrics = record.get("metrics")

@@ -50,6 +50,9 @@ def time_text(run: RunDirectory, summary: Mapping[str, Any]) -> str:
     if whole is None:
         return ""
     known = {name: summary[key] for key, name in PARTS.items() if summary.get(key) is not None}
+    if (waiting_s := min(summary.get("waiting_s") or 0.0, known.get("evaluate", 0.0))) >= 0.5:
+        known["evaluate"] -= waiting_s
+        known["wait for evaluations"] = waiting_s
     attempts = run.attempts()
     here = sum(attempt.session == attempts[-1].session for attempt in attempts)
     known["failed attempts, end" if here > 1 else "end"] = max(whole - sum(known.values()), 0.0)

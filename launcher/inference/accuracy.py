@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.formatting import count
 from resnet_dist.input_files import printable
 from resnet_dist.recipe.schema import Recipe
 
+Z_95 = 1.959964  # 0.975 quantile of the normal distribution: intervals of 95 %
 _WEIGHTS = {"model": "weights of the step", "ema": "moving average of the weights"}
 
 
 def weights_in_words(weights: str) -> str:
     """Which weights were evaluated or exported: "model" or "ema"."""
     return _WEIGHTS.get(weights, printable(weights))
+
+
+def wilson_interval(fraction: float, num_samples: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy: those on all images of this kind that `num_samples` of them do not contradict.
+
+    Source: Wilson 1927; it holds near 0 and 1 and for few images, where the normal approximation does not.
+
+    >>> [round(bound, 4) for bound in wilson_interval(0.98, 100)]
+    [0.93, 0.9945]
+    """
+    n, p = num_samples, fraction
+    center = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    return max(min(center - half, p), 0.0), min(max(center + half, p), 1.0)
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    """An interval of accuracies as text.
+
+    >>> interval_text((0.93, 0.9944))
+    '93.0 to 99.4 %'
+    """
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,17 @@ class Accuracy:
             precision=recipe.precision,
             batch_norm_steps=recipe.evaluate.precise_batch_norm,
         )
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The `wilson_interval` of top1; None if the number of images is unknown."""
+        known = self.num_samples is not None and self.num_samples > 0 and 0 <= self.top1 <= 1
+        return wilson_interval(self.top1, self.num_samples) if known and self.num_samples is not None else None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        interval = None if self.interval is None else list(self.interval)
+        return {**asdict(self), "top1_interval": interval, "label": self.label}
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.errors import UsageError
 from launcher.inference.evaluate import device_here, threads_of, user_code_errors
 from launcher.inference.names import class_names, for_outputs
 from launcher.inference.trained import Saved
@@ -42,8 +43,11 @@ def predict(saved: Saved, trained: TrainedModel, paths: Sequence[str], num_guess
     """The predictions for all files, in order; `paths` are files, and folders whose images are taken, sorted by path.
 
     The pixels and logits are those of an evaluation of the run with the same batches. A file that is missing or no
-    image has a `problem`, and so has a folder that cannot be read or has no images.
+    image has a `problem`, and so has a folder that cannot be read or has no images. Raises UsageError for an empty
+    name.
     """
+    if "" in paths:
+        raise UsageError("IMAGE: a name is empty. Allowed: files and folders; . is the current folder")
     names = for_outputs(class_names(saved, trained.classes), trained.recipe.model.num_classes)
     device = device_here()
     worker = Worker(0, 1, device, threads_of(saved, 1, device))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from launcher.formatting import count, table
-from launcher.inference.accuracy import weights_in_words
+from launcher.inference.accuracy import interval_text, weights_in_words, wilson_interval
 from launcher.inference.evaluate import Evaluated
 from launcher.inference.names import human_names
 from resnet_dist.data.names import shown, some
@@ -58,6 +58,12 @@ class Results:
     def num_correct(self) -> int:
         """The number of images whose class is predicted."""
         return int((self.predictions.predicted == self.predictions.labels).sum())
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of top-1; None if it is not finite."""
+        top1, num_samples = self.found.evaluation.top1, self.found.evaluation.num_samples
+        return wilson_interval(top1, num_samples) if math.isfinite(top1) and num_samples else None
 
     @cached_property
     def human(self) -> Mapping[str, str]:
@@ -118,6 +124,7 @@ def plain(results: Results) -> dict[str, Any]:
             "batch_norm": "running statistics",
         },
         "top1": evaluation.top1,
+        "top1_interval": results.interval,
         "top5": evaluation.top5,
         "loss": evaluation.loss,
         "num_correct": results.num_correct,
@@ -159,7 +166,8 @@ def lines(results: Results) -> Iterator[str]:
     yield shown(str(found.checkpoint))
     yield from table(list(_label(results)), indent=2)
     yield ""
-    top1 = f"{_percent(evaluation.top1)}  ({results.num_correct:,} of {evaluation.num_samples:,})"
+    interval = f"; 95 %: {interval_text(results.interval)}" if results.interval else ""
+    top1 = f"{_percent(evaluation.top1)}  ({results.num_correct:,} of {evaluation.num_samples:,}{interval})"
     rows = [["weights", f"{weights_in_words(found.weights)}, step {found.step:,}"], ["top-1", top1]]
     if math.isfinite(evaluation.top5):
         rows.append(["top-5", _percent(evaluation.top5)])

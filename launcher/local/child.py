@@ -5,8 +5,15 @@ The job comes pickled on standard input; messages go back through a pipe.
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import os
+
+if __name__ == "__main__":  # before other imports: what is registered first is called last
+    _SENT: list[object] = []
+    # If the parent knows the result, this process ends at once: Python needs seconds to take PyTorch's modules apart.
+    atexit.register(lambda: os._exit(0) if _SENT else None)
+
+import ctypes
 import pickle
 import signal
 import sys
@@ -40,18 +47,22 @@ class Job:
 Message = AttemptSpec | Told | tuple[int, AttemptResult] | Exception
 
 
-def main(pipe: int, parent: int) -> None:
-    """Receive a job, carry it out, and send the messages."""
+def main(pipe: int, parent: int, sent: list[object]) -> None:
+    """Receive a job, carry it out, and send the messages. The last one is appended to `sent`, too."""
     streams.protect()
     die_with(parent)
     # The parent handles a second Ctrl-C: the first one may reach this process twice, from the terminal and from it.
     stop = StopSignals("ignore", announce=False).install()
     with Connection(pipe, readable=False) as answer:
         try:
-            answer.send(_carry_out(pickle.load(sys.stdin.buffer), answer, stop))
+            last: Message = _carry_out(pickle.load(sys.stdin.buffer), answer, stop)
         except BaseException as error:  # the user's code may raise SystemExit, too
-            answer.send(portable(error))
+            last = portable(error)
+        answer.send(last)
     stop.ignore()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sent.append(last)
 
 
 def _carry_out(job: Job, answer: Connection, stop: StopSignals) -> tuple[int, AttemptResult]:
@@ -73,4 +84,4 @@ def die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), _SENT)

@@ -105,10 +105,11 @@ def reference_chance(config: RunConfig) -> Chance | None:
     return Chance(target=TARGET_TOP1, reached=reached, num=len(run.epochs_of_each), source=source)
 
 
-def own_runs(config: RunConfig) -> OwnRuns | None:
+def own_runs(config: RunConfig, *, other_seeds: bool = False) -> OwnRuns | None:
     """The finished runs in the storage of `config` with its recipe, of other names; None if there are none.
 
     The seed, and what changes results by rounding at most, may differ. Of the runs with one seed, the newest counts.
+    `other_seeds`: without the runs that have the seed of `config`.
     """
     wanted = _values(config.recipe())
     results: dict[int, tuple[float, str]] = {}
@@ -119,7 +120,8 @@ def own_runs(config: RunConfig) -> OwnRuns | None:
         recorded = newest_recipe(run)
         recipe = None if recorded is None else recipe_of(recorded[1])
         if recipe is not None and _values(recipe) == wanted:
-            results.setdefault(recipe.seed, (top1, run.name))
+            if not (other_seeds and recipe.seed == config.seed):
+                results.setdefault(recipe.seed, (top1, run.name))
             if len(results) == _MOST_SEEDS:
                 break
     if not results:

@@ -45,22 +45,21 @@ def actual(run: RunDirectory) -> Actual | None:
     return Actual(wall_s=whole, start_s=start_s, **steps)
 
 
-def scheduled_s(run: RunDirectory) -> float | None:
-    """The time of the commands of a finished run over all attempts; None if it is not finished."""
-    found = actual(run)
-    return None if found is None else found.wall_s
-
-
 def commands_s(run: RunDirectory, attempts: Sequence[Attempt], last_s: float | None = None) -> float:
-    """The time of all commands: from the first attempt of each to the end of its last one.
+    """The time of all commands: from the begin of each to the end of its last attempt.
 
-    `last_s` is the time of the last command, if it is known; it began before its first attempt.
+    A command whose begin is not recorded counts from its first attempt. `last_s`: the time of the last one, if known.
     """
     commands = _commands(attempts)
-    times = [as_seconds(_end(run, of_one[-1])) - as_seconds(of_one[0].started) for of_one in commands]
+    times = [as_seconds(_end(run, of_one[-1])) - as_seconds(_begin(of_one[0])) for of_one in commands]
     if last_s is not None:
         times[-1] = last_s
     return sum(max(time_s, 0.0) for time_s in times)
+
+
+def _begin(first: Attempt) -> str:
+    """The begin of the command with this first attempt."""
+    return first.command_began or first.started
 
 
 def _commands(attempts: Sequence[Attempt]) -> list[list[Attempt]]:

@@ -6,15 +6,14 @@ import math
 from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
-from launcher.errors import UsageError
 from launcher.places.spec import seconds_of
 from launcher.planning.failures import Failures, expected_failures
 from launcher.planning.forecast import Forecast, Interval
-from launcher.planning.scaling_model import NODE_MTBF_HOURS
+from launcher.planning.scaling_model import Assumptions
 from launcher.planning.work import work_of
 
 _NOTICE_S = 120.0  # assumption without preemption.notice_s: a job stops its run this long before its end
-_MOST_JOBS = 1_000_000  # a walltime that is shorter than a start never ends the run
+ENDLESS = 1_000_000  # jobs: a walltime that is shorter than a start and the notice never ends the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,7 @@ class Jobs:
 
     walltime_s: float
     number: Interval  # whole numbers
-    requeues: Interval  # `number` - 1
-    allowed: int  # cluster.max_requeues; SLURM's script does not count requeues after progress
+    allowed: int  # cluster.max_requeues: requeues on Kubernetes; on SLURM those after a fault or without progress
 
     @property
     def enough(self) -> bool:
@@ -33,9 +31,7 @@ class Jobs:
 
 
 def cost(forecast: Forecast, price_per_gpu_hour: float) -> Interval:
-    """GPU hours times their price, in its currency. Raises UsageError for a negative price."""
-    if not 0 <= price_per_gpu_hour < math.inf:
-        raise UsageError(f"--price-per-gpu-hour {price_per_gpu_hour:g}: Allowed: a number from 0 up")
+    """GPU hours times their price, which is above 0, in its currency."""
     return forecast.gpu_hours.scaled(price_per_gpu_hour)
 
 
@@ -54,23 +50,19 @@ def jobs(config: RunConfig, forecast: Forecast) -> Jobs | None:
             return 1
         useful_s = walltime_s - start_s - notice_s
         if useful_s <= 0:
-            return _MOST_JOBS
-        return min(math.ceil((wall_s - start_s) / useful_s), _MOST_JOBS)
+            return ENDLESS
+        return min(math.ceil((wall_s - start_s) / useful_s), ENDLESS)
 
     pairs = zip(_bounds(forecast.wall_s), _bounds(forecast.start_s), strict=True)
     low, median, high = (needed(*pair) for pair in pairs)
     number = Interval(low=low, median=median, high=high)
-    requeues = Interval(low=low - 1, median=median - 1, high=high - 1)
-    return Jobs(walltime_s=walltime_s, number=number, requeues=requeues, allowed=config.cluster.max_requeues)
+    return Jobs(walltime_s=walltime_s, number=number, allowed=config.cluster.max_requeues)
 
 
-def failures(
-    config: RunConfig, forecast: Forecast, mtbf_hours: float = NODE_MTBF_HOURS, num_samples: int | None = None
-) -> Failures:
-    """The failures of nodes that a run with this forecast must expect. `num_samples`: if the config has none."""
+def failures(config: RunConfig, forecast: Forecast, assumed: Assumptions, num_samples: int) -> Failures:
+    """The failures of nodes that a run with this forecast and so many training images must expect."""
     parts = (forecast.start_s, forecast.training_s, forecast.evaluation_s, forecast.saving_s)
-    work = work_of(config, config.data.num_trained() or num_samples or 1)
-    return expected_failures(config, sum(parts, Interval.exactly(0.0)), work, mtbf_hours)
+    return expected_failures(config, sum(parts, Interval.exactly(0.0)), work_of(config, num_samples), assumed)
 
 
 def _bounds(interval: Interval) -> tuple[float, float, float]:

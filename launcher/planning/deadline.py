@@ -38,6 +38,8 @@ def parse(text: str, now: datetime.datetime) -> datetime.datetime:
     """The deadline in `text`, ISO 8601; without a time zone it is local time. Raises UsageError for one in the past."""
     try:
         deadline = datetime.datetime.fromisoformat(text.strip())
+        if _is_date(text.strip()):
+            raise UsageError(f"--deadline {text}: has no time of the day. Allowed: {_FORM}")
         if deadline.tzinfo is None:
             deadline = deadline.astimezone()
         left = deadline - now
@@ -50,8 +52,18 @@ def parse(text: str, now: datetime.datetime) -> datetime.datetime:
     return deadline
 
 
+def _is_date(text: str) -> bool:
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 def nodes_around(config: RunConfig) -> list[int]:
-    """Half of the config's nodes, as many, twice and four times as many: whole numbers only."""
+    """Half of the config's nodes, as many, twice and four times as many; only as many for `place: local`."""
+    if config.place == "local":
+        return [config.cluster.nodes]
     numbers = [config.cluster.nodes * factor for factor in _FACTORS]
     return [int(number) for number in numbers if number == int(number)]
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
 from launcher.planning.forecast import Interval
-from launcher.planning.scaling_model import NODE_MTBF_HOURS, RESTART_S, goodput
+from launcher.planning.scaling_model import Assumptions
 from launcher.planning.work import Work
 
 _LARGEST_MEAN = 50  # above it, a Poisson distribution is nearly normal
-_SAVE_S = 1.0  # assumption: that a checkpoint stops the training, for the goodput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +20,17 @@ class Failures:
     number: Interval  # Poisson's distribution
     expected: float  # its mean
     lost_s: Interval  # by repeated steps and restarts
-    goodput: float  # useful part of the time, at the checkpoint interval of the config
     mtbf_hours: float  # of a node
     nodes: int
 
 
-def expected_failures(
-    config: RunConfig, undisturbed_s: Interval, work: Work, mtbf_hours: float = NODE_MTBF_HOURS
-) -> Failures:
+def expected_failures(config: RunConfig, undisturbed_s: Interval, work: Work, assumed: Assumptions) -> Failures:
     """The failures in a run that takes `undisturbed_s` without any; none for a single machine without GPUs.
 
     A failure costs half a checkpoint interval on average, and a restart.
     """
     nodes = config.cluster.nodes
-    mtbf_s = mtbf_hours * 3600 / nodes
+    mtbf_s = assumed.mtbf_hours * 3600 / nodes
     between_s = undisturbed_s.median / work.saves
     at_risk = nodes > 1 or config.resources.gpus_per_worker > 0
     mean = undisturbed_s.median / mtbf_s if at_risk else 0.0
@@ -44,9 +40,8 @@ def expected_failures(
     return Failures(
         number=number,
         expected=mean,
-        lost_s=number.scaled(between_s / 2 + RESTART_S),
-        goodput=goodput(between_s, _SAVE_S, RESTART_S, mtbf_s) if at_risk else 1.0,
-        mtbf_hours=mtbf_hours,
+        lost_s=number.scaled(between_s / 2 + assumed.restart_s),
+        mtbf_hours=assumed.mtbf_hours,
         nodes=nodes,
     )
 

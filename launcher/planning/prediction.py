@@ -26,7 +26,7 @@ from launcher.planning.failures import expected_failures
 from launcher.planning.fit import Row
 from launcher.planning.forecast import Evidence, Forecast, Interval
 from launcher.planning.history import Earlier, device_here, earlier_run, earlier_runs, same_images
-from launcher.planning.scaling_model import NODE_MTBF_HOURS, STALL_BYTES_PER_S
+from launcher.planning.scaling_model import STALL_BYTES_PER_S, Assumptions
 from launcher.planning.spread import around, next_value, with_errors
 from launcher.planning.work import FORWARD_PART, Work, assumed_val, configuration, program, work_of
 from launcher.run.directory import RunDirectory
@@ -45,6 +45,7 @@ _START_SD, _SAVE_SD = 0.3, 0.5
 _LOCAL_START = Interval(low=4, median=8, high=25)  # imports, processes, the table of images, the first batch
 _RAY_START = Interval(low=15, median=40, high=180)  # also Ray's start and the placement of workers
 _EVALUATION = Interval(low=FORWARD_PART, median=0.5, high=1.0)  # the time of an image / that in training
+_NOTHING_ASSUMED = Assumptions()
 _DRIVER_START_S = 1.5  # imports and checks of the command before the processes that a calibration starts
 _STALL_S = Interval(low=0.001, median=0.01, high=0.3)  # of a save, beside copying its bytes
 _WRITE_BYTES_PER_S = Interval(low=5e7, median=3e8, high=2e9)  # of the last checkpoint, which the run waits for
@@ -65,9 +66,8 @@ def predict(
     *,
     num_samples: int | None = None,
     gpu: str | None = None,
-    images_per_s: float | None = None,
+    assumed: Assumptions = _NOTHING_ASSUMED,
     calibration: Calibration | None = None,
-    mtbf_hours: float = NODE_MTBF_HOURS,
     earlier: Iterable[Earlier] | None = None,
     calibrated: bool = True,
 ) -> Forecast | None:
@@ -75,9 +75,8 @@ def predict(
 
     num_samples    training images, if the config does not have their number
     gpu            name of the GPUs; default: this machine's, else that of earlier runs
-    images_per_s   of one worker, given by a person: used in place of all other evidence for the steps
+    assumed        what a person says, in place of all other evidence
     calibration    default: the one that was kept for this configuration
-    mtbf_hours     mean time between failures of a node
     earlier        runs that are evidence; default: those of the storage, and this run's own complete steps
     calibrated     whether a calibration that was kept may be used
     """
@@ -108,17 +107,17 @@ def predict(
         notes.append("The time is that of the whole duration: the run ends earlier if it reaches its target.")
     if config.workers.elastic:
         notes.append(f"The number of workers may change: the time is that with {work.workers}.")
-    training = _training(config, work, device, images_per_s, same, calibration, here)
+    training = _training(config, work, device, assumed.images_per_s, same, calibration, here)
     if training is None:
         return None
     if calibration is not None and training.evidence == "own run":
         median_s = _of_calibration(work, calibration).seconds.median
         notes.append(f"By the calibration of {calibration.time}, the training alone would take {median_s:,.0f} s.")
     evaluation = _evaluation(work, same, calibration, here, training)
-    start, saving = _start(config, same or here, calibration), _saving(config, work, here)
+    start, saving = _start(config, same or here, calibration), _saving(config, work, here, assumed.save_s)
     parts = (start, training, evaluation, saving)
     undisturbed_s = sum((part.seconds for part in parts), Interval.exactly(0.0))
-    failures_s = expected_failures(config, undisturbed_s, work, mtbf_hours).lost_s
+    failures_s = expected_failures(config, undisturbed_s, work, assumed).lost_s
     return Forecast(
         wall_s=undisturbed_s + failures_s,
         start_s=start.seconds,
@@ -260,7 +259,9 @@ def _start(config: RunConfig, runs: Sequence[Earlier], calibration: Calibration 
     return _Part(seconds, "assumption", "", [f"A start is assumed to take {seconds.low:.0f} to {seconds.high:.0f} s."])
 
 
-def _saving(config: RunConfig, work: Work, runs: Sequence[Earlier]) -> _Part:
+def _saving(config: RunConfig, work: Work, runs: Sequence[Earlier], save_s: float | None) -> _Part:
+    if save_s is not None:
+        return _Part(Interval.exactly(save_s * work.saves), "assumption", "")
     alike = [run for run in runs if 0.5 <= (run.work.weights or 1) / (work.weights or 1) <= 2]
     times = [run.times.saving_s / run.work.saves for run in alike if run.times.saving_s]
     if times:

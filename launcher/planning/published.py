@@ -67,7 +67,7 @@ def gpu_speed(gpu: str, precision: str, gpus: int, images: int, flops: float) ->
     if not rows:
         return None
     h100 = [row for row in rows if row["gpu"] == "H100"]
-    name = next((known for known in _longest_first(rows) if known in gpu), None)
+    name = known_gpu(gpu, rows)
     sds, factor, notes = [SETTING_SD], 1.0, []
     if name is not None:
         rows = [row for row in rows if row["gpu"] == name]
@@ -105,7 +105,8 @@ def gpu_speed(gpu: str, precision: str, gpus: int, images: int, flops: float) ->
     ]
     times = [(images * one_s * flops / reference + fixed_s) * math.exp(loss * doublings) for one_s in image_s]
     sources = sorted({figures()["sources"][row["source"]].partition(",")[0] for row in rows})
-    cards = f"{len(rows)} figures for {name or 'other GPUs'}"
+    names = {row["gpu"] for row in rows}
+    cards = f"{len(rows)} figures for {names.pop() if len(names) == 1 else f'{len(names)} GPUs'}"
     return GpuSpeed(
         next_value(times, PUBLICATIONS_SD, math.hypot(*sds)), f"{cards}: {'; '.join(sources)}", tuple(notes)
     )
@@ -114,11 +115,11 @@ def gpu_speed(gpu: str, precision: str, gpus: int, images: int, flops: float) ->
 def _relative_to_h100(gpu: str) -> float | None:
     """The speed of a GPU divided by an H100's, in MLPerf's submissions with many images on each; None without any."""
     speeds: dict[str, list[float]] = defaultdict(list)
+    name = known_gpu(gpu, figures()["end_to_end"])
     for one in figures()["end_to_end"]:
         if one["batch"] / one["gpus"] >= _BATCH_PER_GPU / 2:
             speeds[one["gpu"]].append(one["epochs"] * NUM_IMAGES / one["seconds"] / one["gpus"])
-    name = next((known for known in sorted(speeds, key=len, reverse=True) if known in gpu), None)
-    return None if name is None else statistics.median(speeds[name]) / statistics.median(speeds["H100"])
+    return None if name not in speeds else statistics.median(speeds[name]) / statistics.median(speeds["H100"])
 
 
 def _of_one(row: Mapping[str, Any], loss: float) -> float:
@@ -126,9 +127,10 @@ def _of_one(row: Mapping[str, Any], loss: float) -> float:
     return float(row["images_per_s"] / row["gpus"] * math.exp(loss * math.log2(row["gpus"])))
 
 
-def _longest_first(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of GPUs, "H100 PCIe" before "H100"."""
-    return sorted({row["gpu"] for row in rows}, key=len, reverse=True)
+def known_gpu(gpu: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The GPU of `rows` that a device's name contains; of "H100 PCIe" and "H100" the longer one."""
+    names = sorted({row["gpu"] for row in rows}, key=len, reverse=True)
+    return next((known for known in names if known.lower() in gpu.lower()), None)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """What a run requires of a cluster of any size: `launcher plan CONFIG --nodes 1,8,64,512`. A model, not a measurement.
 
-The sources of the numbers are next to them; measurements were made on two CPU cores. The time of a step is that of its
-computation, without the exchange of gradients.
+The sources of the numbers are next to them; measurements were made on two CPU cores. The times of steps, evaluations
+and saves are those of the forecast for the same number of nodes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from launcher.formatting import count
+from launcher.planning.forecast import Forecast
 
 # Mean time between failures of a node of eight GPUs: 419 unexpected interruptions in 54 days of 2,048 nodes, that is
 # 54 x 24 x 2048 / 419 hours. Llama Team, The Llama 3 Herd of Models (arXiv 2407.21783), section 3.3.4.
 NODE_MTBF_HOURS = 54 * 24 * 2048 / 419
-# One A100 on ResNet-50 at 224 pixels, mixed precision: README of NVIDIA's DeepLearningExamples.
-IMAGES_PER_S = 2470.0
 # 204.7 MB copied in 0.030 s: benchmarks/results/checkpoint_stall.json. The training continues during the write itself.
 STALL_BYTES_PER_S = 204_669_177 / 0.030
 # Requests that one TCPStore answers in a second: 13,400 (torch 2.14.1, loopback, two busy cores).
 STORE_REQUESTS_PER_S = 13_400.0
-# A step's kernels are launched one by one: 16 images at 3,300 images/s take 4.8 ms, and fewer take as long (computed).
-LEAST_STEP_S = 0.005
 RESTART_S = 120.0  # assumption: a failure is detected, processes start, kernels and caches are warm again
 STORAGE_GB_S = 5.0  # assumption: a shared file system, all clients together
 # Ray Train's controller: RAY_TRAIN_HEALTH_CHECK_INTERVAL_S, launcher/ray_backend/environment.py
@@ -38,7 +35,7 @@ class Workload:
     batch_size: int
     micro_batch_size: int
     checkpoint_bytes: int
-    checkpoint_every_samples: int
+    saves: int
     heartbeat_s: float  # between two heartbeats of a worker
     uses_gpus: bool
     image_bytes: float  # mean size of an encoded image
@@ -46,11 +43,11 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """The properties of a cluster; the fields are the options of `launcher plan`."""
+    """What a person says of a cluster; the fields are the options of `launcher plan`."""
 
     mtbf_hours: float = NODE_MTBF_HOURS  # of a node
-    images_per_s: float = IMAGES_PER_S  # of a worker
-    save_s: float | None = None  # that a checkpoint stops the training; None: from its size
+    images_per_s: float | None = None  # of a worker; None: from other evidence
+    save_s: float | None = None  # that a checkpoint stops the training; None: from other evidence
     restart_s: float = RESTART_S
     storage_gb_s: float = STORAGE_GB_S
 
@@ -61,7 +58,7 @@ class ScaleEstimate:
 
     workers: int
     per_worker_batch: int  # the largest
-    step_s: float  # computation only
+    step_s: float
     rendezvous_requests: int
     control_per_s: float  # messages to and from Ray's head
     heartbeats_per_s: float  # files written to the shared storage; as many are read
@@ -76,19 +73,17 @@ class ScaleEstimate:
     best_goodput: float
 
 
-def estimate(nodes: int, workload: Workload, assumed: Assumptions) -> ScaleEstimate | None:
-    """The estimate for `nodes`; None if a micro-batch has fewer images than there are workers."""
+def estimate(nodes: int, workload: Workload, assumed: Assumptions, forecast: Forecast) -> ScaleEstimate:
+    """The estimate for `nodes`, on which `forecast` says how long steps, evaluations and saves take (medians)."""
     workers = nodes * workload.workers_per_node
-    if workers > workload.micro_batch_size:
-        return None
     num_micro_batches = workload.batch_size // workload.micro_batch_size
     per_worker_batch = math.ceil(workload.micro_batch_size / workers) * num_micro_batches
-    step_s = max(per_worker_batch / assumed.images_per_s, LEAST_STEP_S if workload.uses_gpus else 0.0)
-    save_s = workload.checkpoint_bytes / STALL_BYTES_PER_S if assumed.save_s is None else assumed.save_s
+    step_s = workload.batch_size / forecast.images_per_s.median
+    save_s = forecast.saving_s.median / workload.saves
     restart_bytes = nodes * workload.checkpoint_bytes
     restart_s = assumed.restart_s + restart_bytes / (assumed.storage_gb_s * 1e9)
     mtbf_s = assumed.mtbf_hours * 3600 / nodes
-    config_s = max(workload.checkpoint_every_samples / workload.batch_size * step_s, step_s)
+    config_s = (forecast.training_s.median + forecast.evaluation_s.median) / workload.saves
     best_s = max(best_interval_s(save_s, mtbf_s), step_s)
     return ScaleEstimate(
         workers=workers,
@@ -155,7 +150,7 @@ def goodput(interval_s: float, save_s: float, restart_s: float, mtbf_s: float) -
 _ROWS: Mapping[str, Callable[[ScaleEstimate], str]] = {
     "workers": lambda one: f"{one.workers:,}",
     "images per worker and step": lambda one: f"{one.per_worker_batch:,}",
-    "step, computation only": lambda one: _time(one.step_s),
+    "step": lambda one: _time(one.step_s),
     "rendezvous, requests": lambda one: f"{one.rendezvous_requests:,}",
     "rendezvous, one store": lambda one: _time(one.rendezvous_requests / STORE_REQUESTS_PER_S),
     "control messages /s": lambda one: _rate(one.control_per_s),
@@ -166,9 +161,9 @@ _ROWS: Mapping[str, Callable[[ScaleEstimate], str]] = {
     "read at a restart": lambda one: _bytes(one.restart_bytes),
     "failures per day": lambda one: f"{one.failures_per_day:.3g}",
     "checkpoint every, config": lambda one: _time(one.config_interval_s),
-    "  goodput": lambda one: f"{one.config_goodput:.3%}",
+    "  goodput": lambda one: f"{one.config_goodput:.2%}",
     "checkpoint every, best": lambda one: _time(one.best_interval_s),
-    "  goodput, best": lambda one: f"{one.best_goodput:.3%}",
+    "  goodput, best": lambda one: f"{one.best_goodput:.2%}",
 }
 
 
@@ -185,9 +180,9 @@ def lines(estimates: Mapping[int, ScaleEstimate | None], assumed: Assumptions) -
         if one is None:
             yield f"    {count(nodes, 'node')}: more workers than a micro-batch has images"
     source = "Llama 3's" if assumed.mtbf_hours == NODE_MTBF_HOURS else "given"
-    yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours), a worker"
-    yield f"    computes {assumed.images_per_s:,.0f} images/s (--images-per-s), a restart takes"
+    yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours), a restart takes"
     yield f"    {assumed.restart_s:,.0f} s (--restart-s) and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s)"
+    yield "    steps, evaluations and saves take the predicted times (medians)"
 
 
 def _time(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -14,6 +13,7 @@ from launcher.config.schema import RunConfig, resolve_place
 from resnet_dist.recipe.durations import Every, resolved
 from resnet_dist.recipe.network_cost import num_weights, training_flops
 from resnet_dist.recipe.resolutions import Resolutions
+from resnet_dist.recipe.rules import settled
 from resnet_dist.recipe.schema import plain
 
 FORWARD_PART = 1 / 3  # of the operations of a training step: `resnet_dist.recipe.network_cost`
@@ -115,7 +115,7 @@ def configuration(config: RunConfig) -> str:
 
     Their name, seed, duration, schedule, images and evaluations may differ.
     """
-    parts = plain(config)
+    parts = plain(settled(config))  # as a run records it
     kept = {key: value for key, value in parts.items() if key not in _NOT_OF_SPEED}
     kept["data"] = {key: value for key, value in parts["data"].items() if key not in _NOT_OF_DATA}
     kept["model"] = {key: value for key, value in parts["model"].items() if key not in _NOT_OF_MODEL}
@@ -134,8 +134,3 @@ def program(config: RunConfig) -> str:
 
 def _key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def as_record(work: Work) -> dict[str, Any]:
-    """As JSON."""
-    return dataclasses.asdict(work)

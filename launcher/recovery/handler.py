@@ -60,7 +60,8 @@ class FailureHandler:
         """
         session, run, number = self._session, self._session.run, attempt.number
         beats = read_beats(run, number)
-        lost = lost_work(run, attempt.first_step, attempt.began, beats)
+        training_began = session.progress.training_began
+        lost = lost_work(run, attempt.first_step, attempt.began, beats, training_began=training_began)
         failure = describe_failure(error, number, lost, node)
         decision = decide(self.policy, self.history, failure, slots, session.config.batch.size)
         if stopping:

@@ -11,7 +11,6 @@ never written or logged.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
@@ -19,8 +18,6 @@ import shlex
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 
 from launcher.config.schema import Notify
@@ -92,6 +89,10 @@ def _run(command: str, body: bytes) -> None:
 
 
 def _post(address: str, body: bytes) -> None:
+    import http.client  # a part of the start of every command
+    import urllib.error
+    import urllib.request
+
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
         with urllib.request.urlopen(request, timeout=TIMEOUT_S):

@@ -246,7 +246,11 @@ def command_text(run: RunRecord) -> str:
     parts = [(name, number(run.summary, key)) for key, name in names.items()]
     if whole is None:
         return ""
-    found = ", ".join(f"{seconds:,.0f} s {name}" for name, seconds in parts if seconds is not None)
+    known = [(name, seconds) for name, seconds in parts if seconds is not None]
+    here = sum(attempt.session == run.attempts[-1].session for attempt in run.attempts) if run.attempts else 0
+    rest = max(whole - sum(seconds for _, seconds in known), 0.0)
+    known.append(("failed attempts and end" if here > 1 else "end", rest))
+    found = ", ".join(f"{seconds:,.0f} s {name}" for name, seconds in known)
     return f"the last start took {whole:,.0f} s from the command to its end: {found}"
 
 

@@ -2,7 +2,8 @@
 
     attempt 1 |-- start --|-- steps, evaluations, saves --|  restart  | attempt 2 ...  |  not scheduled  | attempt 3 ...
 
-An attempt counts from its start to its end. The time to the next start counts if the launcher or the scheduler of the
+An attempt counts from its start to its end. The first one of a command counts from the begin of the command, and the
+one that finishes the run to the end of the command. The time to the next start counts if the launcher or the scheduler of the
 same submission made that start: it is the price of a failure. If a person made it, nobody had scheduled the run in
 between, and the time counts as neither useful nor lost.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from launcher.report.run_record import RunRecord, number, read
@@ -29,7 +30,7 @@ MEANING: Mapping[Part, str] = {
     "data_wait": "waiting for images",
     "evaluation": "evaluation",
     "saving": "waiting for checkpoints",
-    "repeated": "steps that were repeated later",
+    "repeated": "steps repeated or lost",
     "restart": "until an automatic restart",
     "other": "start, end and the rest",
 }
@@ -40,7 +41,7 @@ class Span:
     """The time of an attempt, in seconds of `time.time`, and the time until the next one."""
 
     attempt: Attempt
-    start: float
+    start: float  # of the command, for its first attempt
     end: float
     gap_s: float = 0.0  # to the next start
     is_automatic: bool = False  # the next start was made by the launcher, or by the scheduler of one submission
@@ -55,14 +56,14 @@ class Span:
 class Goodput:
     """How the time of a run's workers was used, in worker-seconds."""
 
-    all: float  # from each attempt's start to its end, and to the next start if that was automatic
+    all: float  # over all spans, and to the next start if that was automatic
     parts: Mapping[Part, float]  # they add up to `all`
     scheduled_s: float = 0.0  # `all` on a clock
     not_scheduled_s: float = 0.0  # on a clock, between an end and the next start by a person; not part of `all`
 
     @property
     def useful(self) -> float:
-        """Training steps and evaluations that were not repeated later."""
+        """Training steps and evaluations that were neither repeated later nor lost."""
         return sum(self.parts[part] for part in USEFUL)
 
     @property
@@ -89,7 +90,8 @@ def goodput_of(run: RunRecord, found: Sequence[Span]) -> Goodput:
             counted_s = max(span.seconds + span.gap_s, 0.0)
         scheduled_s += counted_s
         total += workers * counted_s
-    useful = {id(record) for record in run.records}
+    saved = _saved_step(run) if run.status.state == "failed" else None
+    useful = {id(record) for record in run.records if saved is None or record["step"] <= saved}
     for record, attempt, seconds in _timed(run):
         workers = workers_of(attempt)
         if record["kind"] == "event":
@@ -109,11 +111,21 @@ def goodput_of(run: RunRecord, found: Sequence[Span]) -> Goodput:
 
 def spans(run: RunRecord) -> list[Span]:
     """The times of all attempts, oldest first; an attempt that is running ends now."""
-    found = []
+    found: list[Span] = []
     for attempt, following in zip(run.attempts, [*run.attempts[1:], None], strict=False):
+        before = found[-1] if found else None
         start, end = as_seconds(attempt.started), as_seconds(_end(run.directory, attempt, following))
-        gap_s = 0.0 if following is None else as_seconds(following.started) - end
-        found.append(Span(attempt, start, end, gap_s, following is not None and _is_automatic(attempt, following)))
+        if attempt.command_began and (before is None or before.attempt.session != attempt.session):
+            began = as_seconds(attempt.command_began)
+            start = min(start, began if before is None else max(began, before.end))  # it may have waited for the lease
+        if before is not None:
+            automatic = _is_automatic(before.attempt, attempt)
+            found[-1] = replace(before, gap_s=start - before.end, is_automatic=automatic)
+        found.append(Span(attempt, start, end))
+    command_s = number(run.summary, "command_s")
+    if found and found[-1].attempt.command_began and command_s is not None:
+        end = as_seconds(found[-1].attempt.command_began) + command_s
+        found[-1] = replace(found[-1], end=max(found[-1].end, end))
     return found
 
 
@@ -164,6 +176,12 @@ def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
             seconds = number(record.get("detail", {}), "stalled_s")
         if seconds is not None:
             yield record, attempt, seconds
+
+
+def _saved_step(run: RunRecord) -> int:
+    """The step of the newest checkpoint by the records, since the run last started at step 0; 0 without one."""
+    started: int = run.attempts[-1].facts.get("from_step", 0) if run.attempts else 0
+    return max([started, *(record["step"] for record in run.events("checkpoint"))])
 
 
 def _is_automatic(attempt: Attempt, following: Attempt) -> bool:

@@ -107,7 +107,8 @@ def _json(content: object) -> str:
 
 def _header(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> str:
     if len(runs) > 1:
-        return f"<h1>{len(runs)} runs</h1><p class='lead'>{text(ranking.verdict(rows))}</p>"
+        verdict = ranking.verdict(rows)
+        return f"<h1>{len(runs)} runs</h1>" + (f"<p class='lead'>{text(verdict)}</p>" if verdict else "")
     (one,) = runs
     own, status = one.result, one.run.status
     last, accuracy = own.last, own.accuracy

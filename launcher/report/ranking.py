@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.formatting import table
+from launcher.formatting import count, table
 from launcher.report.differences import ABSENT
 from launcher.report.goodput import Goodput, goodput_of, spans
 from launcher.report.result import Result, interval_text, percent, result
@@ -78,8 +78,7 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     """Why the results of the rows cannot be compared as they are; empty if they can."""
     evaluated = [row for row in rows if row.result.last is not None]
     found = []
-    data = {row.run.val_data or (row.run.keys.get("data.root"), _num_samples(row)) for row in evaluated}
-    if len(data) > 1 or len({_num_samples(row) for row in evaluated}) > 1:
+    if _have_other_images(evaluated):
         roots = [(row.run.name, _num_samples(row), row.run.keys.get("data.root")) for row in evaluated]
         named = ", ".join(f"{name}: {number} of {root}" for name, number, root in roots)
         found.append(f"The runs were evaluated on different images ({named}): their accuracies do not compare")
@@ -93,15 +92,25 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     return found
 
 
+def _have_other_images(evaluated: Sequence[Ranked]) -> bool:
+    """Whether the rows were not all evaluated on the same images."""
+    data = {row.run.val_data or (row.run.keys.get("data.root"), _num_samples(row)) for row in evaluated}
+    return len(data) > 1 or len({_num_samples(row) for row in evaluated}) > 1
+
+
 def verdict(rows: Sequence[Ranked]) -> str:
-    """In one sentence, whether the first run is better than the others; empty with fewer than two results."""
+    """In one sentence, whether the first run is better than the others.
+
+    Empty with fewer than two results, and if they are of different images.
+    """
     evaluated = [row for row in rows if row.place is not None]
-    if len(evaluated) < 2:
+    if len(evaluated) < 2 or _have_other_images(evaluated):
         return ""
     best, others = evaluated[0], evaluated[1:]
     close = [row.run.name for row in others if not row.is_separated]
     if close:
-        far = f"; it is ahead of the other {len(others) - len(close)}" if len(close) < len(others) else ""
+        num_far = len(others) - len(close)
+        far = f"; it is ahead of {count(num_far, 'other run')}" if num_far else ""
         return (
             f"{best.run.name} has the highest top-1, but the difference to {', '.join(close)} is within the sampling "
             f"error of the val images{far}"
@@ -163,9 +172,10 @@ def duration(seconds: float) -> str:
 def lines(rows: Sequence[Ranked], *, with_keys: bool = True) -> Iterator[str]:
     """The ranking as text: the table, how far it goes, and the keys of the configs that differ if asked for."""
     yield from table([HEAD, *map(cells, rows)])
-    for text in (verdict(rows), *warnings(rows)):
-        if text:
-            yield text
+    for text in warnings(rows):
+        yield f"warning: {text}"
+    if text := verdict(rows):
+        yield text
     if any(row.place is not None for row in rows):
         yield SAMPLING_NOTE
     keys = differing_keys([row.run.keys for row in rows])

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.inference import accuracy
+from launcher.inference.accuracy import Z_95, wilson_interval
 from launcher.report.run_record import RunRecord, number
 from resnet_dist.telemetry.json_lines import Record
 
-_Z = 1.959964  # 0.975 quantile of the normal distribution: intervals of 95 %
 _WEIGHTS = {"model": "weights of the step", "ema": "moving average of the weights (EMA)"}
 
 
@@ -23,17 +24,8 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: the accuracies on all images of their kind that this one does not contradict.
-
-        Source: Wilson 1927; it holds near 0 and 1 and for few images, where the normal approximation does not.
-
-        >>> [round(bound, 4) for bound in Accuracy(0.98, 100).interval]
-        [0.93, 0.9945]
-        """
-        n, p = self.num_samples, self.top1
-        center = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-        return max(min(center - half, p), 0.0), min(max(center + half, p), 1.0)
+        """Wilson's 95 % interval."""
+        return wilson_interval(self.top1, self.num_samples)
 
     def differs_from(self, other: Accuracy) -> bool:
         """Whether the difference is larger than the sampling of the images explains: z test of two proportions, 95 %.
@@ -45,7 +37,7 @@ class Accuracy:
         """
         n, m = self.num_samples, other.num_samples
         pooled = (self.top1 * n + other.top1 * m) / (n + m)
-        return abs(self.top1 - other.top1) > _Z * math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+        return abs(self.top1 - other.top1) > Z_95 * math.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ def result(run: RunRecord) -> Result:
 def evaluation(record: Mapping[str, Any] | Record) -> Evaluation:
     """A record of kind "eval", or the content of FINISHED."""
     top1, num_samples = number(record, "top1"), record.get("num_samples")
-    valid = top1 is not None and 0 <= top1 <= 1 and num_samples
+    valid = top1 is not None and 0 <= top1 <= 1 and (num_samples or 0) > 0
     return Evaluation(
         step=record["step"],
         epoch=number(record, "epoch"),
@@ -128,14 +120,13 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return "n/a" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def interval_text(accuracy: Accuracy) -> str:
+def interval_text(found: Accuracy) -> str:
     """The interval of an accuracy as text.
 
     >>> interval_text(Accuracy(0.98, 100))
     '93.0 to 99.4 %'
     """
-    low, high = accuracy.interval
-    return f"{100 * low:.1f} to {100 * high:.1f} %"
+    return accuracy.interval_text(found.interval)
 
 
 def _crop(crop: object) -> str:

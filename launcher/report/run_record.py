@@ -13,6 +13,7 @@ from launcher.config.dotted_keys import flatten
 from launcher.config.old_keys import with_new_names
 from launcher.errors import ConfigError
 from launcher.run.directory import RunDirectory
+from launcher.run.named import distinct_names
 from launcher.run.progress import newest_state
 from launcher.run.record_types import Attempt, Facts, read_record, warn_unreadable
 from launcher.run.status import RunStatus, read_status
@@ -75,11 +76,7 @@ class RunRecord:
 
 def read_all(runs: Sequence[RunDirectory]) -> list[RunRecord]:
     """Read run directories. Raises StorageError if a disk cannot be read."""
-    for parts in (1, 2, None):  # of the path that names a run: as few as tell the runs apart
-        names = [str(run.path) if parts is None else "/".join(run.path.parts[-parts:]) for run in runs]
-        if len(set(names)) == len({run.path for run in runs}):
-            break
-    return [read(run, name) for run, name in zip(runs, names, strict=True)]
+    return [read(run, name) for run, name in zip(runs, distinct_names(runs), strict=True)]
 
 
 def read(run: RunDirectory, name: str = "") -> RunRecord:

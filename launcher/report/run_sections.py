@@ -80,7 +80,7 @@ def _time(found: RunFacts, number: int, level: int) -> Iterator[str]:
         "launcher or the scheduler of the same submission starts it again is lost, with the wait in the queue.</p>"
     )
     if command := run_facts.command_text(found.run):
-        yield f"<p>{text(command[0].upper() + command[1:])}. It begins before its first attempt.</p>"
+        yield f"<p>{text(command[0].upper() + command[1:])}.</p>"
     if found.plan is not None:
         yield f"<h{level + 1}>Plan against actual</h{level + 1}>{listed(run_facts.plan_lines(found.plan))}"
     yield "</section>"

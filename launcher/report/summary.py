@@ -32,7 +32,7 @@ def lines(found: RunFacts) -> Iterator[str]:
     yield from timeline.lines(found.entries)
     lost = sum(attempt.end_facts.get("steps_redone", 0) for attempt in run.attempts)
     seconds = sum(attempt.end_facts.get("seconds_lost", 0.0) for attempt in run.attempts)
-    yield f"lost: {count(lost, 'step')} repeated, {seconds:.0f} s between a checkpoint or start and a failure"
+    yield f"lost: {count(lost, 'step')} between a checkpoint or start and a failure, {seconds:.0f} s of work"
     yield from _time(found)
     if target := target_text(run.summary):
         yield f"target: {target}"

@@ -47,7 +47,9 @@ def _entry(run: RunRecord, span: Span, *, is_last: bool) -> Entry:
         begun=f"after step {facts.get('from_step', 0):,} with {count(workers_of(attempt), 'worker')}{excluded}",
         ended=_ended(run, span, is_running),
         outcome="running" if is_running else _outcome(attempt.exit_code),
-        cost=f"{_cost(ending)}; {first_line(ending.get('decision'))}" if "steps_redone" in ending else "",
+        cost=f"{_cost(ending, 'lost' if is_last and run.status.state == 'failed' else 'to repeat')}; {first_line(ending.get('decision'))}"
+        if "steps_redone" in ending
+        else "",
         incident=incident,
         incident_text=text,
         gap="" if is_last else _gap(span),
@@ -74,14 +76,14 @@ def _gap(span: Span) -> str:
     return f"{span.gap_s:.0f} s until the next attempt started{counted}"
 
 
-def _cost(ending: Facts) -> str:
-    """The cost of a failure: the steps and the time since the newest checkpoint."""
+def _cost(ending: Facts, fate: str) -> str:
+    """The cost of a failure: the steps and the time since the newest checkpoint. `fate`: what becomes of the steps."""
     steps, saved, seconds = (ending.get(key, 0) for key in ("steps_redone", "checkpoint_step", "seconds_lost"))
     if not saved:
-        return f"no checkpoint yet: {count(steps, 'step')} to repeat, {seconds:.0f} s of work"
+        return f"no checkpoint yet: {count(steps, 'step')} {fate}, {seconds:.0f} s of work"
     if not steps:
         return f"no step lost: the newest checkpoint is of step {saved}"
-    return f"{count(steps, 'step')} to repeat after the checkpoint of step {saved}, {seconds:.0f} s of work"
+    return f"{count(steps, 'step')} {fate} after the checkpoint of step {saved}, {seconds:.0f} s of work"
 
 
 def _incident(run: RunRecord, attempt: int) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.kubernetes.pods import SUBMISSION_VARIABLE
+from launcher.run.holder import Holder
 from launcher.run.record_types import (
     Attempt,
     AttemptLine,
@@ -206,7 +207,7 @@ class RunDirectory:
                 file.unlink(missing_ok=True)
             sync(self.path)
         start = {"event": "started", "attempt": number, "time": utc_now(), "host": socket.gethostname()}
-        origin = {"pid": os.getpid(), "session": self._session(), "submission": current_submission()}
+        origin = {"pid": os.getpid(), **self._session(), "submission": current_submission()}
         self._append({**start, **origin, "facts": dict(facts or {})})
         return number
 
@@ -231,7 +232,9 @@ class RunDirectory:
         for line in read_lines(self.attempts_file, AttemptLine):
             number = line.attempt
             if line.event == "started":
-                attempts[number] = Attempt(number, line.time, line.facts, line.session, line.submission)
+                attempts[number] = Attempt(
+                    number, line.time, line.facts, line.session, line.submission, line.command_began
+                )
             elif number in attempts:
                 attempts[number] = dataclasses.replace(
                     attempts[number],
@@ -275,9 +278,13 @@ class RunDirectory:
         with storage_errors(self.attempts_file):
             json_lines.append(self.attempts_file, record)
 
-    def _session(self) -> str:
-        """The newest generation of the lease: one start of the launcher holds one."""
-        return max((path.stem for path in self.lease.glob("*.json")), default="")
+    def _session(self) -> Facts:
+        """The newest generation of the lease, which one start of the launcher holds, and when its command began."""
+        newest = max(self.lease.glob("*.json"), default=None)
+        if newest is None:
+            return {"session": ""}
+        holder = read_record(newest, lambda content: record_of(Holder, content))
+        return {"session": newest.stem, "command_began": "" if holder is None else holder.command_began}
 
 
 def calibration_file(storage: Path, configuration: str) -> Path:

@@ -27,6 +27,7 @@ class Holder:
     pid_namespace: str  # pids are comparable only within it; empty if the system has none
     since: str  # ISO 8601, UTC
     submission: str = ""  # the submission that started the process; empty if a person did
+    command_began: str = ""  # when its command began: ISO 8601, UTC; empty in leases of version 0.1
 
     def __post_init__(self) -> None:
         if not 1 <= self.pid < _MAX_PID or not self.process_start:  # kill(2): 0 and below mean many processes
@@ -36,10 +37,11 @@ class Holder:
         return f"process {self.pid} on {self.host}"
 
     @classmethod
-    def this_process(cls, submission: str = "") -> Holder:
+    def this_process(cls, submission: str = "", command_began: str = "") -> Holder:
         """This process, as a holder from now on."""
         pid = os.getpid()
-        return cls(uuid.uuid4().hex, socket.gethostname(), pid, process_start(pid), *_machine(), utc_now(), submission)
+        process = (uuid.uuid4().hex, socket.gethostname(), pid, process_start(pid), *_machine())
+        return cls(*process, utc_now(), submission, command_began)
 
     def precedes(self, other: Holder) -> bool:
         """Whether `other` is the next start of the same submission."""

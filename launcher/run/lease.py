@@ -168,6 +168,7 @@ def acquire(
     renew_every_s: float = RENEW_EVERY_S,
     on_lost: Callable[[], None] = lambda: None,
     submission: str = "",
+    command_began: str = "",
     predecessor_s: float = PREDECESSOR_S,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Lease:
@@ -175,9 +176,9 @@ def acquire(
 
     Returns at once if nobody holds the lease or its holder, on this machine, is dead. It takes up to `expires_s` to see
     whether a holder elsewhere is alive. A live holder of the same `submission` is waited for up to `predecessor_s`.
-    Raises LeaseHeld, which names the holder, also if `stopped` becomes true while this process waits, and StorageError.
+    `command_began` is recorded. Raises LeaseHeld, which names the holder, also if `stopped` becomes true while this process waits, and StorageError.
     """
-    me = Holder.this_process(submission)
+    me = Holder.this_process(submission, command_began)
     proposal = folder / f".{me.uuid}.tmp"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from launcher.exit_codes import ExitCode
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
+from launcher.run.record_types import Attempt, as_seconds
 from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.disk import checkpoint_errors, storage_errors
 from resnet_dist.errors import CheckpointError
@@ -20,6 +21,7 @@ from resnet_dist.input_files import parse_json, read_whole
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.metrics_file import metrics_record, read_metrics
 
+_LINES = 200  # at the end of metrics.jsonl, searched for the end of the start
 _SAVED = (ExitCode.OK, ExitCode.STOPPED, ExitCode.INTERRUPTED)  # an attempt that ends with these has saved
 
 
@@ -30,7 +32,7 @@ class LostWork:
     first_step: int  # of the checkpoint that the attempt started from
     last_step: int  # completed by any worker
     saved_step: int  # of the newest valid checkpoint: the next attempt starts from it
-    seconds: float  # since that checkpoint, or since the start of the attempt
+    seconds: float  # since that checkpoint, or since the first step of the attempt began
 
     @property
     def steps(self) -> int:
@@ -103,23 +105,50 @@ def recorded_step(run: RunDirectory) -> int:
 
 
 def lost_work(
-    run: RunDirectory, first_step: int, began: float, beats: Sequence[Heartbeat], *, verify: bool = True
+    run: RunDirectory,
+    first_step: int,
+    began: float,
+    beats: Sequence[Heartbeat],
+    *,
+    training_began: float | None = None,
+    verify: bool = True,
 ) -> LostWork:
     """What an attempt loses that has just ended. `began` is its start, in seconds of `time.time`.
 
-    Without `verify`, the newest checkpoint counts as valid: to compare its hashes takes minutes if it is large.
+    `training_began`: when an attempt was last seen to begin its first step. If it was this one, the time before it is no
+    lost work; neither is that of an attempt without a step. Without `verify`, the newest checkpoint counts as valid: to
+    compare its hashes takes minutes if it is large.
     """
     newest, ended = _newest_valid(run) if verify else next(iter(checkpoint_folders(run)), None), time.time()
-    saved_step, since = first_step, began
+    seen = training_began if (training_began or 0.0) >= began else None
+    saved_step, since = first_step, began if seen is None else seen
     if newest is not None:
-        saved_step, since = _step_of(newest), max(began, newest.stat().st_mtime)
+        saved_step, since = _step_of(newest), max(since, newest.stat().st_mtime)
     last_step = max(first_step, saved_step, last_recorded(run.metrics, began), *map(completed_steps, beats))
-    return LostWork(first_step, last_step, saved_step, max(ended - since, 0.0))
+    seconds = max(ended - since, 0.0) if seen is not None or last_step > first_step else 0.0
+    return LostWork(first_step, last_step, saved_step, seconds)
 
 
 def completed_steps(beat: Heartbeat) -> int:
     """The steps that a worker has completed: inside of a step, its heartbeat has the number of the running step."""
     return beat.step - (beat.phase == "step")
+
+
+def has_started(run: RunDirectory, attempt: Attempt, beats: Sequence[Heartbeat]) -> bool:
+    """Whether the newest attempt has done its first step, by its heartbeats, or by its records, which come earlier."""
+    if any(beat.phase != "start" for beat in beats):
+        return True
+    try:
+        if run.metrics.stat().st_mtime < as_seconds(attempt.started):
+            return False  # the records are those of an earlier one
+    except OSError:
+        return False
+    for record in json_lines.read_tail(run.metrics, _LINES, metrics_record)[::-1]:
+        if record.get("event") == "stage":
+            return record.get("detail", {}).get("begins") is None  # the start is over
+        if record["kind"] != "event" or record["event"] in ("finished", "stopped"):
+            return True
+    return False
 
 
 def last_recorded(metrics: Path, since: float) -> int:

@@ -30,6 +30,7 @@ class Attempt:
     facts: Facts = field(default_factory=dict)  # as given to begin_attempt
     session: str = ""  # the same for all attempts of one start of the launcher; empty in runs of version 0.1
     submission: str = ""  # the submission that started it; empty if a person did
+    command_began: str = ""  # of the session, ISO 8601, UTC; empty in runs of version 0.1
     ended: str | None = None
     exit_code: int | None = None
     cause: str | None = None
@@ -80,6 +81,7 @@ class _Summary:
     training_s: float | None = None
     evaluation_s: float | None = None
     saving_s: float | None = None  # for which checkpoints stopped the training
+    waiting_s: float | None = None  # of evaluation_s: at the end, for evaluations beside training
     images_per_s: float | None = None
 
 
@@ -109,12 +111,14 @@ class AttemptLine:
     facts: Facts = field(default_factory=dict)
     session: str = ""
     submission: str = ""
+    command_began: str = ""
     exit_code: int | None = None
     cause: str | None = None
     last_step: int | None = None
 
     def __post_init__(self) -> None:
-        has_zone = datetime.datetime.fromisoformat(self.time).tzinfo is not None
+        times = (self.time, self.command_began or self.time)
+        has_zone = all(datetime.datetime.fromisoformat(time).tzinfo is not None for time in times)
         is_whole = self.event == "started" or None not in (self.exit_code, self.cause)
         if self.attempt < 1 or not has_zone or not is_whole or record_of(_Facts, self.facts) is None:
             raise ValueError("not a line of attempts.jsonl")

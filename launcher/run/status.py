@@ -2,7 +2,7 @@
 
     pending    its job waits in a scheduler; `reason` says why
     starting   an attempt is being set up: processes, process group, data, checkpoint
-    running    training or evaluating
+    running    training or evaluating, or its processes end after that
     saving     a checkpoint is being written, and the workers wait for it
     stopped    it stopped on request, with a checkpoint: the same command continues it
     finished   all steps are done, or the target of `stop_at` is reached
@@ -46,6 +46,7 @@ _LINES = 200  # at the end of metrics.jsonl, searched for the newest train recor
 _MAX_SAMPLES = 10**12  # of a data set; what follows from a damaged record may be more
 _TARGET = {True: "it has reached the target of stop_at", False: "all steps are done; it missed the target of stop_at"}
 _STOPPED = (ExitCode.STOPPED, ExitCode.INTERRUPTED)
+STOPPED_ON_REQUEST = "stopped on request"  # the cause of the end of an attempt that no other one follows
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Evidence:
     submission: Submission | None = None
     job: JobStatus | None = None  # of the submission; None if no scheduler was asked
     incident: Path | None = None  # summary of the newest attempt's failure
+    has_started: bool = False  # the newest attempt has done its first step, by its records
 
     def job_is(self, state: str) -> bool:
         """Whether a scheduler reports this state of the job."""
@@ -129,7 +131,7 @@ def classify(evidence: Evidence) -> Classified:
         return _without_attempt(evidence)
     if attempt.ended is not None:
         return _after_attempt(attempt, evidence)
-    return _in_attempt(evidence.beats) if evidence.lease.alive else _silent(attempt, evidence)
+    return _in_attempt(evidence) if evidence.lease.alive else _silent(attempt, evidence)
 
 
 def _without_attempt(evidence: Evidence) -> Classified:
@@ -156,13 +158,15 @@ def _after_attempt(attempt: Attempt, evidence: Evidence) -> Classified:
             return "stopped", cause, code
         if not evidence.job_is("running"):
             return "failed", _cause(cause, evidence), code
+    if code == ExitCode.OK or (code in _STOPPED and cause == STOPPED_ON_REQUEST):
+        return "running", f"{'all steps are done' if code == ExitCode.OK else cause}: its processes are ending", None
     return "starting", f"after attempt {attempt.number}: {cause}", None  # its driver begins another one
 
 
-def _in_attempt(beats: Sequence[Heartbeat]) -> Classified:
-    phases = [beat.phase for beat in beats if beat.ended is None]
-    if all(phase == "start" for phase in phases):
-        return "starting", "", None
+def _in_attempt(evidence: Evidence) -> Classified:
+    phases = [beat.phase for beat in evidence.beats if beat.ended is None]
+    if all(phase == "start" for phase in phases):  # heartbeats are rewritten every few seconds, records at once
+        return "running" if evidence.has_started else "starting", "", None
     if "save" in phases:
         return "saving", "", None
     return "running", "evaluating" if all(phase == "evaluate" for phase in phases) else "", None
@@ -253,6 +257,7 @@ def _read_status(run: RunDirectory, job: JobStatus | None, stale_lease_wait_s: f
         submission=submission,
         job=job,
         incident=incident if incident is not None and incident.parent.is_dir() else None,
+        has_started=attempt is not None and progress.has_started(run, attempt, beats),
     )
     state, reason, code = classify(evidence)
     record = newest_record(run)

@@ -86,8 +86,8 @@ class WatchApp(App[None]):
         self._is_due = False
         self._runs = [Snapshot(run="", name=name, state="reading") for name in names]
         self._pollers = [
-            Poller(source, lambda: self.view.rank, functools.partial(self._update, index))
-            for index, source in enumerate(sources)
+            Poller(source, run, lambda: self.view.rank, functools.partial(self._update, index))
+            for index, (source, run) in enumerate(zip(sources, self._runs, strict=True))
         ]
         for poller in self._pollers:
             poller.start()

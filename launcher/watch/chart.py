@@ -39,6 +39,7 @@ class Chart:
     curves: Sequence[Curve]
     show: Callable[[float], str]  # a value at the vertical axis
     show_x: Callable[[float], str]
+    x_name: str  # of the horizontal axis
     x_range: tuple[float, float]
     marks: Sequence[tuple[float, str, str]] = ()
     from_zero: bool = False
@@ -232,7 +233,7 @@ def _axis(columns: dict[int, Span], num_columns: int) -> Line:
 
 def _x_labels(chart: Chart, width: int) -> Line:
     first, last = (chart.show_x(x) for x in chart.x_range)
-    middle = chart.show_x(sum(chart.x_range) / 2)
+    middle = f"{chart.x_name} {chart.show_x(sum(chart.x_range) / 2)}"
     space = width - _AXIS
     text = first + last.rjust(space - len(first))
     at = (space - len(middle)) // 2

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.formatting import first_line
-from launcher.watch.snapshot import EVALS, SPENT, TRAIN, Column, Mark
+from launcher.watch.snapshot import EVALS, SPENT, TRAIN, Column, Mark, bounded
 from resnet_dist.input_files import open_regular, parse_json
 from resnet_dist.telemetry.json_lines import MAX_LINE_BYTES, Record
 from resnet_dist.telemetry.metrics_file import BOTTLENECK_EVENTS, metrics_record
@@ -295,7 +295,7 @@ def _values(record: Record, columns: Sequence[str]) -> tuple[float | None, ...]:
 
 def _parsed(line: bytes) -> Record | None:
     try:
-        return metrics_record(parse_json(line)) if len(line) <= MAX_LINE_BYTES else None
+        return metrics_record(bounded(parse_json(line))) if len(line) <= MAX_LINE_BYTES else None
     except ValueError:
         return None
 

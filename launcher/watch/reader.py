@@ -62,15 +62,17 @@ class _Unless(Generic[T]):
 
 
 class Reader:
-    """A run directory on this machine. `ask_job` is the status of its job, from its scheduler."""
+    """A run directory on this machine. `ask_job` is the status of its job, from its scheduler; `name` its title."""
 
     def __init__(
         self,
         run: RunDirectory,
         ask_job: Callable[[], JobStatus | None] = lambda: None,
         limits: Limits = Limits(),
+        name: str = "",
     ) -> None:
         self.run, self._ask_job, self._limits = run, ask_job, limits
+        self._name = printable(name or run.name)
         self.history = History(run.metrics)
         self._attempts = _Unless(run.attempts, run.attempts_file)
         self._summary = _Unless(run.summary, run.finished_file)
@@ -85,14 +87,13 @@ class Reader:
 
     def read(self, rank: int = 0) -> Snapshot:
         """The run now, with the log of `rank`. A run directory that cannot be read is a reason, not an error."""
-        name = printable(self.run.name)
         try:
-            return self._read(rank, name)
+            return self._read(rank)
         except (StorageError, OSError) as error:
             self.is_behind = False
-            return Snapshot(run=printable(str(self.run.path)), name=name, reason=printable(str(error)))
+            return Snapshot(run=printable(str(self.run.path)), name=self._name, reason=printable(str(error)))
 
-    def _read(self, rank: int, name: str) -> Snapshot:
+    def _read(self, rank: int) -> Snapshot:
         run, history = self.run, self.history
         self.is_behind = history.read(_BUDGET_S)
         attempts, summary = self._attempts.value(), self._summary.value()
@@ -107,7 +108,7 @@ class Reader:
         ranks = [] if logs is None else logs.ranks()
         return Snapshot(
             run=printable(str(run.path)),
-            name=name,
+            name=self._name,
             state=state,
             reason=reason.replace(f"{run.path}/", ""),
             job=str(self._submission.value() or ""),
@@ -152,6 +153,8 @@ class Reader:
             submission=self._submission.value(),
             job=self._ask_job(),
             incident=incident if incident is not None and incident.parent.is_dir() else None,
+            has_started=attempt is not None
+            and progress.has_started(run, attempt, [beat for beat, _ in beats.values()]),
         )
         state, reason, _ = classify(evidence)
         if state == "starting" and not reason:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Column = Sequence[float | None]
 TRAIN = ("step", "epoch", "time_s", "loss", "learning_rate", "images_per_s")  # columns of `train`
 EVALS = ("step", "epoch", "time_s", "top1", "loss")
+LARGEST = 1e100  # assumption: a larger number is not one of a run; float32 ends at 3.4e38
 SPENT = ("compute", "data wait", "evaluation", "saving", "repeated")
 
 
@@ -94,10 +95,23 @@ class Snapshot:
         return json.dumps(without_non_finite(content), allow_nan=False, separators=(",", ":"))
 
 
+def bounded(content: Any) -> Any:
+    """`content`, parsed JSON, with None for numbers beyond LARGEST, so that sums and axes stay finite.
+
+    >>> bounded({"loss": 1e308, "detail": {"stalled_s": 0.5}, "losses": [-1e200, 3]})
+    {'loss': None, 'detail': {'stalled_s': 0.5}, 'losses': [None, 3]}
+    """
+    if isinstance(content, float):
+        return content if -LARGEST < content < LARGEST else None
+    if isinstance(content, dict):
+        return {key: bounded(value) for key, value in content.items()}
+    return [bounded(value) for value in content] if isinstance(content, list) else content
+
+
 def from_json(line: str) -> Snapshot | None:
     """The snapshot that `to_json` made; None if it is none. Texts become printable."""
     try:
-        content = parse_json(line.encode(errors="replace"))
+        content = bounded(parse_json(line.encode(errors="replace")))
     except ValueError:
         return None
     if not isinstance(content, dict):

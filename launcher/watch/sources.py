@@ -81,7 +81,7 @@ class Elsewhere:
                         if found is None:
                             said = printable(line).strip() or said
                         else:
-                            newest = dataclasses.replace(found, job=known.job)
+                            newest = dataclasses.replace(found, job=known.job, name=known.name)
                             yield newest, 0.0
                         if rank() != wanted:
                             break
@@ -97,24 +97,37 @@ def _because(run: Snapshot, reason: str) -> Snapshot:
 
 
 class Poller(threading.Thread):
-    """Reads a source until it is stopped, and passes every snapshot on."""
+    """Reads a source until it is stopped, and passes every snapshot on. `newest` is what is known before the first one.
 
-    def __init__(self, source: Source, rank: Callable[[], int], publish: Callable[[Snapshot], object]) -> None:
+    If reading fails with an error that no source expects, the last snapshot has it as its reason.
+    """
+
+    def __init__(
+        self, source: Source, newest: Snapshot, rank: Callable[[], int], publish: Callable[[Snapshot], object]
+    ) -> None:
         super().__init__(daemon=True, name="watch")
-        self._source, self._rank, self._publish = source, rank, publish
+        self._source, self._newest, self._rank, self._publish = source, newest, rank, publish
         self.has_begun, self._wake = threading.Event(), threading.Event()
         self._stopped = False
 
     def run(self) -> None:
         """In the thread."""
-        with contextlib.closing(self._source.snapshots(self._rank)) as snapshots:
-            for snapshot, wait_s in snapshots:
-                self._publish(snapshot)
-                self.has_begun.set()
-                self._wake.wait(wait_s)
-                self._wake.clear()
-                if self._stopped:
-                    return
+        try:
+            with contextlib.closing(self._source.snapshots(self._rank)) as snapshots:
+                for snapshot, wait_s in snapshots:
+                    self._pass_on(snapshot)
+                    self._wake.wait(wait_s)
+                    self._wake.clear()
+                    if self._stopped:
+                        return
+        except Exception as error:
+            problem = f"it is read no more, after {type(error).__name__}: {printable(str(error))}"
+            self._pass_on(dataclasses.replace(self._newest, state="unknown", reason=problem))
+
+    def _pass_on(self, snapshot: Snapshot) -> None:
+        self._newest = snapshot
+        self._publish(snapshot)
+        self.has_begun.set()
 
     def hurry(self) -> None:
         """Read again now."""

@@ -63,7 +63,7 @@ def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
         for mark in run.marks
         if (x := _x_of(run, mark.step, view.axis)) is not None
     ]
-    smooth = "" if view.smoothing == "none" else " (smoothed)"
+    smooth = "" if view.smoothing == "none" else ", smoothed"
     for key, title, show, source in (
         ("loss", f"training loss{smooth}", number, "train"),
         ("top1", "top-1 of evaluations", percent, "evals"),
@@ -77,10 +77,11 @@ def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
             points = smoothed(_points(columns, AXES[view.axis], key), smoothing)
             curves.append(Curve(points, _STYLES[index], dashed=index == 1, name="AB"[index] if len(runs) > 1 else ""))
         yield Chart(
-            f"{title} by {'time of training' if view.axis == 'time' else view.axis}",
+            title,
             curves,
             show,
             show_x,
+            view.axis,
             x_range,
             marks if key == "loss" else (),
             from_zero=key in ("images_per_s", "learning_rate"),

@@ -123,7 +123,7 @@ def index_of_files(paths: Sequence[str]) -> Index:
 def image_files(folder: str) -> list[str]:
     """The paths of all image files in a folder and in the folders in it, sorted. Raises DataError."""
     storage = storage_of(folder)
-    return [f"{folder}/{entry.path}" for entry in storage.entries(deep=True) if _is_image(entry.path)]
+    return [str(Path(folder, entry.path)) for entry in storage.entries(deep=True) if _is_image(entry.path)]
 
 
 def _read(data: DataRecipe, report: Report) -> Index:

@@ -67,7 +67,7 @@ class PrometheusFile:
             self._replace()
 
     def close(self) -> None:
-        """Write the last state: a run that is neither finished nor stopped has failed."""
+        """Write the last state: an attempt that has neither finished nor stopped has failed."""
         if self._state == "training":
             self._state = "failed"
             self._replace()

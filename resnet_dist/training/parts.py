@@ -49,6 +49,7 @@ class LoopTimes:
     training_s: float
     evaluation_s: float
     saving_s: float  # for which checkpoints have stopped the training
+    waiting_s: float = 0.0  # of evaluation_s: at the end, for evaluations beside training
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Trainer:
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
         self._checksum, self._tallies, self._num_left_out = 0, _NO_TALLIES, 0
-        self._evaluation_s, self._saving_s = 0.0, 0.0
+        self._evaluation_s, self._saving_s, self._waiting_s = 0.0, 0.0, 0.0
+        self._late: Mapping[str, object] | None = None  # the eval record that waits for those beside training
         self._step_ended, self._stalled_s = 0.0, 0.0  # of evaluations and saves, until the last step ended
         self._left = TimeLeft(
             timetable.total_steps,
@@ -116,7 +117,7 @@ class Trainer:
             self._event(outcome.step, event, self.target.detail(outcome.evaluation))
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
         training_s = time.perf_counter() - began - self._evaluation_s - self._saving_s
-        return replace(outcome, times=LoopTimes(training_s, self._evaluation_s, self._saving_s))
+        return replace(outcome, times=LoopTimes(training_s, self._evaluation_s, self._saving_s, self._waiting_s))
 
     def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
@@ -172,7 +173,7 @@ class Trainer:
                 beside = evaluation_is_due and self._goes_beside(step, stopping=stop)
                 evaluation = self._evaluate(step) if evaluation_is_due and not (stop or beside) else None
                 ends_early = self._reaches(evaluation) and not is_last
-                if ends_early and step % timetable.log_every and totals is not None:
+                if (ends_early or stop) and step % timetable.log_every and totals is not None:
                     self._log(totals)
                 if checkpoint_is_due or beside or stop or ends_early:
                     self._save(step, evaluation, wait=stop or is_last or ends_early)
@@ -204,7 +205,10 @@ class Trainer:
         self.parts.liveness.enter("evaluate", step)
         began = time.perf_counter()
         self.parts.beside.finish(self.parts.liveness.beat, self.parts.supervisor.stop_requested)
-        self._evaluation_s += time.perf_counter() - began
+        self._waiting_s = time.perf_counter() - began
+        self._evaluation_s += self._waiting_s
+        if self._late is not None:
+            self.parts.sink.write(self._late)
 
     def _reaches(self, evaluation: Evaluation | None) -> bool:
         return self.target is not None and evaluation is not None and self.target.is_reached(evaluation.record())
@@ -295,7 +299,11 @@ class Trainer:
         elif wrong := [name for name, value in evaluation.metrics.items() if not math.isfinite(value)]:
             log.warning("the metric %s is not finite in the evaluation after step %d", ", ".join(wrong), step)
         where = {"kind": "eval", "step": step, "epoch": self.timetable.epoch(step)}
-        self.parts.sink.write({**where, **evaluation.record(), "time_s": seconds})
+        record = {**where, **evaluation.record(), "time_s": seconds}
+        if self.parts.beside.in_use():  # those of earlier steps come first: a chart may refuse to go back
+            self._late = record
+        else:
+            self.parts.sink.write(record)
         return evaluation
 
     def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:

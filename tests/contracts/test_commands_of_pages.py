@@ -1,15 +1,21 @@
 """The commands in README and docs are commands of the launcher, and the files that they name exist.
 
-tests/distributed/test_quick_start.py runs those of docs/quick-start.md.
+Those of the pages in RUN are run here, on a small run; tests/distributed/test_quick_start.py runs docs/quick-start.md.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from launcher import cli
 from launcher.arguments import Parser, train_arguments
@@ -32,6 +38,27 @@ def commands(page: Path) -> list[str]:
     return [command for command in joined if "..." not in command and "VERB" not in command]
 
 
+RUN = ("README.md", "docs/planning.md", "docs/watching.md", "docs/reports.md", "docs/models.md")
+NOT_RUN = (
+    " prepare ",  # the small run has images of its own
+    " study ",  # minutes
+    " --calibrate",  # a minute
+    ".train ",  # the fixture trains with the same configs, for fewer steps
+    "--profile ",  # a cluster
+    "--address ",
+)
+SMALL = [
+    "workers=1",
+    "place=local",
+    "duration=2 steps",
+    "schedule.warmup=1 step",
+    "model.name=resnet8",
+    "batch.size=16",
+    "resources.cpus_per_worker=1",
+    "faults.max_failures=0",  # in this process
+    "log.tensorboard=false",
+    "log.every_steps=1",
+]
 COMMANDS = [(page.relative_to(ROOT), command) for page in PAGES for command in commands(page)]
 
 
@@ -61,3 +88,49 @@ def test_the_files_of_the_repository_that_it_names_exist(page: Path, command: st
     for word in words(command):
         if word.startswith(("configs/", "cluster/", "docs/", "benchmarks/")):
             assert (ROOT / word).exists()
+
+
+@pytest.fixture(scope="module")
+def small_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to work in, with the runs that the pages name; it is also the home folder."""
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for split, label in ((split, label) for split in ("train", "val") for label in range(10)):
+        folder = home / "resnet_data" / "digits" / split / str(label)
+        folder.mkdir(parents=True)
+        for number in (9, 14):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{number:04d}.jpg")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (home / "digits.yaml").write_text(text)
+    threads, before = torch.get_num_threads(), os.environ.copy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("HOME", str(home))
+        for config in (str(ROOT / "configs" / "digits_cpu.yaml"), "digits.yaml"):
+            assert cli.main(["train", config, *SMALL]) == 0
+        for name in ("a", "b"):
+            shutil.copytree("runs/digits", f"runs/{name}")
+        yield home
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def typed(command: str, home: Path) -> list[str]:
+    """The arguments of a page's command, with a run in place of RUN, as the shell expands them."""
+    named = {"RUN": "~/resnet_runs/digits-cpu", "STORAGE": "~/resnet_runs"}
+    found = [re.sub("^~", str(home), named.get(word, word)) for word in words(command)]
+    return [str(ROOT / word) if word.startswith("configs/") else word for word in found]
+
+
+@pytest.mark.parametrize(
+    ("page", "command"),
+    [(page, command) for page, command in COMMANDS if str(page) in RUN and not any(part in command for part in NOT_RUN)],
+    ids=lambda value: str(value),
+)
+def test_a_command_works(
+    page: Path, command: str, small_runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = typed(command, small_runs)
+    assert cli.main(arguments) in ((0, 1) if arguments[0] == "compare" else (0,))
+    assert len(capsys.readouterr().out) > 20

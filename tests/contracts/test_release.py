@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,24 @@ def test_image_tags_in_profiles_are_those_of_the_version() -> None:
     }
     assert len(tags) >= 3
     assert {tag for _, tag in tags} == {version()}
+
+
+def test_the_workflow_pushes_the_tags_of_the_profiles() -> None:
+    steps = workflow()["jobs"]["image"]["steps"]
+    line = next(step["run"] for step in steps if step.get("id") == "version")
+    with tempfile.NamedTemporaryFile("r") as output:
+        environment = {**os.environ, "GITHUB_REF_NAME": f"v{version()}", "GITHUB_OUTPUT": output.name}
+        subprocess.run(["bash", "-c", line], env=environment, check=True)
+        assert output.read() == f"version={version()}\n"
+    pushed = next(step["with"]["tags"] for step in steps if "build-push" in step.get("uses", ""))
+    assert pushed == "${{ vars.REGISTRY }}:${{ steps.version.outputs.version }}${{ matrix.suffix }}"
+    suffixes = {image["suffix"] for image in workflow()["jobs"]["image"]["strategy"]["matrix"]["include"]}
+    assert suffixes == {"", "-cpu"}  # as in cluster/profiles
+
+
+def test_every_job_may_read_the_repository() -> None:
+    for job in workflow()["jobs"].values():
+        assert job.get("permissions", workflow()["permissions"])["contents"] == "read"
 
 
 def test_the_workflow_is_one() -> None:

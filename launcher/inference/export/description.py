@@ -67,7 +67,7 @@ class Description:
             "dtype": "float32",
             "batch_norm_epsilon": self.epsilon,
             "input": dict(self.input),
-            "accuracy": None if self.accuracy is None else {**plain(self.accuracy), "label": self.accuracy.label},
+            "accuracy": None if self.accuracy is None else self.accuracy.plain(),
             "data": self.data,
             "recipe": dict(self.recipe),
             "trained_with": dict(self.trained_with),

@@ -21,7 +21,7 @@ from launcher.inference.export.formats import Format, Name
 from launcher.inference.export.loading_code import remarks, timm_config
 from launcher.inference.export.model_card import model_card
 from launcher.inference.trained import Saved
-from resnet_dist.checkpoint.disk import reason, storage_errors, sync
+from resnet_dist.checkpoint.disk import storage_errors, sync
 from resnet_dist.inference import TrainedModel, Weights
 
 _TARGETS: dict[Name, str] = {
@@ -55,8 +55,8 @@ def export(saved: Saved, format: str, output: Path, weights: Weights = "auto") -
     `output` appears last, and only if this holds.
 
     Raises UsageError for an unknown format, a package that is missing, a network that the target does not have, an
-    `output` that exists, a model that cannot be traced, and outputs that differ; StorageError if it cannot be written;
-    and as `Saved.load` does.
+    `output`, OUTPUT.json or OUTPUT.md that exists, a model that cannot be traced, and outputs that differ; StorageError
+    if they cannot be written; and as `Saved.load` does.
     """
     target = formats.chosen(format, output)
     network = formats.network_in(target, saved.recipe.model)
@@ -65,7 +65,7 @@ def export(saved: Saved, format: str, output: Path, weights: Weights = "auto") -
     with _beside(output) as folder:
         file = folder / output.name
         agreement = _written(target, network, file, trained, about, images)
-        sidecar, card = (folder / f"{output.name}{suffix}" for suffix in (".json", ".md"))
+        sidecar, card = formats.beside(file)
         with storage_errors(output.parent):
             sidecar.write_text(_json(target, network, file, about, agreement), encoding="utf-8")
             text = model_card(target.name, network, about, saved.recipe, agreement, output.name, sidecar.name)
@@ -138,7 +138,7 @@ def _beside(output: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        problem = f"cannot be written: {reason(error)}"
+        problem = f"cannot be written: {error.strerror}"
         raise UsageError(f"--output {output}: {problem}. Allowed: a file in a folder of yours") from error
     try:
         yield folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,8 @@ _ANY = ", ".join(name for name, one in FORMATS.items() if one.networks is None)
 def chosen(name: str, output: Path) -> Format:
     """The format `name` for the new file `output`.
 
-    Raises UsageError for an unknown name, a package that is not installed, another suffix, or a file that exists.
+    Raises UsageError for an unknown name, a package that is not installed, another suffix, or if one of the files that
+    an export writes exists.
     """
     if name not in FORMATS:
         raise UsageError(f"--format {name}: there is no such format. Allowed: {', '.join(FORMATS)}")
@@ -59,11 +61,17 @@ def chosen(name: str, output: Path) -> Format:
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"--format {name}: needs {package}, which is not installed here. Install it with: {EXTRA}")
     if output.suffix not in found.suffixes:
-        allowed = f"a name that ends in {' or '.join(found.suffixes)}"
-        raise UsageError(f"--output {output}: not the suffix of a {name} file. Allowed: {allowed}")
-    if output.exists():
-        raise UsageError(f"--output {output}: exists already. Allowed: the name of a new file")
+        allowed = f"with --format {name}, a name that ends in {' or '.join(found.suffixes)}"
+        raise UsageError(f"--output {output}: has another ending. Allowed: {allowed}")
+    for file in (output, *beside(output)):
+        if os.path.lexists(file):
+            raise UsageError(f"--output {output}: {file} exists already. Allowed: delete it, or another name")
     return found
+
+
+def beside(output: Path) -> tuple[Path, Path]:
+    """The files with the description and the model card of the model in `output`: OUTPUT.json and OUTPUT.md."""
+    return output.with_name(f"{output.name}.json"), output.with_name(f"{output.name}.md")
 
 
 def network_in(target: Format, model: ModelRecipe) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from launcher.formatting import count
+from launcher.inference.accuracy import interval_text
 from launcher.inference.export import loading_code
 from launcher.inference.export.comparison import Agreement
 from launcher.inference.export.description import Description
@@ -88,7 +89,8 @@ def _header(format: Name, about: Description) -> Iterator[str]:
         metrics = [{"type": "accuracy", "name": f"top-1 ({label})", "value": round(about.accuracy.top1, 4)}]
         if about.accuracy.top5 is not None:
             metrics.append({"type": "accuracy", "name": f"top-5 ({label})", "value": round(about.accuracy.top5, 4)})
-        result = {"task": task, "dataset": {"name": about.data, "type": about.data, "split": "val"}, "metrics": metrics}
+        kind = "imagenet-1k" if about.names != about.classes else "imagefolder"  # the hub's names of data sets
+        result = {"task": task, "dataset": {"name": about.data, "type": kind, "split": "val"}, "metrics": metrics}
         content |= {"metrics": ["accuracy"], "model-index": [{"name": about.name, "results": [result]}]}
     yield "---"
     yield "# license: add the licence's name, for example apache-2.0"
@@ -104,6 +106,8 @@ def _accuracy(about: Description) -> Iterator[str]:
         return
     top5 = "" if found.top5 is None else f", top-5 **{found.top5:.2%}**"
     yield f"Top-1 **{found.top1:.2%}**{top5}: {found.label}, after {count(found.step, 'step')}."
+    if found.interval is not None:
+        yield f"With this number of images, top-1 is uncertain: {interval_text(found.interval)} (95 %, Wilson)."
 
 
 def _python(code: str) -> Iterator[str]:

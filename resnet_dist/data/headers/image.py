@@ -53,7 +53,7 @@ def image_header(path: str) -> Header:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise DataError(path, "is not a file: delete it")
+            raise DataError(path, "is not a regular file; delete it")
         return header_of(path, status.st_size, partial(os.pread, descriptor))
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from error
@@ -67,7 +67,7 @@ def header_of(name: str, num_bytes: int, read: Read) -> Header:
     Raises DataError as `image_header` does, and OSError from `read`.
     """
     if num_bytes == 0:
-        raise DataError(name, "is empty (0 bytes): copy it again or delete it")
+        raise DataError(name, "is empty (0 bytes); copy it again or delete it")
     head = read(_HEAD_BYTES, 0)
     tail = head[-_TAIL_BYTES:] if num_bytes <= len(head) else read(_TAIL_BYTES, num_bytes - _TAIL_BYTES)
     if head.startswith(jpeg_headers.MAGIC):

@@ -203,7 +203,7 @@ def _read_file(path: str) -> _Found:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            return _broken(DataError(path, "is not a file: delete it"))
+            return _broken(DataError(path, "is not a regular file; delete it"))
         return _values(path, status.st_size, partial(os.pread, descriptor), status.st_ctime_ns)
     finally:
         os.close(descriptor)

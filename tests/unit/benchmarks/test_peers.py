@@ -34,6 +34,20 @@ def test_ours_and_the_minimal_loop_compute_the_same() -> None:
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
 
 
+def test_timms_evaluation_leaves_out_what_its_sampler_repeats() -> None:
+    """docs/comparison.md says so."""
+    evaluator = pytest.importorskip("timm.task.evaluator")
+    sampler = pytest.importorskip("timm.data.distributed_sampler").OrderedDistributedSampler
+    ranks = [sampler(range(5), num_replicas=2, rank=rank) for rank in (0, 1)]
+    assert sorted(number for each in ranks for number in each) == [0, 0, 1, 2, 3, 4]
+    counted = 0
+    for each in ranks:
+        found = evaluator.ClassificationEvaluator(max_samples=each.num_valid_samples)
+        found.update(torch.zeros(len(each), 7), torch.zeros(len(each), dtype=torch.int64))
+        counted += int(found.counts[0])
+    assert counted == 5
+
+
 def test_torchvisions_loop_reads_the_loss_of_every_step() -> None:
     loop = TorchvisionLoop(SETTING, synthetic(SETTING, 1))
     loop(1)

@@ -119,3 +119,20 @@ def test_another_step_is_refused(run: launcher.Run) -> None:
 def test_a_run_cannot_be_changed(run: launcher.Run) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.path = Path("other")  # type: ignore[misc]
+
+
+def test_a_run_is_found_as_on_the_command_line(run: launcher.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.path.parent)
+    assert launcher.load_run(run.path.name) == run
+    monkeypatch.setattr("launcher.run.named.USUAL_STORAGES", (run.path.parent,))
+    monkeypatch.chdir("/")
+    assert launcher.load_run(run.path.name) == run
+    checkpoint = run.path / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    for path, advice in (
+        (checkpoint, f"this is a checkpoint of a run. Allowed: the run directory, {run.path}"),
+        (run.path.parent, "this folder contains runs. Allowed: the path of one: small"),
+        ("nothing", "no run with this name"),
+    ):
+        with pytest.raises(UsageError, match=advice):
+            launcher.load_run(path)

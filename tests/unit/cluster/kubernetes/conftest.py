@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from cluster.kubernetes.manifests import manifests
-from cluster.profile import KubernetesProfile, Network, Pod, SecretVariable, SubmitterPod, Toleration, Volume
+from cluster.profile import (
+    KubernetesProfile,
+    Network,
+    Pod,
+    SecretVariable,
+    StorageVolume,
+    SubmitterPod,
+    Toleration,
+    Volume,
+)
 from cluster.spec import RunSpec
 
 SPEC = RunSpec(
@@ -25,13 +34,13 @@ SPEC = RunSpec(
     walltime_s=4 * 3600,
 )
 DEDICATED = Toleration(key="dedicated", value="training", effect="NoSchedule")
-PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=Volume(claim="runs"), data=Volume(claim="imagenet"))
+PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=StorageVolume(claim="runs"), data=Volume(claim="imagenet"))
 EVERYTHING = dataclasses.replace(
     PROFILE,
     namespace="training",
     image="training/launcher@sha256:" + "0" * 64,
     image_pull_secrets=("registry",),
-    storage=Volume(storage_class="fast", sub_path="team/a"),
+    storage=StorageVolume(storage_class="fast", sub_path="team/a"),
     queue="team-a",
     workload_priority_class="high",
     priority_class="training-high",
@@ -57,7 +66,7 @@ EVERYTHING = dataclasses.replace(
     network=Network(interface="eth0", environment={"NCCL_IB_HCA": "mlx5"}),
     spare_nodes=1,
 )
-CPU = dataclasses.replace(PROFILE, data=None, storage=Volume(access_mode="ReadWriteMany"), network_policy=False)
+CPU = dataclasses.replace(PROFILE, data=None, storage=StorageVolume(access_mode="ReadWriteMany"), network_policy=False)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def role_of(profile):
 
 
 def test_every_verb_has_a_role_in_the_runs_namespace(role_of, profile):
-    assert list(role_of) == ["submit", "status", "logs", "report", "list", "cancel"] == list(VERBS)
+    assert list(role_of) == ["submit", "status", "logs", "report", "watch", "list", "cancel"] == list(VERBS)
     assert {role["metadata"]["namespace"] for role in role_of.values()} == {profile.namespace}
 
 
@@ -42,7 +42,7 @@ def test_whoever_submits_may_apply_everything_that_is_rendered(role_of, spec, ev
             assert _allows(role_of["submit"], manifest, verb), (manifest["kind"], verb)
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "report", "cancel"])
+@pytest.mark.parametrize("verb", ["status", "logs", "report", "watch", "cancel"])
 def test_whoever_reads_a_run_may_make_a_reader_and_see_its_log(role_of, spec, profile, verb):
     job = reader_job(spec, profile, ["status"])
     assert all(_allows(role_of[verb], job, right) for right in ("create", "get", "watch", "delete"))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from cluster.kubernetes.deadlines import RESUBMIT_S
 from cluster.kubernetes.manifests import manifests
-from cluster.profile import KubernetesProfile, Volume
+from cluster.profile import KubernetesProfile, StorageVolume
 from cluster.spec import RunSpec
 
 SPEC = RunSpec(name="rn50", config="", storage="/runs")
-PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=Volume(claim="runs"))
+PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=StorageVolume(claim="runs"))
 SITES = st.tuples(
     st.integers(60, 7 * 86_400),  # walltime
     st.integers(1, 7200),  # start timeout

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from cluster.kubernetes.manifests import manifests, reader_job, to_yaml
 from cluster.kubernetes.rules import problems
-from cluster.profile import KubernetesProfile, Volume
+from cluster.profile import KubernetesProfile, StorageVolume
 from cluster.spec import RunSpec
 
 SIGNS = ["$(RAY_IP)", "$$", "$HOME", "`id`", "$(id)", "'", '"', "\\", ";", "&&", "#", "{{", "}}", "é", "on", "1e3", "x"]
 OF_YAML = ["---", "!!python/object", "%", " ", "\n", "\r", "\t", ": ", "- ", "\u2028", "\x07"]
 HOSTILE = st.lists(st.sampled_from(SIGNS + OF_YAML), min_size=1, max_size=8).map("".join)
 THOROUGH = settings(deadline=None, max_examples=40)  # each writes and reads YAML, which takes a while
-PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=Volume(claim="runs"))
+PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=StorageVolume(claim="runs"))
 
 
 def _as_kubernetes_sees_it(text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import PlaceError
 from cluster.kubernetes import pods
 from cluster.kubernetes.manifests import manifests, reader_job, submission_of
-from cluster.profile import SecretVariable, Volume
+from cluster.profile import SecretVariable, StorageVolume
 from cluster.spec import Variant
 
 
@@ -133,7 +133,7 @@ def test_the_storage_is_mounted_where_the_config_expects_it_and_the_data_read_on
 
 def test_a_claim_is_made_only_where_the_profile_names_none(render):
     assert "PersistentVolumeClaim" not in render()
-    claim = render(profile={"storage": Volume(storage_class="fast", size="2Ti")})["PersistentVolumeClaim"]
+    claim = render(profile={"storage": StorageVolume(storage_class="fast", size="2Ti")})["PersistentVolumeClaim"]
     assert claim["metadata"]["name"] == "rn50-storage"
     assert claim["spec"]["storageClassName"] == "fast"
     assert claim["spec"]["resources"] == {"requests": {"storage": "2Ti"}}

@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 
 from cluster.kubernetes.rules import PROFILE, doubts, placeholders, problems
-from cluster.profile import Pod, SecretVariable, SubmitterPod, Toleration, Volume
+from cluster.profile import Pod, SecretVariable, StorageVolume, SubmitterPod, Toleration, Volume
+from launcher.config.profiles import parse_profile
+from launcher.errors import ConfigError
 
 
 def _keys(spec, profile, **options):
@@ -38,7 +40,7 @@ def test_what_is_wrong_with_a_run_has_the_configs_key_and_no_place(spec, profile
 
 
 def _volume(**changed):
-    return dataclasses.replace(Volume(claim="runs"), **changed)
+    return dataclasses.replace(StorageVolume(claim="runs"), **changed)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,12 @@ def test_kueue_takes_one_topology_and_whole_slices(spec, everything):
     half = {"kueue.x-k8s.io/podset-slice-size": "2"}
     for wrong in (two, half):
         assert _keys(spec, dataclasses.replace(everything, annotations=wrong)) == ["annotations"]
+
+
+def test_the_claim_of_the_data_exists_so_that_nothing_else_of_it_can_be_chosen():
+    text = "kind: kubernetes\nimage: a/b:1\ndata: {claim: images, access_mode: ReadOnlyMany}\n"
+    with pytest.raises(ConfigError, match=r"data\.access_mode: unknown key"):
+        parse_profile(text, "profile.yaml", "kubernetes")
 
 
 def test_one_node_may_have_a_volume_of_its_own(spec, profile):

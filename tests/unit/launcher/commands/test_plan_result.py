@@ -68,6 +68,13 @@ def test_a_forecast_from_figures_stands_beside_mlperfs_end_points(capsys: pytest
     assert "MLPerf v4.0" not in section(plan(capsys, "workers=40", "cluster.nodes=5"), "Result")
 
 
+def test_only_submissions_with_the_same_gpu_count(capsys: pytest.CaptureFixture[str]) -> None:
+    four = ["workers=4", "cluster.nodes=1"]  # published_speed.json: H100, H100 PCIe and L40S
+    for gpu, name in (("h100", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe")):
+        assert f"with 4 GPUs ({name})" in section(plan(capsys, "--gpu", gpu, *four), "Result")
+    assert "31 figures for 9 GPUs" in section(plan(capsys), "Result")
+
+
 def test_no_evidence_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = section(plan(capsys, "data.num_samples=1442", f"storage={tmp_path}", path=DIGITS), "Result")
     assert "accuracy unknown: neither own runs with this recipe in this storage nor published ones" in text
@@ -110,9 +117,45 @@ def test_a_walltime_that_is_too_short_is_said(capsys: pytest.CaptureFixture[str]
     few = plan(capsys, "--images-per-s", "1000", "cluster.walltime=00:10:00")
     assert "WARNING: cluster.walltime, 10 min, is shorter than the run, which is requeued" in few
     assert re.search(r"  walltime +10 min: [0-9].* jobs, one after the other", few)
-    many = ["--images-per-s", "10", "cluster.walltime=00:20:00", "cluster.max_requeues=3"]
-    text = " ".join(plan(capsys, *many).split())
-    assert "requeues, and cluster.max_requeues allows 3" in text
+    assert "max_requeues" not in few
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["cluster.walltime=00:20:00", "cluster.max_requeues=3"],
+            "WARNING: Kubernetes does not requeue the run often enough: cluster.max_requeues is 3. SLURM requeues a run"
+            " with a new checkpoint any number of times",
+        ),
+        (
+            ["cluster.walltime=00:20:00", "cluster.max_requeues=0"],
+            "WARNING: cluster.max_requeues is 0: nothing requeue",
+        ),
+        (["cluster.walltime=00:02:00"], "2 min, does not suffice for a start and the time to save: no requeue helps"),
+        (["cluster.walltime=00:05:00"], "5 min, may not suffice for a start and the time to save"),
+        (
+            ["cluster.walltime=00:02:00"],
+            " walltime 2 min is over before the first step: no number of jobs ends the run",
+        ),
+    ],
+)
+def test_a_limit_of_requeues_is_a_warning_where_it_counts(
+    capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    text = " ".join(plan(capsys, "--images-per-s", "10", *overrides).split())
+    assert said in text
+    assert "999,999" not in text
+
+
+def test_a_number_is_the_same_everywhere_in_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    text = plan(capsys, "--gpu", "H100", "--nodes", "8", "--restart-s", "900", "--save-s", "2", "--mtbf-hours", "100")
+    (in_result,) = re.findall(r"goodput ([0-9.]+%)", " ".join(section(text, "Result").split()))
+    model = text.partition("\nBy number of nodes\n")[2]
+    assert re.findall(r"\n {6}goodput +([0-9.]+%)", model) == [in_result]
+    (speed,) = re.findall(r"speed ([0-9,]+) \(80%", section(text, "Result"))
+    assert re.findall(r"images read /s +([0-9,]+)", model) == [speed]
+    assert "saving 88 s" in section(text, "Result")  # 44 saves
 
 
 def test_nodes_have_their_times(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,14 @@ def test_a_page_is_written_where_it_is_asked_for(tmp_path: Path, capsys: Capture
         assert "Allowed: a file to write, in a folder that exists" in capsys.readouterr().err
 
 
+def test_json_is_alone_on_standard_output(tmp_path: Path, capsys: Capture) -> None:
+    run, file = write_run(tmp_path), tmp_path / "report.html"
+    assert cli.main(["report", str(run.path), "--json", "--html", str(file)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["runs"][0]["name"] == "run"
+    assert printed.err.startswith(f"{file} (")
+
+
 def test_a_checkpoint_in_place_of_a_run_names_the_run(tmp_path: Path, capsys: Capture) -> None:
     run = write_run(tmp_path)
     folder = run.checkpoints / "step-00000020"

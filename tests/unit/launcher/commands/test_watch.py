@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import threading
@@ -115,12 +116,42 @@ def test_two_runs_and_overrides_of_their_configs(run: RunDirectory, write_config
         (["/nowhere"], "there is no run here"),
         (["a", "--every", "5"], "--every 5: allowed: a number of seconds above 0, with --json"),
         (["a", "--json", "--every", "0"], "--every 0: allowed"),
+        (["a", "--json", "--count", "3"], "--count 3: allowed: a whole number above 0, with --every"),
+        (["a", "--json", "--every", "1", "--count", "-3"], "--count -3: allowed"),
+        ([], "the following arguments are required: RUN|CONFIG\n"),
     ],
-    ids=["three runs", "no run", "nothing there", "every without json", "every zero"],
+    ids=[
+        "three runs",
+        "no run",
+        "nothing there",
+        "every without json",
+        "every zero",
+        "count without every",
+        "negative count",
+        "nothing given",
+    ],
 )
 def test_wrong_usage(arguments: list[str], part: str, capsys: Capture) -> None:
     assert cli.main(["watch", *arguments]) == 64
     assert part in capsys.readouterr().err
+
+
+def test_runs_of_the_same_name_have_different_titles(run: RunDirectory, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(run.path, tmp_path / "other" / "small")
+    assert cli.main(["watch", str(run.path), str(tmp_path / "other" / "small"), "--once"]) == 0
+    printed = capsys.readouterr().out
+    assert "A ━━  runs/small  stopped" in printed
+    assert "B ╍╍  other/small  stopped" in printed
+
+
+def test_numbers_too_large_to_be_drawn_are_left_out(run: RunDirectory, capsys: Capture) -> None:
+    huge = [{**record, "loss": 1e308, "step_time_s": 1e308} for record in records(21, 60)]
+    stalled = event("checkpoint", 60, stalled_s=1e308)
+    run.metrics.write_bytes(run.metrics.read_bytes() + b"".join(map(json_lines.encode, [*huge, stalled, stalled])))
+    assert cli.main(["watch", str(run.path), "--once"]) == 0
+    printed = capsys.readouterr().out
+    assert "nan" not in printed
+    assert "compute     75.0%" in printed
 
 
 def test_a_run_on_a_volume_elsewhere_comes_as_json_from_a_reader(
@@ -171,7 +202,7 @@ def test_a_run_of_a_ray_cluster_is_read_by_a_job(
     monkeypatch.setattr(jobs, "lines", lines)
     found = Target(run, is_here=False, submission=None, address="http://head:8265")
     given = cli.parser_of().parse_args(["watch", "x", "--place-says", "running"])
-    source = watch._source(found, given, waits=True)
+    source = watch._source(found, "small", given, waits=True)
     assert watch._first(source, rank=3).step == 7
     assert asked[:4] == ["http://head:8265", "watch", str(run.path), "--json"]
     assert asked[-2:] == ["--place-says", "running"]

@@ -64,6 +64,13 @@ def test_what_was_evaluated_is_said_where_it_is_the_average() -> None:
     assert "evaluated, average of the weights: top-1" in average
 
 
+def test_an_evaluation_beside_training_is_named_as_such() -> None:
+    stream = io.StringIO()
+    record = {"kind": "eval", "step": 20, "top1": 0.5, "top5": 0.75, "loss": 1.0, "num_samples": 1000, "time_s": 2.0}
+    Progress(stream).record({**record, "weights": "ema", "beside": True})
+    assert "evaluated beside training, average of the weights: top-1" in stream.getvalue()
+
+
 def test_the_training_split_and_the_users_metrics_are_shown_where_they_are_evaluated(tmp_path: Path) -> None:
     stream = io.StringIO()
     numbers = {"step": 20, "top1": 0.5, "top5": None, "loss": 1.0, "num_samples": 1000, "time_s": 2.0}

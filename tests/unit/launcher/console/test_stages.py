@@ -25,6 +25,16 @@ def test_each_stage_has_a_line_with_its_time_when_it_ends() -> None:
     assert [re.sub(r" +[0-9.]+ s$", "", line) for line in stream.getvalue().splitlines()] == texts
 
 
+def test_nothing_is_silent_for_a_second() -> None:
+    assert console_progress.LONG_S < 1.0
+
+
+def test_a_begin_that_was_told_is_not_told_again() -> None:
+    progress = Progress(io.StringIO())
+    progress.stage("checking the config", began=progress.began)
+    assert progress._long is None
+
+
 def test_a_stage_that_takes_long_is_told_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console_progress, "LONG_S", 0.0)
     stream = io.StringIO()
@@ -65,6 +75,15 @@ def test_the_times_of_a_command_add_up_and_what_is_left_is_named(tmp_path: Path)
     assert time_text(run, {}) == ""
     summary = {**times, "step": 3, "images_per_s": 9.0, "top1": 0.5, "num_samples": 4, "duration": "3 steps"}
     assert summary_lines(run, summary)[2].startswith("  time         4:08: ")
+
+
+def test_waiting_for_evaluations_beside_training_is_no_evaluating(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path, "run")
+    run.create()
+    run.begin_attempt({"place": "local"})
+    times = {"command_s": 20.4, "start_s": 2.4, "training_s": 10.4, "evaluation_s": 5.4, "saving_s": 1.4}
+    assert "evaluate 0:01, save 0:01, wait for evaluations 0:05, end" in time_text(run, {**times, "waiting_s": 4.2})
+    assert "wait" not in time_text(run, {**times, "waiting_s": 0.001})
 
 
 def test_a_command_began_when_its_process_did() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from launcher import cli
 from launcher.errors import UsageError, UserCodeError
 from launcher.inference import evaluate
+from launcher.inference.accuracy import interval_text, wilson_interval
 from launcher.inference.evaluate import Evaluated, evaluate_checkpoint, threads_of
 from launcher.inference.trained import saved
 from resnet_dist.data import index_of
@@ -258,10 +259,11 @@ def test_the_text_has_the_numbers_with_their_label(trained_run: Path, capsys: py
     assert cli.main(["evaluate", str(trained_run)]) == 0
     text = capsys.readouterr().out
     own = recorded(trained_run, 6)
+    bounds = wilson_interval(own["top1"], NUM)
     for part in (
         "21, 16 pixels, central crop 0.875",
         "moving average of the weights, step 6",
-        f"{100 * own['top1']:.2f} %",
+        f"{100 * own['top1']:.2f} %  ({round(own['top1'] * NUM)} of {NUM}; 95 %: {interval_text(bounds)})",
         f"{100 * own['top5']:.2f} %",
         f"{own['loss']:.4f}",
         "calibration",
@@ -306,6 +308,17 @@ def test_output_has_all_results_as_files(trained_run: Path, tmp_path: Path, caps
     assert len((folder / "classes.csv").read_text().splitlines()) == len(CLASSES) + 1
     with Image.open(folder / "mistakes.png") as sheet, Image.open(folder / "confusion.png") as matrix:
         assert min(*sheet.size, *matrix.size) > 300
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_evaluation(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate, "model_of", None)
+    (tmp_path / "file").write_text("")
+    for name, problem in (("file", "File exists"), ("file/inside", "Not a directory")):
+        assert cli.main(["evaluate", str(trained_run), "--output", str(tmp_path / name)]) == 64
+        expected = f"{name}: cannot be created: {problem}. Allowed: a folder that you can write to"
+        assert expected in capsys.readouterr().err
 
 
 def test_the_worst_mistakes_are_the_surest(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

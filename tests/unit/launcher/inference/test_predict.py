@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -79,14 +80,16 @@ def test_files_that_are_no_images_do_not_keep_others_from_being_predicted(
     ):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
-    names = ("text.jpg", "missing.jpg", "empty.jpg", "truncated.png", "altered.png", "folder")
+    os.mkfifo(tmp_path / "pipe")
+    names = ("text.jpg", "missing.jpg", "empty.jpg", "truncated.png", "altered.png", "folder", "pipe")
     arguments = [str(good), *(str(tmp_path / name) for name in names), str(good)]
     assert cli.main(["predict", str(trained_run), "--json", *arguments]) == 65
     found = json.loads(capsys.readouterr().out)
     assert [one["path"] for one in found["images"]] == arguments
-    words = ("not an image", "No such file", "is empty", "truncated", "cannot be decoded", "without images")
+    words = ("not an image", "No such file", "is empty", "truncated", "cannot be decoded", "without images", "regular file")
     for one, problem in zip(found["images"][1:-1], words, strict=True):
         assert problem in one["error"]
+        assert "delete" not in one["error"]  # advice for a data set
     assert found["images"][0] == found["images"][-1]
     assert "error" not in found["images"][0]
 
@@ -110,6 +113,16 @@ def test_the_output_has_the_label_of_the_model(
     text = capsys.readouterr().out
     assert "moving average of the weights, 16 pixels, central crop 0.875" in text
     assert f"{image['predictions'][0]['probability']:.2%}  {image['predictions'][0]['class']}" in text
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    trained_run: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images / "val" / "cat")
+    assert cli.main(["predict", str(trained_run), ""]) == 64
+    assert "a name is empty" in capsys.readouterr().err
+    [first, *_] = predicted(trained_run, Path())
+    assert (first.path, first.problem) == ("0.png", "")
 
 
 def test_a_number_of_classes_below_one_is_a_usage_error(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,12 @@ def test_other_texts_are_refused(text: str) -> None:
         deadline.parse(text, NOW)
 
 
+@pytest.mark.parametrize("text", ["2026-12-01", "20261201", "2026-W49-2"])
+def test_a_date_alone_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--deadline {text}: has no time of the day\. Allowed: a date and a time"):
+        deadline.parse(text, NOW)
+
+
 @pytest.mark.usefixtures("in_new_york")
 def test_the_past_is_refused_with_the_present() -> None:
     with pytest.raises(UsageError, match=r"--deadline 2026-11-26 06:59: is in the past: it is 2026-11-26 07:00 EST"):

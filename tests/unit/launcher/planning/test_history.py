@@ -12,7 +12,7 @@ import pytest
 
 from launcher.config import load as configs
 from launcher.config.schema import Resources, RunConfig
-from launcher.planning.actual import actual, scheduled_s
+from launcher.planning.actual import actual
 from launcher.planning.history import device_here, device_name, earlier_run, earlier_runs, remember
 from launcher.run.directory import RunDirectory, remembered_runs
 from resnet_dist.recipe.durations import Duration
@@ -110,7 +110,9 @@ def test_waits_between_commands_do_not_count_and_restarts_do(config: RunConfig, 
         ("11:00:00", "11:00:30", "2"),  # by a person
     )
     run.metrics.write_text("")
-    assert scheduled_s(run) == 120 + 50  # the second command's own time is in FINISHED
+    found = actual(run)
+    assert found is not None
+    assert found.wall_s == 120 + 50  # the second command's own time is in FINISHED
 
 
 def test_the_parts_of_a_resumed_run_come_from_its_metrics(config: RunConfig, trained: Any) -> None:

@@ -14,6 +14,7 @@ from launcher.planning.calibration import Calibration
 from launcher.planning.forecast import Forecast, Interval
 from launcher.planning.history import device_here
 from launcher.planning.prediction import predict
+from launcher.planning.scaling_model import Assumptions
 from launcher.planning.work import configuration
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.network_cost import training_flops
@@ -167,13 +168,13 @@ def test_published_figures_are_used_for_gpus(config: RunConfig) -> None:
 
 def test_a_given_speed_replaces_all_evidence(config: RunConfig, trained: Any) -> None:
     trained(config, "same", **TIMES)
-    found = known(predict(config, images_per_s=5.0))
+    found = known(predict(config, assumed=Assumptions(images_per_s=5.0)))
     assert (found.evidence, found.training_s.median) == ("assumption", pytest.approx(40))
 
 
 def test_failures_add_to_a_long_run_on_many_nodes(config: RunConfig) -> None:
     config = replace(on_gpus(config), checkpoint=CheckpointConfig(every=Duration(Fraction(10), "epochs")))
-    rare, often = (known(predict(config, gpu="H100", mtbf_hours=hours)) for hours in (1e9, 1.0))
+    rare, often = (known(predict(config, gpu="H100", assumed=Assumptions(mtbf_hours=hours))) for hours in (1e9, 1.0))
     assert rare.failures_s == Interval.exactly(0)
     assert often.failures_s.median > 60
     assert often.wall_s.median > rare.wall_s.median
@@ -181,7 +182,7 @@ def test_failures_add_to_a_long_run_on_many_nodes(config: RunConfig) -> None:
 
 def test_notes_say_what_is_assumed(config: RunConfig) -> None:
     config = replace(config, stop_at=StopAtRecipe(top1=0.9), workers=Workers(1, 2))
-    notes = " ".join(known(predict(config, images_per_s=5.0)).notes)
+    notes = " ".join(known(predict(config, assumed=Assumptions(images_per_s=5.0))).notes)
     for words in (
         "workers may change",
         "val images is assumed: 25",
@@ -194,7 +195,7 @@ def test_notes_say_what_is_assumed(config: RunConfig) -> None:
 
 def test_without_the_number_of_images_there_is_no_forecast(config: RunConfig, trained: Any) -> None:
     unknown = replace(config, data=replace(config.data, num_samples=None))
-    assert predict(unknown, images_per_s=5.0) is None
-    assert predict(unknown, images_per_s=5.0, num_samples=100) is not None
+    assert predict(unknown, assumed=Assumptions(images_per_s=5.0)) is None
+    assert predict(unknown, assumed=Assumptions(images_per_s=5.0), num_samples=100) is not None
     trained(config, "with-the-same-images", **TIMES)
     assert known(predict(unknown)).training_s.median == pytest.approx(40)

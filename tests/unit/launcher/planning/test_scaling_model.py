@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
+from launcher.planning.forecast import Forecast, Interval
 from launcher.planning.scaling_model import (
     Assumptions,
     Workload,
@@ -25,11 +26,29 @@ RN50 = Workload(
     batch_size=8192,
     micro_batch_size=8192,
     checkpoint_bytes=204_000_000,
-    checkpoint_every_samples=1_281_167,
+    saves=10,
     heartbeat_s=10.0,
     uses_gpus=True,
     image_bytes=115_000.0,
 )
+
+
+def forecast(step_s: float, saving_s: float = 20.0) -> Forecast:
+    """A run of 10,000 steps."""
+    nothing, training_s = Interval.exactly(0), Interval.exactly(10_000 * step_s)
+    return Forecast(
+        wall_s=training_s,
+        start_s=nothing,
+        training_s=training_s,
+        evaluation_s=Interval.exactly(100.0),
+        saving_s=Interval.exactly(saving_s),
+        failures_s=nothing,
+        images_per_s=Interval.exactly(RN50.batch_size / step_s),
+        workers=64,
+        gpus=64,
+        evidence="published",
+        source="",
+    )
 
 
 def test_a_short_save_is_youngs_square_root() -> None:
@@ -71,9 +90,7 @@ def test_no_progress_is_no_goodput_and_no_overflow() -> None:
 
 
 def test_failures_grow_with_the_nodes_and_the_global_batch_does_not() -> None:
-    small, large = estimate(8, RN50, Assumptions()), estimate(64, RN50, Assumptions())
-    assert small is not None
-    assert large is not None
+    small, large = estimate(8, RN50, Assumptions(), forecast(0.05)), estimate(64, RN50, Assumptions(), forecast(0.01))
     assert large.failures_per_day == pytest.approx(8 * small.failures_per_day)
     assert small.failures_per_day == pytest.approx(8 * 24 * 419 / (54 * 24 * 2048))
     assert (small.per_worker_batch, large.per_worker_batch) == (128, 16)
@@ -81,15 +98,15 @@ def test_failures_grow_with_the_nodes_and_the_global_batch_does_not() -> None:
     assert large.restart_bytes == 64 * 204_000_000
 
 
-def test_a_step_takes_at_least_the_time_to_launch_its_kernels() -> None:
-    found = estimate(512, RN50, Assumptions())
-    assert found is not None
-    assert found.step_s == 0.005
+def test_steps_and_saves_are_those_of_the_forecast() -> None:
+    found = estimate(8, RN50, Assumptions(mtbf_hours=10.0), forecast(0.05))
+    assert (found.step_s, found.config_interval_s) == (pytest.approx(0.05), pytest.approx(60))
+    restart_s = 120 + 8 * 204e6 / 5e9
+    assert found.config_goodput == pytest.approx(goodput(60, 2.0, restart_s, 10 * 3600 / 8))
 
 
 def test_more_workers_than_images_give_no_estimate() -> None:
-    assert estimate(2_048, RN50, Assumptions()) is None
-    table = list(lines({8: estimate(8, RN50, Assumptions()), 2_048: None}, Assumptions()))
+    table = list(lines({8: estimate(8, RN50, Assumptions(), forecast(0.05)), 2_048: None}, Assumptions()))
     assert "    2,048 nodes: more workers than a micro-batch has images" in table
 
 

@@ -18,6 +18,8 @@ from launcher.run.directory import RunDirectory
 
 WriteRun = Callable[..., RunDirectory]
 
+STOPPED = {"exit_code": 75, "cause": "stopped on request"}
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
@@ -29,9 +31,9 @@ def run(tmp_path: Path) -> RunDirectory:
 def write_attempts(run: RunDirectory, *lines: tuple[int, str, str, str, dict[str, Any]]) -> None:
     """Lines of attempts.jsonl: (attempt, event, time on one day, session or submission, more)."""
     records = [
-        {"attempt": number, "event": event, "time": f"2026-01-01T{clock}+00:00", **more}
+        {"attempt": number, "event": event, "time": f"2026-01-01T{clock}+00:00"}
         | ({"session": origin, "submission": origin if origin.startswith("job") else "", "facts": {"workers": 2}}
-           if event == "started" else {"exit_code": 76, "cause": "why", "last_step": 0})
+           if event == "started" else {"exit_code": 76, "cause": "why", "last_step": 0}) | more
         for number, event, clock, origin, more in lines
     ]  # fmt: skip
     run.attempts_file.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -78,7 +80,7 @@ def test_the_parts_add_up_and_tell_useful_time_from_repeated(run: RunDirectory) 
         (1, "started", "10:00:00", "00000001", {}),
         (1, "ended", "10:00:20", "", {}),
         (2, "started", "10:00:25", "00000001", {}),
-        (2, "ended", "10:00:45", "", {}),
+        (2, "ended", "10:00:45", "", STOPPED),
     )
     steps = [{"kind": "train", "step": step, "step_time_s": 1.0, "data_wait_s": 0.25} for step in range(1, 11)]
     saved = {"kind": "event", "event": "checkpoint", "step": 8, "detail": {"stalled_s": 2.0}}
@@ -108,10 +110,44 @@ def test_an_evaluation_beside_training_takes_no_time_of_the_workers(run: RunDire
 
 
 def test_a_record_stands_for_the_steps_since_the_one_before_it(run: RunDirectory) -> None:
-    write_attempts(run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:01:00", "", {}))
+    write_attempts(run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:01:00", "", STOPPED))
     records = [{"kind": "train", "step": step, "step_time_s": 2.0} for step in (10, 20)]
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert goodput(run).parts["compute"] == 2 * 40
+
+
+def test_the_first_attempt_of_a_command_counts_from_the_begin_of_the_command(run: RunDirectory) -> None:
+    def began(clock: str) -> dict[str, str]:
+        return {"command_began": f"2026-01-01T{clock}+00:00"}
+
+    write_attempts(
+        run,
+        (1, "started", "10:00:40", "00000001", began("10:00:00")),
+        (1, "ended", "10:01:00", "", {}),
+        (2, "started", "10:01:10", "00000001", began("10:00:00")),  # by the same command
+        (2, "ended", "10:01:30", "", STOPPED),
+        (3, "started", "10:02:00", "00000002", began("10:01:20")),  # it waited for the one before
+        (3, "ended", "10:02:30", "", {"exit_code": 0}),
+    )
+    run.mark_finished({"step": 4, "duration": "4 steps", "command_s": 75.0})  # to 10:02:35, with its end
+    record = read(run)
+    assert [span.seconds for span in spans(record)] == [60, 20, 65]
+    assert [span.gap_s for span in spans(record)] == [10, 0, 0]
+    found = goodput(run)
+    assert (found.scheduled_s, found.not_scheduled_s) == (155, 0)
+    assert found.parts["restart"] == 2 * 10
+
+
+@pytest.mark.parametrize("exit_code", [1, 75])
+def test_steps_after_the_last_checkpoint_of_a_failed_run_are_lost(run: RunDirectory, exit_code: int) -> None:
+    write_attempts(
+        run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:01:00", "", {**STOPPED, "exit_code": exit_code})
+    )
+    steps = [{"kind": "train", "step": step, "step_time_s": 1.0} for step in range(1, 6)]
+    saved = {"kind": "event", "event": "checkpoint", "step": 3, "detail": {}}
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in [*steps, saved]))
+    found = goodput(run)
+    assert (found.useful, found.parts["repeated"]) == ((2 * 3, 2 * 2) if exit_code == 1 else (2 * 5, 0))
 
 
 def test_a_run_without_metrics_has_no_useful_time(write_run: WriteRun) -> None:

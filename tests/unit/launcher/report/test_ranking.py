@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from launcher.report.ranking import ranked, verdict, warnings
+from launcher.report.ranking import lines, ranked, verdict, warnings
 from launcher.report.run_record import RunRecord, read_all
 from launcher.run.directory import RunDirectory
 
@@ -38,7 +38,7 @@ def test_a_small_lead_is_not_called_one(write_run: WriteRun) -> None:
     runs = [run_with(write_run, name, top1) for name, top1 in (("a", 0.985), ("b", 0.98), ("c", 0.5))]
     assert verdict(ranked(read_runs(*runs))) == (
         "a has the highest top-1, but the difference to b is within the sampling error of the val images; it is ahead"
-        " of the other 1"
+        " of 1 other run"
     )
 
 
@@ -47,6 +47,8 @@ def test_runs_on_different_images_or_with_other_labels_are_warned_of(write_run: 
     assert warnings(same) == []
     other = ranked(read_runs(run_with(write_run, "a", 0.9), run_with(write_run, "c", 0.8, num_samples=10_000)))
     assert warnings(other)[0].startswith("The runs were evaluated on different images (a: 355 of /images, c: 10000 of")
+    assert verdict(other) == ""
+    assert [text.startswith("warning: ") for text in list(lines(other))[3:5]] == [True, True]
     average = ranked(read_runs(run_with(write_run, "a", 0.9), run_with(write_run, "d", 0.8, weights="ema")))
     [warning] = warnings(average)
     assert warning.startswith("The accuracies were measured in different ways (a: 355 val images")

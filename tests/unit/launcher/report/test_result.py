@@ -57,6 +57,12 @@ def test_an_evaluation_that_is_not_finite_has_no_accuracy(write_run: WriteRun) -
     assert found.best.step == 5
 
 
+@pytest.mark.parametrize("num_samples", [-4, 0, None])
+def test_an_accuracy_needs_images(write_run: WriteRun, num_samples: int | None) -> None:
+    found = result(read(write_run(records=[evaluated(5, 0.5, num_samples=num_samples)])))
+    assert found.accuracy is None
+
+
 def test_what_is_not_recorded_is_called_so(write_run: WriteRun) -> None:
     run = write_run(records=[evaluated(5, 0.5, weights=None)])
     run.config.unlink()

@@ -167,7 +167,7 @@ def test_a_finished_run_whose_summary_cannot_be_read_is_finished(run: RunDirecto
     [
         {"attempt": None}, {"attempt": "2"}, {"attempt": 0}, {"event": None}, {"event": "paused"},
         {"time": "yesterday"}, {"time": "2026-01-01T00:00:00"}, {"time": 3}, {"facts": None},
-        {"facts": {"workers": "many"}},
+        {"facts": {"workers": "many"}}, {"command_began": "earlier"}, {"command_began": "2026-01-01T00:00:00"},
         {"facts": {"excluded": [1]}},
     ],
 )  # fmt: skip
@@ -210,11 +210,12 @@ def test_an_attempt_knows_the_session_and_the_submission_that_started_it(
         run.begin_attempt()
         run.begin_attempt()
     monkeypatch.delenv("LAUNCHER_SUBMISSION")
-    with acquire(run.lease):
+    with acquire(run.lease, command_began="2026-01-01T00:00:00+00:00"):
         run.begin_attempt()
     first, second, third = run.attempts()
     assert first.session == second.session != third.session != ""
     assert (first.submission, second.submission, third.submission) == ("job-1", "job-1", "")
+    assert (second.command_began, third.command_began) == ("", "2026-01-01T00:00:00+00:00")
 
 
 def test_a_link_of_this_user_to_another_disk_is_allowed(run: RunDirectory, tmp_path: Path) -> None:

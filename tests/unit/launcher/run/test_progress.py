@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from launcher.config import load as configs
 from launcher.config.schema import with_micro_batches
 from launcher.recovery.history import describe_failure
-from launcher.run.progress import LostWork
+from launcher.run.directory import RunDirectory
+from launcher.run.progress import LostWork, lost_work
 from resnet_dist.errors import DivergedError
 
 
@@ -22,6 +27,21 @@ def test_the_span_that_auto_chose_outlives_another_number_of_micro_batches(write
 def test_a_number_of_micro_batches_that_is_given_stays(write_config: Callable[..., Path]) -> None:
     config = configs.load(write_config(), ["batch.size=192", "batch.num_micro_batches=2"])
     assert with_micro_batches(config, 3) is config
+
+
+@pytest.mark.parametrize(("training_began_s", "lost_s"), [(5, 5), (None, 20), (60, 20)])
+def test_work_is_lost_since_the_first_step_began(tmp_path: Path, training_began_s: int | None, lost_s: int) -> None:
+    run, now = RunDirectory(tmp_path, "small"), time.time()
+    run.create()
+    run.metrics.write_text(json.dumps({"kind": "train", "step": 3}) + "\n")
+    training_began = None if training_began_s is None else now - training_began_s  # 60: of the attempt before
+    lost = lost_work(run, 0, now - 20, [], training_began=training_began)
+    assert (lost.steps, round(lost.seconds)) == (3, lost_s)
+
+
+def test_an_attempt_without_a_step_loses_no_work(tmp_path: Path) -> None:
+    lost = lost_work(RunDirectory(tmp_path, "small"), 0, time.time() - 20, [])
+    assert (lost.steps, lost.seconds) == (0, 0.0)
 
 
 def test_only_a_divergence_that_other_samples_may_help_has_a_step_to_pass_over() -> None:

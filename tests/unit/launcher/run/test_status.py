@@ -54,6 +54,12 @@ TABLE: list[tuple[str, Evidence, str, int | None]] = [
     ("never submitted, nothing has begun", Evidence(), "unknown", None),
     ("no beat yet", submitted(attempt=BEGUN, lease=ALIVE, job=RUNNING), "starting", None),
     ("all workers start", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("start")]), "starting", None),
+    (
+        "the first step is done",
+        submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("start")], has_started=True),
+        "running",
+        None,
+    ),
     ("steps are made", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("step"), beat("start", 1)]), "running", None),
     ("one worker saves", submitted(attempt=BEGUN, lease=ALIVE, beats=[beat("save"), beat("step", 1)]), "saving", None),
     (
@@ -77,6 +83,9 @@ TABLE: list[tuple[str, Evidence, str, int | None]] = [
         "starting",
         None,
     ),
+    ("all steps done, its processes end", submitted(attempt=ended(0), lease=ALIVE), "running", None),
+    ("stopped, its processes end", submitted(attempt=ended(75, "stopped on request"), lease=ALIVE), "running", None),
+    ("preempted, and goes on elsewhere", submitted(attempt=ended(75, "preempted"), lease=ALIVE), "starting", None),
     ("failed, the driver gone too", submitted(attempt=ended(76), job=GONE), "failed", 76),
     ("finished", submitted(attempt=ended(0), finished={"step": 100}, job=GONE), "finished", 0),
     (
@@ -105,6 +114,21 @@ TABLE: list[tuple[str, Evidence, str, int | None]] = [
 def test_the_state_follows_from_the_evidence(what: Evidence, state: str, code: int | None) -> None:
     found, _, exit_code = classify(what)
     assert (found, exit_code) == (state, code)
+
+
+def test_a_run_is_running_once_its_records_say_so(small_run: RunDirectory) -> None:
+    def state(*stages: str | None) -> str:
+        events = [{"kind": "event", "event": "stage", "step": 0, "detail": {"begins": stage}} for stage in stages]
+        small_run.metrics.write_text("".join(json.dumps(event) + "\n" for event in events))
+        return read_status(small_run, None).state
+
+    number = small_run.begin_attempt()
+    small_run.logs(number).heartbeats.mkdir(parents=True)
+    heartbeats.write(small_run.logs(number), beat("start"))  # rewritten every few seconds only
+    with lease.acquire(small_run.lease):
+        assert [state("first step"), state("first step", None)] == ["starting", "running"]
+        os.utime(small_run.metrics, (1.0, 1.0))  # of an earlier attempt
+        assert read_status(small_run, None).state == "starting"
 
 
 def test_a_pending_run_says_why() -> None:

@@ -57,7 +57,7 @@ def test_keys() -> None:
             ("2", "where time goes"), ("3", "workers: 99 in step"), ("4", "log of rank 0"), ("1", "training loss"),
             ("tab", "where time goes"), ("shift+tab", "training loss"),
             ("s", "s smooth strong"), ("s", "s smooth none"),
-            ("x", "by epoch"), ("x", "by time of training"), ("question_mark", "quit; the run goes on"),
+            ("x", "x axis epoch"), ("x", "x axis time"), ("question_mark", "quit; the run goes on"),
             ("question_mark", "training loss"), ("r", "r rank 2"), ("R", "r rank 0"),
         ):  # fmt: skip
             await pilot.press(keys)

@@ -11,7 +11,7 @@ LINE = [(float(x), float(x)) for x in range(101)]
 
 
 def chart(*curves: Curve, **more: object) -> Chart:
-    values = {"title": "loss", "show": number, "show_x": number, "x_range": (0.0, 100.0), **more}
+    values = {"title": "loss", "show": number, "show_x": number, "x_name": "step", "x_range": (0.0, 100.0), **more}
     return Chart(curves=curves, **values)  # type: ignore[arg-type]
 
 
@@ -26,7 +26,7 @@ def test_a_line_rises_from_the_left_to_the_right() -> None:
     assert [len(row) for row in tops] == sorted((len(row) for row in tops), reverse=True)
     assert len(tops[0]) == 22
     assert rows[-2] == "       └" + "─" * 22
-    assert rows[-1] == "        0         50       100"
+    assert rows[-1] == "        0      step 50     100"
 
 
 def test_the_labels_are_round_values() -> None:

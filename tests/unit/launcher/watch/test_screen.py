@@ -85,10 +85,11 @@ def test_a_terminal_of_80_columns_has_four_charts_and_what_else_counts() -> None
     for part in (
         "digits  running  ██████░░░░░░░ 50%  left 1:23  step 100/200  loss 0.5",
         "top-1 90.00% (best 95.00%)",
-        "training loss (smoothed) by step",
-        "top-1 of evaluations by step",
-        "images/s (smoothed) by step",
-        "learning rate by step",
+        "training loss, smoothed ",
+        "top-1 of evaluations",
+        "images/s, smoothed",
+        "learning rate",
+        " step 50 ",
         "time  compute 90%, data wait 5%, evaluation 4%, saving 1%",
         "workers  9 in step",
         "newest  step 50: WorkerLost",
@@ -138,9 +139,19 @@ def test_the_panels() -> None:
 
 
 def test_the_axes_and_the_smoothing_are_named() -> None:
-    for axis, name in (("step", "by step"), ("epoch", "by epoch"), ("time", "by time of training")):
-        assert f"learning rate {name}" in shown(RUN, axis=axis)
-    assert "training loss by step" in shown(RUN, smoothing="none")
+    for axis, middle in (("step", "step 50"), ("epoch", "epoch 5"), ("time", "time 5 s")):
+        assert f" {middle} " in shown(RUN, axis=axis)
+    assert "training loss, smoothed" in shown(RUN)
+    assert "smoothed" not in shown(RUN, smoothing="none")
+
+
+def test_the_titles_of_charts_beside_each_other_are_whole() -> None:
+    losses = {**RUN.train, "loss": [1e4 / step**2 for step in STEPS]}
+    for width in (76, 80):
+        rows = shown(dataclasses.replace(RUN, train=losses), width=width).splitlines()
+        [titles] = [row for row in rows if "top-1 of" in row]
+        assert titles.split("  ")[0] == "training loss, smoothed, log axis"
+        assert titles.endswith(" top-1 of evaluations")
 
 
 def test_an_average_has_no_bias_at_its_start_and_keeps_gaps() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 from launcher.errors import ClusterUnavailable
 from launcher.run.directory import RunDirectory
 from launcher.watch.reader import Reader
 from launcher.watch.snapshot import Snapshot
-from launcher.watch.sources import AGAIN_S, POLL_S, Elsewhere, Here, Poller
+from launcher.watch.sources import AGAIN_S, POLL_S, Elsewhere, Here, Poller, Timed
 
 KNOWN = Snapshot(run="/runs/a", name="a", state="running", job="ray job 7")
 FOUND = Snapshot(run="/runs/a", name="a", state="running", step=7)
@@ -84,7 +84,7 @@ def test_a_poller_passes_snapshots_on_until_it_is_stopped(small_run: RunDirector
         if len(got) == 2:
             twice.set()
 
-    poller = Poller(Here(Reader(small_run)), lambda: 0, publish)
+    poller = Poller(Here(Reader(small_run)), KNOWN, lambda: 0, publish)
     poller.start()
     assert poller.has_begun.wait(10)
     poller.hurry()
@@ -92,3 +92,19 @@ def test_a_poller_passes_snapshots_on_until_it_is_stopped(small_run: RunDirector
     poller.stop()
     poller.join(10)
     assert not poller.is_alive()
+
+
+def test_an_error_that_nobody_expects_is_the_reason() -> None:
+    class Broken:
+        close_s = 0.0
+
+        def snapshots(self, rank: Callable[[], int]) -> Generator[Timed, None, None]:
+            yield FOUND, 0.0
+            raise ZeroDivisionError("division\x1b[2J by zero")
+
+    got: list[Snapshot] = []
+    poller = Poller(Broken(), KNOWN, lambda: 0, got.append)
+    poller.start()
+    poller.join(10)
+    assert [(one.name, one.step, one.state) for one in got] == [("a", 7, "running"), ("a", 7, "unknown")]
+    assert got[-1].reason == "it is read no more, after ZeroDivisionError: division by zero"

@@ -518,6 +518,14 @@ def test_train_records_come_at_their_steps_and_at_the_end(log_every: int, checkp
     assert [record["step"] for record in world.of("train")] == due
 
 
+@pytest.mark.parametrize("log_every", [1, 3, 10])
+def test_a_run_that_stops_writes_the_train_record_of_its_last_step_once(log_every: int) -> None:
+    world = World(stop_in=4)
+    assert trainer(world, steps=11, log_every=log_every).fit().step == 5
+    due = [step for step in range(1, 6) if step % log_every == 0 or step == 5]
+    assert [record["step"] for record in world.of("train")] == due
+
+
 def test_a_train_record_has_means_over_the_global_batch() -> None:
     world = World(losses={2: 6.0})
     trainer(world, steps=3).fit()
@@ -543,6 +551,21 @@ def test_times_are_of_training_alone(monkeypatch: pytest.MonkeyPatch, checkpoint
     assert run.times == LoopTimes(training_s=4 * 2.5, evaluation_s=200.0, saving_s=saved * 100.0)
     # The last record comes before an evaluation and a save; what a save costs is known once there was one.
     assert world.of("train")[-1]["time_left_s"] == 100.0 + 100.0 * (saved > 1)
+
+
+def test_the_wait_for_evaluations_beside_training_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    monkeypatch.setattr("resnet_dist.training.trainer.time", SimpleNamespace(perf_counter=lambda: world.now_s))
+
+    class Slow(InTurn):
+        def finish(self, beat: Callable[[], object], stopped: Callable[[], bool]) -> None:
+            world.now_s += 30.0
+
+    run = trainer(world, steps=2)
+    run.parts = replace(run.parts, beside=Slow())
+    times = run.fit().times
+    assert times is not None
+    assert (times.evaluation_s, times.waiting_s) == (100.0 + 30.0, 30.0)
 
 
 def test_the_stages_of_a_start_end_with_the_first_step() -> None:

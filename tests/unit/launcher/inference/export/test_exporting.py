@@ -124,6 +124,7 @@ def test_safetensors_has_the_weights_and_the_description(trained_run: Path, tmp_
         evaluations = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
         last = [record for record in evaluations if record["kind"] == "eval"][-1]
         assert (accuracy["top1"], accuracy["num_samples"], accuracy["step"]) == (last["top1"], last["num_samples"], 6)
+        assert accuracy["top1_interval"][0] < accuracy["top1"] < accuracy["top1_interval"][1]
         assert "21 val images at 16 px, central crop 0.875, moving average of the weights" in accuracy["label"]
     else:  # the run evaluates the average only
         assert accuracy is None
@@ -247,7 +248,7 @@ def test_the_command_says_what_was_written_and_how_it_was_checked(
     ):
         assert part in printed
     assert cli.main(["export", str(trained_run), "--format", "safetensors", "--output", str(output)]) == 64
-    assert "exists already. Allowed: the name of a new file" in capsys.readouterr().err
+    assert "exists already. Allowed: delete it, or another name" in capsys.readouterr().err
     checkpoint = trained_run / "checkpoints" / "step-00000002"
     assert cli.main(["export", str(checkpoint), "--format", "torchvision", "--output", f"{tmp_path}/a.pth"]) == 64
     assert "torchvision has no resnet8. Allowed: --format safetensors, torch.export, onnx" in capsys.readouterr().err

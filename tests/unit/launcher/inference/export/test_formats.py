@@ -13,8 +13,18 @@ from resnet_dist.recipe.schema import ModelRecipe
 
 @pytest.mark.parametrize(("name", "suffix"), [("torchvision", ".onnx"), ("onnx", ".pth"), ("torch.export", ".pt")])
 def test_another_suffix_is_refused(name: str, suffix: str) -> None:
-    with pytest.raises(UsageError, match=r"not the suffix of a .* Allowed: a name that ends in \."):
+    with pytest.raises(UsageError, match=rf"Allowed: with --format {name}, a name that ends in \."):
         chosen(name, Path(f"model{suffix}"))
+
+
+@pytest.mark.parametrize("ending", ["", ".json", ".md"])
+def test_no_file_is_overwritten(tmp_path: Path, ending: str) -> None:
+    output = tmp_path / "model.pt2"
+    assert chosen("torch.export", output).name == "torch.export"
+    mine = tmp_path / f"model.pt2{ending}"
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match=f"{mine} exists already"):
+        chosen("torch.export", output)
 
 
 def test_an_unknown_format_is_refused() -> None:

@@ -54,6 +54,7 @@ def test_code_of_a_card(
     torch.testing.assert_close(defined["probabilities"], logits.softmax(dim=1)[0])
     best = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")[int(logits.argmax())]
     assert capsys.readouterr().out.splitlines()[0].endswith(f"%  {best}")
+    assert "With this number of images, top-1 is uncertain: " in done.card.read_text()
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm", "safetensors"])
@@ -75,7 +76,7 @@ def test_the_header_has_the_accuracy_with_its_label(resnet18: Path, exported: Ex
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "timm"
     [result] = header["model-index"][0]["results"]
-    assert result["dataset"]["name"] == "shapes"
+    assert result["dataset"] == {"name": "shapes", "type": "imagefolder", "split": "val"}
     assert result["metrics"][0]["value"] == 0.75
     assert (
         result["metrics"][0]["name"]

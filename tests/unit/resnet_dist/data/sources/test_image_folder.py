@@ -129,7 +129,7 @@ def test_a_fifo_is_no_image_and_nobody_waits_for_its_writer(folder: Path) -> Non
     fifo = folder / "train" / "bee" / "fifo.jpg"
     os.mkfifo(fifo)
     error = problem_of(folder)
-    assert (error.path, error.problem) == (str(fifo), "is not a file: delete it")
+    assert (error.path, error.problem) == (str(fifo), "is not a regular file; delete it")
 
 
 def make_socket(path: Path) -> None:
