@@ -75,6 +75,7 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 	-$(BIN)/python benchmarks/checkpoint_stall.py
 	-$(BIN)/python -m benchmarks.watch
 	-$(BIN)/python -m benchmarks.time_left
+	-$(BIN)/python -m benchmarks.report_sizes
 	$(BIN)/python -m benchmarks.page
 
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)

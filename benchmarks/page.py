@@ -50,6 +50,9 @@ benchmarks/results/<date>-<gpu>.md. Published results for ResNet-50 on one H100:
 """
 
 
+_SAME = {True: "the same top-1, top-5 and loss, bit for bit", False: "DIFFERENT results"}
+
+
 def page(results: Path = RESULTS) -> str:
     """The text of docs/benchmarks.md."""
     parts = [HEAD]
@@ -65,7 +68,9 @@ def page(results: Path = RESULTS) -> str:
         ("recovery", _recovery),
         ("plan_score", _plan_score),
         ("time_left", _time_left),
+        ("beside", _beside),
         ("watch", _watch),
+        ("report_sizes", _report_sizes),
     ):
         file = results / f"{name}.json"
         if file.exists():
@@ -180,6 +185,23 @@ def _watch(found: Mapping[str, Any]) -> Iterator[str]:
     yield table(["run", "first frame", "CPU until then", "CPU after it", "memory"], rows) + "\n"
 
 
+def _report_sizes(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Size of the page of `launcher report` (`python -m benchmarks.report_sizes`)\n"
+    yield _machine(found)
+    yield "Time: median of the whole command, from the start of its process."
+    yield f"Goal: a page of at most {found['goal_bytes'] / 1e6:g} MB.\n"
+    rows = [
+        [
+            row["what"],
+            f"{row['records']:,}",
+            f"{row['bytes'] / 1e6:.2f} MB: {'reached' if row['bytes'] <= found['goal_bytes'] else 'missed'}",
+            f"{statistics.median(row['seconds']):.1f} s",
+        ]
+        for row in found["rows"]
+    ]
+    yield table(["page of", "records", "size", "time"], rows) + "\n"
+
+
 def _time_left(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## The time left of a run (`python -m benchmarks.time_left`)\n"
     yield _machine(found)
@@ -200,14 +222,49 @@ def _time_left(found: Mapping[str, Any]) -> Iterator[str]:
     yield table(["run", "steps", "largest error", "median", "in the last 5 %"], rows) + "\n"
 
 
+def _beside(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Time that an evaluation stops the training (`python -m benchmarks.beside`)\n"
+    yield _machine(found)
+    runs, goal = found["runs"], found["goal_s"]
+    worst = max(runs["beside"]["stops_s"])
+    yield (
+        f"{found['model']}, {found['steps']} steps of {found['batch']} images, one worker with one thread; "
+        f"an evaluation of {runs['beside']['num_samples']} images every {found['every']} steps, by the worker in turn with "
+        "training, or beside training (`evaluate.beside`) by another process with one thread. Goal: beside training at "
+        f"most {goal:g} s, {'reached' if worst <= goal else 'missed'}. Both find {_SAME[found['same_results']]}.\n"
+    )
+    rows = [
+        [
+            name,
+            f"{statistics.median(run['stops_s']):.3f} s",
+            f"{max(run['stops_s']):.3f} s",
+            f"{run['evaluation_s']:.2f} s",
+            f"{run['step_s']:.3f} s",
+            f"{run['whole_s']:.1f} s",
+        ]
+        for name, run in runs.items()
+    ]
+    head = [
+        "evaluation",
+        "stops training, median",
+        "worst",
+        "takes",
+        "a step, median",
+        "all steps, evaluations and saves",
+    ]
+    yield table(head, rows) + "\n"
+    yield f"Ratio of the medians: {found['ratio']:.2f}.\n"
+
+
 def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Forecasts of `launcher plan` (`python -m benchmarks.plan_score`)\n"
     yield _machine(found)
     goals, load = found["goals"], found["load"]
     num = len(found["runs"])
-    yield f"{num} small runs, one after the other; each time is forecast from the runs of other configurations. The load"
-    yield f"of the machine at the start of a run (processes that run or wait for a core; {found['machine']['num_cpus']}"
-    yield f"cores) was {load['least']:.1f} to {load['most']:.1f}, {load['median']:.1f} in the median.\n"
+    yield f"{num} small runs, one after the other; each time is forecast from the runs of other configurations. The"
+    yield "load of the machine at the start of a run (processes that run or wait for a core; there are"
+    yield f"{found['machine']['num_cpus']}) was {load['least']:.1f} to {load['most']:.1f}, in the median"
+    yield f"{load['median']:.1f}.\n"
     recorded, mlperf = found["recorded"], found["mlperf"]
     of_submissions = "MLPerf v4.0: end points inside the interval, each forecast from other submissions"
     rows = _judged({"num": num, "inside": sum(run["inside"] for run in found["runs"]), **found}, goals)
@@ -215,7 +272,7 @@ def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:
     rows += [[of_starts, _inside(recorded, goals)], [of_submissions, f"{mlperf['inside']} of {mlperf['num']}"]]
     yield table(["wall time", ""], rows) + "\n"
     if accuracy := found.get("accuracy"):
-        yield f"The top-1 of {accuracy['num']} short runs of two recipes, each forecast from the runs with other seeds.\n"
+        yield f"The top-1 of {accuracy['num']} short runs of two recipes, each forecast from the other seeds.\n"
         yield table(["accuracy", ""], _judged(accuracy, goals)) + "\n"
     each = [
         [

@@ -3,9 +3,10 @@
     python -m benchmarks.plan_score
 
 trains the runs one after the other on this machine's CPUs. The 30 are on the digits and on synthetic images, with other
-networks, batches, resolutions, numbers of workers, lengths and evaluations; each time is forecast from the runs of other
-configurations. The others are short trainings on the digits; each accuracy is forecast from the other seeds. About 15
-minutes on two quiet cores. With --folder, the runs stay there, and the same command goes on after those that are finished.
+networks, batches, resolutions, numbers of workers, lengths and evaluations; each time is forecast from the runs of
+other configurations. The others are short trainings on the digits; each accuracy is forecast from the other seeds.
+About 15 minutes on two quiet cores. With --folder, the runs stay there, and the same command goes on after those that
+are finished.
 
 Writes results/plan_score.json; `python -m benchmarks.page` adds it to docs/benchmarks.md.
 """

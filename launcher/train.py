@@ -251,7 +251,7 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progr
                 saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
                 cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}
                 run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, lost.last_step, facts)
-                causes.append(cause)
+                causes.append(f"{cause}; {RESUMES}")
         held.release()
         for cause in causes:  # last: the main thread, which waits, may hold the lock of sys.stderr
             print(cause, file=sys.stderr, flush=True)

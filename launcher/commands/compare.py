@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.commands.fitted import fitted_table, print_fitted
 from launcher.errors import UsageError
 from launcher.formatting import count, first_line, table
 from launcher.report import ranking
@@ -76,20 +77,16 @@ def run(given: argparse.Namespace) -> int:
     """Print the comparison; returns 1 for two runs that differ, else 0. Raises UsageError if there is no run."""
     if not (given.tolerance >= 0 and math.isfinite(given.tolerance)):
         raise UsageError(f"--tolerance {given.tolerance}: Allowed: a number from 0 up; 0 compares bit by bit")
-    named = dict.fromkeys(find_here(name) for name in (given.run_a, *given.others))  # one named twice counts once
-    if len(named) < 2:
-        raise UsageError(f"{given.run_a}: the same run, named twice. Allowed: two or more different runs")
-    runs = read_all(list(named))
+    runs = read_all([find_here(name) for name in (given.run_a, *given.others)])
     comparison = compare(runs[0], runs[1], given.tolerance) if len(runs) == 2 else None
-    rows = ranking.ranked(runs)
+    rows = ranking.ranked(list({run.directory.path: run for run in runs}.values()))  # named twice, a run counts once
     if given.json:
         found = {"ranking": [ranking.described(row) for row in rows], "warnings": ranking.warnings(rows)}
         found = {**(described(comparison) if comparison is not None else {}), **found}
         print(json.dumps(without_non_finite(found), indent=2, default=repr, allow_nan=False))
     else:
-        if comparison is not None:
-            print("\n".join([*lines(comparison), ""]))
-        print("\n".join(ranking.lines(rows, with_keys=comparison is None)))
+        ranked = ranking.lines(rows, with_keys=comparison is None, tabulate=fitted_table)
+        print_fitted([*ranked, "", *lines(comparison)] if comparison is not None else ranked)
     return 1 if comparison is not None and comparison.differs else 0
 
 

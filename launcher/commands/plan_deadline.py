@@ -42,10 +42,10 @@ def lines(
     for order, group in groupby(rows, key=lambda row: row.rank[0]):
         members = list(group)
         yield f"  {list(_GROUPS.values())[order]}"
-        head = ("nodes", "batch", "recipe", "done (80%)", "top-1", "GPU h" if price is None else "cost")
+        head = ("nodes", "batch", "recipe", "done (80%)", "GPU h" if price is None else "cost", "top-1")
         cells = [head, *(_cells(row, now, price) for row in members[: _MOST_ROWS[order]])]
         if not any(row.forecast.gpus for row in members):
-            cells = [row[:-1] for row in cells]
+            cells = [(*row[:-2], row[-1]) for row in cells]
         yield from columns(cells, indent=4, needed=("nodes", "batch", "done (80%)", "top-1"))
         if (more := len(members) - _MOST_ROWS[order]) > 0:
             yield f"    and {more} more"
@@ -90,7 +90,7 @@ def _cells(row: _Row, now: datetime.datetime, price: float | None) -> tuple[str,
     use = forecast.gpu_hours.median if price is None else cost.cost(forecast, price).median
     spent = number(use) if forecast.gpus else "-"
     nodes, batch = f"{config.cluster.nodes:,}", f"{config.batch.size:,}"
-    return nodes, batch, row.candidate.recipe, done, row.accuracy, spent
+    return nodes, batch, row.candidate.recipe, done, spent, row.accuracy
 
 
 def _accuracy(one: Candidate) -> str:

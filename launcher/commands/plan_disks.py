@@ -33,4 +33,6 @@ def lines(
 
 
 def _rate(bytes_per_s: float) -> str:
+    if bytes_per_s >= 1e9:
+        return f"{bytes_per_s / 1e9:.3g} GB/s"
     return f"{bytes_per_s / 1e6:,.{0 if bytes_per_s >= 1e6 else 2}f} MB/s"

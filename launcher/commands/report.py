@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.commands import target
+from launcher.commands.fitted import fitted_table, print_fitted
 from launcher.errors import UsageError
 from launcher.formatting import in_bytes
 from launcher.report import ranking, summary
@@ -44,7 +45,7 @@ def _report(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(without_non_finite(_described(reported)), indent=2, default=str, allow_nan=False))
     elif given.html is None:
-        print("\n".join(_lines(reported)))
+        print_fitted(_lines(reported))
     if given.html is not None:
         written = _write_page(reported, given.html)
         print(written, file=sys.stderr if given.json else sys.stdout)  # the JSON stays alone on standard output
@@ -72,7 +73,7 @@ def report_lines(run: RunDirectory) -> Iterator[str]:
 
 def _lines(reported: Sequence[RunFacts]) -> Iterator[str]:
     if len(reported) > 1:
-        yield from ranking.lines(ranking.ranked([one.run for one in reported]))
+        yield from ranking.lines(ranking.ranked([one.run for one in reported]), tabulate=fitted_table)
     for one in reported:
         if len(reported) > 1:
             yield ""

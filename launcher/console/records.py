@@ -94,8 +94,8 @@ def _evaluation(record: Mapping[str, Any]) -> Iterator[str]:
     average = ", average of the weights" if record.get("weights") == "ema" else ""
     beside = " beside training" if record.get("beside") else ""  # comes after the lines of later steps
     yield f"evaluated{beside}{average}: top-1 {shown(record, 'top1', '.2%')}"
-    yield top5("top-5 {}", record)
     yield f"loss {shown(record, 'loss', '.4f')}"
+    yield top5("top-5 {}", record)
     metrics = record.get("metrics")
     metrics = metrics if isinstance(metrics, Mapping) else {}
     for name in metrics:

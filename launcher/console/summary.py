@@ -35,6 +35,7 @@ def summary_lines(run: RunDirectory, summary: Mapping[str, Any]) -> list[str]:
         f"  metrics      {run.metrics}",
         f"  TensorBoard  tensorboard --logdir {run.tensorboard}",
         f"  logs         {run.all_logs}",
+        f"  next         launcher report {run.path} (or evaluate, predict, export)",
         *profile_lines(run),
         *_longer(run, summary),
         f"  your images  python -m launcher.train {run.config} name=mine data.root=FOLDER model.num_classes=N",

@@ -118,7 +118,14 @@ def _begin(
     start = resume.choose(config, run, mode)
     run.write_config(configs.to_yaml(start.config))
     num_micro_batches = num_micro_batches or recorded_num_micro_batches(run)
-    facts = {"place": "local", "workers": world_size, "from_step": start.step, "num_micro_batches": num_micro_batches}
+    facts: dict[str, object] = {
+        "place": "local",
+        "workers": world_size,
+        "from_step": start.step,
+        "num_micro_batches": num_micro_batches,
+    }
+    if start.changes:
+        facts["notes"] = start.changes
     spec = AttemptSpec(run.begin_attempt(facts), start.step, start.checkpoint, read_skips(run), num_micro_batches)
     for line in start.notes:
         progress.print(line)

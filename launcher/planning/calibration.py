@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,6 +38,7 @@ _TRAINING_PART = 0.5  # assumption, to choose the images of a step: the rest is 
 _LEAST_STEPS = 8  # that must fit into the training, with the warm-up
 _NUM_WINDOWS = 8
 _UTILISATION = 0.3  # assumption: FLOP/s of a step / those of a matrix product, to choose the images of a step
+_TELL_S = 10.0  # between two lines while it measures
 _UNBOUNDED = 10**8  # steps: the time ends the measurement
 
 
@@ -103,7 +107,8 @@ def calibrate(
         index = RunDirectory(Path(config.storage), config.name).index
         if index.is_dir():
             shutil.copytree(index, Path(folder, "index"))
-        found = in_processes(Path(folder), measurement)
+        with _told(say, seconds):
+            found = in_processes(Path(folder), measurement)
     if found.images_per_s is None:
         raise UsageError(f"the calibration {found.text}")
     with_images = recipe.data.source == config.data.source
@@ -123,6 +128,24 @@ def calibrate(
         num_val=found.num_val or None if with_images else None,
         notes=notes,
     )
+
+
+@contextmanager
+def _told(say: Callable[[str], None], seconds: float) -> Iterator[None]:
+    """Say every `_TELL_S` how much of about `seconds` is over."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(_TELL_S):
+            say(f"  {time.monotonic() - began:.0f} of about {seconds:.0f} s")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def windows(step_times_s: Sequence[float]) -> list[float]:

@@ -180,9 +180,10 @@ def lines(estimates: Mapping[int, ScaleEstimate | None], assumed: Assumptions) -
         if one is None:
             yield f"    {count(nodes, 'node')}: more workers than a micro-batch has images"
     source = "Llama 3's" if assumed.mtbf_hours == NODE_MTBF_HOURS else "given"
-    yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours), a restart takes"
-    yield f"    {assumed.restart_s:,.0f} s (--restart-s) and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s)"
-    yield "    steps, evaluations and saves take the predicted times (medians)"
+    yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours),"
+    yield f"    a restart takes {assumed.restart_s:,.0f} s (--restart-s)"
+    yield f"    and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s);"
+    yield "    steps, evaluations and saves as predicted (medians)"
 
 
 def _time(seconds: float) -> str:

@@ -155,6 +155,8 @@ class Driver:
         history, num_micro_batches = self._handler.history, self._handler.num_micro_batches
         facts = {"place": "ray", "workers": workers, "from_step": start.step}
         facts |= {"excluded": list(history.excluded), "num_micro_batches": num_micro_batches}
+        if start.changes:
+            facts["notes"] = start.changes
         self._session.check_lease()
         began = time.time()
         number = self._run.begin_attempt(facts)

@@ -31,6 +31,11 @@ class Start:
     step: int
     notes: tuple[str, ...]
 
+    @property
+    def changes(self) -> list[str]:
+        """What differs from the run so far: the notes without the first, which says where it starts."""
+        return [note.strip() for note in self.notes[1:]]
+
 
 def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:
     """The newest valid checkpoint, of the run directory or of its mirror, or step 0 without a checkpoint.

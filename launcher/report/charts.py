@@ -177,11 +177,17 @@ def charts(runs: Sequence[tuple[str, Curves, Curves]], marked: Sequence[Mark] = 
             for curves in kinds
             if quantity in curves.points
         ]
-        values = [value for line in lines for _, value in line.values]
+        values = [[value for _, value in line.values] for line in lines if line.values]
         if values:
-            wide = kind.id in ("loss", "norm", "trust") and min(values) > 0 and max(values) > _WIDE * min(values)
-            made.append(Chart(kind, lines, by_epoch, wide, marked))
+            made.append(Chart(kind, lines, by_epoch, _is_wide(kind, values), marked))
     return made
+
+
+def _is_wide(kind: Kind, values: Sequence[Sequence[float]]) -> bool:
+    """Whether an axis for lines with these values is logarithmic. Of learning rates, which end near 0, peaks count."""
+    least = min((max if kind.id == "lr" else min)(one) for one in values)
+    can_be = kind.id in ("loss", "lr", "norm", "trust") and min(map(min, values)) > 0
+    return can_be and max(map(max, values)) > _WIDE * least
 
 
 def words(chart: Chart) -> str:
@@ -197,9 +203,7 @@ def _words(kind: Kind, line: Line, *, several: bool) -> str:
         return f"{name}: no finite value."
     (first_x, first), (last_x, last) = values[0], values[-1]
     text = f"{name}: {shown(kind, first)} at {where} {first_x:.3g}, {shown(kind, last)} at {where} {last_x:.3g}"
-    pick, word = (max, "highest") if kind.id in ("top1", "speed") else (min, "lowest")
-    if kind.id in ("lr", "norm", "wait", "trust"):
-        pick, word = max, "highest"
+    pick, word = (min, "lowest") if kind.id == "loss" else (max, "highest")
     best_x, best = pick(values, key=lambda pair: pair[1])
     return f"{text}; {word} {shown(kind, best)} at {where} {best_x:.3g}."
 

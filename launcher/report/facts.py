@@ -215,12 +215,15 @@ def _commands(run: RunRecord) -> Iterator[str]:
     environment = run.environment or {}
     git, packages = environment.get("git"), environment.get("packages")
     if isinstance(git, dict) and git.get("commit"):
-        changed = "    # the run had uncommitted changes to it" if git.get("changed") else ""
-        yield f"git checkout {shlex.quote(str(git['commit']))}{changed}"
+        changed = "; the run had uncommitted changes to it" if git.get("changed") else ""
+        where = f"    # in the repository from which the run was started{changed}"
+        yield f"git checkout {shlex.quote(str(git['commit']))}{where}"
     if isinstance(packages, dict):
         versions = [f"{name}=={version}" for name, version in packages.items() if name in ("torch", "torchvision")]
         if versions:
             yield shlex.join(["pip", "install", *versions])
+    if any("changed: " in note for attempt in run.attempts for note in attempt.facts.get("notes", ())):
+        yield "# the config changed during the run (see the attempts): this trains with the last one from the start"
     config = shlex.quote(str(run.directory.config))
     yield f"python -m launcher.train {config} name={shlex.quote(f'{run.directory.name}-again')}"
 

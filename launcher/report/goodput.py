@@ -3,9 +3,9 @@
     attempt 1 |-- start --|-- steps, evaluations, saves --|  restart  | attempt 2 ...  |  not scheduled  | attempt 3 ...
 
 An attempt counts from its start to its end. The first one of a command counts from the begin of the command, and the
-one that finishes the run to the end of the command. The time to the next start counts if the launcher or the scheduler of the
-same submission made that start: it is the price of a failure. If a person made it, nobody had scheduled the run in
-between, and the time counts as neither useful nor lost.
+one that finishes the run to the end of the command. The time to the next start counts if the launcher or the scheduler
+of the same submission made that start: it is the price of a failure. If a person made it, nobody had scheduled the run
+in between, and the time counts as neither useful nor lost.
 """
 
 from __future__ import annotations
@@ -180,8 +180,9 @@ def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
 
 def _saved_step(run: RunRecord) -> int:
     """The step of the newest checkpoint by the records, since the run last started at step 0; 0 without one."""
-    started: int = run.attempts[-1].facts.get("from_step", 0) if run.attempts else 0
-    return max([started, *(record["step"] for record in run.events("checkpoint"))])
+    steps: list[int] = [attempt.facts.get("from_step", 0) for attempt in run.attempts[-1:]]
+    steps += [record["step"] for record in run.events("checkpoint")]
+    return max(steps, default=0)
 
 
 def _is_automatic(attempt: Attempt, following: Attempt) -> bool:

@@ -55,7 +55,7 @@
     return Number(value.toPrecision(6)).toLocaleString("en", { maximumFractionDigits: 10 });
   }
   function shown(chart, value) {
-    return chart.factor === 100 ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
+    return chart.factor === 100 ? `${(100 * value).toFixed(2)} %` : short(Number(value.toPrecision(4)));
   }
   function timeUnit() {
     const longest = Math.max(0, ...data.positions.map((one) => one.time.at(-1) ?? 0));

@@ -108,7 +108,8 @@ def _json(content: object) -> str:
 def _header(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> str:
     if len(runs) > 1:
         verdict = ranking.verdict(rows)
-        return f"<h1>{len(runs)} runs</h1>" + (f"<p class='lead'>{text(verdict)}</p>" if verdict else "")
+        lead = f"<p class='lead'>{text(verdict)}</p>" if verdict else ""
+        return f"<h1>{len(runs)} runs</h1>{listed(ranking.warnings(rows), 'warnings')}{lead}"
     (one,) = runs
     own, status = one.result, one.run.status
     last, accuracy = own.last, own.accuracy
@@ -142,7 +143,6 @@ def _top5(top5: float | None) -> str:
 
 def _comparison(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> Iterator[str]:
     yield '<section id="results"><h2>Results</h2>'
-    yield listed(ranking.warnings(rows), "warnings")
     yield table(ranking.HEAD, map(ranking.cells, rows), "Runs by top-1 of their last evaluation", first_is_head=False)
     labels = dict.fromkeys(row.result.label for row in rows if row.result.label)
     yield "".join(f'<p class="label">Accuracy of {text(label)}.</p>' for label in labels if len(labels) == 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,9 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     if len(labels) > 1:
         named = "; ".join(f"{name}: {label}" for label, name in labels.items())
         found.append(f"The accuracies were measured in different ways ({named})")
+    if len({row.run.keys.get("duration") for row in evaluated}) > 1:
+        named = ", ".join(f"{row.run.name}: {row.run.keys.get('duration', 'not recorded')}" for row in evaluated)
+        found.append(f"The runs have different durations ({named}): more training may be the cause of a difference")
     unfinished = [row.run.name for row in evaluated if row.run.status.state != "finished"]
     if unfinished:
         found.append(f"Not finished: {', '.join(unfinished)}. Their last evaluation is of an earlier step")
@@ -169,9 +172,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def lines(rows: Sequence[Ranked], *, with_keys: bool = True) -> Iterator[str]:
+def lines(
+    rows: Sequence[Ranked],
+    *,
+    with_keys: bool = True,
+    tabulate: Callable[[Sequence[Sequence[str]]], Iterator[str]] = table,
+) -> Iterator[str]:
     """The ranking as text: the table, how far it goes, and the keys of the configs that differ if asked for."""
-    yield from table([HEAD, *map(cells, rows)])
+    yield from tabulate([HEAD, *map(cells, rows)])
     for text in warnings(rows):
         yield f"warning: {text}"
     if text := verdict(rows):

@@ -112,6 +112,7 @@ def _attempt(entry: Entry, number: int) -> str:
     parts = [
         f'<p><span class="badge is-{entry.outcome}">{entry.outcome}</span> <b>Attempt {attempt.number}</b>, '
         f"{text(duration(entry.span.seconds))}: started {text(attempt.started)} {text(entry.begun)}.</p>",
+        listed(entry.notes),
         f"<p>{ended}{text(entry.ended)}.</p>",
     ]
     if entry.cost:

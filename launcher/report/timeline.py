@@ -23,6 +23,7 @@ class Entry:
     span: Span
     is_running: bool
     begun: str  # "after step 0 with 2 workers"
+    notes: Sequence[str]  # what differs from the attempts before it
     ended: str  # how it ended, with its exit code and cause
     outcome: str  # "finished", "stopped", "failed" or "running"
     cost: str  # of a failure, and what was decided; empty without one
@@ -41,15 +42,15 @@ def _entry(run: RunRecord, span: Span, *, is_last: bool) -> Entry:
     excluded = f", without {', '.join(facts['excluded'])}" if facts.get("excluded") else ""
     is_running = attempt.ended is None and is_last and run.status.state in ("starting", "running", "saving")
     incident, text = _incident(run, attempt.number)
+    fate = "lost" if is_last and run.status.state == "failed" else "to repeat"
     return Entry(
         span=span,
         is_running=is_running,
         begun=f"after step {facts.get('from_step', 0):,} with {count(workers_of(attempt), 'worker')}{excluded}",
+        notes=facts.get("notes", ()),
         ended=_ended(run, span, is_running),
         outcome="running" if is_running else _outcome(attempt.exit_code),
-        cost=f"{_cost(ending, 'lost' if is_last and run.status.state == 'failed' else 'to repeat')}; {first_line(ending.get('decision'))}"
-        if "steps_redone" in ending
-        else "",
+        cost=f"{_cost(ending, fate)}; {first_line(ending.get('decision'))}" if "steps_redone" in ending else "",
         incident=incident,
         incident_text=text,
         gap="" if is_last else _gap(span),
@@ -103,6 +104,8 @@ def lines(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
         attempt = entry.span.attempt
         yield f"  {attempt.started}  attempt {attempt.number} started {entry.begun}"
+        for note in entry.notes:
+            yield f"  {'':<25}  {printable(note)}"
         yield f"  {attempt.ended or '':<25}  {entry.ended}"
         for more in (entry.cost, entry.incident, entry.gap):
             if more:
@@ -123,6 +126,7 @@ def described(entry: Entry) -> Mapping[str, object]:
         "workers": workers_of(attempt),
         "from_step": attempt.facts.get("from_step", 0),
         "last_step": attempt.last_step,
+        "notes": list(entry.notes),
         "cost": entry.cost,
         "incident": entry.incident,
         "gap_s": entry.span.gap_s,

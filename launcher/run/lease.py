@@ -176,7 +176,8 @@ def acquire(
 
     Returns at once if nobody holds the lease or its holder, on this machine, is dead. It takes up to `expires_s` to see
     whether a holder elsewhere is alive. A live holder of the same `submission` is waited for up to `predecessor_s`.
-    `command_began` is recorded. Raises LeaseHeld, which names the holder, also if `stopped` becomes true while this process waits, and StorageError.
+    `command_began` is recorded. Raises LeaseHeld, which names the holder, also if `stopped` becomes true while this
+    process waits, and StorageError.
     """
     me = Holder.this_process(submission, command_began)
     proposal = folder / f".{me.uuid}.tmp"

@@ -34,6 +34,9 @@ def run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfig
             raise UsageError(f"{text}: this is a run directory, and overrides are for configs: leave them out")
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
         return RunDirectory.at(absolute), None
+    of = RunDirectory.at(Path(os.path.abspath(path.parent)))  # noqa: PTH100 - as above
+    if path.is_file() and path.suffix not in CONFIGS and exists(of):
+        raise UsageError(f"{text}: this is a file of a run. Allowed: the run directory, {of.path}")
     if not path.exists() and path.suffix not in CONFIGS:
         raise no_run(RunDirectory.at(path))
     config = configs.load(text, overrides)

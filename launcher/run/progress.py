@@ -115,9 +115,9 @@ def lost_work(
 ) -> LostWork:
     """What an attempt loses that has just ended. `began` is its start, in seconds of `time.time`.
 
-    `training_began`: when an attempt was last seen to begin its first step. If it was this one, the time before it is no
-    lost work; neither is that of an attempt without a step. Without `verify`, the newest checkpoint counts as valid: to
-    compare its hashes takes minutes if it is large.
+    `training_began`: when an attempt was last seen to begin its first step. If it was this one, the time before it is
+    no lost work; neither is that of an attempt without a step. Without `verify`, the newest checkpoint counts as valid:
+    to compare its hashes takes minutes if it is large.
     """
     newest, ended = _newest_valid(run) if verify else next(iter(checkpoint_folders(run)), None), time.time()
     seen = training_began if (training_began or 0.0) >= began else None

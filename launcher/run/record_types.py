@@ -99,6 +99,7 @@ class _Facts:
     seconds_lost: float = 0.0
     decision: str = ""
     node: str | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The commands of docs/quick-start.md, one after the other, as a new user types them; only the trainings are shorter."""
+"""The commands of docs/quick-start.md, one after the other, as a new user types them, with shorter trainings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_command_works(tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         output[command] = done.stdout + done.stderr

@@ -34,7 +34,7 @@ class Terminal:
     def close(self) -> str:
         """What was written; its control sequences are there."""
         os.close(self.slave)
-        self._reader.join(10)
+        self._reader.join(120)
         os.close(self.master)
         return self.written.decode()
 
@@ -45,9 +45,9 @@ def test_a_run_in_a_terminal_says_what_it_does_and_answers_ctrl_c(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     run, terminal = fault_run(), Terminal()
-    run.pace(all=0.05)
+    run.pace(all=0.2)  # so that it cannot end before the key press
     run.start(output=terminal.slave)
-    run.wait_for_step(3)
+    run.until(lambda: re.search(rb" 3/60.* left", terminal.written))
     os.killpg(run.process.pid, signal.SIGINT)
     run.end(code=130)
     shown = terminal.close()

@@ -217,6 +217,13 @@ sys.exit(75)
     assert done.returncode == 75
 
 
+@pytest.mark.parametrize(("argument", "output"), [("a.yaml", "checking the config ...\n"), ("--help", "")])
+def test_a_command_that_trains_says_what_it_begins_with(argument: str, output: str) -> None:
+    code = "from launcher import signals; signals.take_over(signals.OPENING)"
+    done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (output, "")
+
+
 def test_the_handlers_are_there_before_anything_that_takes_long_is_imported() -> None:
     imported = program("print(sorted({'pydantic', 'yaml', 'torch', 'numpy', 'launcher.api'} & set(sys.modules)))")
     assert imported.stdout == "[]\n"

@@ -250,7 +250,7 @@ def test_columns_are_aligned(runs: Runs) -> None:
     runs.write("a")
     runs.write("b", change=at(7, "loss", 0.123456789))
     _, text = runs.text()
-    rows = [line for line in text.splitlines() if line.startswith("  ") and ("absolute" in line or "loss" in line)]
+    rows = [line for line in text.splitlines() if "absolute" in line or line.startswith("    loss")]
     head = rows[0]
     loss = next(row for row in rows if row.lstrip().startswith("loss"))
     assert loss.index("0.123456789") == head.index("B")
@@ -319,12 +319,12 @@ def evaluated(top1: float) -> Change:
     return lambda record: record.update({"top1": top1} if record["kind"] == "eval" else {})
 
 
-def test_two_runs_are_ranked_below_their_first_difference(runs: Runs) -> None:
+def test_two_runs_are_ranked_above_their_first_difference(runs: Runs) -> None:
     runs.write("a", change=evaluated(0.5))
     runs.write("b", change=evaluated(0.9))
     code, text = runs.text()
     assert code == 1
-    assert text.index("differ from step") < text.index("1  b    90.00 %  86.4 to 92.7 %")
+    assert text.index("1  b    90.00 %  86.4 to 92.7 %") < text.index("differ from step")
     assert "b has the highest top-1, by more than the sampling error of the val images" in text
     assert [Path(row["run"]).name for row in runs.data()[1]["ranking"]] == ["b", "a"]
 
@@ -344,6 +344,8 @@ def test_more_than_two_runs_are_ranked_with_the_keys_that_differ(
     assert "first_difference" not in text
     assert compare(*folders, "--json") == 0
     assert [row["place"] for row in json.loads(capsys.readouterr().out)["ranking"]] == [1, 2, 3]
+    assert compare(folders[0], folders[0]) == 0
+    assert "has the highest top-1" not in capsys.readouterr().out
 
 
 def test_one_run_alone_is_not_compared(runs: Runs) -> None:

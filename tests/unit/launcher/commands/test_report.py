@@ -82,6 +82,9 @@ def test_a_checkpoint_in_place_of_a_run_names_the_run(tmp_path: Path, capsys: Ca
     folder.mkdir()
     assert cli.main(["report", str(folder)]) == 64
     assert f"this is a checkpoint of a run. Allowed: the run directory, {run.path}" in capsys.readouterr().err
+    for file in (run.metrics, run.finished_file):
+        assert cli.main(["report", str(file)]) == 64
+        assert f"this is a file of a run. Allowed: the run directory, {run.path}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["whole", "stopped"])

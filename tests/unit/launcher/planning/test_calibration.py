@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,25 @@ def test_the_runs_own_steps_are_measured_for_the_given_time(config: RunConfig, s
     assert (seen[0].seconds, seen[0].kind, seen[0].workers, seen[0].recipe) == (30, "whole", 1, config.recipe())
     assert said == ["calibrating for about 30 s: 1 worker, 10 images in a step"]
     assert (found.worker_images, found.num_samples, found.num_val, found.notes) == (10, 100, 25, [])
+
+
+def test_a_calibration_is_not_silent(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) > 2:
+            told.set()
+
+    def measure(folder: Path, measurement: Measurement) -> Speed:
+        assert told.wait(10)
+        return Speed(10.0, "", (1.0,))
+
+    monkeypatch.setattr(calibration, "_TELL_S", 0.01)
+    monkeypatch.setattr(calibration, "in_processes", measure)
+    calibrate(config, 30, say)
+    assert said[1] == "  0 of about 30 s"
 
 
 def test_a_machine_with_fewer_cores_measures_one_worker(config: RunConfig, seen: list[Measurement]) -> None:

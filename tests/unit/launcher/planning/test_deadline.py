@@ -60,6 +60,7 @@ def test_the_past_is_refused_with_the_present() -> None:
 def test_nodes_are_whole_numbers_around_those_of_the_config() -> None:
     assert deadline.nodes_around(configs.load(CONFIG)) == [4, 8, 16, 32]
     assert deadline.nodes_around(configs.load(CONFIG, ["cluster.nodes=1", "workers=8"])) == [1, 2, 4]
+    assert deadline.nodes_around(configs.load(CONFIG, ["cluster.nodes=1", "workers=8", "place=local"])) == [1]
 
 
 def test_the_candidates_are_the_config_and_all_other_published_runs() -> None:
@@ -117,6 +118,25 @@ def test_what_is_in_time_is_sorted_by_gpu_hours(capsys: pytest.CaptureFixture[st
     assert "75.9%, 10/10" in text
     assert "  in time\n" in text
     assert "too late" not in text
+
+
+def test_a_narrow_terminal_has_fewer_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main(["plan", CONFIG, "--gpu", "H100", "--deadline", in_hours(1000), "--nodes", "4"]) == 0
+    table = capsys.readouterr().out.partition("  in time\n")[2].splitlines()
+    assert table[0].split() == ["nodes", "batch", "done", "top-1"]
+    assert max(map(len, table[:9])) <= 40
+    columns = {line.index("75.9%") for line in table[:9] if "75.9%" in line}
+    assert columns == {table[0].index("top-1")}
+
+
+def test_cpus_have_no_gpu_hours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    digits = [str(Path(CONFIG).with_name("digits_cpu.yaml")), "data.num_samples=1442", f"storage={tmp_path}"]
+    assert cli.main(["plan", *digits, "--images-per-s", "100", "--deadline", in_hours(1000)]) == 0
+    head = capsys.readouterr().out.partition("  in time\n")[2].splitlines()[0]
+    assert head.split() == ["nodes", "batch", "recipe", "done", "(80%)", "top-1"]
 
 
 def test_none_in_time_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:

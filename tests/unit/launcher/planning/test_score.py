@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,48 @@ def test_a_run_is_not_forecast_from_runs_of_its_configuration(storage: Path) -> 
     assert len(by_name) == 6
     assert by_name["slow-1"].actual_s > 4 * by_name["slow-1"].forecast.wall_s.median
     assert not by_name["slow-1"].inside
-    assert found.coverage == sum(one.inside for one in found.outcomes) / 6
-    assert found.median_width is not None
-    assert found.median_width > 0
+    assert found.times.coverage == sum(one.inside for one in found.outcomes) / 6
+    assert found.times.median_width > 0
     assert found.recorded == []
 
 
 def test_the_lines_name_what_is_outside(storage: Path) -> None:
     text = "\n".join(score.lines(storage))
-    assert "6 finished runs, each forecast from the runs of other configurations" in text
+    assert "6 finished runs of 5 configurations" in text
+    assert "inside the 80% interval, from runs of other configurations" in text
     assert text.count("outside") >= 2
     assert "median width" in text
-    assert "accuracy   no run was started with a forecast" in text
+    assert "accuracy   no forecast: no recipe has finished runs with three seeds" in text
     assert max(map(len, text.splitlines()[1:])) <= 100
 
 
 def test_a_storage_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no finished runs"):
+    with pytest.raises(UsageError, match="no finished runs in it can be read"):
         list(score.lines(tmp_path))
+    with pytest.raises(UsageError, match="there is no such folder"):
+        list(score.lines(tmp_path / "none"))
+
+
+def test_what_is_missing_for_a_forecast_is_said(config: RunConfig, trained: Any) -> None:
+    for name in ("resnet8", "resnet14"):
+        train(config, trained, name, name)
+    text = "\n".join(score.lines(Path(config.storage)))
+    assert "2 finished runs of 2 configurations" in text
+    assert "time       no forecast: that needs runs of three configurations" in text
+
+
+def test_an_accuracy_is_forecast_from_other_seeds(config: RunConfig, trained: Any) -> None:
+    """Twice the same seed is no evidence for itself."""
+    reached = {"a": (0, 0.50), "b": (1, 0.52), "c": (2, 0.54), "d": (3, 0.90), "again": (3, 0.90)}
+    for name, (seed, top1) in reached.items():
+        run = train(replace(config, seed=seed), trained, name, "resnet8")
+        run.finished_file.write_text(json.dumps({**(run.summary() or {}), "top1": top1}))
+    found = score.score(Path(config.storage)).accuracies
+    assert (len(found.pairs), found.inside) == (5, 3)  # 0.52 (80%: 0.48 to 0.56) for d, by a, b and c
+    narrow = min(interval.high - interval.low for interval, _ in found.pairs)
+    assert narrow == pytest.approx(2 * 1.886 * 0.02 * math.sqrt(4 / 3), rel=1e-3)
+    text = "\n".join(score.lines(Path(config.storage)))
+    assert "accuracy   3 of 5 (60%) inside the 80% interval, from runs of the same recipe with other seeds" in text
 
 
 def test_a_run_is_compared_with_what_was_recorded_at_its_start(config: RunConfig, trained: Any, storage: Path) -> None:
@@ -79,8 +104,9 @@ def test_a_run_is_compared_with_what_was_recorded_at_its_start(config: RunConfig
     assert found.parts["start_s"] == pytest.approx(3)
     assert score.of_run(RunDirectory(storage, "resnet8")) is None  # started without a forecast
     text = "\n".join(score.lines(storage))
-    assert "recorded   1 of 1 (100%) inside" in text
-    assert "accuracy   1 of 1 inside the 80% interval" in text
+    at_starts = text.partition("recorded when the runs were started")[2]
+    assert "time       1 of 1 (100%) inside" in at_starts
+    assert "accuracy   1 of 1 (100%) inside the 80% interval" in at_starts
 
 
 def test_an_accuracy_that_is_unknown_is_not_scored(config: RunConfig, trained: Any, storage: Path) -> None:

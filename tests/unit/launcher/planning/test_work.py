@@ -11,7 +11,7 @@ from launcher.config.schema import RunConfig, Workers
 from launcher.planning.work import configuration, program, work_of
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.network_cost import training_flops
-from resnet_dist.recipe.schema import BatchRecipe, EvaluateRecipe, ModelRecipe
+from resnet_dist.recipe.schema import BatchNormRecipe, BatchRecipe, EvaluateRecipe, ModelRecipe
 
 
 def test_steps_images_and_events_are_counted(config: RunConfig) -> None:
@@ -58,4 +58,7 @@ def test_names_lengths_and_seeds_do_not_make_another_configuration(config: RunCo
     assert configuration(replace(config, batch=BatchRecipe(size=20))) != configuration(config)
     assert configuration(replace(config, workers=Workers(2, 2))) != configuration(config)
     assert program(replace(config, batch=BatchRecipe(size=20))) == program(config)
+    of_span = {span: replace(config, batch_norm=BatchNormRecipe(span=span)) for span in ("auto", "global", 5)}
+    assert configuration(of_span["auto"]) == configuration(of_span["global"])  # what a run with `auto` records
+    assert configuration(of_span["auto"]) != configuration(of_span[5])
     assert program(replace(config, precision="bfloat16")) != program(config)

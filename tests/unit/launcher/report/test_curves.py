@@ -74,6 +74,18 @@ def test_a_loss_over_many_powers_of_ten_is_drawn_on_a_logarithmic_axis(write_run
     assert "1e+20" in svg(loss, "one")
 
 
+@pytest.mark.parametrize(("other", "log"), [(0.2, False), (80_000.0, True)])
+def test_learning_rates_of_runs_that_are_far_apart_have_a_logarithmic_axis(
+    write_run: WriteRun, other: float, log: bool
+) -> None:
+    runs = []
+    for name, peak in (("a", 0.1), ("b", other)):
+        records = [{**train(step, 2.0), "learning_rate": rate} for step, rate in ((1, peak), (2, 1e-6))]
+        run = read(write_run(name, records))
+        runs.append((name, curves(run, "train", 9), curves(run, "eval", 9)))
+    assert [one.log for one in charts(runs) if one.kind.id == "lr"] == [log]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"), [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (3.0, 3.0, None), (-1e-9, 2e-9, None)]
 )

@@ -49,6 +49,10 @@ def test_runs_on_different_images_or_with_other_labels_are_warned_of(write_run: 
     assert warnings(other)[0].startswith("The runs were evaluated on different images (a: 355 of /images, c: 10000 of")
     assert verdict(other) == ""
     assert [text.startswith("warning: ") for text in list(lines(other))[3:5]] == [True, True]
+    longer = run_with(write_run, "e", 0.8)
+    longer.config.write_text(longer.config.read_text().replace("12 epochs", "20 epochs"))
+    [warning] = warnings(ranked(read_runs(run_with(write_run, "a", 0.9), longer)))
+    assert warning.startswith("The runs have different durations (a: 12 epochs, e: 20 epochs)")
     average = ranked(read_runs(run_with(write_run, "a", 0.9), run_with(write_run, "d", 0.8, weights="ema")))
     [warning] = warnings(average)
     assert warning.startswith("The accuracies were measured in different ways (a: 355 val images")

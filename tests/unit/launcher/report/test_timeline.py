@@ -11,6 +11,7 @@ import pytest
 
 from launcher import cli
 from launcher.commands.report import report_lines
+from launcher.report.facts import facts as facts_of
 from launcher.report.goodput import spans
 from launcher.report.run_record import read
 from launcher.report.timeline import timeline
@@ -57,9 +58,18 @@ def test_a_failure_before_any_checkpoint_is_told_as_such(run: RunDirectory) -> N
     facts = {"steps_redone": 3, "checkpoint_step": 0, "seconds_lost": 12.3, "decision": "failure 1 of 3"}
     run.end_attempt(number, 76, "WorkerLost: gone", None, facts)
     text = "\n".join(report_lines(run))
-    assert "no checkpoint yet: 3 steps to repeat, 12 s of work; failure 1 of 3" in text
+    assert "no checkpoint yet: 3 steps lost, 12 s of work; failure 1 of 3" in text
+    assert "lost: 3 steps between a checkpoint or start and a failure, 12 s of work" in text
+    run.begin_attempt({"workers": 1})
+    assert "no checkpoint yet: 3 steps to repeat, 12 s of work; failure 1 of 3" in "\n".join(report_lines(run))
     assert "step None" not in text
     assert "step 0:" not in text
+
+
+def test_an_attempt_names_what_differs_from_those_before_it(run: RunDirectory) -> None:
+    run.begin_attempt({"workers": 1, "notes": ["changed: duration was '9 epochs', is '2 epochs'"]})
+    assert "  changed: duration was '9 epochs', is '2 epochs'\n" in "\n".join(report_lines(run))
+    assert facts_of(read(run)).commands[-2].startswith("# the config changed during the run")
 
 
 def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> None:

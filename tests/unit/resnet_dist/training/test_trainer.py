@@ -320,6 +320,21 @@ def test_an_evaluation_beside_training_is_of_a_checkpoint_and_the_last_one_is_do
     assert outcome.evaluation == EVALUATION
 
 
+def test_the_last_evaluation_is_recorded_after_those_of_earlier_steps() -> None:
+    world = World()
+
+    class Slow(OtherProcess):
+        def in_use(self) -> frozenset[int]:
+            return frozenset() if "finish" in self.did else frozenset({1})
+
+        def finish(self, beat: Callable[[], object], stopped: Callable[[], bool]) -> None:
+            super().finish(beat, stopped)
+            world.write({"kind": "eval", "step": 1})
+
+    trainer(world, steps=2, evaluate_every=1, beside=Slow(world.did)).fit()
+    assert [record["step"] for record in world.of("eval")] == [1, 2]
+
+
 def test_what_the_other_process_does_not_take_the_workers_evaluate() -> None:
     world = World()
     trainer(world, steps=2, evaluate_every=1, beside=OtherProcess(world.did, takes=False)).fit()
@@ -561,9 +576,7 @@ def test_the_wait_for_evaluations_beside_training_is_told_apart(monkeypatch: pyt
         def finish(self, beat: Callable[[], object], stopped: Callable[[], bool]) -> None:
             world.now_s += 30.0
 
-    run = trainer(world, steps=2)
-    run.parts = replace(run.parts, beside=Slow())
-    times = run.fit().times
+    times = trainer(world, steps=2, beside=Slow()).fit().times
     assert times is not None
     assert (times.evaluation_s, times.waiting_s) == (100.0 + 30.0, 30.0)
 
