@@ -125,8 +125,8 @@ def _check_options(given: argparse.Namespace, config: RunConfig) -> None:
     if config.resources.gpus_per_worker == 0:
         for name in ("price_per_gpu_hour", "gpu"):
             if getattr(given, name) is not None:
-                problem = "the config has no GPUs (resources.gpus_per_worker: 0)"
-                raise UsageError(f"--{name.replace('_', '-')}: {problem}. Allowed: with gpus_per_worker 1")
+                problem = "the config uses no GPUs (resources.gpus_per_worker: 0)"
+                raise UsageError(f"--{name.replace('_', '-')}: {problem}. Leave it out for a run on CPUs")
 
 
 def _check_frozen(config: RunConfig) -> None:

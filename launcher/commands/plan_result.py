@@ -75,7 +75,8 @@ def _stated(config: RunConfig) -> str | None:
 def time_lines(config: RunConfig, forecast: Forecast | None, price: float | None) -> Iterator[str]:
     """Wall time with its parts and evidence, GPU hours and cost."""
     if forecast is None:
-        yield from row("time", "unknown: no earlier run, calibration or published figure fits. --calibrate measures it")
+        reason = "no earlier run, calibration or published figure fits"
+        yield from row("time", f"unknown: {reason}. Measure it: launcher plan CONFIG --calibrate")
         return
     yield from row("wall time", spread(forecast.wall_s, in_time))
     parts = {

@@ -22,7 +22,7 @@ Verdict = Literal["in time", "perhaps", "too late"]
 
 _FACTORS = (0.5, 1, 2, 4)  # of the config's nodes, without --nodes
 _LONGEST_S = 100 * 365.25 * 86400  # dates after it are not told apart
-_FORM = 'a date and a time to come, such as "2026-12-01 06:00", or with a time zone "2026-12-01T06:00+01:00"'
+_FORM = 'a date and a time in the future, such as "2026-12-01 06:00", or with a time zone "2026-12-01T06:00+01:00"'
 
 
 @dataclass(frozen=True, kw_only=True)

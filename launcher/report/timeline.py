@@ -74,7 +74,7 @@ def _ended(run: RunRecord, span: Span, is_running: bool) -> str:
 
 def _gap(span: Span) -> str:
     counted = "" if span.is_automatic else ", by a person: this time does not count"
-    return f"{span.gap_s:.0f} s until the next attempt started{counted}"
+    return f"{span.gap_s:.0f} s until the next start{counted}"
 
 
 def _cost(ending: Facts, fate: str) -> str:

@@ -172,7 +172,7 @@ def test_nodes_have_their_times(capsys: pytest.CaptureFixture[str]) -> None:
         ([CONFIG, "--price-per-gpu-hour", "0"], "--price-per-gpu-hour 0: Allowed: a number above 0"),
         ([CONFIG, "--price-per-gpu-hour", "-3"], "--price-per-gpu-hour -3: Allowed: a number above 0"),
         ([CONFIG, "--price-per-gpu-hour", "nan"], "Allowed: a number above 0"),
-        ([DIGITS, "data.num_samples=9", "--price-per-gpu-hour", "1"], "the config has no GPUs"),
+        ([DIGITS, "data.num_samples=9", "--price-per-gpu-hour", "1"], "the config uses no GPUs"),
         ([CONFIG, "--deadline", "2020-01-01 06:00"], "--deadline 2020-01-01 06:00: is in the past: it is"),
         ([CONFIG, "--deadline", "soon"], "--deadline soon: is no date and time"),
         ([CONFIG, "--nodes", "8,,16"], "--nodes 8,,16: Allowed: numbers with commas"),

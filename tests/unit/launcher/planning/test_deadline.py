@@ -41,7 +41,7 @@ def test_a_zone_is_kept() -> None:
 
 @pytest.mark.parametrize("text", ["tomorrow", "", "06:00", "2026-13-01", "2026-12-01 6 pm"])
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no date and time\. Allowed: a date and a time to come, such as"):
+    with pytest.raises(UsageError, match=r"is no date and time\. Allowed: a date and a time in the future, such as"):
         deadline.parse(text, NOW)
 
 

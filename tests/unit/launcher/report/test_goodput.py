@@ -51,8 +51,8 @@ def test_time_in_which_nobody_had_started_the_run_does_not_count(run: RunDirecto
     )
     assert goodput(run).all == 2 * (14 + 6 + 30)
     text = "\n".join(report_lines(run))
-    assert "  4 s until the next attempt started\n" in text
-    assert "  21580 s until the next attempt started, by a person: this time does not count\n" in text
+    assert "  4 s until the next start\n" in text
+    assert "  21580 s until the next start, by a person: this time does not count\n" in text
 
 
 def test_the_time_in_which_a_scheduler_requeues_one_submission_counts(run: RunDirectory) -> None:

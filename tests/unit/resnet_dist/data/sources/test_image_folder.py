@@ -148,8 +148,8 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read: it is a link to gone.jpg, which does not",
     ),
     "link to itself": (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels of symbolic links"),
-    "link to a folder": (lambda path: path.symlink_to("../ant"), "is not a file"),
-    "FIFO": (os.mkfifo, "is not a file"),
+    "link to a folder": (lambda path: path.symlink_to("../ant"), "is not a regular file"),
+    "FIFO": (os.mkfifo, "is not a regular file"),
     "socket": (make_socket, "cannot be read: No such device or address"),
 }
 
