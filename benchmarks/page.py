@@ -226,12 +226,12 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Time that an evaluation stops the training (`python -m benchmarks.beside`)\n"
     yield _machine(found)
     runs, goal = found["runs"], found["goal_s"]
-    worst = max(runs["beside"]["stops_s"])
+    came = "reached" if max(runs["beside"]["stops_s"]) <= goal else "missed"
     yield (
         f"{found['model']}, {found['steps']} steps of {found['batch']} images, one worker with one thread; "
-        f"an evaluation of {runs['beside']['num_samples']} images every {found['every']} steps, by the worker in turn with "
-        "training, or beside training (`evaluate.beside`) by another process with one thread. Goal: beside training at "
-        f"most {goal:g} s, {'reached' if worst <= goal else 'missed'}. Both find {_SAME[found['same_results']]}.\n"
+        f"an evaluation of {runs['beside']['num_samples']} images every {found['every']} steps, by the worker in turn "
+        "with training, or beside training (`evaluate.beside`) by another process with one thread. Goal: beside "
+        f"training at most {goal:g} s, {came}. Both find {_SAME[found['same_results']]}.\n"
     )
     rows = [
         [
@@ -253,7 +253,7 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
         "all steps, evaluations and saves",
     ]
     yield table(head, rows) + "\n"
-    yield f"Ratio of the medians: {found['ratio']:.2f}.\n"
+    yield f"Ratio of the medians: {found['ratio']:.2g}.\n"
 
 
 def _plan_score(found: Mapping[str, Any]) -> Iterator[str]:

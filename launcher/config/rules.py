@@ -179,7 +179,8 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:
     if config.checkpoint.keep_best and config.evaluate.beside:
-        found = f"found {config.checkpoint.keep_best} with evaluate.beside true: a checkpoint is saved before its top-1 is known"
+        reason = "with evaluate.beside true: a checkpoint is saved before its top-1 is known"
+        found = f"found {config.checkpoint.keep_best} {reason}"
         yield RecipeError("checkpoint.keep_best", found, "0, or evaluate.beside false", ("evaluate.beside",))
 
 

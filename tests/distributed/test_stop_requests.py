@@ -85,7 +85,10 @@ def test_a_second_ctrl_c_ends_at_once_and_is_recorded_as_the_users(fault_run: Ma
     output = run.end(code=130, timeout_s=30)
     assert "Ctrl-C: saving at the next step; Ctrl-C again ends without saving\n" in output
     cause = "ended by a second Ctrl-C; the newest checkpoint is of step 10"
-    assert output.splitlines()[-2:] == ["Ctrl-C again: ending without saving", f"{cause}; the same command resumes the run"]
+    assert output.splitlines()[-2:] == [
+        "Ctrl-C again: ending without saving",
+        f"{cause}; the same command resumes the run",
+    ]
     assert "Traceback" not in output
     [attempt] = run.directory.attempts()
     assert (attempt.exit_code, attempt.cause) == (130, cause)

@@ -34,7 +34,9 @@ SPEC = RunSpec(
     walltime_s=4 * 3600,
 )
 DEDICATED = Toleration(key="dedicated", value="training", effect="NoSchedule")
-PROFILE = KubernetesProfile(image="training/launcher:1.0", storage=StorageVolume(claim="runs"), data=Volume(claim="imagenet"))
+PROFILE = KubernetesProfile(
+    image="training/launcher:1.0", storage=StorageVolume(claim="runs"), data=Volume(claim="imagenet")
+)
 EVERYTHING = dataclasses.replace(
     PROFILE,
     namespace="training",
