@@ -1,8 +1,11 @@
 # `make help` lists the targets. pip's settings (its config file, PIP_* variables) are not changed.
 
 PYTHON ?= python3
-EXTRAS ?= all,dev
 VENV := .venv
+# What was installed is kept in a file: other EXTRAS are installed in addition, and no EXTRAS mean the same as before.
+BEFORE := $(shell cat $(VENV)/.installed 2> /dev/null)
+DEFAULT := all,dev
+EXTRAS ?= $(or $(BEFORE),$(DEFAULT))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -18,13 +21,16 @@ demo: install ## train on handwritten digits, in a few minutes
 
 install: $(INSTALLED) ## create .venv with the versions in constraints.txt (about 8 GB), unless it is up to date
 
+ifneq ($(EXTRAS),$(BEFORE))
+.PHONY: $(INSTALLED)
+endif
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
-	touch $@
+	echo '$(EXTRAS)' > $@
 
 # SLURM and namespaces for tests/lab, and Fashion-MNIST. Without apt-get or root, install nothing: those tests are skipped.
-LAB := slurm-wlm munge iproute2 util-linux dataset-fashion-mnist chromium tmux buildah
+LAB := slurm-wlm munge iproute2 util-linux dataset-fashion-mnist chromium
 system: ## install the system packages that tests use (Debian and Ubuntu, as root)
 	@dpkg -s $(LAB) > /dev/null 2>&1 || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(LAB) > /dev/null; }
@@ -81,9 +87,12 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
 	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)
 
-docs: install ## build the documentation site into site/, without a network; IMAGES=1 redraws its screenshots (minutes); python -m http.server -d site shows it
+docs: $(BIN)/mkdocs ## build the documentation site into site/, without a network; IMAGES=1 redraws its screenshots (minutes); python -m http.server -d site shows it
 	$(if $(IMAGES),$(BIN)/python -m benchmarks.watch_images && $(BIN)/python -m benchmarks.report_images)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(BIN)/mkdocs: | $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[docs]"
 
 audit: install ## known vulnerabilities of the installed packages (asks PyPI)
 	$(BIN)/pip-audit --local --skip-editable
