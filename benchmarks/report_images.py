@@ -5,6 +5,7 @@ python -m benchmarks.report_images [STORAGE]      trains the runs in STORAGE unl
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -58,10 +59,10 @@ def _launcher(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        storage = Path(sys.argv[1]).expanduser().absolute()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("storage", nargs="?", type=Path, help="folder of the runs, which is kept (default: a new one)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        storage = Path(made) if given.storage is None else given.storage.expanduser().absolute()
         storage.mkdir(parents=True, exist_ok=True)
         draw(train(storage))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            draw(train(Path(folder)))

@@ -8,6 +8,7 @@ Writes results/report_sizes.json.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import shutil
@@ -59,7 +60,6 @@ def row(what: str, runs: list[Path], file: Path) -> dict[str, Any]:
 
 def measure(storage: Path) -> None:
     """Train what is missing in `storage`, print the rows and write them."""
-    storage.mkdir(parents=True, exist_ok=True)
     runs = train(storage)
     long = lengthen(runs[0], NUM_RECORDS)
     file = storage / "report.html"
@@ -70,8 +70,10 @@ def measure(storage: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]).expanduser().absolute())
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("storage", nargs="?", type=Path, help="folder of the runs, which is kept (default: a new one)")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        storage = Path(made) if given.storage is None else given.storage.expanduser().absolute()
+        storage.mkdir(parents=True, exist_ok=True)
+        measure(storage)
