@@ -82,8 +82,20 @@ def log(folder: Path, *records: dict[str, Any]) -> None:
     sink.close()
 
 
-def written(folder: Path) -> Iterator[tuple[str, Any]]:
-    """The kind and the content of each record in the offline runs: a log in LevelDB's format, of protocol buffers."""
+def written(folder: Path) -> list[tuple[str, Any]]:
+    """The kind and the content of each record in the offline runs, once W&B's process has written their ends."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = list(_written(folder))
+        ends = sum(kind == "exit" for kind, _ in found)
+        if ends == len(list(folder.glob("wandb/offline-run-*"))) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def _written(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The records on the disk: a log in LevelDB's format, of protocol buffers."""
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
@@ -96,7 +108,10 @@ def written(folder: Path) -> Iterator[tuple[str, Any]]:
             whole += data[at + 7 : at + 7 + size]
             at += 7 + size
             if part in (1, 4):  # the whole record, or its last part
-                record = wandb_internal_pb2.Record.FromString(whole)
+                try:
+                    record = wandb_internal_pb2.Record.FromString(whole)
+                except DecodeError:  # the end of a file that is being written
+                    break
                 kind, whole = record.WhichOneof("record_type"), b""
                 yield kind, getattr(record, kind)
 
