@@ -59,17 +59,3 @@ def roles(profile: KubernetesProfile) -> list[Manifest]:
         }
         for verb, rules in VERBS.items()
     ]
-
-
-def bindings(profile: KubernetesProfile, group: str) -> list[Manifest]:
-    """One RoleBinding per Role, which gives it to the users of `group`."""
-    return [
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": role["metadata"]["name"], "namespace": profile.namespace},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
-        }
-        for role in roles(profile)
-    ]

@@ -17,7 +17,6 @@ from launcher.formatting import in_bytes
 from launcher.report import ranking, summary
 from launcher.report.facts import RunFacts, described, facts
 from launcher.report.run_record import read_all
-from launcher.run.directory import RunDirectory
 from launcher.run.named import find_here
 from launcher.run.record_types import utc_now
 from resnet_dist.checkpoint.disk import replace_whole, storage_errors
@@ -45,7 +44,7 @@ def _report(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(without_non_finite(_described(reported)), indent=2, default=str, allow_nan=False))
     elif given.html is None:
-        print_fitted(_lines(reported))
+        print_fitted(report_lines(reported))
     if given.html is not None:
         written = _write_page(reported, given.html)
         print(written, file=sys.stderr if given.json else sys.stdout)  # the JSON stays alone on standard output
@@ -66,12 +65,8 @@ def _read_there(found: target.Target, given: argparse.Namespace, others: Sequenc
         )
 
 
-def report_lines(run: RunDirectory) -> Iterator[str]:
-    """The report of one run as text."""
-    yield from _lines([facts(record) for record in read_all([run])])
-
-
-def _lines(reported: Sequence[RunFacts]) -> Iterator[str]:
+def report_lines(reported: Sequence[RunFacts]) -> Iterator[str]:
+    """The report as text; of several runs, with their ranking first."""
     if len(reported) > 1:
         yield from ranking.lines(ranking.ranked([one.run for one in reported]), tabulate=fitted_table)
     for one in reported:

@@ -97,9 +97,9 @@ def evaluate_checkpoint(
     trained = dataclasses.replace(model_of(saved, weights), recipe=recipe)
     find = partial(_images, saved, trained, request, progress)
     images = run_long_on_rank_0(find, rank, world_size)
-    told = None if progress is None else partial(progress, "evaluated")
+    on_batch = None if progress is None else partial(progress, "evaluated")
     with user_code_errors(recipe):
-        evaluation, predictions = evaluate_images(trained, images.index, worker, flip=flip, progress=told)
+        evaluation, predictions = evaluate_images(trained, images.index, worker, flip=flip, progress=on_batch)
     return Evaluated(
         evaluation=evaluation,
         checkpoint=saved.checkpoint,

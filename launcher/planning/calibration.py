@@ -74,7 +74,7 @@ class Calibration:
 def calibrate(
     config: RunConfig, seconds: float = SECONDS, say: Callable[[str], None] = lambda text: None
 ) -> Calibration:
-    """Measure the steps of `config` for about `seconds`, its start included; `say` is told what is measured.
+    """Measure the steps of `config` for about `seconds`, its start included; `say` is called with what is measured.
 
     Raises UsageError if this machine has no GPU and the config needs one, or if the measurement fails.
     """

@@ -21,7 +21,7 @@ OWN = "the config's"  # name of its recipe
 Verdict = Literal["in time", "perhaps", "too late"]
 
 _FACTORS = (0.5, 1, 2, 4)  # of the config's nodes, without --nodes
-_LONGEST_S = 100 * 365.25 * 86400  # dates after it are not told apart
+_LONGEST_S = 100 * 365.25 * 86400  # later dates are treated alike
 _FORM = 'a date and a time in the future, such as "2026-12-01 06:00", or with a time zone "2026-12-01T06:00+01:00"'
 
 

@@ -2,7 +2,7 @@
 
     time = sum over the amounts of cost x amount        every cost is 0 or more
 
-The fit minimises the squared relative errors. Amounts whose costs cannot be told from these runs are left out: of all
+The fit minimises the squared relative errors. Amounts whose costs do not follow from these runs are left out: of all
 subsets, the one with the smallest error on configurations that were left out is used.
 """
 

@@ -23,7 +23,7 @@ Point = tuple[float, float | None]  # None: not finite; the curve has a gap
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve and its style. A dashed one can be told from a solid one without colours."""
+    """A curve and its style. Dashed and solid lines differ without colours."""
 
     points: Sequence[Point]
     style: str = "first"

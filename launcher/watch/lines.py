@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 Span = tuple[str, str]  # text, and the name of its style in STYLES
 Line = tuple[Span, ...]
 
-# Colours of medium lightness, which can be read on a dark and on a light background. Nothing is told by colour only.
+# Colours of medium lightness, readable on a dark and on a light background. No information is in a colour only.
 STYLES = {
     "": "",
     "bold": "bold",

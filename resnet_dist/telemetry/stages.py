@@ -32,7 +32,7 @@ class Stages:
 
 
 class NoStages(Stages):
-    """Stages of which nobody is told."""
+    """Stages that are not reported."""
 
     def __init__(self) -> None:
         super().__init__(lambda record: None)

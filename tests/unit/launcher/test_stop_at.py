@@ -14,6 +14,8 @@ from launcher.commands.report import report_lines
 from launcher.config import load as configs
 from launcher.console import Progress
 from launcher.exit_codes import ExitCode
+from launcher.report.facts import facts
+from launcher.report.run_record import read_all
 from launcher.run.directory import RunDirectory
 from launcher.run.status import read_status
 from launcher.train import train
@@ -53,7 +55,10 @@ def test_a_run_ends_at_its_target_and_is_finished(start: Start) -> None:
     assert (found.state, found.step, found.total_steps) == ("finished", 2, 2)
     assert "step 2 of 2 (100%)" in next(status.lines(found))
     assert found.reason == "it has reached the target of stop_at"
-    assert any(line.startswith("target: reached after 2 steps, 1.50 epochs: loss ") for line in report_lines(run))
+    assert any(
+        line.startswith("target: reached after 2 steps, 1.50 epochs: loss ")
+        for line in report_lines([facts(record) for record in read_all([run])])
+    )
 
     for overrides in (["stop_at.loss=100"], ["stop_at.loss=100", "duration=12 steps"]):
         assert "finished already" in start(*overrides)[2]

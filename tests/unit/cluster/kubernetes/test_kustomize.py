@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.kubernetes.access import bindings, roles
+from cluster.kubernetes.access import roles
 from cluster.kubernetes.manifests import manifests
 from cluster.kubernetes.yaml import to_yaml
 from cluster.spec import RunSpec
@@ -51,6 +51,20 @@ def pods():
     for found in objects(FOLDER / "monitoring"):
         if found["kind"] in ("Job", "Deployment"):
             yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+
+
+def bindings(profile, group):
+    """One RoleBinding per Role, which gives it to the users of `group`."""
+    return [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": role["metadata"]["name"], "namespace": profile.namespace},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": group}],
+        }
+        for role in roles(profile)
+    ]
 
 
 def test_the_roles_are_those_of_the_verbs():

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import pytest
+from lars_config import config
 
 from launcher.commands.ablate import changes, lines
-from launcher.config.schema import RunConfig, Workers
 from launcher.errors import UsageError
 from launcher.planning import measurement as measurements
 from launcher.planning.measurement import Measurement, Speed
-from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
-    BatchRecipe,
-    DataRecipe,
-    ModelRecipe,
-    OptimizerRecipe,
-    ScheduleRecipe,
     SpeedRecipe,
 )
-
-
-def config(tmp_path: Path, root: Path | None = None, workers: int = 2, **changes: Any) -> RunConfig:
-    whole = RunConfig(
-        schema=1,
-        name="some",
-        storage=str(tmp_path / "runs"),
-        workers=Workers(workers, workers),
-        duration=Duration(Fraction(2), "epochs"),
-        model=ModelRecipe(name="resnet20", num_classes=2),
-        data=DataRecipe(root=str(root or tmp_path), resolution=8),
-        batch=BatchRecipe(size=4),
-        optimizer=OptimizerRecipe(name="lars"),
-        schedule=ScheduleRecipe(peak_lr=1.0),
-    )
-    return replace(whole, **changes)
 
 
 def test_every_speed_key_is_given_each_value_that_it_does_not_have() -> None:

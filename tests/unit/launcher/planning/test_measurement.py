@@ -5,45 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lars_config import config
 
-from launcher.config.schema import Resources, RunConfig, Workers
+from launcher.config.schema import Resources
 from launcher.errors import UsageError
 from launcher.planning import measurement as measurements
 from launcher.planning.measurement import Kind, Measurement, recipe_of_one_worker, workers_here
 from launcher.planning.measurement_worker import measure
 from resnet_dist.build import Worker
-from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
     BatchNormRecipe,
     BatchRecipe,
-    DataRecipe,
-    ModelRecipe,
-    OptimizerRecipe,
     Recipe,
-    ScheduleRecipe,
 )
-
-
-def config(tmp_path: Path, root: Path | None = None, workers: int = 2, **changes: Any) -> RunConfig:
-    whole = RunConfig(
-        schema=1,
-        name="some",
-        storage=str(tmp_path / "runs"),
-        workers=Workers(workers, workers),
-        duration=Duration(Fraction(2), "epochs"),
-        model=ModelRecipe(name="resnet20", num_classes=2),
-        data=DataRecipe(root=str(root or tmp_path), resolution=8),
-        batch=BatchRecipe(size=4),
-        optimizer=OptimizerRecipe(name="lars"),
-        schedule=ScheduleRecipe(peak_lr=1.0),
-    )
-    return replace(whole, **changes)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from launcher.recovery.history import read_skips
 from launcher.recovery.notify import Notifier
 from launcher.recovery.policy import Skip
 from launcher.recovery.session import Session
+from launcher.report.facts import facts
 from launcher.report.goodput import goodput
+from launcher.report.run_record import read_all
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
 from launcher.run.heartbeats import Heartbeat
@@ -205,7 +207,7 @@ def test_the_timeline_has_every_attempt_and_the_goodput(run: RunDirectory) -> No
         for step in range(11, 15):
             file.write(json.dumps({"kind": "train", "step": step, "step_time_s": 0.5}) + "\n")
     run.end_attempt(number, 0, "finished", 14)
-    text = "\n".join(report_lines(run))
+    text = "\n".join(report_lines([facts(record) for record in read_all([run])]))
     assert "attempt 1 started after step 0 with 2 workers" in text
     assert "2 steps to repeat after the checkpoint of step 10, " in text
     assert "  incidents/attempt-1/summary.txt\n" in text

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from launcher.commands.report import report_lines
+from launcher.report.facts import facts
 from launcher.report.goodput import PARTS, goodput, goodput_of, spans
-from launcher.report.run_record import read
+from launcher.report.run_record import read, read_all
 from launcher.run.directory import RunDirectory
 
 WriteRun = Callable[..., RunDirectory]
@@ -50,7 +51,7 @@ def test_time_in_which_nobody_had_started_the_run_does_not_count(run: RunDirecto
         (3, "ended", "16:00:30", "", {}),
     )
     assert goodput(run).all == 2 * (14 + 6 + 30)
-    text = "\n".join(report_lines(run))
+    text = "\n".join(report_lines([facts(record) for record in read_all([run])]))
     assert "  4 s until the next start\n" in text
     assert "  21580 s until the next start, by a person: this time does not count\n" in text
 

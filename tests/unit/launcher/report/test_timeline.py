@@ -10,15 +10,19 @@ from typing import Any
 import pytest
 
 from launcher import cli
-from launcher.commands.report import report_lines
+from launcher.commands import report as verb
 from launcher.report.facts import facts as facts_of
 from launcher.report.goodput import spans
-from launcher.report.run_record import read
+from launcher.report.run_record import read, read_all
 from launcher.report.timeline import timeline
 from launcher.run import lease
 from launcher.run.directory import RunDirectory
 
 WriteRun = Callable[..., RunDirectory]
+
+
+def report_lines(run: RunDirectory) -> list[str]:
+    return list(verb.report_lines([facts_of(record) for record in read_all([run])]))
 
 
 @pytest.fixture
