@@ -59,7 +59,8 @@ def test_the_order_of_shards_is_shown(source: str, num_shards: int | None, said:
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     assert cli.main(["plan", CONFIG, *overrides]) == 0
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
+    # a path is not broken into lines: it can be copied whole
+    assert max(len(line) for line in text.splitlines() if len(line.split()) > 1) <= 80
     return text
 
 
