@@ -62,6 +62,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda number: number in (0, 1),
         "0 or 1: a worker is one process with one GPU; for more GPUs raise workers",
     ),
+    ("resources.local_workers", *whole(1, _MOST_CPUS)),
     ("checkpoint.every", *DURATION_ABOVE_0),
     ("checkpoint.keep_every", *DURATION_ABOVE_0),
     ("checkpoint.keep", *whole(1)),
@@ -80,6 +81,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("faults.max_failures", *whole(0)),
     ("faults.max_skips", *whole(1)),
     ("faults.max_node_failures", *whole(1)),
+    ("faults.warm_spares", *whole(0, 16)),
     ("faults.hang_timeout_s", *_TIMEOUT),
     ("faults.start_timeout_s", *_TIMEOUT),
     ("preemption.notice_s", lambda seconds: 0 < seconds <= WEEK_S, f"seconds, above 0 and up to {WEEK_S}, or null"),
@@ -102,7 +104,7 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
     secret = {error.key for error in found}  # their values are not shown
     found += [error for error in values(config, _VALUES) if error.key not in secret]
     found += [*_log(config.log), *_layers(config), *_sinks(config.log)]
-    found += [*_notify(config.notify), *_workers(config), *_best(config), *_on_cpu(config)]
+    found += [*_notify(config.notify), *_workers(config), *_local(config), *_best(config), *_on_cpu(config)]
     for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
         known = {str(error) for error in found}  # most rules report the same for both ends
         of_recipe = resnet_dist.recipe.rules.problems(config, workers, num_samples)
@@ -175,6 +177,15 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
             f"the same number of workers on every node: nearest {' or '.join(map(str, nearest))}",
             ("cluster.nodes",),
         )
+
+
+def _local(config: RunConfig) -> Iterator[RecipeError]:
+    """The worker processes of this machine are those of a run without Ray."""
+    if config.place == "ray":
+        if config.resources.local_workers > 1:
+            num = config.resources.local_workers
+            yield from unused("resources.local_workers", num, "place local or auto", ("place",))
+        yield from unused("faults.warm_spares", config.faults.warm_spares, "place local or auto", ("place",))
 
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:

@@ -67,6 +67,7 @@ class Resources:
 
     gpus_per_worker: int = 0  # 0 or 1
     cpus_per_worker: int = 1  # CPU cores
+    local_workers: int = 1  # workers under place local, without torchrun: processes on this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,7 @@ class Faults:
     max_skips: int = 3  # on_nonfinite: skip: how often
     max_node_failures: int = 2  # failures of one node before later attempts exclude it
     preflight: bool = True  # check hosts, GPUs and an all-reduce before each attempt
+    warm_spares: int | None = None  # place local: idle processes that replace failed ones; default: 1 if memory allows
 
 
 @dataclass(frozen=True, kw_only=True)

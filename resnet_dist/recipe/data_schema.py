@@ -33,6 +33,19 @@ class CacheRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DaliRecipe:
+    """Settings of NVIDIA DALI where it decodes on a GPU. They change its speed and memory, and no pixel.
+
+    The paddings are allocated for each decoder thread: one on the GPU, two in pinned host memory.
+    """
+
+    hw_decoder_load: float | None = None  # fraction of the JPEGs for the hardware decoder; default: DALI's (0.65)
+    device_padding_mib: int = 202  # MiB on the GPU for each thread; fits the largest image of ImageNet
+    host_padding_mib: int = 135  # MiB of pinned memory for each buffer, two for each thread; fits the same image
+    affinity: bool = False  # bind decoder threads to CPU cores; only if no other worker or job uses this host
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """The images. `root` is a folder, or an address that fsspec reads, such as `s3://bucket/folder`.
 
@@ -56,6 +69,7 @@ class DataRecipe:
     order: Literal["uniform", "shards"] = "uniform"  # uniform: any order is equally likely; shards: see shuffle_window
     shuffle_window: int = 16_384  # order shards: shards in random order, then samples in random order within this many
     decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, else nvImageCodec; torchvision: PIL
+    dali: DaliRecipe = field(default_factory=DaliRecipe)
     exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says
     resolution: int = 224  # height and width of the network's input in pixels
     progressive: Mapping[Duration, int] = field(default_factory=dict)  # training: other resolutions, from a time on

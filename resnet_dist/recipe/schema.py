@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from resnet_dist.recipe.data_schema import AugmentationRecipe as AugmentationRecipe
 from resnet_dist.recipe.data_schema import CacheRecipe as CacheRecipe
+from resnet_dist.recipe.data_schema import DaliRecipe as DaliRecipe
 from resnet_dist.recipe.data_schema import DataRecipe as DataRecipe
 from resnet_dist.recipe.durations import Duration
 

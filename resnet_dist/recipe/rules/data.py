@@ -10,11 +10,15 @@ from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, LARGEST_IMAGE, Uses, Values, one_of, whole
 from resnet_dist.recipe.schema import Recipe
 
+_LARGEST_PADDING = 65_536  # MiB
 SOURCE_NAMES = ("imagefolder", "webdataset", "parquet", "packed", "synthetic")
 
 VALUES: Values = (
     ("data.resolution", *whole(8, LARGEST_IMAGE)),
     ("data.cache.max_gib", *ABOVE_0),
+    ("data.dali.hw_decoder_load", lambda part: 0 <= part <= 1, "a fraction of the images, from 0 to 1"),
+    ("data.dali.device_padding_mib", *whole(0, _LARGEST_PADDING)),
+    ("data.dali.host_padding_mib", *whole(0, _LARGEST_PADDING)),
     ("data.shuffle_window", *whole(1)),
     (
         "data.progressive",
@@ -42,11 +46,16 @@ VALUES: Values = (
 
 _OF_FILES = ("classes", "decoder", "exif", "on_error", "known_bad", "prefetch")
 
+_OF_DALI = ("hw_decoder_load", "device_padding_mib", "host_padding_mib", "affinity")
 _ADDRESS = "an address such as s3://bucket/folder"
 
 USES: Uses = (
     *((f"data.{key}", lambda r: r.data.source != "synthetic", "data.source", "that has files") for key in _OF_FILES),
     *((f"data.cache.{key}", lambda r: is_address(r.data.root), "data.root", _ADDRESS) for key in ("folder", "max_gib")),
+    *(
+        (f"data.dali.{key}", lambda r: r.data.decoder != "torchvision", "data.decoder", "auto or dali")
+        for key in _OF_DALI
+    ),
     ("data.shuffle_window", lambda r: r.data.order == "shards", "data.order", "shards"),
     ("data.max_bad_images", lambda r: r.data.on_error == "replace", "data.on_error", "replace"),
     ("data.image_key", lambda r: r.data.source == "parquet", "data.source", "parquet"),
