@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install system check test test-all mutants bench lessons docs audit
+.PHONY: help demo install system check test test-all mutants bench gpu-proof lessons docs audit
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'PYTHON=$(PYTHON) creates the environment; EXTRAS=$(EXTRAS) are installed (use EXTRAS=dev,ray where DALI has no wheels)'
 
 demo: install ## train on handwritten digits, in a few minutes
@@ -83,6 +83,16 @@ bench: install $(PEERS)/.installed ## run the CPU benchmarks and write docs/benc
 	-$(BIN)/python -m benchmarks.time_left
 	-$(BIN)/python -m benchmarks.report_sizes
 	$(BIN)/python -m benchmarks.page
+
+# `quick` needs no environment of ours: torch and torchvision for PYTHON are enough.
+SIZE ?= quick
+gpu-proof: ## on GPUs: SIZE=quick (one, 8 minutes), hour (one), imagenet (eight; DATA=, STORAGE=); writes a result to send in
+ifeq ($(SIZE),quick)
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh $(ARGUMENTS)
+else
+	$(MAKE) install
+	$(BIN)/python -m benchmarks.gpu_proof $(SIZE) $(if $(DATA),--data $(DATA)) $(if $(STORAGE),--storage $(STORAGE)) $(ARGUMENTS)
+endif
 
 lessons: install ## rewrite docs/lessons from its data; RUN=1 carries out the studies before (about an hour)
 	$(BIN)/python -m benchmarks.lessons $(if $(RUN),--run)

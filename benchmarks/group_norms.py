@@ -1,7 +1,8 @@
-"""Batch norm with exchanged statistics: ours against torch.nn.SyncBatchNorm, in a process group of one.
+"""Batch norm with exchanged statistics: ours against torch.nn.SyncBatchNorm, layer by layer and in a whole step.
 
-Both are forced to exchange, which they skip with one worker. The collective itself takes almost no time, so this
-measures where the two differ: the arithmetic, the kernel launches and the waits of the host.
+In a process group of one, in which both are forced to exchange: they would skip it with one worker. The collective
+itself takes almost no time, so this measures where the two differ: the arithmetic, the kernel launches and the waits of
+the host.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as Exchange
 
 from benchmarks.measure import Run, interleave, time_row
+from benchmarks.peers import MinimalLoop, Setting
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.models.batch_norm import use_spans
-from resnet_dist.models.spans import SpanGroup, Spans
-from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.models.spans import Spans
+from resnet_dist.recipe.batch_layout import BatchLayout, SpanGroup
 
 # Channels and, for 224 pixels, side of inputs of ResNet-50's batch norms: its stem, and its four stages' widest.
 SHAPES = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
@@ -28,14 +31,13 @@ _REFERENCE = 224
 
 
 def compare_norms(device: torch.device, batch: int, resolution: int, rounds: int, steps: int) -> list[dict[str, Any]]:
-    """Times of forward and backward for each shape, with float32 and bfloat16 inputs."""
+    """Times of forward and backward for each shape, with float32 and bfloat16 inputs. Call it in a group of one."""
     lines = []
-    with _group_of_one(device):
-        for dtype in (torch.float32, torch.bfloat16):
-            for channels, side in SHAPES:
-                size = max(1, side * resolution // _REFERENCE)
-                shape = (batch, channels, size, size)
-                lines.append(_compare(device, dtype, shape, rounds, steps))
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels, side in SHAPES:
+            size = max(1, side * resolution // _REFERENCE)
+            shape = (batch, channels, size, size)
+            lines.append(_compare(device, dtype, shape, rounds, steps))
     return lines
 
 
@@ -45,7 +47,7 @@ def _compare(
     images = torch.randn(shape, device=device).to(dtype).to(memory_format=torch.channels_last)
     channels = shape[1]
     peers: dict[str, Run] = {
-        "ours": _passes(_ours(channels, shape[0], exchanged=True).to(device), images),
+        "ours": _passes(use_spans(nn.BatchNorm2d(channels), exchanged_spans(shape[0])).to(device), images),
         "local": _passes(nn.BatchNorm2d(channels).to(device), images),
     }
     absent = {}
@@ -76,12 +78,12 @@ def _passes(layer: nn.Module, images: Tensor) -> Run:
     return run
 
 
-def _ours(channels: int, batch: int, *, exchanged: bool) -> nn.Module:
+def exchanged_spans(batch: int) -> Spans:
+    """One span of the whole batch, whose statistics are exchanged in the group of one."""
     layout = BatchLayout(batch, 1, 1)
     spans = Spans(layout, 0, "global")
-    if exchanged:
-        spans.join(SpanGroup(range(1), range(batch)), dist.group.WORLD, layout, 0)
-    return use_spans(nn.BatchNorm2d(channels), spans)
+    spans.join(SpanGroup(range(1), range(batch)), dist.group.WORLD, layout, 0)
+    return spans
 
 
 class _AlwaysSynchronised(nn.SyncBatchNorm):
@@ -95,8 +97,19 @@ class _AlwaysSynchronised(nn.SyncBatchNorm):
         )
 
 
+class SynchronisedLoop(MinimalLoop):
+    """The minimal loop with SyncBatchNorm, which exchanges in a group of one, too. On a GPU."""
+
+    def __init__(self, setting: Setting, batches: list[HostBatch]) -> None:
+        super().__init__(setting, batches, nn.SyncBatchNorm.convert_sync_batchnorm)
+        for layer in self.module.modules():
+            if isinstance(layer, nn.SyncBatchNorm):
+                layer.__class__ = _AlwaysSynchronised
+
+
 @contextmanager
-def _group_of_one(device: torch.device) -> Iterator[None]:
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone."""
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)

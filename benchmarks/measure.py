@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+FAILED = "failed: "  # begins the reason for the absence of a peer that raised an error
 _SPEEDS = ("speed", "cpu")  # measures of which more is better
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "numpy")
 
@@ -58,15 +59,19 @@ def interleave(
     steps: int,
     warm_up: int = 1,
     wait: Callable[[], object] = lambda: None,
+    lead: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds per step of each peer, one number per round.
 
     steps       per turn
     warm_up     rounds that do not count, before the others
     wait        waits for the device or for the other workers
+    lead        steps at the start of a turn that do not count: of a peer that works ahead during the others' turns
     """
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     for number, peer in order(list(peers), warm_up + rounds):
+        if lead:
+            peers[peer](lead)
         wait()
         started = time.perf_counter()
         peers[peer](steps)
@@ -98,8 +103,8 @@ class Row:
 
     what: str
     peer: str
-    measure: Literal["time", "speed", "cpu", "bytes"]
-    ours: float  # seconds per step, images/s, images per CPU second or bytes
+    measure: Literal["time", "speed", "cpu", "bytes", "operations"]
+    ours: float  # seconds per step, images/s, images per CPU second, bytes or operations per step
     theirs: float
     ratio: Ratio
     goal: float | None = None
@@ -188,7 +193,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     measure = row["measure"]
-    value: Callable[[float], str] = {"time": _time, "speed": _speed, "cpu": _per_cpu, "bytes": _bytes}[measure]
+    formats = {"time": _time, "speed": _speed, "cpu": _per_cpu, "bytes": _bytes, "operations": "{:,.0f}".format}
+    value: Callable[[float], str] = formats[measure]
     goal = "reported" if row["goal"] is None else f"{'≥' if measure in _SPEEDS else '≤'} {row['goal']:g}"
     reached = {None: "", True: "yes", False: "no"}[row["reached"]]
     spread = Ratio(**row["ratio"])
@@ -228,11 +234,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit, and whether files have changed since; None outside a git repository."""
+    """The commit, and whether files other than results have changed since; None outside a git repository."""
     git = ["git", "-C", str(Path(__file__).parent)]
+    status = ["status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results"]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, *status], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + (" with changes" if changes.stdout.strip() else "")

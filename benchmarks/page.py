@@ -2,8 +2,8 @@
 
     python -m benchmarks.page
 
-writes docs/benchmarks.md, and the table of speed keys into docs/performance.md, between the lines
-`<!-- speed keys -->` and `<!-- end -->`.
+writes docs/benchmarks.md, and into other pages, between a line such as `<!-- speed keys -->` and `<!-- end -->`: the
+table of speed keys into docs/performance.md, and the list of results on GPUs (`gpu proofs`) into docs/tried.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import shuffle_quality
+from benchmarks import shuffle_quality, step
 from benchmarks.measure import RESULTS, table, table_of
+from benchmarks.proof import SIZES, checks_table, facts_table, head_lines, proofs
 from benchmarks.speed_keys import speed_table
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, SPEED_PAGE = DOCS / "benchmarks.md", DOCS / "performance.md"
+PAGE, SPEED_PAGE, TRIED_PAGE = DOCS / "benchmarks.md", DOCS / "performance.md", DOCS / "tried.md"
 _SPEED_KEYS = re.compile(r"(?<=<!-- speed keys -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_GPU_PROOFS = re.compile(r"(?<=<!-- gpu proofs -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 HEAD = """# Benchmarks
 
@@ -42,12 +44,24 @@ INPUT = """Photo-like JPEG files of about 500 by 375 pixels and 80 kB in the fil
 torchvision's distribution, 2 threads, batches of 32 normalised float32 images. CPU seconds are those of all threads and
 processes. "Again" is a second process of the same pipeline: it shows the noise."""
 
-NO_GPU = """## On a GPU
+GPU = f"""## On GPUs (`make gpu-proof`)
 
-Not measured: no GPU was available. `benchmarks/gpu.sh` measures everything with only torch and torchvision, and writes
-benchmarks/results/<date>-<gpu>.md. Published results for ResNet-50 on one H100: 2,844 images/s is the best of PyTorch,
-7,160 images/s that of MLPerf with MXNet.
+`make gpu-proof SIZE=...` has three sizes:
+
+- `quick`: {SIZES["quick"]}. It is benchmarks/gpu.sh, which requires only torch and torchvision
+- `hour`: {SIZES["hour"]}
+- `imagenet`: {SIZES["imagenet"]}, with `DATA=` and `STORAGE=` for the folders of the images and of the run
+
+Each writes benchmarks/results/DATE-GPU-SIZE.json and a report of the same name in Markdown, with the machine, the
+versions, the commit (`with changes` if files were changed), and hashes of the code and, where it trains, of the config,
+the last weights and the images. To send a result in, run `python -m benchmarks.page`, commit both files with the pages
+that it changes, and open a pull request.
+
+Published speeds of ResNet-50 on one card of the H100's class: 2,844 images/s is the best with PyTorch (GH200, float16,
+lambdal/deeplearning-benchmark), 7,160 images/s that of MLPerf v4.0 (H100, MXNet with its own fused kernels).
 """
+NO_RESULT = "None: no result has been sent in."
+NO_GPU = "Not measured: no result has been sent in, and no GPU was available here."
 
 
 _SAME = {True: "the same top-1, top-5 and loss, bit for bit", False: "DIFFERENT results"}
@@ -58,6 +72,7 @@ def page(results: Path = RESULTS) -> str:
     parts = [HEAD]
     for name, section in (
         ("training_cpu", _training),
+        ("step", _step),
         ("optimizers", _optimizers),
         ("input", _input),
         ("shuffle_quality", _shuffle_quality),
@@ -75,7 +90,16 @@ def page(results: Path = RESULTS) -> str:
         file = results / f"{name}.json"
         if file.exists():
             parts.append("\n".join(section(json.loads(file.read_text()))))
-    return "\n".join([*parts, NO_GPU])
+    return "\n".join([*parts, GPU, *_gpu(results)]) + "\n"
+
+
+def _gpu(results: Path) -> Iterator[str]:
+    found = proofs(results)
+    yield facts_table(found) if found else NO_GPU
+    for content in found:
+        yield f"\n### {content['file']}\n"
+        yield from head_lines(content)
+        yield "\n" + checks_table(content)
 
 
 def _training(found: Mapping[str, Any]) -> Iterator[str]:
@@ -88,6 +112,12 @@ def _training(found: Mapping[str, Any]) -> Iterator[str]:
     for question in found["details"].values():
         yield from (f"- {peer}: not measured, {reason}" for peer, reason in question.get("absent", {}).items())
     yield TRAINING_PEERS
+
+
+def _step(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Where a training step goes (`python -m benchmarks.step`)\n"
+    yield _machine(found)
+    yield from step.section(found)
 
 
 def _optimizers(found: Mapping[str, Any]) -> Iterator[str]:
@@ -325,7 +355,15 @@ def speed_page(text: str, results: Path = RESULTS) -> str:
     return _SPEED_KEYS.sub(lambda _: block, text)
 
 
+def tried_page(text: str, results: Path = RESULTS) -> str:
+    """`text` of docs/tried.md with the results of `make gpu-proof`."""
+    found = proofs(results)
+    block = f"\n{facts_table(found) if found else NO_RESULT}\n\n"
+    return _GPU_PROOFS.sub(lambda _: block, text)
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
     SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text()))
-    print(PAGE, SPEED_PAGE, sep="\n")
+    TRIED_PAGE.write_text(tried_page(TRIED_PAGE.read_text()))
+    print(PAGE, SPEED_PAGE, TRIED_PAGE, sep="\n")

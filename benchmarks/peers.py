@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -24,7 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_dist.build import whole_model
 from resnet_dist.data.loader import HostBatch, normalise
+from resnet_dist.engines.ddp import DdpEngine, DdpSettings, LossSum
 from resnet_dist.engines.factory import autocast_dtype, build_engine
+from resnet_dist.engines.protocol import Engine
 from resnet_dist.models import build_model
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
@@ -125,11 +127,25 @@ def synthetic(setting: Setting, number: int = 2, *, on_device: bool = True, rank
 
 
 class OurTrainer:
-    """The real Trainer with all that a run has except files: exchange, timer, liveness, classification, requests."""
+    """The real Trainer with all that a run has except files: exchange, timer, liveness, classification, requests.
 
-    def __init__(self, recipe: Recipe, device: torch.device, batches: list[HostBatch]) -> None:
+    batches  a list is repeated, an iterator must be endless
+    spans    of batch norm, in place of the recipe's
+    wrapped  DDP wraps the model even on one worker
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        batches: list[HostBatch] | Iterator[HostBatch],
+        *,
+        spans: Spans | None = None,
+        wrapped: bool = False,
+    ) -> None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
+        if spans is None:
+            spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
         model = whole_model(recipe, spans, device)
         masks = add_masks(model, recipe)
         liveness = Liveness()
@@ -137,8 +153,8 @@ class OurTrainer:
         exchange = StepExchange(RunningStatistics(model), device, recipe.batch.size)
         loss_sum = partial(cross_entropy_sum, label_smoothing=recipe.regularization.label_smoothing)
         self.optimizer = build_optimizer(recipe.optimizer, model, sgd_kernels(recipe, device))
-        self.engine = build_engine(recipe, model, self.optimizer, loss_sum)
-        self._endless = itertools.cycle(batches)
+        self.engine = (_wrapped_engine if wrapped else build_engine)(recipe, model, self.optimizer, loss_sum)
+        self._endless = itertools.cycle(batches) if isinstance(batches, list) else batches
         self._step, self._batch_size = 0, recipe.batch.size
         self.records: list[dict[str, Any]] = []
         self._parts = TrainerParts(
@@ -160,6 +176,23 @@ class OurTrainer:
         size = self._batch_size
         timetable = Timetable(self._step, size, size * 1000, _NEVER, _NEVER, _LOG_EVERY)
         Trainer(self._parts, timetable, 1, first).fit()
+
+
+def _wrapped_engine(recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, loss_sum: LossSum) -> Engine:
+    """The engine of `recipe`, with DDP on one worker, too."""
+    return DdpEngine(
+        model,
+        optimizer,
+        loss_sum,
+        batch_size=recipe.batch.size,
+        num_micro_batches=recipe.batch.parts,
+        autocast_dtype=autocast_dtype(recipe),
+        settings=DdpSettings(
+            compile_backend="inductor" if recipe.speed.compile else None,
+            cuda_graph=recipe.speed.cuda_graph,
+            wrap_alone=True,
+        ),
+    )
 
 
 class _NoCheckpoints:
@@ -233,6 +266,12 @@ class MinimalLoop(_Loop):
 def plain_ddp(setting: Setting, batches: list[HostBatch]) -> MinimalLoop:
     """The minimal loop with torch's DistributedDataParallel and its defaults."""
     return MinimalLoop(setting, batches, DistributedDataParallel)
+
+
+def lean_ddp(setting: Setting, batches: list[HostBatch]) -> MinimalLoop:
+    """The minimal loop with DDP and our options: gradients are views of its buckets, and no buffers are sent."""
+    options = {"gradient_as_bucket_view": True, "forward_sync_buffers": False}
+    return MinimalLoop(setting, batches, partial(DistributedDataParallel, **options))
 
 
 class TorchvisionLoop(_Loop):

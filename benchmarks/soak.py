@@ -1,10 +1,13 @@
 """A soak test: random faults at random moments of one long run must not change its result.
 
-    python -m benchmarks.soak --faults 100 --minutes 30            one process under the local supervisor
-    python -m benchmarks.soak --faults 25 --minutes 30 --ray       two workers through Ray
+    python -m benchmarks.soak --minutes 40                  100 faults, two workers under the local supervisor
+    python -m benchmarks.soak --minutes 40 --workers 1      100 faults, one process under the local supervisor
+    python -m benchmarks.soak --minutes 60 --ray            40 faults, two workers through Ray
+    python -m benchmarks.soak --minutes 40 --gpu            100 faults, one process on a GPU
 
 The same run is also done without faults; the final weights must be bit-identical. Afterwards no process, port,
-temporary folder or lease may be left. Prints a table and writes JSON (--output).
+temporary folder or lease may be left. Prints a table and writes JSON (--output): by kind of fault, the steps that were
+done again (those with two records) and the seconds until a step was done for the first time.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from resnet_dist.checkpoint import restore
 HERE = Path(__file__).parent
 STEPS_PER_FAULT = 14  # between two faults, on average
 STEPS_TO_EFFECT = 8  # from a fault to its effect
-CHECKPOINT_EVERY = 10  # steps: a kill costs at most these and those during a save
+CHECKPOINT_EVERY = 10  # steps: a fault that no worker survives costs at most these and those during a save
 HANG_TIMEOUT_S = 6.0
 EXIT_STOPPED = {signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
 CONFIG: dict[str, Any] = {
@@ -69,16 +72,25 @@ class Soak:
     folder: Path
     name: str
     steps: int
-    workers: int  # 1: under the local supervisor; more: through Ray
+    workers: int
+    ray: bool = False  # instead of the local supervisor
+    gpu: bool = False
     process: subprocess.Popen[bytes] | None = None
     injected: list[InjectedFault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.directory = RunDirectory(self.folder / "runs", self.name)
         self.pace_file = self.folder / f"{self.name}-pace.json"
-        place = {"place": "local"} if self.workers == 1 else {"place": "ray", "workers": self.workers}
-        config = {**CONFIG, **place, "name": self.name, "storage": str(self.folder / "runs")}
+        config = {**CONFIG, "name": self.name, "storage": str(self.folder / "runs")}
         config["duration"] = f"{self.steps} steps"
+        if self.ray:
+            config |= {"place": "ray", "workers": self.workers}
+        else:  # an idle process is kept for a worker that dies, whatever memory is left
+            config |= {"place": "local", "resources": {"local_workers": self.workers}}
+            config["faults"] = {**CONFIG["faults"], "warm_spares": 1}
+        if self.gpu:  # the same bits in both runs
+            resources = {**config.get("resources", {}), "gpus_per_worker": 1, "cpus_per_worker": 2}
+            config |= {"resources": resources, "deterministic": True}
         config["data"] = {**CONFIG["data"], "root": str(self.folder / "digits")}
         config["model"] = {**CONFIG["model"], "arguments": {"pace": str(self.folder / "pace.json")}}
         self.file = self.folder / f"{self.name}.yaml"
@@ -142,6 +154,14 @@ def kill(soak: Soak, number: int = signal.SIGKILL) -> None:
     if workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(random.choice(list(workers.values())), number)
+
+
+def kill_rank_0(soak: Soak) -> None:
+    """Kill the worker that writes metrics and checkpoints."""
+    workers = soak.workers_now()
+    if 0 in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers[0], signal.SIGKILL)
 
 
 def kill_while_saving(soak: Soak) -> None:
@@ -212,10 +232,10 @@ def kill_the_driver(soak: Soak) -> None:
 
 
 LOCAL: tuple[Fault, ...] = (
-    *(kill, kill, kill_while_saving, kill_twice, stop, crash, hang, kill_the_driver),
+    *(kill, kill_rank_0, kill_while_saving, kill_twice, stop, crash, hang, kill_the_driver),
     *(stopping(signal.SIGTERM), stopping(signal.SIGUSR2), stopping(signal.SIGINT)),
 )
-RAY: tuple[Fault, ...] = (kill, kill, kill_while_saving, stop, hang, stopping(signal.SIGTERM))
+RAY: tuple[Fault, ...] = (kill, kill_rank_0, kill_while_saving, stop, hang, stopping(signal.SIGTERM))
 
 
 def inject(soak: Soak, fault: Fault) -> bool:
@@ -291,18 +311,20 @@ def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
     return weights.keys() == others.keys() and all(weights[name].equal(tensor) for name, tensor in others.items())
 
 
-def soak(folder: Path, num_faults: int, minutes: float, workers: int, seed: int) -> dict[str, Any]:
+def soak(
+    folder: Path, num_faults: int, minutes: float, workers: int, seed: int, *, ray: bool = False, gpu: bool = False
+) -> dict[str, Any]:
     """Inject `num_faults` faults, or as many as fit into `minutes`; returns the report."""
     random.seed(seed)
     kernels = listening() - held_by(list(Path("/proc").glob("[0-9]*")))  # not visible to us
     write_digits(folder / "digits")
     steps = (num_faults + 1) * (STEPS_PER_FAULT + STEPS_TO_EFFECT)
-    runs = {name: Soak(folder, name, steps, workers) for name in ("undisturbed", "disturbed")}
+    runs = {name: Soak(folder, name, steps, workers, ray, gpu) for name in ("undisturbed", "disturbed")}
     runs["undisturbed"].start()
     runs["undisturbed"].wait_until(lambda: False, timeout_s=minutes * 60)
     disturbed = runs["disturbed"]
     disturbed.start()
-    faults, deadline = RAY if workers > 1 else LOCAL, time.monotonic() + minutes * 60
+    faults, deadline = RAY if ray else LOCAL, time.monotonic() + minutes * 60
     bag: list[Fault] = []
     for _ in range(num_faults):
         bag = bag or random.sample(faults, len(faults))
@@ -310,38 +332,50 @@ def soak(folder: Path, num_faults: int, minutes: float, workers: int, seed: int)
             break
     disturbed.wait_until(lambda: False, timeout_s=600)
     injected = disturbed.injected
-    seconds = [one.seconds for one in injected]
     time.sleep(2)  # for processes that are about to end
     left = leftovers(folder)
     return {
-        "place": "local" if workers == 1 else f"ray, {workers} workers",
+        "place": f"{'ray' if ray else 'local'}, {workers} worker{'s' if workers > 1 else ''}",
         "seed": seed,
-        "faults": len(injected),
         "steps": steps,
         "attempts": len(disturbed.directory.attempts()),
         "exit_codes": {name: run.poll() for name, run in runs.items()},
         "same_weights": same_weights(disturbed.directory, runs["undisturbed"].directory),
-        "steps_redone": {
-            "sum": sum(one.steps_redone for one in injected),
-            "worst": max((one.steps_redone for one in injected), default=0),
-        },
-        "seconds_to_next_new_step": {
-            "median": statistics.median(seconds) if seconds else None,
-            "worst": max(seconds, default=None),
+        **cost(injected),
+        "by_kind": {
+            kind: cost([one for one in injected if one.kind == kind]) for kind in sorted({one.kind for one in injected})
         },
         "left_over": {**left, "ports": [port for port in left["ports"] if port not in kernels]},
         "injected": [asdict(one) for one in injected],
     }
 
 
+def cost(injected: Sequence[InjectedFault]) -> dict[str, Any]:
+    """What some faults have cost."""
+    redone, seconds = [one.steps_redone for one in injected], [one.seconds for one in injected]
+    return {
+        "faults": len(injected),
+        "steps_redone": {"sum": sum(redone), **median_and_worst(redone)},
+        "seconds_to_next_new_step": median_and_worst(seconds),
+    }
+
+
+def median_and_worst(values: Sequence[float]) -> dict[str, float | None]:
+    """The median and the largest value; None without values."""
+    return {"median": statistics.median(values) if values else None, "worst": max(values, default=None)}
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as a table, one line per kind of fault."""
-    lines = [f"{'fault':<20} {'times':>5} {'repeated':>8} {'median s':>9} {'worst s':>8}"]
-    for kind in sorted({one["kind"] for one in report["injected"]}):
-        ones = [one for one in report["injected"] if one["kind"] == kind]
-        seconds = [one["seconds"] for one in ones]
-        repeated = sum(one["steps_redone"] for one in ones)
-        lines.append(f"{kind:<20} {len(ones):>5} {repeated:>8} {statistics.median(seconds):>9.1f} {max(seconds):>8.1f}")
+    lines = [f"{'fault':<20} {'times':>5} {'steps redone':>14} {'worst':>5} {'seconds':>9} {'worst':>7}"]
+    for kind, found in {**report["by_kind"], "all": report}.items():
+        if found["faults"]:
+            steps, seconds = found["steps_redone"], found["seconds_to_next_new_step"]
+            lines.append(
+                f"{kind:<20} {found['faults']:>5} {steps['median']:>14g} {steps['worst']:>5} "
+                f"{seconds['median']:>9.1f} {seconds['worst']:>7.1f}"
+            )
+    lines.append("steps and seconds are medians")
     left = {name: len(found) for name, found in report["left_over"].items()}
     lines.append(f"{report['faults']} faults, {report['attempts']} attempts, exit codes {report['exit_codes']}")
     lines.append(f"same weights as the undisturbed run: {report['same_weights']}; left over: {left}")
@@ -357,17 +391,22 @@ def passes(report: dict[str, Any]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the soak test; 0 if it passes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--faults", type=int, help="default: 100, through Ray 40")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--workers", type=int, help="default: 2, with --gpu 1")
+    parser.add_argument("--ray", action="store_true", help="through Ray, instead of the local supervisor")
+    parser.add_argument(
+        "--gpu", action="store_true", help="each worker on a GPU of its own, with deterministic kernels"
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--folder", type=Path, help="working folder, which is kept (default: a temporary one)")
     given = parser.parse_args(arguments)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        report = soak(folder.absolute(), given.faults, given.minutes, 2 if given.ray else 1, given.seed)
+        faults, workers = given.faults or (40 if given.ray else 100), given.workers or (1 if given.gpu else 2)
+        report = soak(folder.absolute(), faults, given.minutes, workers, given.seed, ray=given.ray, gpu=given.gpu)
     finally:
         if given.folder is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,226 +1,220 @@
 """The speed of a training step on one GPU compared with peers, and the time of its kernels.
 
-    python -m benchmarks.training_gpu [--device cuda|cpu] [--quick] [--only SECTION]
+    python -m benchmarks.training_gpu [--device cuda|cpu] [--minutes M] [--only SECTION]
 
-ResNet-50, 224 pixels, images of noise on the GPU. Requires torch and torchvision; timm for its peer. After each section
-results are written to results/DATE-GPU.json, and as a report to results/DATE-GPU.md.
+ResNet-50, 224 pixels, images of noise on the GPU; on a CPU a small network, to check that it works. Requires torch and
+torchvision; timm and DALI for their rows, pytest for the tests. After each section results are written to
+results/DATE-GPU-quick.json, with a report of the same name in Markdown. Sections run in the order of their value, each
+in a process of its own, until the minutes are over; those that would not fit are left out and listed.
 
-    peers      every precision and batch: ours, a minimal loop, torchvision's loop, timm's step; eager and compiled
-    ablation   one speed key changed at a time
-    norms      batch norm over several workers against torch.nn.SyncBatchNorm, in a process group of one
-    profile    the time of a step by kind of kernel
+    step         ours, a minimal loop, torchvision's loop, timm's step
+    compile      `speed.compile`
+    shipped      the step of a worker of configs/rn50_8node.yaml, also compiled and as a CUDA graph
+    ddp          DDP with NCCL, in a group of one process
+    norms        batch norm over several workers against torch.nn.SyncBatchNorm, in a process group of one
+    graph        `speed.cuda_graph`
+    input        steps fed by JPEG files, decoded by DALI (`mixed`) and by torchvision's decoder
+    tests        tests/gpu
+    resolutions  steps of progressive training
+    precisions   the first section for other precisions and batches
+    profile      the time of a step by kind of kernel
+    ablation     one speed key changed at a time
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import itertools
-import re
-import statistics
-from collections.abc import Callable
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_report import report
-from benchmarks.group_norms import compare_norms
-from benchmarks.kernels import profiled
-from benchmarks.measure import RESULTS, machine, write
-from benchmarks.peers import Setting, synthetic
-from benchmarks.variants import GRAPH_UP_TO, our_trainer, peers_of, timed, waiting_for
-from resnet_dist.recipe.schema import Precision, SpeedRecipe
-from resnet_dist.telemetry.flops import flops_per_image, peak_flops
+from benchmarks.gpu_report import checks_of, report
+from benchmarks.gpu_sections import SECTIONS, Plan, run_section
+from benchmarks.measure import FAILED, RESULTS
+from benchmarks.proof import ProofFile, send_in
+
+MARGIN_S = 20.0  # of the whole time: for imports, the report and the end of a section
+
+# Seconds that a section is expected to take on an H100 with 16 CPUs, from its steps at 2,800 images/s, 10 s for the
+# start and cuDNN's benchmark, and 45 s for a compilation. No GPU has run them.
+EXPECTED_S: Mapping[str, float] = {
+    "step": 30,
+    "compile": 65,
+    "shipped": 70,
+    "ddp": 30,
+    "norms": 35,
+    "graph": 20,
+    "input": 35,
+    "tests": 45,
+    "resolutions": 30,
+    "precisions": 35,
+    "profile": 35,
+    "ablation": 30,
+}
+LIMIT = 3.0  # times that, then a section is stopped, so that it does not take the time of the others
+
+QUICK = Plan(
+    model="resnet50",
+    resolution=224,
+    precisions=("bfloat16", "float16"),
+    batches=(256,),
+    graph_batch=64,
+    resolutions=(128, 160, 192, 224),
+    num_photos=1024,
+    rounds=5,
+    steps=6,
+    warm_up_steps=13,
+    compile=True,
+    compile_peers=False,
+)
+FULL = replace(
+    QUICK,
+    precisions=("bfloat16", "float16", "tf32"),
+    batches=(256, 64, 128, 512),
+    rounds=7,
+    steps=10,
+    compile_peers=True,
+)
+CPU = Plan(
+    model="resnet18",
+    resolution=32,
+    precisions=("float32", "bfloat16"),
+    batches=(2,),
+    graph_batch=2,
+    resolutions=(16, 32),
+    num_photos=8,
+    rounds=1,
+    steps=1,
+    warm_up_steps=1,
+    compile=False,
+    compile_peers=False,
+)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured."""
+class Ran:
+    """What a section did. `problem` is why it did not end; empty if it did."""
 
-    model: str
-    resolution: int
-    batches: tuple[int, ...]
-    precisions: tuple[Precision, ...]
-    compile_at: tuple[int, ...]  # batches for which peers are compiled, which takes a minute each
-    ablation: tuple[int, ...]  # batches
-    rounds: int
-    steps: int  # per turn
-    warm_up_steps: int  # including compilation, cuDNN's benchmark and the capture of a graph
+    lines: list[dict[str, Any]]
+    seconds: float
+    problem: str
 
-
-FULL = Plan("resnet50", 224, (64, 128, 256, 512), ("bfloat16", "float16", "tf32"), (256,), (64, 256), 6, 10, 15)
-QUICK_GPU = Plan("resnet50", 224, (64,), ("bfloat16",), (64,), (64,), 3, 5, 13)
-QUICK_CPU = Plan("resnet18", 32, (2,), ("float32",), (), (2,), 1, 1, 1)
-
-# One key changed at a time, from the defaults of a config.
-ABLATION: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "channels_last: false": {"channels_last": False},
-    "compile: true": {"compile": True},
-    "cuda_graph: true": {"cuda_graph": True},
-    "sgd_kernel: fused": {"sgd_kernel": "fused"},
-    "sgd_kernel: loop": {"sgd_kernel": "loop"},
-    "copy_stream: false": {"copy_stream": False},
-    "cudnn_benchmark: false": {"cudnn_benchmark": False},
-}
-GPU_ONLY = ("cuda_graph", "copy_stream", "cudnn_benchmark")
+    @property
+    def failed(self) -> bool:
+        """Whether something raised an error, as opposed to being absent or too slow."""
+        reasons = [reason for line in self.lines for reason in line.get("absent", {}).values()]
+        return (
+            bool(self.problem)
+            or any(line.get("failed") for line in self.lines)
+            or any(reason.startswith(FAILED) for reason in reasons)
+        )
 
 
-class Benchmark:
-    """The sections, on one device."""
+class Sections:
+    """Runs sections one after the other, each in a process of its own, until `deadline` (of time.monotonic)."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        self.plan, self.device = plan, device
+    def __init__(self, plan: Plan, device: torch.device, deadline: float) -> None:
+        self._plan, self._device, self._deadline = plan, device, deadline
+        # A server that has imported torch, and not touched the GPU, forks for each section.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["benchmarks.gpu_sections"])
 
-    def setting(self, precision: Precision, batch: int) -> Setting:
-        """Of one comparison."""
-        plan = self.plan
-        return Setting(batch, plan.resolution, plan.model, precision=precision, device=self.device)
+    def left_s(self) -> float:
+        """Seconds until the deadline."""
+        return self._deadline - time.monotonic()
 
-    def peers(self) -> list[dict[str, Any]]:
-        """Images/s of every peer, for every precision and batch."""
-        lines = []
-        for precision, batch in itertools.product(self.plan.precisions, self.plan.batches):
-            setting = self.setting(precision, batch)
-            makers, absent = peers_of(setting, compiled=batch in self.plan.compile_at and precision != "tf32")
-            found = self._timed(makers)
-            lines.append(
-                {
-                    "precision": precision,
-                    "batch": batch,
-                    **asdict(found),
-                    "absent": {**absent, **found.absent},
-                    "images_per_s": _images_per_s(found.times_s, batch),
-                    "flops_utilisation": self._utilisation(setting, found.times_s),
-                }
-            )
-            print(f"{precision}, {batch} images: {_short(lines[-1]['images_per_s'])}", flush=True)
-        return lines
-
-    def ablation(self) -> list[dict[str, Any]]:
-        """Images/s with one speed key changed at a time; images come from the host, so that `copy_stream` matters."""
-        lines = []
-        for batch in self.plan.ablation:
-            setting = self.setting(self.plan.precisions[0], batch)
-            batches = synthetic(setting, on_device=False)
-            makers: dict[str, Callable[[], Any]] = {}
-            absent: dict[str, str] = {}
-            for name, keys in ABLATION.items():
-                reason = self._why_not(keys, batch)
-                if reason is not None:
-                    absent[name] = reason
-                else:
-                    speed = SpeedRecipe(**keys)
-                    makers[name] = partial(our_trainer, setting, speed, batches)
-            found = self._timed(makers)
-            lines.append(
-                {
-                    "precision": setting.precision,
-                    "batch": batch,
-                    **asdict(found),
-                    "absent": {**absent, **found.absent},
-                    "images_per_s": _images_per_s(found.times_s, batch),
-                }
-            )
-            print(f"one key changed, {batch} images: {_short(lines[-1]['images_per_s'])}", flush=True)
-        return lines
-
-    def norms(self) -> list[dict[str, Any]]:
-        """Seconds of batch norm, forward and backward, on the shapes of the network's stages."""
-        batch = 64 if self.device.type == "cuda" else 2
-        return compare_norms(self.device, batch, self.plan.resolution, self.plan.rounds, self.plan.steps)
-
-    def profile(self) -> list[dict[str, Any]]:
-        """The time of a step by kind of kernel: eager, compiled, and as a CUDA graph."""
-        batch = max(size for size in self.plan.batches if size <= 256)
-        setting = self.setting(self.plan.precisions[0], batch)
-        ways: dict[str, SpeedRecipe] = {"eager": SpeedRecipe()}
-        if batch in self.plan.compile_at:
-            ways["compiled"] = SpeedRecipe(compile=True)
-        if self.device.type == "cuda" and batch <= GRAPH_UP_TO:
-            ways["CUDA graph"] = SpeedRecipe(cuda_graph=True)
-        lines = []
-        for name, speed in ways.items():
-            run = our_trainer(setting, speed, synthetic(setting))
-            run(self.plan.warm_up_steps)
-            waiting_for(self.device)()
-            found = profiled(run, self.plan.steps, self.device)
-            lines.append({"way": name, "precision": setting.precision, "batch": batch, **found})
-        return lines
-
-    def _timed(self, makers: dict[str, Callable[[], Any]]) -> Any:
-        plan = self.plan
-        return timed(makers, self.device, rounds=plan.rounds, steps=plan.steps, warm_up_steps=plan.warm_up_steps)
-
-    def _why_not(self, keys: dict[str, Any], batch: int) -> str | None:
-        if any(key in GPU_ONLY for key in keys) and self.device.type != "cuda":
-            return "no GPU"
-        if "cuda_graph" in keys and batch > GRAPH_UP_TO:
-            return f"only up to {GRAPH_UP_TO} images"
-        if "compile" in keys and batch not in self.plan.compile_at:
-            return "not compiled for this batch"
-        return None
-
-    def _utilisation(self, setting: Setting, times_s: dict[str, list[float]]) -> dict[str, float]:
-        """Model FLOPs per second of each peer / the device's peak."""
-        peak = peak_flops(self.device, setting.precision)
-        if peak is None:
-            return {}
-        flops = flops_per_image(setting.our_model(), setting.resolution) * setting.batch
-        return {name: flops / statistics.median(times) / peak[0] for name, times in times_s.items()}
+    def run(self, name: str, limit_s: float) -> Ran:
+        """Run a section until its end, for at most `limit_s` and until the deadline."""
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "lines"
+            process = self._context.Process(target=run_section, args=(name, self._plan, str(self._device), str(file)))
+            process.start()
+            process.join(max(min(self.left_s(), limit_s), 0.0))
+            in_time = process.exitcode is not None
+            if not in_time:
+                _end(process.pid)
+                process.join()
+            lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        seconds = time.monotonic() - started
+        error = next((line["error"] for line in lines if "error" in line), "")
+        lines = [line for line in lines if "error" not in line]
+        if not in_time:
+            return Ran(lines, seconds, f"stopped after {seconds:.0f} s")
+        return Ran(lines, seconds, error or _ending(process.exitcode))
 
 
-def _images_per_s(times_s: dict[str, list[float]], batch: int) -> dict[str, float]:
-    return {name: batch / statistics.median(times) for name, times in times_s.items()}
+def _end(pid: int | None) -> None:
+    """Kill a section with the processes that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        if pid is not None:
+            os.killpg(pid, signal.SIGKILL)
 
 
-def _short(images_per_s: dict[str, float]) -> str:
-    return ", ".join(f"{name} {speed:,.0f}" for name, speed in images_per_s.items())
+def _ending(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"ended by {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}" if exit_code else ""
 
 
-SECTIONS = ("peers", "ablation", "norms", "profile")
+def measured(
+    proof: ProofFile, plan: Plan, device: torch.device, names: Sequence[str], minutes: float, more: float = 1.0
+) -> int:
+    """Run the sections `names`, and write the result file and its report after each. Returns how many failed.
+
+    minutes    for all of them
+    more       times that `plan` takes as long as `QUICK`
+    """
+    sections, content, num_failed = Sections(plan, device, time.monotonic() + minutes * 60), proof.content, 0
+    content |= {"plan": asdict(plan), "sections": {}}
+    earlier = list(content["checks"])
+    for name in names:
+        expected_s = EXPECTED_S[name] * more
+        if sections.left_s() < expected_s:
+            content["not_run"][name] = f"it takes about {expected_s:.0f} s, and {sections.left_s():.0f} s were left"
+            print(f"-- {name}: not run, {content['not_run'][name]}", flush=True)
+        else:
+            print(f"-- {name}", flush=True)
+            ran = sections.run(name, LIMIT * expected_s)
+            content["sections"][name] = {"lines": ran.lines, "seconds": round(ran.seconds, 1), "problem": ran.problem}
+            num_failed += ran.failed
+            print(f"   {ran.seconds:.0f} s{f', {ran.problem}' if ran.problem else ''}", flush=True)
+        content["checks"] = [*earlier, *checks_of(content)]
+        file = proof.write()
+        file.with_suffix(".md").write_text(report(json.loads(file.read_text())))
+    return num_failed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure section by section; write JSON and a report after each."""
+    """Measure section by section; returns 1 if one of them failed."""
+    started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--quick", action="store_true", help="check that it works, in a few minutes")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (%(default)g)")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="may be given several times")
-    parser.add_argument("--batches", type=int, nargs="+", help="images per step")
-    parser.add_argument("--precisions", nargs="+", choices=("bfloat16", "float16", "tf32", "float32"))
-    parser.add_argument("--compile-at", type=int, nargs="*", help="batches for which peers are compiled too")
-    parser.add_argument("--rounds", type=int)
     parser.add_argument("--folder", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch finds no GPU; --device cpu --quick checks that the benchmark works")
+        parser.error("torch finds no GPU; --device cpu checks that the benchmark works")
     device = torch.device("cuda", 0) if given.device == "cuda" else torch.device("cpu")
-    plan = FULL if not given.quick else QUICK_GPU if given.device == "cuda" else QUICK_CPU
-    changes: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name in ("batches", "precisions", "compile_at", "rounds")
-        if (value := getattr(given, name)) is not None
-    }
-    plan = replace(plan, **changes)
-    benchmark = Benchmark(plan, device)
-    name = f"{datetime.datetime.now(datetime.UTC).date()}-{_slug(machine(device)['gpu'] or 'cpu')}"
-    content: dict[str, Any] = {"question": "training on one GPU", "plan": asdict(plan), "device": given.device}
-    for section in given.only or SECTIONS:
-        content[section] = getattr(benchmark, section)()
-        file = write(name, content, device, given.folder)
-        file.with_suffix(".md").write_text(report(file))
-    print(report(file))
-    print(f"\n{file}\n{file.with_suffix('.md')}")
-    return 0
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    proof = ProofFile("quick", device, given.folder)
+    left = given.minutes - (MARGIN_S + time.monotonic() - started) / 60
+    num_failed = measured(proof, QUICK if given.device == "cuda" else CPU, device, given.only or list(SECTIONS), left)
+    file = proof.write()
+    print(f"\n{file.with_suffix('.md').read_text()}\n{send_in(file)}")
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measure import Run, interleave
+from benchmarks.measure import FAILED, Run, interleave
 from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic, why_not_timm
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.recipe.schema import Recipe, SpeedRecipe
@@ -34,8 +36,8 @@ class Timed:
     absent: dict[str, str]
 
 
-def peers_of(setting: Setting, *, compiled: bool) -> tuple[dict[str, Make], dict[str, str]]:
-    """Our variants and the peers for one precision and batch, and the absent ones with the reason."""
+def peers_of(setting: Setting, *, compiled: bool = False) -> tuple[dict[str, Make], dict[str, str]]:
+    """Our trainer and the peers for one precision and batch, and the absent ones with the reason."""
     batches = synthetic(setting)
     fast = replace(setting, compile=True)
 
@@ -54,14 +56,6 @@ def peers_of(setting: Setting, *, compiled: bool) -> tuple[dict[str, Make], dict
     if compiled:
         makers["ours, compiled"] = ours(compile=True)
         makers["minimal, compiled"] = lambda: other(fast, MinimalLoop)
-    if setting.device.type != "cuda":
-        absent["ours, CUDA graph"] = "no GPU"
-    elif setting.precision == "float16":
-        absent["ours, CUDA graph"] = "float16 has a loss scaler, which synchronises with the host at every step"
-    elif setting.batch > GRAPH_UP_TO:
-        absent["ours, CUDA graph"] = f"only up to {GRAPH_UP_TO} images"
-    else:
-        makers["ours, CUDA graph"] = ours(cuda_graph=True)
     reason = why_not_timm()
     if reason is not None:
         absent["timm"] = reason
@@ -72,10 +66,19 @@ def peers_of(setting: Setting, *, compiled: bool) -> tuple[dict[str, Make], dict
     return makers, absent
 
 
-def our_trainer(setting: Setting, speed: SpeedRecipe, batches: list[HostBatch]) -> Run:
-    """Our trainer with these speed keys."""
+def why_no_graph(setting: Setting) -> str | None:
+    """Why a step cannot be a CUDA graph; None if it can."""
+    if setting.device.type != "cuda":
+        return "no GPU"
+    if setting.precision == "float16":
+        return "float16 has a loss scaler, which synchronises with the host at every step"
+    return f"only up to {GRAPH_UP_TO} images" if setting.batch > GRAPH_UP_TO else None
+
+
+def our_trainer(setting: Setting, speed: SpeedRecipe, batches: list[HostBatch], *, wrapped: bool = False) -> Run:
+    """Our trainer with these speed keys; `wrapped` in DDP even on one worker."""
     recipe = setting.recipe(speed=speed)
-    return flagged(recipe, setting.device, OurTrainer(recipe, setting.device, batches))
+    return flagged(recipe, setting.device, OurTrainer(recipe, setting.device, batches, wrapped=wrapped))
 
 
 def flagged(recipe: Recipe, device: torch.device, run: Run) -> Run:
@@ -91,8 +94,14 @@ def flagged(recipe: Recipe, device: torch.device, run: Run) -> Run:
     return turn
 
 
-def timed(makers: Mapping[str, Make], device: torch.device, *, rounds: int, steps: int, warm_up_steps: int) -> Timed:
-    """Create every peer, warm it up, and time all that fit into memory in turns."""
+def timed(
+    makers: Mapping[str, Make], device: torch.device, *, rounds: int, steps: int, warm_up_steps: int, lead: int = 0
+) -> Timed:
+    """Create every peer, warm it up, and time all that fit into memory in turns.
+
+    One that fails is left out with its error, so that it does not cost the others their results. For `lead` see
+    `interleave`.
+    """
     wait = waiting_for(device)
     peers: dict[str, Run] = {}
     absent: dict[str, str] = {}
@@ -104,22 +113,28 @@ def timed(makers: Mapping[str, Make], device: torch.device, *, rounds: int, step
             peer(warm_up_steps)
             wait()
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            absent[name] = "out of memory"
+            absent[name] = "out of memory" if is_out_of_memory(error) else f"{FAILED}{_described(error)}"
+            del error
             gc.collect()
             continue
         peers[name] = peer
         if device.type == "cuda":
             memory_mb[name] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
             torch.cuda.empty_cache()
-    times_s = interleave(peers, rounds=rounds, steps=steps, warm_up=1, wait=wait) if peers else {}
+    times_s = interleave(peers, rounds=rounds, steps=steps, warm_up=1, wait=wait, lead=lead) if peers else {}
     peers.clear()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    torch.compiler.reset()
+        torch.compiler.reset()
     return Timed(times_s, memory_mb, absent)
+
+
+def _described(error: Exception) -> str:
+    """The type and the first line of an error, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]} ({Path(place.filename).name}:{place.lineno})"
 
 
 def waiting_for(device: torch.device) -> Callable[[], object]:

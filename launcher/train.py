@@ -25,6 +25,7 @@ from launcher.console.description import description
 from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
+from launcher.local.spares import Spares
 from launcher.ray_backend import environment as ray_environment
 from launcher.recovery import preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
@@ -111,6 +112,28 @@ def _train_and_record(
     code = _nothing_to_do(config, run, mode, progress)
     if code is not None:
         return code, run
+    with contextlib.closing(_first_processes(config, progress, attended)) as spares:
+        return _checked_and_trained(config, mode, progress, attended, stop, spares), run
+
+
+def _first_processes(config: RunConfig, progress: Progress, attended: bool) -> Spares:
+    """Start the processes of a run under the local supervisor: they import PyTorch while the run is checked."""
+    spares = Spares(progress, same_path=not attended)
+    if _is_supervised(config, attended):
+        spares.start(config.resources.local_workers)
+    return spares
+
+
+def _is_supervised(config: RunConfig, attended: bool) -> bool:
+    restarts = attended and config.faults.max_failures > 0
+    is_local = config.place != "ray" and resolve_place(config.place) == "local" and not under_torchrun()
+    return is_local and (restarts or config.resources.local_workers > 1)
+
+
+def _checked_and_trained(
+    config: RunConfig, mode: ResumeMode, progress: Progress, attended: bool, stop: StopSignals, spares: Spares
+) -> ExitCode:
+    run, code = RunDirectory(Path(config.storage), config.name), None
     if not under_torchrun():  # there, the workers find the same errors, and record them for the scheduler's script
         preconditions.check(config, run, mode)
     notifier = Notifier(config.notify, run)
@@ -125,7 +148,7 @@ def _train_and_record(
                     from launcher.planning import record as forecasts  # once the config and the directory are right
 
                     forecasts.write(config, run)
-                code, result = _train(session, mode)
+                code, result = _train(session, mode, spares)
                 stop.answer("the run is ending already")
                 if leads():
                     _record_end(session, code, result)
@@ -136,7 +159,7 @@ def _train_and_record(
         code = stop.exit_code
     finally:
         notifier.close()
-    return code, run
+    return code
 
 
 def _nothing_to_do(config: RunConfig, run: RunDirectory, mode: ResumeMode, progress: Progress) -> ExitCode | None:
@@ -175,20 +198,20 @@ def _follow(session: Session) -> None:
     progress.on_record = lambda: stop.answer(SAVES)
 
 
-def _train(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
+def _train(session: Session, mode: ResumeMode, spares: Spares) -> tuple[ExitCode, AttemptResult]:
     config, run = session.config, session.run
     previous = run.fatal()
     try:
         if resolve_place(config.place) == "ray":
-            session.progress.stage("importing Ray and PyTorch")
+            session.progress.stage("importing Ray")
             ray_environment.set_up()
-            from launcher.ray_backend.driver import run_ray
+            from launcher.ray_backend.run import run_ray
 
             return run_ray(session, mode)
-        if session.attended and config.faults.max_failures > 0 and not under_torchrun():
+        if _is_supervised(config, session.attended):
             from launcher.local.supervisor import run_supervised
 
-            return run_supervised(session, mode)
+            return run_supervised(session, mode, spares)
         if leads():
             session.progress.stage("importing PyTorch")
         from launcher.local.run import run_local
@@ -246,7 +269,15 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progr
             if attempt.ended is None:
                 beats, began = read_beats(run, attempt.number), as_seconds(attempt.started)
                 step, training_began = attempt.facts.get("from_step", 0), progress.training_began
-                lost = lost_work(run, step, began, beats, training_began=training_began, verify=False)
+                lost = lost_work(
+                    run,
+                    step,
+                    began,
+                    beats,
+                    training_began=training_began,
+                    verify=False,
+                    from_memory="from_memory_of_rank" in attempt.facts,
+                )
                 step = lost.saved_step
                 saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
                 cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resnet_dist.checkpoint.broadcast import load_and_broadcast
+from resnet_dist.checkpoint.broadcast import broadcast, load_and_broadcast
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.format import step_of
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.data import Index
 from resnet_dist.data.decoding.choice import describe_decoders
+from resnet_dist.data.decoding.region_check import region_check
 from resnet_dist.data.index.shared import check_same_data, facts_of_data
 from resnet_dist.data.ledger import Ledger
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.data.order import order_of, warn_of_classes
+from resnet_dist.engines.ddp import DdpEngine
 from resnet_dist.engines.factory import build_engine
-from resnet_dist.engines.protocol import Engine
+from resnet_dist.engines.protocol import Engine, MicroBatch
 from resnet_dist.models import build_model
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.loss import loss_of
@@ -38,10 +41,10 @@ from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry import memory
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes, classify
-from resnet_dist.telemetry.flops import mean_flops_per_image, peak_flops
+from resnet_dist.telemetry.flops import mean_flops_per_image, peak_flops, why_no_peak
 from resnet_dist.telemetry.layers import Layers, LayerStatistics, NoLayers
 from resnet_dist.telemetry.liveness import Liveness
-from resnet_dist.telemetry.metrics_file import Sink
+from resnet_dist.telemetry.metrics_file import Sink, unwritten
 from resnet_dist.telemetry.profiler import StepProfiler
 from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.telemetry.step_totals import StepExchange
@@ -51,12 +54,13 @@ from resnet_dist.training.checkpointing import RunCheckpoints, facts_of
 from resnet_dist.training.device import ToDevice, Worker, seed_generators, set_up_torch
 from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluator import evaluator
-from resnet_dist.training.input import splits_of, training_input
+from resnet_dist.training.input import blank_batch, checked_regions, splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
 from resnet_dist.training.parts import Timetable, TrainerParts
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
 from resnet_dist.training.sample_images import SampleImages, ShowImages
+from resnet_dist.training.survivor import MemoryState, Start
 from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Trainer
 
@@ -76,6 +80,7 @@ class RunOptions:
     shared_index: Path | None = None  # folder of the indices that the runs of a storage share
     layers_every: int | None = None  # steps between two records of kind "layers"
     skipped: tuple[tuple[int, int], ...] = ()  # [first, end) steps of the stream that are left out, ascending
+    metrics: Path | None = None  # metrics.jsonl, which rank 0 completes after a start from memory
     profile: tuple[int, int] | None = None  # first and last step to profile
     profiles: Path | None = None  # folder for them
     num_images: int = 0  # images of the first step to show, of those that `show_images` can show
@@ -89,11 +94,11 @@ def build(
     options: RunOptions,
     sink: Sink,
     supervisor: Supervisor,
-    resume: Path | None = None,
+    resume: Path | MemoryState | None = None,
     liveness: Liveness | None = None,
     stages: Stages | None = None,
 ) -> Trainer:
-    """The trainer of `worker` for `recipe`, from the first step or from the checkpoint `resume`.
+    """The trainer of `worker` for `recipe`, from the first step, or from a checkpoint or a state in memory: `resume`.
 
     A collective: several workers need a process group. Raises RecipeError, DataError or CheckpointError, on every
     worker if rank 0 finds the error.
@@ -102,6 +107,7 @@ def build(
     options = resolved(options, recipe.duration)
     rules.check(recipe, worker.world_size)
     set_up_torch(recipe, worker.device, worker.num_threads)
+    check = region_check(recipe.data, worker.device)  # runs beside what follows
     resumed = resume is not None
     liveness = Liveness() if liveness is None else liveness
     stages = NoStages() if stages is None else stages
@@ -130,7 +136,7 @@ def build(
     liveness.watch(model, worker.device, lambda: spans.waited_s)
     of_data = facts_of_data(train, val, recipe.data.order)
     if resume is not None:
-        stages.begin(f"loading the checkpoint of step {step_of(resume.name)}")
+        stages.begin(_stage(resume))
     checkpoint = None if resume is None else _load(resume, worker, of_data, train)
     if checkpoint is not None:
         model.load_state_dict(checkpoint.model)
@@ -177,8 +183,10 @@ def build(
     checkpoint_options = dataclasses.replace(options.checkpoint, retention=retention, in_use=beside.in_use)
     if bad is not None and checkpoint is not None:
         bad.load_state(checkpoint.state.get("bad_images", {}))
+    worker = checked_regions(worker, recipe.data, check)
     batches_from = training_input(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
     to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
+    prepare = partial(_prepare, recipe, engine, to_device, len(layout.worker_micro_batch(0, worker.rank)))
     if leaving_out is not None:
         to_device = leaving_out.applied(to_device)
     precise = partial(
@@ -193,6 +201,7 @@ def build(
         show = partial(options.show_images, first_step + 1)
         num = options.num_images
         to_device = SampleImages(to_device, recipe.data, train.classes, num, layout.num_micro_batches, show)
+    checkpoints = RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger, bad)
     parts = TrainerParts(
         engine=engine,
         learning_rate=learning_rate,
@@ -201,7 +210,8 @@ def build(
         evaluate=evaluator(recipe, worker, model, (train, val), liveness, average, precise, bad),
         beside=beside,
         exchange=StepExchange(statistics, worker.device, recipe.batch.size, ledger.num_sums),
-        checkpoints=RunCheckpoints(checkpoint_options, engine, facts, worker.rank, sink, average, ledger, bad),
+        checkpoints=checkpoints,
+        content=checkpoints.content,
         sink=sink,
         supervisor=supervisor,
         seed=lambda step: seed_generators(recipe.seed, step, worker.rank, worker.device),
@@ -211,8 +221,10 @@ def build(
         liveness=liveness,
         stages=stages,
         layers=layers,
+        prepare=prepare,
         profiler=_profiler(options, worker),
         classify=partial(_classify, recipe, worker, len(train)),
+        unwritten=partial(unwritten, options.metrics),
         translate_oom=partial(
             memory.translate_oom,
             recipe=recipe,
@@ -221,27 +233,45 @@ def build(
             largest_world_size=worker.largest_world_size,
         ),
     )
-    target, evaluate_first = Target.of(recipe.stop_at), False
+    target, evaluate_first, start = Target.of(recipe.stop_at), False, Start()
     if checkpoint is not None:
-        metrics = checkpoint.state.get("metrics")
-        evaluate_first = metrics is None and timetable.evaluate.fires_after(first_step)
-        if evaluate_first and checkpoint.state["recipe"].get("evaluate", {}).get("beside"):
+        start = Start.of(checkpoint)
+        is_last = start.from_memory and first_step == timetable.total_steps
+        evaluate_first = not start.metrics and (timetable.evaluate.fires_after(first_step) or is_last)
+        if evaluate_first and start.beside and checkpoint.state["recipe"].get("evaluate", {}).get("beside"):
             evaluate_first = beside.left(first_step)
-        evaluate_first |= target is not None and target.is_reached(metrics or {})  # the run ends with it
-    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first, skipped, target)
+        evaluate_first |= target is not None and target.is_reached(start.metrics)  # the run ends with it
+    return Trainer(parts, timetable, recipe.batch.parts, first_step, evaluate_first, skipped, target, start)
 
 
-def _load(path: Path, worker: Worker, of_data: Mapping[str, str | None], train: Index) -> CheckpointContent:
-    """The checkpoint at `path`, on every worker. Raises DataError if it belongs to other images. A collective."""
-    checkpoint = load_and_broadcast(path, worker.rank, worker.world_size, worker.device)
+def _load(
+    resume: Path | MemoryState, worker: Worker, of_data: Mapping[str, str | None], train: Index
+) -> CheckpointContent:
+    """The state to start from, on every worker. Raises DataError if it belongs to other images. A collective."""
+    place = worker.rank, worker.world_size, worker.device
+    if isinstance(resume, MemoryState):
+        checkpoint = broadcast(resume.held, resume.rank, *place)
+    else:
+        checkpoint = load_and_broadcast(resume, *place)
     check_same_data(of_data, checkpoint.state, checkpoint.step, train)
     return checkpoint
 
 
-def _tell(sink: Sink, resume: Path | None, detail: Mapping[str, object]) -> None:
+def _first_step(resume: Path | MemoryState | None) -> int:
+    if isinstance(resume, MemoryState):
+        return resume.step
+    return 0 if resume is None else step_of(resume.name) or 0
+
+
+def _stage(resume: Path | MemoryState) -> str:
+    if isinstance(resume, MemoryState):
+        return f"taking over the state of step {resume.step} from worker {resume.rank}"
+    return f"loading the checkpoint of step {_first_step(resume)}"
+
+
+def _tell(sink: Sink, resume: Path | MemoryState | None, detail: Mapping[str, object]) -> None:
     """Record how far the making of the index is."""
-    step = 0 if resume is None else step_of(resume.name) or 0
-    sink.write({"kind": "event", "step": step, "event": "indexing", "detail": detail})
+    sink.write({"kind": "event", "step": _first_step(resume), "event": "indexing", "detail": detail})
 
 
 def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module:
@@ -250,6 +280,12 @@ def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module
     model = use_spans(model, spans, momentum=recipe.batch_norm.momentum, epsilon=recipe.batch_norm.epsilon)
     model.to(device=device, dtype=torch.float64 if recipe.precision == "float64" else torch.float32)
     return model.to(memory_format=torch.channels_last) if recipe.speed.channels_last else model
+
+
+def _prepare(recipe: Recipe, engine: Engine, to_device: Callable[[HostBatch], MicroBatch], num_samples: int) -> None:
+    """Capture the CUDA graph, if there is one, before a decoder of images works on the GPU. A collective."""
+    if isinstance(engine, DdpEngine) and recipe.speed.cuda_graph:
+        engine.prepare(to_device(blank_batch(recipe, num_samples)))
 
 
 def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | None) -> WeightAverage | None:
@@ -319,7 +355,8 @@ def _classify(recipe: Recipe, worker: Worker, num_samples: int, windows: list[St
         if not is_reference(recipe.model.name):
             raise
         log.warning("the operations of %s cannot be counted: %s: %s", recipe.model.name, type(error).__name__, error)
-    return classify(windows, flops, peak_flops(worker.device, recipe.precision))
+    peak = peak_flops(worker.device, recipe.precision)
+    return classify(windows, flops, peak, "" if peak else why_no_peak(worker.device, recipe.precision))
 
 
 __all__ = ["RunOptions", "Worker", "build", "timetable_of", "whole_model"]

@@ -24,15 +24,22 @@ def run_on_rank_0(work: Callable[[], T], rank: int, world_size: int, errors: typ
     If `work` raises one of `errors`, every worker raises it, so that none waits for rank 0. Results and errors are
     pickled.
     """
+    return run_on_rank(0, work, rank, world_size, errors)
+
+
+def run_on_rank(
+    source: int, work: Callable[[], T], rank: int, world_size: int, errors: type[Exception] = TrainingError
+) -> T:
+    """As `run_on_rank_0`, on the worker `source`. A collective."""
     if world_size == 1:
         return work()
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
-    if rank == 0:
+    if rank == source:
         try:
             outcome = [(work(), None)]
         except errors as error:
             outcome = [(None, error)]
-    dist.broadcast_object_list(outcome, src=0)
+    dist.broadcast_object_list(outcome, src=source)
     result, raised = outcome[0]
     if raised is not None:
         raise raised

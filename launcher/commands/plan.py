@@ -19,6 +19,7 @@ from launcher.commands import (
     plan_resources,
     plan_result,
     plan_schedule,
+    plan_spans,
 )
 from launcher.commands.plan_text import heading, paragraph
 from launcher.config import load as configs
@@ -236,7 +237,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield f"the batch has more than the {plan.num_samples:,} images: a step repeats some"
     if plan_schedule.ends_only_at_the_end(config, plan.num_samples):
         yield "the only evaluation is after the last step: the run cannot end earlier"
-    yield from plan_resources.span_warnings(config)
+    yield from plan_spans.warnings(config)
+    yield from plan_resources.experimental_warnings(config)
     yield from plan_resources.memory_warnings(plan.estimate, plan.measured)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.commands import plan_disks
+from launcher.commands.plan_spans import largest_team
 from launcher.commands.plan_text import paragraph, row
 from launcher.config.schema import RunConfig
 from launcher.formatting import count, in_bytes
@@ -15,9 +16,9 @@ from launcher.planning.memory import Estimate, Measured
 from launcher.planning.preemption import preemption_notice
 from launcher.run.directory import RunDirectory
 from resnet_dist.data.decoding.choice import describe_decoders
-from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, BatchLayout
+from resnet_dist.recipe.batch_layout import WANTED_SPAN, BatchLayout
 from resnet_dist.recipe.rules import settled
-from resnet_dist.recipe.schema import EmaRecipe, EngineRecipe
+from resnet_dist.recipe.schema import EXPERIMENTAL, EmaRecipe, EngineRecipe
 
 
 def memory_and_disks(
@@ -38,7 +39,21 @@ def memory_and_disks(
         yield from row("measured", measured_text(estimate, measured))
     elif estimate is not None:
         yield from row("", "an estimate: no run of this configuration in this storage has recorded its memory")
+    yield from _dali(config)
     yield from plan_disks.lines(config.data, images.mean_bytes, images.num_shards, images_per_s)
+
+
+def _dali(config: RunConfig) -> Iterator[str]:
+    found = memory.of_dali(config)
+    if found is not None:
+        settings = config.data.dali
+        yield from row(
+            "DALI",
+            f"buffers of {in_bytes(found.gpu)} on the GPU and {in_bytes(found.pinned)} of pinned host memory for each"
+            f" worker, besides the above: {memory.DALI_PIPELINES} pipelines (training, evaluation) of"
+            f" {count(found.num_threads, 'thread')}, each with {settings.device_padding_mib} MiB and twice"
+            f" {settings.host_padding_mib} MiB (data.dali)",
+        )
 
 
 def measured_text(estimate: Estimate | None, measured: Measured) -> str:
@@ -51,6 +66,14 @@ def measured_text(estimate: Estimate | None, measured: Measured) -> str:
         difference = estimate.total / measured.gpu - 1 if measured.gpu else 0.0
         beside = f": the estimate is {abs(difference):.0%} {'higher' if difference > 0 else 'lower'}"
     return f"{in_bytes(measured.gpu)} of its GPU by rank 0 in {measured.run}{beside}"
+
+
+def experimental_warnings(config: RunConfig) -> Iterator[str]:
+    """A warning for each speed key that is on and that no GPU has run."""
+    if config.resources.gpus_per_worker:
+        for name in EXPERIMENTAL:
+            if getattr(config.speed, name):
+                yield f"speed.{name} is experimental: no GPU has run it here (docs/tried.md)"
 
 
 def memory_warnings(estimate: Estimate | None, measured: Measured | None) -> Iterator[str]:
@@ -112,21 +135,10 @@ def _batch(config: RunConfig, layout: BatchLayout) -> Iterator[str]:
         yield from row("batch norm", f"each worker's own images: {only}")
         return
     length = layout.micro_batch_size if span == "global" else span
-    crossing = config.workers.most > 1 and layout.spans_cross_workers(length)
-    exchange = "statistics exchanged between workers" if crossing else "each on one worker: nothing is exchanged"
+    team = largest_team(layout, length)
+    exchange = f"exchanged in teams of up to {team} workers" if team > 1 else "each on one worker: nothing is exchanged"
     spans = f"{count(layout.size // length, 'span')} of {count(length, 'image')}"
     yield from row("batch norm", f"{spans}, {exchange}")
     if config.batch_norm.span == "auto" and span != "global":
         nearest = f"the divisor of {layout.micro_batch_size:,} nearest {WANTED_SPAN}"
         yield from row("", f"span {span}, chosen by auto: {nearest}")
-
-
-def span_warnings(config: RunConfig) -> Iterator[str]:
-    """A warning if `span: auto` found no divisor."""
-    layout = BatchLayout.of(config, config.workers.most)
-    is_slow = config.batch_norm.span == "auto" and settled(config).batch_norm.fixed_span == "global"
-    if is_slow and config.model.normalisation != "none" and config.workers.most > 1:
-        yield (
-            f"span global: no divisor of {layout.micro_batch_size:,} lies between {LEAST_SPAN} and {LARGEST_SPAN};"
-            " statistics over the whole batch are the slowest choice on a cluster"
-        )

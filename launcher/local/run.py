@@ -6,18 +6,20 @@ import contextlib
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import FileStore, HashStore
 
 from launcher.checks.finding import require
-from launcher.checks.network import select_interface
+from launcher.checks.network import INTERFACE_VARIABLE, select_interface
 from launcher.config import load as configs
-from launcher.config.schema import RunConfig, ranks, under_torchrun
+from launcher.config.schema import Ranks, RunConfig, ranks, under_torchrun
 from launcher.console import Progress
+from launcher.errors import UsageError
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count
 from launcher.local.beside import LocalEvaluations
@@ -33,16 +35,28 @@ from launcher.signals import StopSignals
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.train import train_worker
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import BatchNormRecipe
+from resnet_dist.training.survivor import MemoryState
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface for workers that are all on this machine
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A process that started this one for one attempt: it records failures and starts the next attempt."""
+    """A process that started this one and the other workers: it records failures and starts the next attempt.
+
+    `rendezvous`: the path of the file through which several workers find each other. `memory`: what the attempt starts
+    from in place of a checkpoint. `keep` takes the state after the last completed step of a failed attempt.
+    """
 
     num_micro_batches: int | None
     on_begin: Callable[[AttemptSpec], None]
+    ranks: Ranks = field(default_factory=Ranks)
+    rendezvous: str = ""
+    memory: MemoryState | None = None
+    keep: Callable[[CheckpointContent], None] | None = None
 
 
 def run_local(
@@ -62,22 +76,28 @@ def run_local(
     size of the environment overrides `workers`, with a message. `watched`: this process belongs to the run, and a
     watchdog may end it after a hang. `claim` is that of the run's lease.
     """
-    rank, world_size, local_rank, local_world_size = dataclasses.astuple(ranks())
+    own = ranks() if parent is None else parent.ranks
+    rank, world_size, local_rank, local_world_size = dataclasses.astuple(own)
     if stop.stopped and world_size == 1:
         return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
     if rank == 0 and world_size > 1:
         progress.stage(f"joining the process group of {count(world_size, 'worker')}")
-    with _process_group(config.resources.gpus_per_worker > 0, local_rank):
-        known = None if parent is None else parent.num_micro_batches
+    use_gpu, rendezvous = config.resources.gpus_per_worker > 0, "" if parent is None else parent.rendezvous
+    if rendezvous and use_gpu:
+        _require_gpus(world_size)
+    with _process_group(use_gpu, own, rendezvous):
         spec, batch_norm = run_on_rank_0(
-            lambda: _begin(config, run, mode, progress, world_size, known), rank, world_size, errors=Exception
+            lambda: _begin(config, run, mode, progress, world_size, parent), rank, world_size, errors=Exception
         )
         # Each process keeps its own paths and claim.
         spec = dataclasses.replace(spec, claim=claim)
         config = dataclasses.replace(config, batch_norm=batch_norm)
         if parent is not None:
             parent.on_begin(spec)
-        assignment = Assignment(spec, rank, world_size, local_rank, local_world_size, watched=watched)
+        supervised = parent is not None
+        assignment = Assignment(
+            spec, rank, world_size, local_rank, local_world_size, watched=watched, supervised=supervised
+        )
         supervisor = FileSupervisor(
             run.logs(spec.number),
             rank,
@@ -87,10 +107,11 @@ def run_local(
         )
         try:
             beside = functools.partial(LocalEvaluations, config, run, run.logs(spec.number), local_world_size)
-            result = train_worker(config, assignment, supervisor, beside)
+            memory, keep = (None, None) if parent is None else (parent.memory, parent.keep)
+            result = train_worker(config, assignment, supervisor, beside, memory=memory, keep=keep)
         except BaseException as error:
             cause = error
-            if world_size > 1 and isinstance(error, Exception):
+            if world_size > 1 and parent is None and isinstance(error, Exception):
                 cause = root_cause.find_root_cause(run, error)
             if rank == 0 and parent is None and not isinstance(error, KeyboardInterrupt):
                 code = rule_for(cause).exit_code if isinstance(cause, Exception) else ExitCode.INTERRUPTED
@@ -112,11 +133,15 @@ def _begin(
     mode: ResumeMode,
     progress: Progress,
     world_size: int,
-    num_micro_batches: int | None,
+    parent: Parent | None,
 ) -> tuple[AttemptSpec, BatchNormRecipe]:
     """Record the start of an attempt, on rank 0; returns its spec, and the batch norm settings that the run keeps."""
     start = resume.choose(config, run, mode)
+    memory = None if parent is None or parent.memory is None else (parent.memory.step, parent.memory.rank)
+    if memory is not None:
+        start = start.from_memory(run, *memory)
     run.write_config(configs.to_yaml(start.config))
+    num_micro_batches = parent.num_micro_batches if parent is not None else None
     num_micro_batches = num_micro_batches or recorded_num_micro_batches(run)
     facts: dict[str, object] = {
         "place": "local",
@@ -124,9 +149,12 @@ def _begin(
         "from_step": start.step,
         "num_micro_batches": num_micro_batches,
     }
+    if memory is not None:
+        facts["from_memory_of_rank"] = memory[1]
     if start.changes:
         facts["notes"] = start.changes
-    spec = AttemptSpec(run.begin_attempt(facts), start.step, start.checkpoint, read_skips(run), num_micro_batches)
+    number, skips = run.begin_attempt(facts), read_skips(run)
+    spec = AttemptSpec(number, start.step, start.checkpoint, skips, num_micro_batches, memory=memory)
     for line in start.notes:
         progress.print(line)
     return spec, start.config.batch_norm
@@ -146,18 +174,34 @@ def _listener(config: RunConfig, progress: Progress, world_size: int) -> Callabl
     return listen
 
 
+def _require_gpus(num: int) -> None:
+    """Raise UsageError if this machine shows fewer GPUs than workers."""
+    visible = torch.cuda.device_count()
+    if visible < num:
+        raise UsageError(
+            f"resources.local_workers: {num} workers need a GPU each, and {count(visible, 'GPU')} is visible here. "
+            f"Allowed: at most {visible}, or resources.gpus_per_worker: 0; CUDA_VISIBLE_DEVICES may hide some"
+        )
+
+
 @contextlib.contextmanager
-def _process_group(use_gpu: bool, local_rank: int) -> Iterator[None]:
+def _process_group(use_gpu: bool, own: Ranks, rendezvous: str) -> Iterator[None]:
     """The process group during the block; an existing one, of a notebook, is used and kept."""
     if dist.is_initialized():
         yield
         return
     backend = "nccl" if use_gpu else "gloo"
-    if under_torchrun():
-        if ranks().world_size > ranks().local_world_size:
+    if use_gpu and own.world_size > 1:  # NCCL broadcasts objects through the current device
+        torch.cuda.set_device(own.local_rank % torch.cuda.device_count())
+    if rendezvous:
+        os.environ.setdefault(INTERFACE_VARIABLE, _LOOPBACK)
+        # An aborted collective must not end the process: it takes part in the next attempt (2: CleanUpOnly).
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        store = FileStore(rendezvous, own.world_size)
+        dist.init_process_group(backend, store=store, rank=own.rank, world_size=own.world_size)
+    elif under_torchrun():
+        if own.world_size > own.local_world_size:
             require([select_interface(os.environ.get("MASTER_ADDR", ""))])
-        if use_gpu:  # NCCL broadcasts objects through the current device
-            torch.cuda.set_device(local_rank % torch.cuda.device_count())
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
@@ -166,7 +210,9 @@ def _process_group(use_gpu: bool, local_rank: int) -> Iterator[None]:
         yield
     except BaseException as error:
         hangs = getattr(error, "skip_shutdown", False)  # destroying the group would wait for a hanging collective
+        if rendezvous and use_gpu and dist.is_initialized():
+            dist.distributed_c10d._abort_process_group()  # so would it without a lost worker
         raise
     finally:
-        if not hangs:
+        if not hangs and dist.is_initialized():
             dist.destroy_process_group()

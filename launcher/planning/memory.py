@@ -12,13 +12,16 @@ from launcher.errors import ConfigError, UsageError
 from launcher.planning.history import finished
 from launcher.planning.work import configuration
 from launcher.run.directory import RunDirectory
+from resnet_dist.data.decoding.choice import uses_dali
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.network_memory import step_bytes
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.metrics_file import metrics_record
 
+DALI_PIPELINES = 2  # of a worker, for training and for evaluation; both are kept
 TOLERANCE = 0.2  # an estimate that differs by more from a measurement is a warning
 _TAIL = 20  # lines of metrics.jsonl in which the last train record is
+_MIB = 2**20
 _MOST_RUNS = 20  # the newest ones are read
 
 
@@ -34,6 +37,15 @@ class Estimate:
     def total(self) -> int:
         """All of them together."""
         return self.static + self.sample * self.num_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaliMemory:
+    """The buffers that DALI allocates in advance on a worker, in bytes. torch does not count them as its own."""
+
+    gpu: int
+    pinned: int  # of the host; cannot be swapped out
+    num_threads: int  # of a pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +65,22 @@ def estimate(config: RunConfig) -> Estimate | None:
     layout = BatchLayout.of(config, config.workers.most)
     num_samples = max(len(layout.worker_micro_batch(0, rank)) for rank in (0, config.workers.most - 1))
     return Estimate(static=found[0], sample=found[1], num_samples=num_samples)
+
+
+def of_dali(config: RunConfig) -> DaliMemory | None:
+    """The buffers of DALI's decoders; None where DALI decodes nothing on a GPU.
+
+    A worker has `DALI_PIPELINES` pipelines, and each of their threads one buffer on the GPU and two on the host.
+    """
+    data, num_threads = config.data, config.resources.cpus_per_worker
+    if not config.resources.gpus_per_worker or data.source == "synthetic" or not uses_dali(data, on_gpu=True):
+        return None
+    all_threads = DALI_PIPELINES * num_threads
+    return DaliMemory(
+        gpu=all_threads * data.dali.device_padding_mib * _MIB,
+        pinned=all_threads * 2 * data.dali.host_padding_mib * _MIB,
+        num_threads=num_threads,
+    )
 
 
 def measured(config: RunConfig) -> Measured | None:

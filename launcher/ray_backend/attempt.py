@@ -5,22 +5,33 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import ray
 import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.util import remove_placement_group
 
 from launcher.errors import LauncherError, WorkerHung
+from launcher.ray_backend import spares
 from launcher.ray_backend.cluster import Cluster
 from launcher.ray_backend.failures import NotPlaced, translate_fit_error, worker_error
-from launcher.ray_backend.handover import ATTEMPT, STAGE, AskDriver, HandedBack, Mailbox, answer_key, failure_key
+from launcher.ray_backend.handover import (
+    ATTEMPT,
+    PLACEMENT_GROUP,
+    STAGE,
+    AskDriver,
+    HandedBack,
+    Mailbox,
+    answer_key,
+    failure_key,
+)
 from launcher.ray_backend.process_group import ProcessGroupConfig
+from launcher.ray_backend.trainer import Trainer
 from launcher.ray_backend.worker import train_function
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.policy import Policy, workers_for
@@ -28,7 +39,7 @@ from launcher.recovery.portable import message_of
 from launcher.recovery.session import Session
 from launcher.run import heartbeats
 from launcher.run.directory import AttemptLogs
-from launcher.run.heartbeats import Monitor
+from launcher.run.heartbeats import Heartbeat, Monitor
 from launcher.run.progress import completed_steps, read_beats
 from resnet_dist.telemetry.json_lines import Follower, Record
 from resnet_dist.telemetry.metrics_file import metrics_record
@@ -39,7 +50,6 @@ POLL_S = 0.1  # between two checks for new metrics
 DRAIN_EVERY_S = 1.0  # between two checks for draining nodes
 GROW_EVERY_S = 15.0  # between two checks for new nodes; two in a row must agree
 END_S = 60.0  # assumption: for the workers to save at the next step, and again to exit without saving
-MIN_START_S = 15.0  # for Ray to place workers if fewer would suffice: time that is lost if it cannot
 
 
 class StopReason(enum.Enum):
@@ -76,7 +86,8 @@ class Fit:
         self._last_capacity = workers
         self._result: AttemptResult | None = None
         self._error: BaseException | None = None
-        self._number, self._num_failures, self._handed_back = 0, 0, False
+        self._number, self._first_step, self._num_failures, self._handed_back = 0, 0, 0, False
+        self._beats: list[Heartbeat] = []  # those of the running attempt that were read last
 
     def run(self, spec: AttemptSpec) -> AttemptResult | None:
         """Train; returns the result, or None if `on_failure` left the next attempt to the driver.
@@ -84,7 +95,7 @@ class Fit:
         Raises the error that ended the last attempt, as one of the launcher's classes. `fit()` runs in a thread, as
         this one handles signals and shows the metrics.
         """
-        self._number = spec.number
+        self._number, self._first_step = spec.number, spec.first_step
         box = Mailbox(str(self._logs.path))
         box.put(ATTEMPT, spec)
         trainer = self._trainer(box)
@@ -100,6 +111,8 @@ class Fit:
                 raise
             problem = f"the driver failed, and has stopped its workers: {type(error).__name__}: {message_of(error)}"
             raise LauncherError(problem) from error
+        if self._error is not None:
+            self._free_resources(box)
         if self.given_up is not None:
             raise self.given_up
         if self._handed_back:
@@ -130,10 +143,10 @@ class Fit:
 
         They may save at the next step before, unless `at_once`. If they do not end, Ray is shut down.
         """
-        with _logged_errors():
+        with logged_errors():
             box.put(answer_key(self._num_failures + 1), False)  # no restart after a failure from now on
         for request in (self._logs.stop_request, self._logs.end_request):
-            with _logged_errors():
+            with logged_errors():
                 request.touch()
             thread.join(0 if at_once else END_S)
         if thread.is_alive():
@@ -143,11 +156,18 @@ class Fit:
             shutdown.join(END_S)
             thread.join(END_S)
 
+    def _free_resources(self, box: Mailbox) -> None:
+        """Remove the placement group of the workers: if Ray's controller was killed, nobody else does."""
+        with logged_errors():
+            group = box.get(PLACEMENT_GROUP)
+            if group is not None:
+                remove_placement_group(group)
+
     @property
     def _logs(self) -> AttemptLogs:
         return self._session.run.logs(self._number)
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: Trainer) -> None:
         try:
             self._result = trainer.fit().return_value
         except BaseException as error:
@@ -161,7 +181,7 @@ class Fit:
     def _show_stage(self, box: Mailbox, shown: str | None) -> str | None:
         """Show what Ray's controller does, if that is not `shown` already; returns it."""
         stage: str | None = None
-        with _logged_errors():
+        with logged_errors():
             stage = box.get(STAGE)
         if stage is not None and stage != shown:
             self._session.progress.stage(stage)
@@ -170,7 +190,7 @@ class Fit:
     def _reported_failures(self, box: Mailbox) -> Mapping[int, Exception] | None:
         """The errors by rank that Ray's controller has reported since the last answer."""
         failures: Mapping[int, Exception] | None = None
-        with _logged_errors():
+        with logged_errors():
             failures = box.get(failure_key(self._num_failures + 1))
         return failures  # noqa: RET504 - None after an error
 
@@ -184,9 +204,9 @@ class Fit:
         except Exception as error:
             self.given_up = error
         if spec is not None:
-            self._number = spec.number
+            self._number, self._first_step, self._beats = spec.number, spec.first_step, []
             self._monitor, self._hang, self.stop_reason = Monitor(self._config.faults.hang_timeout_s), None, None
-        with _logged_errors():  # without an answer, the controller times out, and `fit()` ends
+        with logged_errors():  # without an answer, the controller times out, and `fit()` ends
             if spec is not None:
                 box.put(ATTEMPT, spec)
             box.put(answer_key(self._num_failures), spec is not None)
@@ -208,11 +228,8 @@ class Fit:
         assert self._error is not None
         return translate_fit_error(self._error, beats)
 
-    def _trainer(self, box: Mailbox) -> TorchTrainer:
+    def _trainer(self, box: Mailbox) -> Trainer:
         config, faults = self._config, self._config.faults
-        start_s = max(faults.start_timeout_s / 4, MIN_START_S) if config.workers.elastic else faults.start_timeout_s
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_s:g}"
-        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{faults.hang_timeout_s:g}"
         use_gpu = config.resources.gpus_per_worker > 0
         excluded = self._cluster.ids(self._excluded)
         scaling = ScalingConfig(
@@ -223,17 +240,18 @@ class Fit:
         )
         # The collectives' timeout is the last resort: it exceeds the watchdogs' even during a long save.
         timeout_s = int(faults.hang_timeout_s * (heartbeats.LONG + 1)) + 1
-        return TorchTrainer(
+        return Trainer(
             train_function,
             train_loop_config={"config": config, "box": box},
             scaling_config=scaling,
-            torch_config=ProcessGroupConfig(backend="nccl" if use_gpu else "gloo", timeout_s=timeout_s, box=box),
+            backend_config=ProcessGroupConfig("nccl" if use_gpu else "gloo", timeout_s, box),
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self._logs.path),
                 # No limit of Ray's own: the driver decides about every failure.
                 failure_config=FailureConfig(max_failures=-1, max_preemption_failures=0, controller_failure_limit=0),
                 callbacks=[AskDriver(box)],
+                worker_runtime_env=spares.worker_runtime_env() if spares.are_possible() else {},
             ),
         )
 
@@ -241,7 +259,7 @@ class Fit:
         """Everything that is checked while the workers train, each at its own interval."""
         beat_every_s = heartbeats.interval_s(self._config.faults.hang_timeout_s)
         due = {"drain": 0.0, "beat": 0.0, "grow": time.monotonic() + GROW_EVERY_S, "end": float("inf")}
-        asked = False
+        asked, has_spares = False, not spares.are_possible()
         while True:
             yield
             now = time.monotonic()
@@ -251,19 +269,23 @@ class Fit:
                     asked = True
             if now >= due["drain"] and self.stop_reason is None:
                 due["drain"] = now + DRAIN_EVERY_S
-                with _logged_errors():
+                with logged_errors():
                     self._check_drains()
             if now >= due["beat"]:
                 due["beat"] = now + beat_every_s
-                with _logged_errors():
+                with logged_errors():
                     if self._check_hangs() and due["end"] == float("inf"):
                         due["end"] = now + 2 * beat_every_s + 1  # time for the workers to write their stacks
+            if not has_spares and self._trains():
+                has_spares = True
+                with logged_errors():
+                    self._start_spares()
             if now >= due["grow"] and self._config.workers.elastic and self.stop_reason is None:
                 due["grow"] = now + GROW_EVERY_S
-                with _logged_errors():
+                with logged_errors():
                     self._check_capacity()
             if now >= due["end"]:
-                with _logged_errors():
+                with logged_errors():
                     self._logs.end_request.touch()
                     due["end"] = float("inf")
 
@@ -277,7 +299,7 @@ class Fit:
 
     def _check_hangs(self) -> bool:
         """Check the heartbeats; returns whether there is a hang."""
-        beats = read_beats(self._session.run, self._number)
+        self._beats = beats = read_beats(self._session.run, self._number)
         if beats:
             self._session.notifier.see_step(max(beat.step for beat in beats))
             self._session.progress.see(completed_steps(beats[0]), beats[0].phase)
@@ -286,6 +308,18 @@ class Fit:
             if self._hang is not None:
                 self._logs.dump_request.touch()
         return self._hang is not None
+
+    def _trains(self) -> bool:
+        """Whether all workers have completed a step of the attempt."""
+        return len(self._beats) == self._workers and all(
+            completed_steps(beat) > self._first_step for beat in self._beats
+        )
+
+    def _start_spares(self) -> None:
+        """Start idle processes for the workers of the next attempt, on the nodes of this one."""
+        used = Counter(beat.node_id for beat in self._beats if beat.node_id)
+        most = self._config.faults.warm_spares
+        spares.start(spares.for_next_attempt(self._cluster.not_excluded(self._excluded), used, most))
 
     def _check_capacity(self) -> None:
         capacity = workers_for(self._policy, self._cluster.slots(), self._excluded)
@@ -299,7 +333,7 @@ class Fit:
 
 
 @contextlib.contextmanager
-def _logged_errors() -> Iterator[None]:
+def logged_errors() -> Iterator[None]:
     """Log an error of Ray or of the storage: the workers continue, and `fit()` reports the end of a cluster."""
     try:
         yield

@@ -38,6 +38,7 @@ class Node:
     ip: str
     slots: int  # workers that it can hold in total
     free: int  # workers that it can hold now
+    memory_bytes: float = 0.0  # that Ray counts
 
 
 class Cluster:
@@ -64,8 +65,13 @@ class Cluster:
             self._hosts[node_id] = host
             if node["Alive"] and node_id not in self.leaving and node_id not in self._silent:
                 slots, free = self._capacity(node["Resources"]), self._capacity(available.get(node_id, {}))
-                found.append(Node(node_id, host, node["NodeManagerAddress"], slots, free))
+                memory_bytes = node["Resources"].get("memory", 0.0)
+                found.append(Node(node_id, host, node["NodeManagerAddress"], slots, free, memory_bytes))
         return found
+
+    def not_excluded(self, keys: Collection[str]) -> list[Node]:
+        """The nodes that may get workers; `keys` are those of excluded nodes."""
+        return [node for node in self.nodes() if not {node.host, node.node_id} & set(keys)]
 
     def key(self, node_id: str | None) -> str | None:
         """The key under which the failures of a node are counted: its host, so that they survive a restart of Ray.

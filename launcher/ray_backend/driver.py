@@ -6,31 +6,22 @@ chooses the number of workers, the checkpoint and whether to retry.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import importlib
-import logging
 import os
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
 
-import ray
 from ray.exceptions import RayError
 
-from launcher.config import load as configs
-from launcher.config.schema import RunConfig
 from launcher.errors import ClusterUnavailable
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count
-from launcher.ray_backend.attempt import Fit, StopReason
+from launcher.ray_backend import spares
+from launcher.ray_backend.attempt import Fit, StopReason, logged_errors
 from launcher.ray_backend.cluster import SETTLE_S, Cluster
 from launcher.ray_backend.failures import ClusterGone, NotPlaced, cluster_gone, cluster_must_answer
 from launcher.recovery import resume
-from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
+from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.faults import rule_for
 from launcher.recovery.handler import FailureHandler, wait
 from launcher.recovery.history import heartbeat_of
@@ -38,41 +29,7 @@ from launcher.recovery.policy import Retry, workers_for
 from launcher.recovery.session import Session
 from launcher.run.lease import LeaseLost
 from launcher.run.progress import read_beats
-from launcher.signals import StopSignals
-from resnet_dist.input_files import printable, read_json
-
-SHUTDOWN_S = 30.0  # assumption: longer than any shutdown that ends
-REINSTALL_EVERY_S = 0.0001  # in which a signal could end the process
-
-
-def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult]:
-    """Train on the cluster that RAY_ADDRESS names, or on one started here. Raises the error that ended the run."""
-    start = resume.choose(session.config, session.run, mode)
-    session = dataclasses.replace(session, config=start.config)
-    session.run.write_config(configs.to_yaml(start.config))
-    for line in start.notes:
-        session.progress.print(line)
-    if session.stop.stopped:
-        return session.stop.exit_code, AttemptResult(start.step, finished=False, trained=False)
-    address = os.environ.get("RAY_ADDRESS")
-    session.progress.stage(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-    with session.stop.kept(), _exits_after(start.config.faults.start_timeout_s, session.attended):
-        connected_here = connect(start.config)
-    session.stop.reinstall()
-    try:
-        with session.stop.listen(on_end=ray.shutdown):
-            result = Driver(session, Cluster(start.config.resources)).run(start)
-    except ClusterGone:
-        raise  # a shutdown would wait for the cluster
-    except BaseException:
-        if connected_here:
-            shut_down(session.stop)
-        raise
-    if connected_here:
-        session.progress.stage("disconnecting from Ray" if address else "stopping Ray")
-        shut_down(session.stop)
-        session.progress.stage(None)
-    return result
+from resnet_dist.input_files import read_json
 
 
 class Driver:
@@ -95,6 +52,8 @@ class Driver:
             if not workers:
                 trained = self._attempt is not None
                 return self._stop.exit_code, AttemptResult(start.step, finished=False, trained=trained)
+            if self._attempt is None and spares.are_possible():
+                self._start_early(workers)
             ended = self._run_fit(start, workers)
             if ended is not None:
                 return ended
@@ -114,6 +73,12 @@ class Driver:
             self._handler.include_all_nodes()
             self._session.progress.print(f"{error}; excluded nodes are used again")
             return self._count_workers()
+
+    def _start_early(self, workers: int) -> None:
+        """Start the processes of the first workers, which import PyTorch until Ray Train needs them."""
+        with logged_errors():
+            nodes = self._cluster.not_excluded(self._handler.history.excluded)
+            spares.start(spares.for_first_attempt(nodes, workers))
 
     def _enough_in_total(self) -> bool:
         return workers_for(self._handler.policy, self._cluster.slots()) > 0
@@ -250,54 +215,3 @@ class Driver:
                 node_id = notice.get("node_id") if isinstance(notice, dict) else None
                 found |= {node_id} if node_id and isinstance(node_id, str) else set()
         return found
-
-
-@contextlib.contextmanager
-def _exits_after(seconds: float, attended: bool) -> Iterator[None]:
-    """Exit if the block takes longer: Ray waits without limit for a cluster that ends while it connects."""
-
-    def end() -> None:
-        print(f"error: the Ray cluster did not answer within {seconds:g} s", file=sys.stderr, flush=True)
-        os._exit(ExitCode.UNAVAILABLE)
-
-    timer = threading.Timer(seconds, end)
-    if attended:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def connect(config: RunConfig) -> bool:
-    """Connect to the cluster that RAY_ADDRESS names, or start one here; False if there is a connection already."""
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(**quiet)
-        except (ConnectionError, RuntimeError) as error:
-            raise ClusterUnavailable(
-                f"no Ray cluster at {os.environ['RAY_ADDRESS']}: {printable(str(error))}"
-            ) from error
-        return True
-    num_cpus = max(os.cpu_count() or 1, config.workers.most * config.resources.cpus_per_worker)
-    ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **quiet)
-    return True
-
-
-def shut_down(stop: StopSignals) -> None:
-    """Disconnect from Ray, and end what was started here, in at most SHUTDOWN_S.
-
-    It runs in a thread: Ray's core sets SIGTERM to its default action, and only the main thread can undo that.
-    """
-    thread = threading.Thread(target=ray.shutdown, daemon=True)
-    thread.start()
-    end = time.monotonic() + SHUTDOWN_S
-    while thread.is_alive() and time.monotonic() < end:
-        stop.reinstall()
-        thread.join(REINSTALL_EVERY_S)
-    stop.reinstall()
-    with contextlib.suppress(ImportError, AttributeError):  # it writes an escape sequence when the process ends
-        atexit.unregister(importlib.import_module("colorama.initialise").reset_all)

@@ -7,12 +7,20 @@ import secrets
 import sys
 from pathlib import Path
 
+from launcher.config.schema import RunConfig
+
+MIN_START_S = 15.0  # for Ray to place workers if fewer would suffice: time that is lost if it cannot
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `fit()` returns sooner after the last step
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # each print() of a worker once, not twice
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # a frozen worker delays a restart by at most this
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process at every start; the driver sees draining nodes itself
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; if unset, Ray warns at every start
+}
+
+_SETTINGS_OF_OWN_CLUSTER = {
+    "RAY_num_workers_soft_limit": "64",  # idle processes that Ray keeps: without it, as many as CPUs are free
+    "RAY_prestart_worker_first_driver": "0",  # one process for each CPU, which no worker of Ray Train can use
 }
 
 
@@ -20,8 +28,11 @@ def set_up() -> None:
     """Set variables that the user has not set. After an import of Ray, its authentication is not changed."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    if "ray" not in sys.modules and not os.environ.get("RAY_ADDRESS"):
-        _use_a_token()
+    if not os.environ.get("RAY_ADDRESS"):
+        for name, value in _SETTINGS_OF_OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
+        if "ray" not in sys.modules:
+            _use_a_token()
 
 
 def _use_a_token() -> None:
@@ -42,3 +53,11 @@ def _use_a_token() -> None:
     else:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
+
+
+def set_timeouts(config: RunConfig) -> None:
+    """Set the timeouts of Ray Train, which hands them on to its controller and workers."""
+    faults = config.faults
+    start_s = max(faults.start_timeout_s / 4, MIN_START_S) if config.workers.elastic else faults.start_timeout_s
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{start_s:g}"
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{faults.hang_timeout_s:g}"

@@ -23,6 +23,7 @@ ANSWER_S = 120.0  # assumption: a driver that has not answered by then never wil
 POLL_S = 0.05
 ATTEMPT = "attempt"  # key of the AttemptSpec of the running attempt
 STAGE = "stage"  # key of what Ray's controller does before the workers run, as text
+PLACEMENT_GROUP = "placement-group"  # key of that of the workers
 _NAMESPACE = b"launcher"
 
 

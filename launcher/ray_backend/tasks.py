@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from launcher.config.schema import RunConfig
 from launcher.errors import WorkerLost
 from launcher.formatting import printable_lines
-from launcher.ray_backend.driver import connect, shut_down
+from launcher.ray_backend.connection import connect, shut_down
 from launcher.signals import StopSignals
 
 A = TypeVar("A")

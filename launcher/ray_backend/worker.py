@@ -1,4 +1,7 @@
-"""The function that each of Ray Train's workers runs."""
+"""The function that each of Ray Train's workers runs.
+
+The driver imports this module, too: what needs torch is imported in the worker.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,12 @@ import ray.train
 
 from launcher import streams
 from launcher.config.schema import RunConfig
-from launcher.ray_backend.beside import RayEvaluations
 from launcher.ray_backend.handover import ATTEMPT, STAGE, Mailbox
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.portable import portable
 from launcher.run.directory import RunDirectory
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
-from launcher.worker.train import train_worker
 
 
 def train_function(loop_config: dict[str, Any]) -> AttemptResult:
@@ -36,6 +37,9 @@ def train_function(loop_config: dict[str, Any]) -> AttemptResult:
 
 
 def _train(loop_config: dict[str, Any]) -> AttemptResult:
+    from launcher.ray_backend.beside import RayEvaluations
+    from launcher.worker.train import train_worker
+
     config: RunConfig = loop_config["config"]
     attempt: AttemptSpec = loop_config["box"].get(ATTEMPT)
     context = ray.train.get_context()

@@ -19,12 +19,13 @@ class AttemptSpec:
     """A started attempt: the same on all of its workers."""
 
     number: int  # from 1
-    first_step: int = 0  # completed steps of `checkpoint`
+    first_step: int = 0  # completed steps of `checkpoint` or `memory`
     checkpoint: Path | None = None
     skips: tuple[Skip, ...] = ()
     num_micro_batches: int | None = None  # replaces batch.num_micro_batches: auto
     claim: Claim | None = None  # on the run directory: checked before a checkpoint is committed
     began: float = field(default_factory=time.time)
+    memory: tuple[int, int] | None = None  # (step, rank): starts from what this worker has in memory, not on disk
 
 
 @dataclass(frozen=True)

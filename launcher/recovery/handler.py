@@ -52,16 +52,26 @@ class FailureHandler:
         node: str | None = None,
         *,
         stopping: bool = False,
+        kept_step: int | None = None,
     ) -> Decision:
         """Record the failure of `attempt` and return the decision to run another one.
 
-        `slots` maps each live node to the number of workers that it can hold; `node` is the origin of `error`. Raises
+        `slots` maps each live node to the number of workers that it can hold; `node` is the origin of `error`.
+        `kept_step`: what a worker that survives has completed and has in memory. Raises
         `error`, with the history as a note, if there is no other attempt, or if the run is to stop anyway.
         """
         session, run, number = self._session, self._session.run, attempt.number
         beats = read_beats(run, number)
         training_began = session.progress.training_began
-        lost = lost_work(run, attempt.first_step, attempt.began, beats, training_began=training_began)
+        lost = lost_work(
+            run,
+            attempt.first_step,
+            attempt.began,
+            beats,
+            training_began=training_began,
+            from_memory=attempt.memory is not None,
+            kept_step=kept_step,
+        )
         failure = describe_failure(error, number, lost, node)
         decision = decide(self.policy, self.history, failure, slots, session.config.batch.size)
         if stopping:

@@ -95,6 +95,7 @@ def _facts(
         "heartbeat_age_s": _age_s(run.logs(attempt).heartbeat(beat.rank)) if beat else None,
         "last_step": lost.last_step,
         **lost.facts(beats),
+        "resumed_step": lost.resumed_step,
         "tried_again": decision.again,
         "decision": decision.reason,
         "excluded": list(decision.history.excluded),
@@ -117,7 +118,7 @@ def _summary(run: RunDirectory, facts: Facts, decision: Decision) -> str:
         f"{facts['what_happened']}. What to do: {facts['what_to_do']}",
         "",
         f"{next_step}: {decision.reason}",
-        f"resumes at step {facts['checkpoint_step'] + 1}; lost: {count(facts['steps_redone'], 'step')}, "
+        f"resumes at step {facts['resumed_step'] + 1}; lost: {count(facts['steps_redone'], 'step')}, "
         f"{facts['seconds_lost']:g} s",
         "",
         *(f"{name:<10} {facts[name]}" for name in ("class", "rank", "host", "node_id")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from launcher.recovery.preconditions import check_mode, refuse_missing_checkpoin
 from launcher.run import recorded
 from launcher.run.directory import RunDirectory
 from resnet_dist.checkpoint import mirror, restore
-from resnet_dist.data.index.shared import saved_index
+from resnet_dist.data.index.made import saved_index
 from resnet_dist.data.sources.by_name import num_in_use
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.rules import settled
@@ -35,6 +36,11 @@ class Start:
     def changes(self) -> list[str]:
         """What differs from the run so far: the notes without the first, which says where it starts."""
         return [note.strip() for note in self.notes[1:]]
+
+    def from_memory(self, run: RunDirectory, step: int, rank: int) -> Start:
+        """The same start at `step` completed steps, which worker `rank` has in memory."""
+        note = f"run {run.path}: goes on at step {step + 1}, from the memory of worker {rank}"
+        return dataclasses.replace(self, checkpoint=None, step=step, notes=(note, *self.notes[1:]))
 
 
 def choose(config: RunConfig, run: RunDirectory, mode: ResumeMode) -> Start:

@@ -31,18 +31,25 @@ class LostWork:
 
     first_step: int  # of the checkpoint that the attempt started from
     last_step: int  # completed by any worker
-    saved_step: int  # of the newest valid checkpoint: the next attempt starts from it
-    seconds: float  # since that checkpoint, or since the first step of the attempt began
+    saved_step: int  # of the newest valid checkpoint
+    seconds: float  # since the step that the next attempt starts from, or since the first step of the attempt began
+    kept_step: int | None = None  # in the memory of a worker that survives, if that is further than the checkpoint
+
+    @property
+    def resumed_step(self) -> int:
+        """The next attempt starts from it."""
+        return self.saved_step if self.kept_step is None else self.kept_step
 
     @property
     def steps(self) -> int:
         """Steps to repeat."""
-        return max(self.last_step - self.saved_step, 0)
+        return max(self.last_step - self.resumed_step, 0)
 
     def facts(self, beats: Sequence[Heartbeat]) -> dict[str, object]:
         """As recorded in attempts.jsonl."""
         return {
             "checkpoint_step": self.saved_step,
+            **({} if self.kept_step is None else {"kept_step": self.kept_step}),
             "steps_redone": self.steps,
             "seconds_lost": round(self.seconds, 1),
             "nodes": sorted({beat.host for beat in beats}),
@@ -96,7 +103,8 @@ def recorded_step(run: RunDirectory) -> int:
     steps: list[int] = [0]
     begun = [attempt for attempt in run.attempts() if "from_step" in attempt.facts]  # it had looked for a checkpoint
     for attempt in begun[-1:]:
-        steps += [attempt.facts["from_step"], attempt.end_facts.get("checkpoint_step", 0)]
+        from_step = 0 if "from_memory_of_rank" in attempt.facts else attempt.facts["from_step"]
+        steps += [from_step, attempt.end_facts.get("checkpoint_step", 0)]
         steps += [attempt.last_step or 0] if attempt.exit_code in _SAVED else []
     with storage_errors(run.metrics):
         records = read_metrics(run.metrics) if run.metrics.exists() else []
@@ -112,21 +120,29 @@ def lost_work(
     *,
     training_began: float | None = None,
     verify: bool = True,
+    from_memory: bool = False,
+    kept_step: int | None = None,
 ) -> LostWork:
     """What an attempt loses that has just ended. `began` is its start, in seconds of `time.time`.
 
     `training_began`: when an attempt was last seen to begin its first step. If it was this one, the time before it is
     no lost work; neither is that of an attempt without a step. Without `verify`, the newest checkpoint counts as valid:
-    to compare its hashes takes minutes if it is large.
+    to compare its hashes takes minutes if it is large. `from_memory`: the attempt did not start from a checkpoint.
+    `kept_step` is what a worker that survives has in memory; the seconds are then those of the steps after it, as their
+    part of the steps since the checkpoint.
     """
     newest, ended = _newest_valid(run) if verify else next(iter(checkpoint_folders(run)), None), time.time()
     seen = training_began if (training_began or 0.0) >= began else None
-    saved_step, since = first_step, began if seen is None else seen
+    saved_step, since = 0 if from_memory else first_step, began if seen is None else seen
     if newest is not None:
         saved_step, since = _step_of(newest), max(since, newest.stat().st_mtime)
     last_step = max(first_step, saved_step, last_recorded(run.metrics, began), *map(completed_steps, beats))
     seconds = max(ended - since, 0.0) if seen is not None or last_step > first_step else 0.0
-    return LostWork(first_step, last_step, saved_step, seconds)
+    if kept_step is None or kept_step < saved_step:
+        return LostWork(first_step, last_step, saved_step, seconds)
+    last_step = max(last_step, kept_step)
+    part = (last_step - kept_step) / max(last_step - saved_step, 1)
+    return LostWork(first_step, last_step, saved_step, seconds * part, kept_step)
 
 
 def completed_steps(beat: Heartbeat) -> int:

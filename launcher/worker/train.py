@@ -29,6 +29,7 @@ from launcher.worker.sinks import sink_of
 from launcher.worker.supervisor import FileSupervisor
 from launcher.worker.watchdog import Watchdog
 from resnet_dist.build import RunOptions, Worker, build
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.disk import storage_errors
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
@@ -38,6 +39,7 @@ from resnet_dist.telemetry.metrics_file import NoSink, Sink
 from resnet_dist.telemetry.sinks import closing
 from resnet_dist.telemetry.stages import NoStages, Stages
 from resnet_dist.training.beside import BesideOptions, EvaluationHost
+from resnet_dist.training.survivor import MemoryState
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +57,14 @@ def train_worker(
     assignment: Assignment,
     supervisor: FileSupervisor,
     beside: Callable[[], EvaluationHost] | None = None,
+    memory: MemoryState | None = None,
+    keep: Callable[[CheckpointContent], None] | None = None,
 ) -> AttemptResult:
     """Train until all steps are done, or until asked to stop. The process group must be initialized.
 
-    `beside` starts what evaluates beside training, on rank 0 and under `evaluate.beside`.
+    `beside` starts what evaluates beside training, on rank 0 and under `evaluate.beside`. With `memory`, the same on
+    every worker but for its content, the attempt starts from it and not from its checkpoint. If training fails, `keep`
+    gets the state after the last completed step before the error is raised, unless this worker does not have it whole.
 
     The log of this rank receives all log records and the traceback of an error. Hardware faults are raised as
     DeviceFault or CollectiveFault. If this process belongs to the run, all errors are `portable`: others become
@@ -77,7 +83,7 @@ def train_worker(
             stages.begin("checking the workers")
             check_attempt(config, assignment, device_of(config, assignment.local_rank))
         with _watchdog(config.faults.hang_timeout_s, assignment, run, liveness):
-            return _train(config, assignment, supervisor, run, liveness, stages, beside)
+            return _train(config, assignment, supervisor, run, liveness, stages, beside, memory, keep)
     except BaseException as error:
         log.error("failed with\n%s", traceback_of(error))
         translated = translate_error(error, assignment.rank, host)
@@ -104,6 +110,7 @@ def _watchdog(
         hang_timeout_s=hang_timeout_s,
         next_logs=run.logs(number + 1),
         node_id=assignment.node_id,
+        monitors=not assignment.supervised,
     )
 
 
@@ -115,6 +122,8 @@ def _train(
     liveness: Liveness,
     stages: Stages,
     beside: Callable[[], EvaluationHost] | None,
+    memory: MemoryState | None,
+    keep: Callable[[CheckpointContent], None] | None,
 ) -> AttemptResult:
     started, attempt = time.perf_counter(), assignment.attempt
     sink: Sink = NoSink()
@@ -146,6 +155,7 @@ def _train(
         log_every=config.log.every_steps,
         layers_every=config.log.layers_every_steps,
         skipped=skipped_steps(attempt.skips, config.batch.size),
+        metrics=run.metrics,
         profile=config.log.profiled_steps(),
         profiles=run.profile(attempt.number),
         num_images=config.log.tensorboard_images,
@@ -153,8 +163,15 @@ def _train(
         beside=None if beside is None else BesideOptions(beside, run.pending_evaluations, patience_s),
     )
     with closing(sink):
-        trainer = build(config.recipe(), worker, options, sink, supervisor, attempt.checkpoint, liveness, stages)
-        outcome = trainer.fit()
+        resume = attempt.checkpoint if memory is None else memory
+        trainer = build(config.recipe(), worker, options, sink, supervisor, resume, liveness, stages)
+        try:
+            outcome = trainer.fit()
+        except Exception:
+            if keep is not None and (state := trainer.state()) is not None:
+                log.info("keeps the state after step %d in memory", state.step)
+                keep(state)
+            raise
     measured: dict[str, Any] = {"time_s": time.perf_counter() - started}
     if outcome.times is not None:
         measured |= dataclasses.asdict(outcome.times)

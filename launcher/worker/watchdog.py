@@ -45,7 +45,8 @@ class Watchdog:
     """Watches the thread that enters the context, until it leaves it.
 
     `logs` is on storage that all workers share. If `next_logs`, the folder of the next attempt, exists, this process
-    has been replaced, and exits so that it cannot write a checkpoint.
+    has been replaced, and exits so that it cannot write a checkpoint. `monitors`: whether the first ranks watch the
+    others, too, while they wait for them; not if a parent does that and needs those that can go on.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Watchdog:
         hang_timeout_s: float,
         next_logs: AttemptLogs | None = None,
         node_id: str | None = None,
+        monitors: bool = True,
     ) -> None:
         self._liveness, self._logs, self._next_logs, self._rank = liveness, logs, next_logs, rank
         self._timeout_s = hang_timeout_s
@@ -66,6 +68,7 @@ class Watchdog:
         self._thread_id = threading.get_ident()
         self._over = threading.Event()
         self._dumped = False
+        self._monitors = monitors and rank < NUM_MONITORS
         self._monitor = Monitor(hang_timeout_s - 2 * self._interval_s)  # it is used only while this worker waits
         for folder in (logs.stacks, logs.flight, logs.heartbeats):
             folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,7 @@ class Watchdog:
             finally:
                 os._exit(ExitCode.HARDWARE)
         hang = heartbeats.find_hang([beat], self._timeout_s - self._interval_s, {}) if not beat.waiting else None
-        if hang is None and beat.waiting and self._rank < NUM_MONITORS:
+        if hang is None and beat.waiting and self._monitors:
             hang = self._monitor.check(heartbeats.read(self._logs).values(), time.monotonic())
         if hang is None and beat.age_s < self._timeout_s * heartbeats.LONG:
             return

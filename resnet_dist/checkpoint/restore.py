@@ -1,4 +1,7 @@
-"""Find the newest intact checkpoint, and read it."""
+"""Find the newest intact checkpoint, and read it.
+
+Finding one needs no torch, which the parents of training processes do not import: reading imports it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from resnet_dist.checkpoint import format, tensors
-from resnet_dist.checkpoint.content import CheckpointContent
+from resnet_dist.checkpoint import format
 from resnet_dist.checkpoint.disk import checkpoint_errors
-from resnet_dist.checkpoint.shards import Shard, from_metadata, join
 from resnet_dist.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resnet_dist.checkpoint.content import CheckpointContent
+    from resnet_dist.checkpoint.shards import Shard
+    from resnet_dist.checkpoint.tensors import TensorFile
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +44,8 @@ class Checkpoint:
 
     def optimizer(self) -> dict[str, dict[str, Tensor]]:
         """Return {parameter name: {state name: whole tensor on the CPU}}. Raises CheckpointError."""
+        from resnet_dist.checkpoint.shards import Shard, from_metadata, join
+
         state: dict[str, dict[str, Tensor]] = {}
         shards: dict[tuple[str, str], list[Shard]] = {}
         for file in format.optimizer_files(self.files):
@@ -64,9 +72,13 @@ class Checkpoint:
 
     def content(self) -> CheckpointContent:
         """Return everything that the checkpoint holds, on the CPU. Raises CheckpointError."""
+        from resnet_dist.checkpoint.content import CheckpointContent
+
         return CheckpointContent(self.step, self.model(), self.optimizer(), self.state, self.ema())
 
-    def _read(self, name: str) -> tensors.TensorFile:
+    def _read(self, name: str) -> TensorFile:
+        from resnet_dist.checkpoint import tensors
+
         content = tensors.read(self.path / name)
         format.check_hash(self.path / name, self.files[name], content.record.sha256)
         return content

@@ -97,6 +97,8 @@ class Augmentation:
             self._change(images, positions, pool)
             if self._of_batch is not None:
                 images = self._of_batch(images, positions)
+                if self._stream is not None and not images.is_cuda:
+                    images = images.pin_memory()  # in this thread; what is pinned already remains as it is
             ready = self._stream.record_event() if self._stream is not None and images.is_cuda else None
             return dataclasses.replace(following, images=images), ready
 

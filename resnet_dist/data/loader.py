@@ -194,11 +194,14 @@ def _channels(
     return both.repeat(1, width).to(dtype).to(device)
 
 
-def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, max_batch_size: int) -> Decoder:
+def decoder_for(
+    recipe: DataRecipe, *, device: torch.device, num_threads: int, max_batch_size: int, regions: bool = True
+) -> Decoder:
     """The decoder that `recipe.decoder` names; `auto` is DALI on a GPU, and nvImageCodec with Pillow on a CPU.
 
     On a CPU the latter is faster: torch's resize takes a small part of the time of DALI's. What `auto` names and is not
-    installed is left out, on a GPU with a warning; `dali` raises MissingPackage.
+    installed is left out, on a GPU with a warning; `dali` raises MissingPackage. `regions`: whether DALI may decode
+    regions on the GPU, see `resnet_dist.data.decoding.region_check`.
     """
     if recipe.source == "synthetic":
         return SyntheticDecoder(device)
@@ -207,10 +210,11 @@ def decoder_for(recipe: DataRecipe, *, device: torch.device, num_threads: int, m
         device_id = None
         if on_gpu:
             device_id = torch.cuda.current_device() if device.index is None else device.index
-        return decode_dali.DaliDecoder(num_threads, recipe.prefetch, max_batch_size, device_id)
+        return decode_dali.DaliDecoder(num_threads, recipe.prefetch, max_batch_size, device_id, recipe.dali, regions)
     if recipe.decoder == "auto" and on_gpu:
         _warn_without_dali()
-    return CpuDecoder(num_threads, recipe.prefetch, recipe.decoder == "auto" and decode_regions.version() is not None)
+    by_regions = recipe.decoder == "auto" and decode_regions.version() is not None
+    return CpuDecoder(num_threads, recipe.prefetch, by_regions, pinned=on_gpu)
 
 
 @functools.cache

@@ -1,14 +1,16 @@
 """Forward and backward pass as one CUDA graph: one launch instead of about a thousand.
 
 It is faster if kernels are shorter than their launches: with per-worker batches of a few dozen images. Follows torch's
-notes on CUDA graphs. Not tested on a GPU; the parts that need none (when the graph is captured, what is copied, what is
-restored) are tested with a replacement for the graph.
+notes on CUDA graphs. Not run on a GPU: tests/gpu/test_cuda_graph.py does that. The parts that need none (which stream
+is current for what, when the graph is captured, what is copied and restored) are tested with a replacement for the
+recorder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,67 +23,110 @@ WARM_UPS = 11  # as torch requires for DDP, which may rebuild its buckets in the
 ForwardBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class CudaRecorder:
-    """Captures and replays work with torch's CUDA graphs."""
+class Recorder(Protocol):
+    """Captures work on a stream of its own, and replays it on the caller's."""
 
-    def warming_up(self) -> AbstractContextManager[None]:
-        """Return a side stream, as torch requires: the default stream cannot be captured."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        context: AbstractContextManager[None] = torch.cuda.stream(stream)
-        return context
+    def on_stream(self) -> AbstractContextManager[None]:
+        """Make the stream of the capture current; before and after, one stream waits for the other."""
+        ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run `work` once while recording it; return a function that repeats it."""
-        torch.cuda.synchronize()
+        """Run `work` once on that stream while recording it; return a function that repeats it."""
+        ...
+
+
+class CudaRecorder:
+    """Captures and replays work with torch's CUDA graphs.
+
+    All work before the capture is done on the same side stream as the capture: the default stream cannot be captured,
+    and the node that adds to a parameter's gradient runs on the stream on which it was created, which DDP's constructor
+    does for all parameters. On another stream it would not be part of the graph.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+
+    @contextmanager
+    def on_stream(self) -> Iterator[None]:
+        """See `Recorder.on_stream`."""
+        callers = torch.cuda.current_stream()
+        self._stream.wait_stream(callers)
+        with torch.cuda.stream(self._stream):
+            yield
+        callers.wait_stream(self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """See `Recorder.capture`.
+
+        In the mode "thread_local", calls that are not allowed during a capture (such as an allocation or the query of
+        an event) end it only if this thread makes them. In torch's default mode, those of NCCL's watchdog and of a
+        decoder's threads would, too. One call is not allowed in any thread: to wait for the whole device. A thread of
+        DALI does that when an image batch is freed, so no DALI pipeline may be in use: see `GraphedGradients.capture`.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # waits for the device
             work()
         replay: Callable[[], None] = graph.replay
         return replay
 
 
 class GraphedGradients:
-    """Calls `run` a few times, records it once, and then replays it. All inputs must have the same shape.
+    """Replays `run`, which was recorded once. All inputs must have the same shape and dtype.
 
     A replay sets gradients and does not add to them, so a step has one micro-batch.
     """
 
-    def __init__(self, run: ForwardBackward, module: nn.Module, recorder: CudaRecorder | None = None) -> None:
+    def __init__(self, run: ForwardBackward, module: nn.Module, recorder: Recorder | None = None) -> None:
         self._run, self._module = run, module
         self._recorder = CudaRecorder() if recorder is None else recorder
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[Tensor, Tensor] | None = None  # always the same tensors, which the graph reads
         self._outputs: tuple[Tensor, Tensor] | None = None
         self._replay: Callable[[], None] | None = None
 
+    def on_stream(self) -> AbstractContextManager[None]:
+        """The stream of the graph, on which DDP must be constructed."""
+        return self._recorder.on_stream()
+
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the gradients; return the sum of losses and the number of correct predictions."""
-        if self._inputs is None:
-            self._inputs = images.clone(), labels.clone()
-            self._capture()
-        else:
-            self._inputs[0].copy_(images)
-            self._inputs[1].copy_(labels)
+        """Compute the gradients; return the sum of losses and the number of correct predictions.
+
+        The replay and the copies to its inputs are on the current stream, so they wait for what this stream waits for:
+        the copy stream, and DALI. The first call captures the graph, if `capture` has not. Raises ValueError for inputs
+        of another shape or dtype.
+        """
+        if self._replay is None:
+            self.capture(images, labels)
+        assert self._inputs is not None
         assert self._replay is not None
         assert self._outputs is not None
+        for own, given in zip(self._inputs, (images, labels), strict=True):
+            if (own.shape, own.dtype) != (given.shape, given.dtype):  # copy_ would repeat or convert it
+                was, found = f"{own.dtype} {list(own.shape)}", f"{given.dtype} {list(given.shape)}"
+                raise ValueError(f"the CUDA graph was captured for inputs of {was}, got {found}")
+            own.copy_(given)
         self._replay()
         return self._outputs[0].clone(), self._outputs[1].clone()
 
-    def _capture(self) -> None:
-        assert self._inputs is not None
-        images, labels = self._inputs
+    def capture(self, images: Tensor, labels: Tensor) -> None:
+        """Warm up and capture, with inputs whose values do not matter. No DALI pipeline may be in use.
+
+        Under DDP a collective. The gradients have no meaning until the next call; the statistics of batch norm are left
+        as they were. The warm-up draws from torch's generators.
+        """
+        self._inputs = images.clone(), labels.clone()
         layers = [layer for layer in self._module.modules() if isinstance(layer, SpanBatchNorm)]
         collected = next(
             (layer.collected for layer in layers if layer.collected is not None), None
         )  # shared by all layers
         before = None if collected is None else collected.clone()
-        with self._recorder.warming_up():
+        with self._recorder.on_stream():
             for _ in range(WARM_UPS):
-                self._run(images, labels)
+                self._run(*self._inputs)
                 self._module.zero_grad(set_to_none=True)
 
         def work() -> None:
-            self._outputs = self._run(images, labels)
+            assert self._inputs is not None
+            self._outputs = self._run(*self._inputs)
 
         self._replay = self._recorder.capture(work)
         if collected is not None and before is not None:  # the warm-up is not part of a step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ class DdpSettings:
     bucket_mb: float = 25.0  # MiB exchanged at once; torch's default
     gradient_dtype: torch.dtype | None = None  # of the exchange; None: the gradients' own
     compile_backend: str | None = None  # None: not compiled; `inductor` for speed
-    cuda_graph: bool = False
+    cuda_graph: bool = False  # refused where batch norm exchanges statistics between workers
+    wrap_alone: bool = False  # wrap the model on one worker, too: to test and to measure DDP on one GPU
 
 
 class DdpEngine:
@@ -44,7 +45,7 @@ class DdpEngine:
 
     DDP divides the summed gradient by the number of workers, which is a mean over samples only if all per-worker
     batches have the same size. Each worker therefore scales the sum of its losses by world size / B; the result is the
-    sum over all samples, divided by B. On one worker the model is not wrapped.
+    sum over all samples, divided by B. On one worker the model is not wrapped, unless the settings say so.
 
     In float16 the loss is scaled, and a step whose gradients overflow is skipped and counted. The host decides that, so
     each step waits for its backward pass; in other precisions nothing waits for the device.
@@ -79,10 +80,11 @@ class DdpEngine:
         model = module
         if settings.compile_backend is not None:
             model = torch.compile(module, dynamic=False, backend=settings.compile_backend)  # type: ignore[assignment]
-        self._is_distributed = world_size > 1
-        self._model = _wrap(model, settings) if self._is_distributed else model
+        self._is_distributed = world_size > 1 or settings.wrap_alone
         self._missing = MissingGradients(module)
         self._graph = GraphedGradients(self._forward_backward, module) if settings.cuda_graph else None
+        with nullcontext() if self._graph is None else self._graph.on_stream():
+            self._model = _wrap(model, settings) if self._is_distributed else model
 
     @property
     def module(self) -> nn.Module:
@@ -94,14 +96,39 @@ class DdpEngine:
 
         Raises ValueError for another number of micro-batches than the engine's.
         """
-        write_learning_rate(self._optimizer, learning_rate)
+        return self.update(self.gradients(micro_batches), learning_rate)
+
+    def gradients(self, micro_batches: Iterable[MicroBatch]) -> StepSums:
+        """Compute the gradient of a step, clipped, and its norms. Raises ValueError as `step` does."""
         loss, correct = accumulate(micro_batches, self._num_micro_batches, self._device, self._run)
         if self._is_distributed:
             self._missing.check_none_hidden()
         self._missing.fill()
-        squares, squared, skipped, scaling = self._update()
+        squares, squared = self._norms()
+        return StepSums(loss, correct, squared, gradient_squares=squares)
+
+    def update(self, sums: StepSums, learning_rate: float) -> StepSums:
+        """Update the weights with the gradient; returns `sums` with the trust ratios and the scaler's part."""
+        write_learning_rate(self._optimizer, learning_rate)
+        skipped = False
+        scaling: Mapping[str, float] = {}
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            skipped, scaling = self._scaler.step(self._optimizer)
+        # A graph writes into the gradients that it was captured with, so they must not be dropped.
+        if self._graph is None:
+            self._optimizer.zero_grad(set_to_none=True)
         ratios = last_trust_ratios(self._optimizer)
-        return StepSums(loss, correct, squared, skipped, scaling, trust_ratios=ratios, gradient_squares=squares)
+        return replace(sums, skipped=skipped, scaling=scaling, trust_ratios=ratios)
+
+    def prepare(self, batch: MicroBatch) -> None:
+        """Capture the CUDA graph, if there is one, for batches of this shape. Call it before images are decoded.
+
+        A collective. Without this call the first step does it, which is safe only if no DALI pipeline is in use.
+        """
+        if self._graph is not None:
+            self._graph.capture(batch.images, batch.labels)
 
     def _run(self, batch: MicroBatch, is_last: bool) -> tuple[Tensor, Tensor]:
         run = self._forward_backward if self._graph is None else self._graph
@@ -121,31 +148,20 @@ class DdpEngine:
         (scaled if self._scaler is None else self._scaler.scale(scaled)).backward()
         return loss_sum.detach(), num_correct(logits.detach(), labels)
 
-    def _update(self) -> tuple[Tensor | None, Tensor, bool, Mapping[str, float]]:
-        """Clip the gradient and update the weights.
+    def _norms(self) -> tuple[Tensor, Tensor]:
+        """Clip the gradient.
 
-        Returns the squared norms of the parameters' gradients if they were needed, this worker's contribution to that
-        of the whole gradient, whether the step was skipped, and the scaler's part of the step's row in the metrics.
+        Returns the squared norms of the parameters' gradients, and this worker's contribution to that of the whole
+        gradient, both before clipping.
         """
         if self._scaler is not None:
             self._scaler.unscale(self._optimizer)
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"]]
-        squares, squared = None, (zero := torch.zeros((), dtype=torch.float64, device=self._device))
-        if self._counts_norm or self._gradient_clipping is not None:
-            squares = squared_norms(gradients)
-            squared = squares.sum()
+        squares = squared_norms(gradients)  # on every worker: each may have to record the step for all
+        squared = squares.sum()
         if self._gradient_clipping is not None:
             clip(gradients, squared, self._gradient_clipping)
-        skipped = False
-        scaling: Mapping[str, float] = {}
-        if self._scaler is None:
-            self._optimizer.step()
-        else:
-            skipped, scaling = self._scaler.step(self._optimizer)
-        # A graph writes into the gradients that it was captured with, so they must not be dropped.
-        if self._graph is None:
-            self._optimizer.zero_grad(set_to_none=True)
-        return squares, squared if self._counts_norm else zero, skipped, scaling
+        return squares, squared if self._counts_norm else torch.zeros_like(squared)
 
     def optimizer_state(self) -> OptimizerState:
         """Return the optimizer's state by parameter name: the live tensors, on their device."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -49,6 +49,37 @@ class HoldsPart(Protocol):
     def optimizer_part(self) -> OptimizerPart | None:
         """Return this worker's part, or None on every worker if each of them holds the whole state. No collective."""
         ...
+
+
+class UpdatesLast(Protocol):
+    """An engine that has the gradient of a step on every worker before it changes the state.
+
+    `step` calls both methods. If another worker dies in between or before, the state is still that before the step.
+    Such an engine has the whole optimizer state on every worker: `optimizer_state` is no collective.
+    """
+
+    def gradients(self, micro_batches: Iterable[MicroBatch]) -> StepSums:
+        """Compute the gradient, and change nothing else. A collective. Raises ValueError as `step` does."""
+        ...
+
+    def update(self, sums: StepSums, learning_rate: float) -> StepSums:
+        """Update the weights with the gradient; returns `sums` with what the update adds. No collective."""
+        ...
+
+
+def in_two_parts(engine: object) -> UpdatesLast | None:
+    """`engine`, if a step of it may be made by calling `gradients` and `update`; else None.
+
+    Not if a class of the user overrides `step` of an engine with both methods, and does something else there.
+    """
+    owners = []
+    for name in ("step", "gradients", "update"):
+        owner = next((cls for cls in type(engine).__mro__ if name in vars(cls)), None)
+        if owner is None:
+            return None
+        owners.append(owner)
+    step, *parts = owners
+    return cast(UpdatesLast, engine) if all(issubclass(owner, step) for owner in parts) else None
 
 
 class Engine(Protocol):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from resnet_dist.data import Index
 from resnet_dist.data.decoding import dali
+from resnet_dist.data.decoding.region_check import region_check, warn_of
 from resnet_dist.data.loader import HostBatch, decoder_for, evaluation_batches
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.engines.factory import autocast_dtype
@@ -140,7 +141,17 @@ def _placed(model: nn.Module, recipe: Recipe, device: torch.device) -> nn.Module
 
 def _batches(recipe: Recipe, index: Index, worker: Worker) -> Iterator[HostBatch]:
     data, size = recipe.evaluation_data, recipe.evaluate.batch_size
-    decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
+    check = region_check(data, worker.device)
+    problem = None if check is None else check.problem
+    if problem is not None:
+        warn_of(problem)
+    decoder = decoder_for(
+        data,
+        device=worker.device,
+        num_threads=worker.num_threads,
+        max_batch_size=size,
+        regions=problem is None,
+    )
     return evaluation_batches(index, files_of(index, data), worker.world_size, worker.rank, size, data, decoder)
 
 

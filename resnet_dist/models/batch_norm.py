@@ -2,7 +2,10 @@
 
 A span on one worker uses torch's own kernel (cuDNN's if available). A span on several workers costs one exchange in the
 forward and one in the backward pass, between those workers only. torch.nn.SyncBatchNorm rejects CPU tensors, normalises
-over all samples of all workers, and makes the host wait for the device in every layer.
+over all samples of all workers, makes the host wait for the device in every layer, and interrupts the graphs of
+torch.compile.
+
+`resnet_dist.models.span_norm` normalises several spans on a worker, and spans on several workers.
 
 `resnet_dist.models.running_statistics` updates the running statistics, once per step.
 """
@@ -12,17 +15,16 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.models.spans import Spans, SpanSlice
+from resnet_dist.models.span_norm import normalise_several, normalise_shared, sums_dtype
+from resnet_dist.models.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,9 @@ class SpanBatchNorm(_BatchNorm):
     buffers, hooks and mode, and instances of their original class.
 
     Each call in a training forward pass (`spans.recording`) appends to `uses` the means and variances of the spans that
-    this worker owns, [2, spans, channels], and the number of values per sample and channel. Variances are unbiased for
-    spans on one worker (from torch's kernel), else biased and float64.
+    this worker owns, [2, spans, channels], and the number of values per sample and channel. For spans on one worker
+    these are torch's unbiased variances. For spans on several workers they are the result of `Spans.moments`: float64,
+    with 1 / sqrt(biased variance + epsilon) instead of the variances.
     """
 
     spans: Spans
@@ -101,7 +104,7 @@ class SpanBatchNorm(_BatchNorm):
         if self.running_mean is not None:
             # a repeated forward pass must save as many tensors as the first, so it needs a place, too
             use = len(self.uses) if self.spans.recording else _REPEATED
-            place = self.place_of(use, torch.promote_types(input.dtype, torch.float32), input.device)
+            place = self.place_of(use, sums_dtype(input), input.device)
             means, variances = place[0].unbind(), place[1].unbind()
             if self.spans.recording:
                 self.uses.append((place, math.prod(input.shape[2:])))
@@ -110,11 +113,7 @@ class SpanBatchNorm(_BatchNorm):
             return torch.cat([self._of_uneven_span(*part) for part in parts])
         if len(sizes) == 1:
             return F.batch_norm(input, means[0], variances[0], self.weight, self.bias, True, 1.0, self.eps)
-        outputs = [
-            F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-            for part, mean, variance in zip(input.split(sizes), means, variances, strict=True)
-        ]
-        return torch.cat(outputs)
+        return normalise_several(input, self.weight, self.bias, means, variances, self.eps)
 
     def _of_uneven_span(self, part: Tensor, mean: Tensor | None, variance: Tensor | None) -> Tensor:
         """Normalise what is left of a span. Torch's kernel refuses a single value per channel, or none."""
@@ -139,83 +138,14 @@ class SpanBatchNorm(_BatchNorm):
             self.places[use] = place
         return place
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _exchanged(self, input: Tensor) -> Tensor:
-        output, moments = _ExchangedNorm.apply(input, self.weight, self.bias, self.eps, self.spans, self.number)
-        owned = [number for number, span_slice in enumerate(self.spans.slices) if span_slice.owned]
+        output, moments = normalise_shared(input, self.weight, self.bias, self.eps, self.spans, self.number)
         if self.spans.recording and self.running_mean is not None:
             # a slice (owned spans are adjacent): a list of numbers would be copied to the device
+            owned = [number for number, span_slice in enumerate(self.spans.slices) if span_slice.owned]
             rows = slice(owned[0], owned[-1] + 1) if owned else slice(0)
-            self.uses.append((moments[rows].transpose(0, 1), math.prod(input.shape[2:])))
-        return output  # type: ignore[no-any-return]
-
-
-class _ExchangedNorm(torch.autograd.Function):
-    """Normalise by statistics of spans on several workers.
-
-    Each worker contributes the mean and the variance of its slices, in float64. The gradients of weight and bias remain
-    local: the engine's gradient all-reduce sums them. Formulas: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
-    ) -> tuple[Tensor, Tensor]:
-        own = input.new_zeros((len(spans.slices), 2, input.shape[1]), dtype=torch.float64)
-        for number, _, part in _parts(input, spans):
-            own[number, 1], own[number, 0] = torch.var_mean(part, dim=_all_but_channels(part), correction=0)
-        moments = spans.moments(layer, own)
-        means, variances = moments.unbind(1)
-        inverse_std = (variances + epsilon).rsqrt()
-        scale = inverse_std if weight is None else inverse_std * weight.double()
-        shift = torch.zeros_like(means) if bias is None else bias.double().expand_as(means)
-        output = torch.empty_like(input)
-        for number, span_slice, part in _parts(input, spans):
-            out = output[span_slice.start : span_slice.stop]
-            # subtract the mean before scaling: x · scale + (bias - mean · scale) loses precision if the mean is large
-            centred = part - _like(means[number], part)
-            out.copy_(torch.addcmul(_like(shift[number], part), centred, _like(scale[number], part)))
-        ctx.save_for_backward(input, weight, means, inverse_std)
-        ctx.spans, ctx.layer = spans, layer
-        ctx.mark_non_differentiable(moments)
-        return output, moments
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, means, inverse_std = ctx.saved_tensors
-        spans: Spans = ctx.spans
-        own = means.new_zeros((len(spans.slices), 2, input.shape[1]))  # sums of g and of g × x_hat
-        for number, span_slice, part in _parts(input, spans):
-            g = gradient[span_slice.start : span_slice.stop].to(part.dtype)
-            dims = _all_but_channels(part)
-            own[number, 0] = g.sum(dims)
-            centred = part - _like(means[number], part)
-            own[number, 1] = (g * centred).sum(dims).double() * inverse_std[number]
-        average = spans.sums(ctx.layer, own) / spans.num_values(math.prod(input.shape[2:]))
-        scale = inverse_std if weight is None else inverse_std * weight.double()
-        # dx = scale · (g − mean(g) − x_hat · mean(g · x_hat)), written as scale · g + slope · (x − mean) + offset
-        slope = -scale * inverse_std * average[:, 1]
-        offset = -scale * average[:, 0]
-        input_gradient = torch.empty_like(input)
-        for number, span_slice, part in _parts(input, spans):
-            g = gradient[span_slice.start : span_slice.stop].to(part.dtype)
-            centred = part - _like(means[number], part)
-            dx = torch.addcmul(_like(offset[number], part), centred, _like(slope[number], part))
-            input_gradient[span_slice.start : span_slice.stop] = dx.addcmul_(g, _like(scale[number], part))
-        total = own.sum(0)  # this worker's part of the gradients of bias and weight
-        weight_gradient = None if weight is None else total[1].to(weight.dtype)
-        bias_gradient = None if weight is None else total[0].to(weight.dtype)
-        return input_gradient, weight_gradient, bias_gradient, None, None, None
-
-
-def _parts(input: Tensor, spans: Spans) -> list[tuple[int, SpanSlice, Tensor]]:
-    """The slices with their numbers and samples, in float32 or float64: half precision loses the variance.
-
-    Slices whose samples are all left out are not among them.
-    """
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    return [(number, p, input[p.start : p.stop].to(dtype)) for number, p in enumerate(spans.slices) if p.size]
+            self.uses.append((moments[:, rows], math.prod(input.shape[2:])))
+        return output
 
 
 def _all_but_channels(input: Tensor) -> list[int]:

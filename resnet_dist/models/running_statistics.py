@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,48 @@ class _Columns:
     counts: tuple[int, ...]  # values per channel in a span, by layer
     index: Tensor | None  # int64: the columns of these layers; None: all columns, in order
     values: Tensor  # float64: `counts` by channel
+    epsilons: Tensor  # float64: those of the layers by channel
+    biased: Tensor  # float64: (values - 1) / values, the biased variance of a span / its unbiased variance
+
+
+class _Buffers:
+    """The buffers of all layers as views of two tensors, so that an update takes a few operations.
+
+    running     [2, channels]: the running means and the running variances, the channels of all layers concatenated
+    tracked     int64 [layers]: num_batches_tracked
+    """
+
+    def __init__(self, layers: Sequence[SpanBatchNorm]) -> None:
+        """Replace the buffers of `layers`, which have one dtype and one device, by views with the same values."""
+        self._layers = layers
+        self._views: list[tuple[SpanBatchNorm, str, Tensor]] = []
+        self.join()
+
+    @torch.no_grad()
+    def join(self) -> None:
+        """Make all buffers views of two tensors, unless they are.
+
+        Moving a model to another device or dtype replaces its buffers, as `load_state_dict(..., assign=True)` does.
+        """
+        if self._views and all(layer._buffers[name] is view for layer, name, view in self._views):
+            return
+        means, variances, tracked = (
+            [layer.get_buffer(name) for layer in self._layers]
+            for name in ("running_mean", "running_var", "num_batches_tracked")
+        )
+        self.running = torch.stack((torch.cat(means), torch.cat(variances)))
+        self.tracked = torch.stack(tracked)
+        self._views, start = [], 0
+        for number, layer in enumerate(self._layers):
+            stop = start + layer.num_features
+            self._views += [
+                (layer, "running_mean", self.running[0, start:stop]),
+                (layer, "running_var", self.running[1, start:stop]),
+                (layer, "num_batches_tracked", self.tracked[number]),
+            ]
+            start = stop
+        for layer, name, view in self._views:
+            setattr(layer, name, view)
 
 
 class RunningStatistics:
@@ -49,28 +92,32 @@ class RunningStatistics:
         self.num_channels = sum(layer.num_features for layer in self.layers)
         self._sizes = [layer.num_features for layer in self.layers]
         self._device = torch.device("cpu") if device is None else device
-        self._layer_of = torch.arange(len(self.layers)).repeat_interleave(torch.tensor(self._sizes, dtype=torch.int64))
-        self._layer_of = self._layer_of.to(self._device)  # of each channel
+        sizes = torch.tensor(self._sizes, dtype=torch.int64)
+        self._layer_of = torch.arange(len(self.layers)).repeat_interleave(sizes).to(self._device)  # of each channel
+        self._first_of = (sizes.cumsum(0) - sizes).to(self._device)  # the first channel of each layer
         self._collected = torch.zeros((3, self.num_channels), dtype=torch.float64, device=self._device)
         self._columns: list[_Columns] = []  # of the layers' first calls, second calls, ...
-        self._momenta_of: list[float] = []
+        self._momenta_of: list[float | None] = []
         self._momenta = torch.empty(0)
+        self._buffers: _Buffers | None = None
         self._depth = 0  # of nested calls of the model
         self._measuring = False  # whether forward passes without gradients are collected, too
         spans = next((m.spans for m in model.modules() if isinstance(m, SpanBatchNorm)), None)
         if spans is None:
             return
         self._spans: Spans = spans  # all layers share one
+        if self.layers:
+            self._buffers = _Buffers(self.layers)
         for layer in self.layers:
             layer.collected = self._collected
-        model.register_forward_pre_hook(self._begin)
-        model.register_forward_hook(self._end, always_call=True)
+        # Compiled code does not trace the hooks. Not decorators: those would import the compiler with this module.
+        model.register_forward_pre_hook(partial(torch.compiler.disable(RunningStatistics._begin), self))
+        model.register_forward_hook(partial(torch.compiler.disable(RunningStatistics._end), self), always_call=True)
         if spans.group is None:
             for layer in self.layers:  # allocated now: a later allocation would cause a recompilation
                 dtype = torch.promote_types(layer.get_buffer("running_mean").dtype, torch.float32)
                 layer.place_of(0, dtype, self._device)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin(self, *_: object) -> None:
         self._depth += 1
         if self._depth > 1:
@@ -80,7 +127,6 @@ class RunningStatistics:
         # an evaluation does not belong to a step
         self._spans.recording = torch.is_grad_enabled() or self._measuring
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _end(self, model: nn.Module, inputs: object, output: object) -> None:
         """After a forward pass: collect the statistics of its layers. `output` is None after an exception."""
@@ -103,9 +149,11 @@ class RunningStatistics:
             return  # other workers own all spans of this worker, or all of its samples are left out
         columns = self._columns_of(use, numbers)
         values = columns.values  # of each channel in one span
+        if self._spans.group is not None:  # not the variances, but 1 / sqrt(variance + epsilon)
+            variances = (variances.pow(-2) - columns.epsilons).clamp_min(0)
         if left is None:
             if self._spans.group is None:
-                variances = variances * ((values - 1) / values)  # torch's kernel returns unbiased variances
+                variances = variances * columns.biased  # torch's kernel returns unbiased variances
             mean = means.mean(0)
             squares = values * (variances + (means - mean).square()).sum(0)
             count = values * num_spans
@@ -154,7 +202,11 @@ class RunningStatistics:
         if len(layers) < len(self.layers):
             starts = [0, *itertools.accumulate(self._sizes)]
             index = torch.cat([torch.arange(starts[n], starts[n + 1], device=self._device) for n in layers])
-        self._columns[use : use + 1] = [_Columns(layers, counts, index, torch.cat(made))]
+        values = torch.cat(made)
+        epsilons = [self._collected.new_full((self._sizes[n],), self.layers[n].eps) for n in layers]
+        self._columns[use : use + 1] = [
+            _Columns(layers, counts, index, values, torch.cat(epsilons), (values - 1) / values)
+        ]
         return self._columns[use]
 
     def sums(self) -> Tensor:
@@ -163,27 +215,29 @@ class RunningStatistics:
         return torch.stack((count, count * mean))
 
     @torch.no_grad()
-    def update(self, sums: Tensor, all_reduce: Callable[[Tensor], object] = lambda tensor: None) -> None:
+    def update(
+        self,
+        sums: Tensor,
+        all_reduce: Callable[[Tensor], object] = lambda tensor: None,
+        on_reduced: Callable[[], object] = lambda: None,
+    ) -> None:
         """Update the running statistics, and begin the next step.
 
         `sums` is the result of `sums()`, summed over all workers. `all_reduce` sums a float64 [num_channels] over all
-        workers in place: the squared deviations from the global mean.
+        workers in place: the squared deviations from the global mean. `on_reduced` is called after it, before a buffer
+        changes.
         """
-        if not self.layers:
+        if self._buffers is None:
+            on_reduced()
             return
         moved, mean, variance = self._pooled(sums, all_reduce)
-        trackers = self._buffers("num_batches_tracked")
-        momenta = self._momenta_now()
-        by_layer = torch.zeros_like(momenta).index_copy_(0, self._layer_of, moved.double())
-        torch._foreach_add_(trackers, list(by_layer.to(trackers[0].dtype).unbind()))
-        momenta = torch.where(momenta < 0, 1 / torch.stack(trackers).clamp_min(1).double(), momenta)
-        weight = momenta[self._layer_of]
-        for name, new in (("running_mean", mean), ("running_var", variance)):
-            running = self._buffers(name)
-            before = torch.cat(running)
-            after = torch.lerp(before, new.to(before.dtype), weight.to(before.dtype))
-            after = torch.where(moved, after, before)  # a layer that normalised nothing does not change
-            torch._foreach_copy_(running, list(after.split(self._sizes)))
+        on_reduced()
+        self._buffers.join()
+        running, tracked = self._buffers.running, self._buffers.tracked
+        tracked.add_(moved[self._first_of])
+        new = torch.stack((mean, variance)).to(running.dtype)
+        after = torch.lerp(running, new, self._momenta_now(tracked).to(running.dtype))
+        running.copy_(torch.where(moved, after, running))  # a layer that normalised nothing does not change
         self.clear()
 
     def _pooled(self, sums: Tensor, all_reduce: Callable[[Tensor], object]) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,13 +276,17 @@ class RunningStatistics:
                     found[f"{self._prefixes[layer]}{suffix}"] = value.to(layer.get_buffer(suffix).dtype)
         return found
 
-    def _momenta_now(self) -> Tensor:
-        """The momentum of each layer, float64 [layers]; negative for None, which is torch's cumulative average."""
-        momenta = [-1.0 if layer.momentum is None else layer.momentum for layer in self.layers]
+    def _momenta_now(self, tracked: Tensor) -> Tensor:
+        """The momentum of each channel, float64 [channels]; for None, torch's cumulative average."""
+        momenta = [layer.momentum for layer in self.layers]
         if momenta != self._momenta_of:
-            made = [torch.full((1,), value, dtype=torch.float64, device=self._device) for value in momenta]
+            given = zip(self._sizes, momenta, strict=True)
+            made = [self._collected.new_full((size,), -1.0 if value is None else value) for size, value in given]
             self._momenta, self._momenta_of = torch.cat(made), momenta
-        return self._momenta
+        if None not in momenta:
+            return self._momenta
+        cumulative = (1 / tracked.clamp_min(1).double())[self._layer_of]
+        return torch.where(self._momenta < 0, cumulative, self._momenta)
 
     def clear(self) -> None:
         """Discard the statistics collected since the last update.
@@ -239,7 +297,3 @@ class RunningStatistics:
         places = [place for layer in self.layers for place in layer.places.values()]
         if places:
             torch._foreach_zero_(places)
-
-    def _buffers(self, name: str) -> list[Tensor]:
-        # looked up in each step: moving a model to another device or dtype replaces its buffers
-        return [layer.get_buffer(name) for layer in self.layers]

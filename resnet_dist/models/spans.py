@@ -2,14 +2,19 @@
 
 A span is a fixed range of positions of the global batch, independent of the number of workers and of micro-batches.
 Every micro-batch is split over the workers in the same way, so the slices of spans are computed once.
+
+The exchanges are operators of torch, `torch.ops.resnet_dist.span_moments` and `span_sums`, which compiled code calls
+without looking inside: they wait for other workers, measure that time and compare what the workers call.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -18,9 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout, SpanGroup, span_groups
 
 _END = -1  # instead of a layer: the end of the forward pass
+_CHECKED = 2  # forward passes on a GPU that are checked, and the backward passes between them
+_NO_SAMPLES = 1e-300  # instead of a count of 0, by which torch's kernel would divide
 
 
 @dataclass(frozen=True)
@@ -36,29 +43,6 @@ class SpanSlice:
     def size(self) -> int:
         """Number of samples."""
         return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class SpanGroup:
-    """Workers with common spans: their ranks, and their positions in a micro-batch."""
-
-    ranks: range
-    positions: range
-
-
-def span_groups(layout: BatchLayout, span: int) -> list[SpanGroup]:
-    """Divide the workers into the smallest ranges such that no span of `span` samples lies on two of them.
-
-    >>> [list(group.ranks) for group in span_groups(BatchLayout(size=48, world_size=4), span=24)]
-    [[0, 1], [2, 3]]
-    """
-    cuts = [(rank, edge) for rank, edge in enumerate(layout.boundaries(), start=1) if edge % span == 0]
-    starts = [(0, 0), *cuts]
-    stops = [*cuts, (layout.world_size, layout.micro_batch_size)]
-    return [
-        SpanGroup(range(first, last), range(start, stop))
-        for (first, start), (last, stop) in zip(starts, stops, strict=True)
-    ]
 
 
 def span_slices(own: range, span: int, origin: int) -> tuple[SpanSlice, ...]:
@@ -90,11 +74,14 @@ class Spans:
     """
 
     def __init__(self, layout: BatchLayout, rank: int, span: int | Literal["global", "worker"]) -> None:
+        self.handle = next(_HANDLES)  # for the operators of torch, whose arguments cannot be objects
+        _ALL[self.handle] = self
         self.recording = False
         self.waited_s = 0.0  # seconds spent in collectives, which wait for other workers
         self.group: dist.ProcessGroup | None = None
         self.counts: list[int] | None = None
-        self._divisors: Tensor | None = None  # `counts` on the device, at least 1: float64 [slices, 1, 1]
+        self._divisors: Tensor | None = None  # `counts` on the device, at least 1: float64 [slices, 1]
+        self._counted: dict[int, Tensor] = {}  # see `value_counts`
         self._layout, self._rank = layout, rank
         self.num_samples = len(layout.worker_micro_batch(0, rank))
         self.span_size = self.num_samples
@@ -107,10 +94,9 @@ class Spans:
         if span == "worker":
             return
         self.span_size = self.smallest = layout.micro_batch_size if span == "global" else span
-        for members in span_groups(layout, self.span_size):
-            group = _process_group(members.ranks, layout.world_size)
-            if rank in members.ranks:
-                self.join(members, group, layout, rank)
+        teams = span_groups(layout, self.span_size)
+        own = next(team for team in teams if rank in team.ranks)
+        self.join(own, _process_group(own.ranks) if len(teams) < layout.world_size else None, layout, rank)
 
     def join(self, members: SpanGroup, group: dist.ProcessGroup | None, layout: BatchLayout, rank: int) -> None:
         """Exchange spans with the workers `members`, which include this one, through `group`."""
@@ -121,6 +107,9 @@ class Spans:
         self._table = _Table(members, layout, self.span_size)
         self._own = self._all = self._table.own(rank)
         self._checked = True  # whether messages name their layer
+        self._num_forward_passes = 0
+        # whether the values of all slices are the message
+        self._all_shared = len(self._own) == len(self.slices) == self._table.num_slots
 
     def leave_out(self, good: NDArray[np.bool_] | None, device: torch.device) -> None:
         """Let the next forward passes have only the samples `good`, bool [samples of the micro-batch on all workers].
@@ -139,12 +128,13 @@ class Spans:
         if self.group is not None:
             self._own = self._all if good.all() else self._table.own(self._rank, good)
         self.counts = self._divisors = None
+        self._counted = {}
         if not good.all():
             self.counts = counts
-            self._divisors = torch.tensor(counts, dtype=torch.float64).clamp_min(1)[:, None, None].to(device)
+            self._divisors = torch.tensor(counts, dtype=torch.float64).clamp_min(1)[:, None].to(device)
 
     def num_values(self, num_positions: int) -> Tensor | int:
-        """The values per channel in a slice's whole span: a number, or after `leave_out` float64 [slices, 1, 1].
+        """The values per channel in a slice's whole span: a number, or after `leave_out` float64 [slices, 1].
 
         `num_positions` is the number of values per sample and channel. A span without samples counts as one sample.
         """
@@ -162,57 +152,108 @@ class Spans:
         self._widest = max(self._widest, num_channels)
         return len(self._layers) - 1
 
-    def moments(self, layer: int, own: Tensor) -> Tensor:
-        """Mean and biased variance of whole spans, from those of this worker's slices. A collective.
+    def value_counts(self, num_positions: int, device: torch.device) -> Tensor:
+        """`num_values` as torch's kernels for CUDA take it: int32 [slices, 1], at least 1."""
+        if num_positions not in self._counted:
+            values = self.num_values(num_positions)
+            if isinstance(values, int):  # made on the device: a copy from the host would wait for it
+                values = torch.full((len(self.slices), 1), values, device=device)
+            self._counted[num_positions] = values.to(torch.int32)
+        return self._counted[num_positions]
 
-        `own` and the result are float64 [slices, 2, channels]. The slices of a span are combined as in Chan, Golub and
-        LeVeque (1983, equation 2.1): sums of squares lose precision if the mean is large.
+    def moments(self, layer: int, statistics: Sequence[Tensor], epsilon: float) -> Tensor:
+        """Mean and 1 / sqrt(biased variance + epsilon) of whole spans: float64 [2, slices, channels]. A collective.
+
+        `statistics` are those of the slices of this worker, each [channels], a few for each slice: on a CPU the mean,
+        and mean and variance about it from a kernel whose mean may be less exact; on a GPU the mean and
+        1 / sqrt(variance + epsilon).
+
+        The slices of a span are combined as in Chan, Golub and LeVeque (1983, equation 2.1) in float64: sums of squares
+        lose precision if the mean is large.
         """
-        gathered, combined = self._exchange(2 * layer, own), own.clone()
-        for number, (rows, weights) in self._own.items():
-            if weights.device != own.device:  # copied once, since a copy waits for the device
-                self._own[number] = (rows, weights := weights.to(own.device))
-            means, variances = gathered[rows].unbind(1)
-            mean = means[0] + (weights * (means - means[0])).sum(0)
-            combined[number, 0] = mean
-            combined[number, 1] = (weights * (variances + (means - mean).square())).sum(0)
-        return combined
+        if _on_gpu(statistics[0]):
+            return self._moments_on_gpu(layer, statistics, epsilon)
+        given = torch.stack(list(statistics)).double().view(len(self.slices), 3, -1)
+        means, variances = given[:, 0], given[:, 2] - (given[:, 1] - given[:, 0]).square()
+        gathered = self._exchange(2 * layer, self._message(torch.stack((means, variances), 1)))
+        for number, (rows, counts) in self._own.items():
+            weights = counts / counts.sum()
+            means_of, variances_of = gathered[rows].unbind(1)
+            mean = weights @ means_of
+            means[number] = mean
+            variances[number] = weights @ (variances_of + (means_of - mean).square())
+        return torch.stack((means, (variances + epsilon).rsqrt()))
 
-    def sums(self, layer: int, own: Tensor) -> Tensor:
-        """Sums over whole spans, from those over this worker's slices: float64 [slices, 2, channels]. A collective."""
-        gathered, combined = self._exchange(2 * layer + 1, own), own.clone()
+    def _moments_on_gpu(self, layer: int, statistics: Sequence[Tensor], epsilon: float) -> Tensor:
+        own = statistics[0].new_empty((len(self.slices), 2, len(statistics[0])), dtype=torch.float64)
+        torch.cat(list(statistics), out=own.view(-1))
+        # torch's kernel divides by the deviations of unused rows, too
+        gathered = self._exchange(2 * layer, self._message(own, unused=1.0))
+        found: list[Sequence[Tensor]] = [pair.unbind() for pair in own]
+        for number, (rows, counts) in self._own.items():
+            if counts.device != own.device:  # copied once, since a copy waits for the device
+                self._own[number] = (rows, counts := counts.to(own.device))
+            means, deviations = gathered[rows].unbind(1)
+            found[number] = torch.batch_norm_gather_stats_with_counts(
+                own, means, deviations, None, None, 0.0, epsilon, counts
+            )
+        values = torch.stack([row for pair in found for row in pair])
+        return values.view(len(found), 2, -1).transpose(0, 1).contiguous()
+
+    def sums(self, layer: int, own: Sequence[Tensor]) -> Tensor:
+        """Sums over whole spans: [2, slices, channels]. A collective.
+
+        `own` are those over the slices of this worker, each [channels], two for each slice.
+        """
+        sums = torch.stack(list(own)).view(len(self.slices), 2, -1)
+        gathered = self._exchange(2 * layer + 1, self._message(sums))
+        if self._all_shared and len(sums) == 1:
+            return gathered[self._own[0][0]].sum(0).unsqueeze(1)
         for number, (rows, _) in self._own.items():
-            combined[number] = gathered[rows].sum(0)
-        return combined
+            sums[number] = gathered[rows].sum(0)
+        return sums.transpose(0, 1).contiguous()
 
     def end_forward(self, device: torch.device) -> None:
         """Check that the other workers have called the same layers in this forward pass. A collective."""
         if self.group is not None and self._layers and self._checked:
-            self._exchange(_END, torch.zeros((len(self.slices), 2, 0), dtype=torch.float64, device=device))
-            self._checked = device.type == "cpu"
+            self._exchange(_END, torch.zeros((self._table.num_slots, 2, 0), dtype=torch.float64, device=device))
+            self._num_forward_passes += 1
+            self._checked = device.type == "cpu" or self._num_forward_passes < _CHECKED
 
-    def _exchange(self, call: int, own: Tensor) -> Tensor:
-        """Gather the values of common spans from the workers of the group: float64 [rows of the table, 2, channels].
+    def _message(self, own: Tensor, unused: float = 0.0) -> Tensor:
+        """The values of the slices of spans on several workers: [slots, 2, channels] of `own`, [slices, 2, channels].
 
-        `call` identifies the layer and the pass. On a CPU, and in the first forward pass on a GPU (where the check
-        waits for the device), all messages have one size and end with `call`: if workers call different layers, all of
-        them raise RecipeError instead of waiting for each other.
+        A worker with fewer such slices than others has rows of `unused`.
         """
-        rows = torch.zeros((self._table.num_slots, *own.shape[1:]), dtype=own.dtype, device=own.device)
+        if self._all_shared:
+            return own
+        rows = own.new_full((self._table.num_slots, *own.shape[1:]), unused)
         for slot, number in enumerate(self._own):
             rows[slot] = own[number]
-        message = rows.flatten()
-        if self._checked:
-            message = rows.new_zeros(2 * self._table.num_slots * self._widest + 1)
-            message[: rows.numel()] = rows.flatten()
-            message[-1].fill_(call)
-        gathered = message.new_empty((len(self._ranks), len(message)))
+        return rows
+
+    def _exchange(self, call: int, own: Tensor) -> Tensor:
+        """Gather the values of common spans from the workers of the group: [rows of the table, 2, channels].
+
+        `call` identifies the layer and the pass. On a CPU, and in the first passes on a GPU (where the check waits for
+        the device), all messages have one size and dtype and end with `call`: if workers call different layers, all of
+        them raise RecipeError instead of waiting for each other.
+        """
+        shape = (len(self._ranks) * self._table.num_slots, *own.shape[1:])
+        if not self._checked:
+            gathered = own.new_empty(shape)
+            dist.all_gather_single(gathered, own, group=self.group)
+            return gathered
+        message = own.new_zeros(2 * self._table.num_slots * self._widest + 1, dtype=torch.float64)
+        message[: own.numel()] = own.flatten()
+        message[-1].fill_(call)
+        gathered = message.new_empty(len(self._ranks) * len(message))
         started = time.perf_counter()
-        dist.all_gather(list(gathered.unbind(0)), message, group=self.group)
+        dist.all_gather_single(gathered, message, group=self.group)
         self.waited_s += time.perf_counter() - started
-        if self._checked:
-            self._check(gathered[:, -1].tolist())
-        return gathered[:, : rows.numel()].reshape(len(self._ranks) * self._table.num_slots, *own.shape[1:])
+        gathered = gathered.view(len(self._ranks), len(message))
+        self._check(gathered[:, -1].tolist())
+        return gathered[:, : own.numel()].reshape(shape).to(own.dtype)
 
     def _check(self, calls: list[float]) -> None:
         if len(set(calls)) == 1:
@@ -253,30 +294,65 @@ class _Table:
             self._rows += [None] * (self.num_slots - len(shared))
 
     def own(self, rank: int, good: NDArray[np.bool_] | None = None) -> dict[int, tuple[slice, Tensor]]:
-        """For each slice of `rank` in a span on several workers, by number: the rows of that span and their weights.
+        """For each slice of `rank` in a span on several workers, by number: the rows of that span and their samples.
 
-        The rows are adjacent. The weights, float64 [rows, 1], are fractions of the span's samples; 0 for unused rows.
-        `good`, bool [samples of the micro-batch], are the samples that count; None: all.
+        The rows are adjacent. The numbers of samples are float64 [rows], almost 0 for unused rows and those whose
+        samples are all left out. `good`, bool [samples of the micro-batch], are the samples that count; None: all.
         """
 
-        def size(positions: range) -> int:
-            return len(positions) if good is None else int(good[positions.start : positions.stop].sum())
+        def size(positions: range) -> float:
+            counted = len(positions) if good is None else int(good[positions.start : positions.stop].sum())
+            return counted or _NO_SAMPLES
 
         entries = {}
         for number, span_slice in self._shared[rank - self._first_rank].items():
             parts = [i for i, row in enumerate(self._rows) if row is not None and row[0] == span_slice.row]
             rows = slice(parts[0], parts[-1] + 1)
-            sizes = [[0 if row is None else size(row[1])] for row in self._rows[rows]]
-            total = max(1, sum(number for (number,) in sizes))
-            entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64) / total)
+            sizes = [_NO_SAMPLES if row is None else size(row[1]) for row in self._rows[rows]]
+            entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64))
         return entries
 
 
-def _process_group(ranks: range, world_size: int) -> dist.ProcessGroup | None:
-    """The process group of `ranks`. All workers must create all groups, in the same order."""
-    if len(ranks) == 1:
-        return None
-    if len(ranks) == world_size:
-        return dist.group.WORLD
-    group = dist.new_group(list(ranks))
-    return group if isinstance(group, dist.ProcessGroup) else None  # a placeholder if this worker is not a member
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _process_group(ranks: range) -> dist.ProcessGroup | None:
+    """The process group of this worker's `ranks`; None if it is alone.
+
+    Every worker calls this once, also alone: torch names later groups by the number of those before. The group of all
+    workers is a new one, too: in the default group, an exchange would wait for the all-reduces of gradients before it.
+    """
+    group = dist.new_group(list(ranks), use_local_synchronization=True)
+    return group if len(ranks) > 1 and isinstance(group, dist.ProcessGroup) else None
+
+
+_HANDLES = itertools.count()
+_ALL: WeakValueDictionary[int, Spans] = WeakValueDictionary()
+_LIBRARY = torch.library.Library("resnet_dist", "FRAGMENT")
+_LIBRARY.define("span_moments(Tensor[] statistics, float epsilon, int spans, int layer) -> Tensor")
+_LIBRARY.define("span_sums(Tensor[] own, int spans, int layer) -> Tensor")
+
+
+def _span_moments(statistics: list[Tensor], epsilon: float, spans: int, layer: int) -> Tensor:
+    return _ALL[spans].moments(layer, statistics, epsilon)
+
+
+def _span_sums(own: list[Tensor], spans: int, layer: int) -> Tensor:
+    return _ALL[spans].sums(layer, own)
+
+
+def _fake_moments(statistics: list[Tensor], epsilon: float, spans: int, layer: int) -> Tensor:
+    first = statistics[0]
+    return first.new_empty((2, len(_ALL[spans].slices), len(first)), dtype=torch.float64)
+
+
+def _fake_sums(own: list[Tensor], spans: int, layer: int) -> Tensor:
+    return own[0].new_empty((2, len(own) // 2, len(own[0])))
+
+
+OPERATORS = {"resnet_dist::span_moments": _span_moments, "resnet_dist::span_sums": _span_sums}  # and what they call
+for _name, _function in OPERATORS.items():
+    _LIBRARY.impl(_name.removeprefix("resnet_dist::"), _function, "CompositeExplicitAutograd")
+torch.library.register_fake("resnet_dist::span_moments", _fake_moments, lib=_LIBRARY)
+torch.library.register_fake("resnet_dist::span_sums", _fake_sums, lib=_LIBRARY)

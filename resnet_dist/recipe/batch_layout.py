@@ -83,6 +83,29 @@ class BatchLayout:
         return any(boundary % span for boundary in self.boundaries())
 
 
+@dataclass(frozen=True)
+class SpanGroup:
+    """Workers with common spans: their ranks, and their positions in a micro-batch."""
+
+    ranks: range
+    positions: range
+
+
+def span_groups(layout: BatchLayout, span: int) -> list[SpanGroup]:
+    """Divide the workers into the smallest ranges such that no span of `span` samples lies on two of them.
+
+    >>> [list(group.ranks) for group in span_groups(BatchLayout(size=48, world_size=4), span=24)]
+    [[0, 1], [2, 3]]
+    """
+    cuts = [(rank, edge) for rank, edge in enumerate(layout.boundaries(), start=1) if edge % span == 0]
+    starts = [(0, 0), *cuts]
+    stops = [*cuts, (layout.world_size, layout.micro_batch_size)]
+    return [
+        SpanGroup(range(first, last), range(start, stop))
+        for (first, start), (last, stop) in zip(starts, stops, strict=True)
+    ]
+
+
 def unit_of(recipe: Recipe) -> int:
     """The number of neighbouring samples that a worker must have together: 2 if pairs are mixed, else 1."""
     return 2 if recipe.regularization.mixes_pairs else 1

@@ -1,4 +1,4 @@
-"""The memory of a training step of a built-in network, from its architecture, without torch.
+"""The memory and the batch norms of a built-in network, from its architecture, without torch.
 
 Used to plan a run. `resnet_dist.telemetry.memory` counts the tensors of any module; both agree (a test).
 """
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from resnet_dist.recipe.architectures import Architecture, architecture_of, whole
 from resnet_dist.recipe.network_cost import num_weights
-from resnet_dist.recipe.schema import Recipe
+from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.schema import ModelRecipe, Recipe
 
 # Factor on the memory saved for the backward pass: gradients of two layers at a time, workspaces, fragmentation.
 # Assumption; if it is too small, the next attempt uses more micro-batches.
@@ -26,6 +27,7 @@ class _Saved:
     norms: bool  # whether there are batch norms, which save their inputs
     activations: int = 0
     indices: int = 0
+    num_norms: int = 0
 
     def add(self, channels: int, pixels: int) -> None:
         self.activations += channels * pixels**2
@@ -34,6 +36,7 @@ class _Saved:
         """The input of a norm."""
         if self.norms:
             self.add(channels, pixels)
+            self.num_norms += 1
 
     def norm_and_relu(self, channels: int, pixels: int) -> None:
         """The input of a norm, and the output of the ReLU after it, which the next convolution takes."""
@@ -56,6 +59,11 @@ def step_bytes(recipe: Recipe) -> tuple[int, int] | None:
     copies = 2 + recipe.optimizer.num_states + (recipe.ema.decay is not None)
     element = 2 if recipe.precision in ("bfloat16", "float16") else width
     return weights * width * copies, int((saved.activations * element + saved.indices * _INDEX_BYTES) * HEADROOM)
+
+
+def num_batch_norms(model: ModelRecipe) -> int | None:
+    """The number of batch norms of a network; None for a user's model."""
+    return None if is_reference(model.name) else _saved(architecture_of(model), resolution=32).num_norms
 
 
 def _saved(architecture: Architecture, resolution: int) -> _Saved:

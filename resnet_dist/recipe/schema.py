@@ -217,14 +217,20 @@ class EngineRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedRecipe:
-    """Keys that change the speed of a step, and at most its rounding. docs/performance.md has the measured effects."""
+    """Keys that change the speed of a step, and at most its rounding. docs/performance.md has the measured effects.
+
+    Experimental: no GPU has run it.
+    """
 
     channels_last: bool = True  # memory layout of images and weights: the layout in which cuDNN and oneDNN compute
-    compile: bool = False  # torch.compile the model: fuses element-wise kernels; takes a minute or more at the start
-    cuda_graph: bool = False  # GPU: replay forward and backward as one CUDA graph; for a few dozen images per worker
+    compile: bool = False  # torch.compile the model: fuses element-wise kernels, takes a minute; GPU: experimental
+    cuda_graph: bool = False  # GPU, experimental: replay a step as one CUDA graph; for a few dozen images per worker
     sgd_kernel: Literal["auto", "foreach", "fused", "loop"] = "auto"  # auto: fused on a CPU, foreach on a GPU
     copy_stream: bool = True  # GPU: copy the next images from pinned memory while this step computes
     cudnn_benchmark: bool = True  # GPU: let cuDNN time its algorithms once; off under `deterministic: true`
+
+
+EXPERIMENTAL = ("compile", "cuda_graph")  # keys of `speed` that no GPU has run: off by default
 
 
 @dataclass(frozen=True, kw_only=True)

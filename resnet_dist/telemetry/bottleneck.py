@@ -45,6 +45,7 @@ class StepBottleneck:
     step_time_s: float
     flops_utilisation: float | None  # model FLOP/s divided by the device's peak; None if unknown
     peak: str  # source of the peak
+    no_peak: str = ""  # why the peak is not known
 
     def __str__(self) -> str:
         parts = ", ".join(
@@ -52,6 +53,8 @@ class StepBottleneck:
         )
         rank = f" (rank {self.straggler_rank})" if self.straggler_rank is not None else ""
         text = f"bound by {self.bound_by}{rank}: {parts}"
+        if self.no_peak:
+            return f"{text}; model FLOPs not compared with the peak: {self.no_peak}"
         if self.flops_utilisation is None:
             return text
         return f"{text}; model FLOPs {self.flops_utilisation:.0%} of {self.peak}"
@@ -68,12 +71,16 @@ def _mean(windows: Sequence[StepTimes], values: Sequence[float]) -> float:
 
 
 def classify(
-    windows: Sequence[StepTimes], flops_per_s: float | None = None, peak: tuple[float, str] | None = None
+    windows: Sequence[StepTimes],
+    flops_per_s: float | None = None,
+    peak: tuple[float, str] | None = None,
+    no_peak: str = "",
 ) -> StepBottleneck | None:
     """The bottleneck over `windows`; None if they have no steps.
 
     flops_per_s    FLOPs of the model on one worker, forward and backward, for one step; at one step per second
     peak           FLOP/s of a worker's device, and the source of that number
+    no_peak        without `peak`: why it is not known
     """
     if not any(window.num_steps for window in windows):
         return None
@@ -110,4 +117,5 @@ def classify(
         step_time_s=step_s,
         flops_utilisation=utilisation,
         peak="" if peak is None else peak[1],
+        no_peak=no_peak if peak is None else "",
     )

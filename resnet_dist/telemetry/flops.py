@@ -60,6 +60,11 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str] | None
     return gpu_peak(torch.cuda.get_device_name(device), precision)
 
 
+def why_no_peak(device: torch.device, precision: str) -> str:
+    """Why `peak_flops` returns None for a GPU."""
+    return f"that of {torch.cuda.get_device_name(device)} in {precision} is not in resnet_dist/telemetry/gpu_peaks.py"
+
+
 def _matrix_rate(dtype: torch.dtype) -> tuple[float, str]:
     """The CPU's rate in a matrix product, measured with this process's threads."""
     left, right = torch.rand((2, _MATRIX, _MATRIX), dtype=dtype)

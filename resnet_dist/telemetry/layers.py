@@ -31,8 +31,12 @@ class Layers(Protocol):
         """Before step number `step`, 1 the first."""
         ...
 
+    def reduce(self) -> None:
+        """Sum over all workers, after the backward pass. A collective."""
+        ...
+
     def end(self, step: int, sums: StepSums) -> Mapping[str, object] | None:
-        """The record of the step, on every worker; None if it is not recorded. A collective."""
+        """The record of the step, on every worker; None if it is not recorded."""
         ...
 
 
@@ -40,6 +44,9 @@ class NoLayers:
     """Records nothing."""
 
     def begin(self, step: int) -> None:
+        """Do nothing."""
+
+    def reduce(self) -> None:
         """Do nothing."""
 
     def end(self, step: int, sums: StepSums) -> None:
@@ -103,16 +110,19 @@ class LayerStatistics:
         decaying = [weight.detach() for decay, _, weights in self._groups if decay for weight in weights]
         self._weight_norms = squared_norms(decaying).sqrt().tolist() if decaying else []
 
+    def reduce(self) -> None:
+        """Sum over all workers, if the step is recorded."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._is_recorded and dist.is_initialized():
+            dist.all_reduce(self._sums)
+
     def end(self, step: int, sums: StepSums) -> Mapping[str, object] | None:
         """The record of the step, if it is recorded."""
         if not self._is_recorded:
             return None
         self._is_recorded = False
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if dist.is_initialized():
-            dist.all_reduce(self._sums)
         layers: dict[str, dict[str, float]] = {}
         for name, norm in zip(self._decaying(), self._weight_norms, strict=True):
             layers.setdefault(name, {})["weight_norm"] = norm

@@ -15,7 +15,8 @@ Lines of metrics.jsonl are JSON objects with "kind" and "step" (completed steps)
               train_top1 train_loss train_num_bad (on the training split, with evaluate.train)
               metrics (evaluate.metrics, by name)
               time_s; beside: true with evaluate.beside, whose records come after those of later steps
-    "event"   event detail; every attempt writes the event "started" with the step that it continues from, and then an
+    "event"   event detail; every attempt writes the event "started" with the step that it continues from (with
+              detail.from_memory, from the state that a worker has kept, not from a checkpoint), and then an
               event "warning", with detail.text, for each thing that was left out, replaced or initialised again;
               "epoch_complete": detail.epoch (1 is the first), num_samples and its hashes (see `data.ledger.Tally`);
               "evaluation_skipped": detail.text says why no evaluation of this step comes (evaluate.beside);
@@ -29,9 +30,10 @@ NaN and infinity are written as null.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -43,6 +45,7 @@ from resnet_dist.telemetry.json_lines import Record
 
 log = logging.getLogger(__name__)
 
+_RECENT = 1000  # lines, more than the records of two steps: their broken images are named one by one
 KINDS = ("train", "eval", "layers", "event")
 EARLY_EVENTS = ("indexing", "stage")  # an attempt may write them before "started"
 BOTTLENECK_EVENTS = ("bottleneck", "verdict")  # the newer name first; version 0.1 wrote "verdict"
@@ -179,6 +182,25 @@ def read_metrics(path: Path) -> list[Record]:
     Lines that are not records are ignored and logged. Raises OSError.
     """
     return uninterrupted(json_lines.read(path, metrics_record))
+
+
+def unwritten(path: Path | None, records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of some recent `records` of steps that the file does not have; all of them without a file.
+
+    Records that differ only in what was measured (times, memory) are the same.
+    """
+    if path is None or not records:
+        return list(records)
+    found = uninterrupted(json_lines.read_tail(path, _RECENT, metrics_record))
+    written = {_identity(record) for record in found}
+    return [record for record in records if _identity(record) not in written]
+
+
+def _identity(record: Mapping[str, Any]) -> str:
+    """What tells the records of a file apart."""
+    detail = record.get("detail", {})
+    found = [record["kind"], record["step"], record.get("event"), *map(detail.get, ("epoch", "path", "rank"))]
+    return json.dumps(found)
 
 
 def uninterrupted(written: Iterable[Record]) -> list[Record]:

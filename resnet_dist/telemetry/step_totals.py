@@ -6,7 +6,7 @@ If the model has batch norm, a second all-reduce follows for its variances, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +31,7 @@ class StepSums:
     # with lars and lamb: float64 [parameters with weight decay], in the order of the groups, the same on every worker
     trust_ratios: Tensor | None = None
     # of each parameter's gradient, before clipping: float64 [parameters], in the order of the groups; None where the
-    # engine does not have it, but on rank 0 of an engine with whole gradients always
+    # engine does not have it
     gradient_squares: Tensor | None = None
 
 
@@ -61,7 +61,7 @@ class PendingTotals:
     ) -> None:
         self._step, self._batch_size, self._num_tallies = step, batch_size, num_tallies
         self._num_left_out = num_left_out
-        self._skipped, self._scaling = sums.skipped, sums.scaling
+        self.sums = sums  # of this worker
         self._num_header = len(header)
         if sums.trust_ratios is not None and not sums.skipped:
             header = torch.cat((header, sums.trust_ratios))
@@ -89,8 +89,8 @@ class PendingTotals:
             stop_requested=header[_STOP] > 0,
             num_left_out=self._num_left_out,
             local_step_times_s=tuple(header[times : self._num_header]),
-            skipped=self._skipped,
-            scaling=self._scaling,
+            skipped=self.sums.skipped,
+            scaling=self.sums.scaling,
             trust_ratios=tuple(header[self._num_header :]),
         )
 
@@ -121,8 +121,12 @@ class StepExchange:
         checksum: int = 0,
         tallies: Sequence[int] = (),
         num_left_out: int = 0,
+        update: Callable[[StepSums], StepSums] = lambda sums: sums,
     ) -> PendingTotals:
         """Reduce the sums of step number `step` over all workers. A collective.
+
+        `update` is called when nothing is left to be exchanged, before the running statistics change: an engine that
+        has not updated the weights yet does so, and returns the sums with what that adds.
 
         `checksum` is that of this worker's samples, below 2^32 each: the sum is exact up to a million samples a step.
         `tallies` are numbers below 2^32, whose sums over up to 2^21 workers are exact. `num_left_out` is the number of
@@ -140,8 +144,13 @@ class StepExchange:
             self._vector[_STOP] = 1.0
         self._sums.copy_(self._statistics.sums())
         all_reduce = dist.all_reduce if dist.is_initialized() else lambda tensor: None
+
+        def on_reduced() -> None:
+            nonlocal sums
+            sums = update(sums)
+
         all_reduce(self._vector)
-        self._statistics.update(self._sums, all_reduce)
+        self._statistics.update(self._sums, all_reduce, on_reduced)
         header = self._vector[: self._num_header]
         pending = PendingTotals(header, step, self._batch_size, sums, self._num_tallies, num_left_out)
         self._vector.zero_()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from resnet_dist.engines.protocol import Engine, MicroBatch
+from resnet_dist.engines.protocol import Engine, MicroBatch, in_two_parts
 from resnet_dist.models.loss import cross_entropy_sum
 
 # function(module, optimizer, loss_sum, batch_size=..., num_micro_batches=...) -> Engine, as for `engine.name`
@@ -26,7 +26,8 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
     Requirements: the gradient of a step is the sum over its samples / B for any number of micro-batches; the step uses
     the given learning rate, times the `lr_factor` of a group; losses and counts are sums; a wrong number of
     micro-batches raises ValueError; a micro-batch is computed before the next one is requested; the optimizer state is
-    saved and loaded by parameter name, also by another engine; `module` is the model itself. Raises AssertionError.
+    saved and loaded by parameter name, also by another engine; `module` is the model itself; `gradients`, if there is
+    such a method, changes no weight and no state. Raises AssertionError.
     """
     expected = _reference(dtype)
     for num_micro_batches in (1, 2, 3):
@@ -37,6 +38,7 @@ def check_engine(make: MakeEngine, dtype: torch.dtype = torch.float64) -> None:
     _check_refusals(make, dtype)
     _check_order(make, dtype)
     _check_state(make, expected, dtype)
+    _check_parts(make, expected, dtype)
 
 
 # --- the reference
@@ -154,6 +156,30 @@ def _check_order(make: MakeEngine, dtype: torch.dtype) -> None:
     sums = _engine(make, nn.Sequential(model, scale), num).step(requested(), 0.1)
     what = "the loss of micro-batches, each of which must be computed before the next is requested"
     _assert_close(sums.loss, expected, dtype, what)
+
+
+def _check_parts(make: MakeEngine, expected: list[tuple[nn.Module, Tensor]], dtype: torch.dtype) -> None:
+    """Make a step in two parts, if the engine can."""
+    engine = _engine(make, _model(dtype), 1)
+    parts = in_two_parts(engine)
+    if parts is None:
+        return
+    engine.step(_micro_batches(0, 1, dtype), _RATES[0])
+
+    def state() -> dict[str, Tensor]:
+        states = [
+            (f"{name}/{key}", value) for name, own in engine.optimizer_state().items() for key, value in own.items()
+        ]
+        return {name: tensor.clone() for name, tensor in [*engine.module.state_dict().items(), *states]}
+
+    before = state()
+    sums = parts.gradients(_micro_batches(1, 1, dtype))
+    changed = [name for name, tensor in state().items() if name not in before or not torch.equal(tensor, before[name])]
+    assert not changed, f"`gradients` must change nothing, and has changed {', '.join(changed)}"
+    parts.update(sums, _RATES[1])
+    for name, parameter in expected[1][0].named_parameters():
+        own = engine.module.get_parameter(name)
+        _assert_close(own, parameter, dtype, f"{name} after `gradients` and `update`")
 
 
 def _check_state(make: MakeEngine, expected: list[tuple[nn.Module, Tensor]], dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from resnet_dist.checkpoint.disk import replace_whole
-from resnet_dist.checkpoint.format import folder_name
+from resnet_dist.checkpoint.format import folder_name, step_folders, step_of
 from resnet_dist.input_files import read_json, record_of
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.telemetry.metrics_file import Sink
@@ -68,6 +68,10 @@ class InTurn:
         """False: the workers evaluate."""
         return False
 
+    def has_lost(self, step: int) -> bool:
+        """False: no evaluation needs a checkpoint."""
+        return False
+
     def left(self, step: int) -> bool:
         """True: an evaluation of an earlier attempt that is not known to be done is to be done."""
         return True
@@ -106,11 +110,12 @@ class Beside(InTurn):
         self._host: EvaluationHost | None = None
         self._num_failures, self._has_skipped, self._next_poll = 0, False, 0.0
         self._kept: tuple[int, ...] = ()  # the content of the file
+        self._taken: int | None = None  # the newest step
         if ranks[0] != 0:
             return
         self._kept = pending_steps(options.pending)
         for step in self._kept:
-            if step <= first_step and not self._path(step).exists():
+            if step < first_step and not self._path(step).exists():
                 log.warning("the evaluation after step %d is left out: its checkpoint is gone", step)
         # Later steps are reached again.
         self._queue = tuple(step for step in self._kept if step <= first_step and self._path(step).exists())
@@ -127,7 +132,17 @@ class Beside(InTurn):
 
         False: the workers evaluate, unless they are `stopping`; the next attempt evaluates then.
         """
-        return run_on_rank_0(lambda: self._take(step, stopping), *self._ranks)
+        taken = run_on_rank_0(lambda: self._take(step, stopping), *self._ranks)
+        if taken:
+            self._taken = step
+        return taken
+
+    def has_lost(self, step: int) -> bool:
+        """Whether the checkpoint of an earlier step, which was to be evaluated, has not been written. On any worker."""
+        if self._taken is None or self._taken >= step:
+            return False
+        newest = max((step_of(path.name) or 0 for path in step_folders(self._checkpoints)), default=0)
+        return newest < self._taken
 
     def left(self, step: int) -> bool:
         """Whether an earlier attempt has left the evaluation after `step`, its last checkpoint. A collective."""

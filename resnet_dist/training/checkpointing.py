@@ -7,6 +7,7 @@ own part at the same time, and rank 0 completes the checkpoint when all parts ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from resnet_dist.checkpoint.folders import new_writer
 from resnet_dist.checkpoint.parts import PartFiles
 from resnet_dist.checkpoint.saver import MIRROR_TIMEOUT_S, CheckpointOptions, Saver
 from resnet_dist.data.ledger import Ledger
-from resnet_dist.engines.protocol import Engine, HoldsPart
+from resnet_dist.engines.protocol import Engine, HoldsPart, OptimizerState
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.schema import Recipe, plain
 from resnet_dist.telemetry.json_lines import without_non_finite
@@ -61,25 +62,27 @@ class RunCheckpoints:
         """
         part = self._engine.optimizer_part() if isinstance(self._engine, HoldsPart) else None
         optimizer = self._engine.optimizer_state() if part is None else part.state
-        scaler = self._engine.scaler_state()
-        if self._saver is None:
-            return
-        state = {**self._facts, "samples": step * self._facts["batch_size"], "scaler": dict(scaler)}
+        if self._saver is not None:
+            content = self._content(step, metrics, optimizer)
+            self._saver.save(content if part is None else replace(content, shards=part.shards), wait=wait)
+        if wait:
+            self._wait_for_others()
+
+    def content(self, step: int, metrics: Mapping[str, float]) -> CheckpointContent:
+        """What `save` would write, on any worker: the live tensors. Not for an optimizer state in parts."""
+        return self._content(step, metrics, self._engine.optimizer_state())
+
+    def _content(self, step: int, metrics: Mapping[str, float], optimizer: OptimizerState) -> CheckpointContent:
+        scaler = dict(self._engine.scaler_state())
+        state = {**self._facts, "samples": step * self._facts["batch_size"], "scaler": scaler}
         if self._ledger is not None:
             state["ledger"] = self._ledger.state()
         if self._bad is not None:
             state["bad_images"] = self._bad.state()
         if metrics:
             state["metrics"] = without_non_finite({name: float(value) for name, value in metrics.items()})
-        content = CheckpointContent(
-            step,
-            self._engine.module.state_dict(),
-            optimizer,
-            state,
-            ema=None if self._average is None else self._ema(),
-            shards={} if part is None else part.shards,
-        )
-        self._saver.save(content, wait=wait)
+        ema = None if self._average is None else self._ema()
+        return CheckpointContent(step, self._engine.module.state_dict(), optimizer, state, ema)
 
     def poll(self) -> None:
         """Report the saves that have ended. Raises StorageError on rank 0 after too many consecutive failures."""
@@ -94,6 +97,13 @@ class RunCheckpoints:
         """
         if self._saver is not None:
             self._saver.close(MIRROR_TIMEOUT_S if patient else _SHORT_WAIT_S)
+
+    def _wait_for_others(self) -> None:
+        """Wait until every worker has come here: if rank 0 dies before that, the others still have the state."""
+        if dist.is_initialized():
+            number = torch.zeros((), device=next(self._engine.module.parameters()).device)
+            dist.all_reduce(number)
+            number.item()
 
     def _ema(self) -> Mapping[str, torch.Tensor]:
         return {} if self._average is None else self._average.state()

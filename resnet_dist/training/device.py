@@ -28,6 +28,7 @@ class Worker:
     device: torch.device
     num_threads: int  # for decoding, and for torch on a CPU
     largest_world_size: int | None = None  # of an elastic run
+    decodes_regions: bool = True  # whether DALI may decode regions of images on the GPU
 
 
 def set_up_torch(recipe: Recipe, device: torch.device, num_threads: int) -> None:
@@ -85,6 +86,7 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
 class ToDevice:
     """Copies a batch to the device and normalises it there; on a GPU from pinned memory, in a separate stream.
 
+    The images of a decoder on the CPU are in pinned memory already; labels and random numbers are pinned here.
     In `training`, images are then erased and mixed as the recipe says. The copy runs while the GPU still computes the
     previous step. The computation waits for it, the host does not.
     """

@@ -84,8 +84,15 @@ def evaluator(
     data, size, dtype = recipe.evaluation_data, recipe.evaluate.batch_size, autocast_dtype(recipe)
     autocast = None if dtype is None else partial(torch.autocast, worker.device.type, dtype=dtype)
 
+    decoder = decoder_for(  # one for all evaluations: a pipeline on a GPU takes seconds and gigabytes
+        data,
+        device=worker.device,
+        num_threads=worker.num_threads,
+        max_batch_size=size,
+        regions=worker.decodes_regions,
+    )
+
     def batches(index: Index) -> Iterator[MicroBatch]:
-        decoder = decoder_for(data, device=worker.device, num_threads=worker.num_threads, max_batch_size=size)
         found = evaluation_batches(index, files_of(index, data), worker.world_size, worker.rank, size, data, decoder)
         return map(to_device, liveness.beating(found if bad is None else bad.noted(found)))
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
+
 from resnet_dist.data import Index
 from resnet_dist.data.augmentation import augmentation_of
+from resnet_dist.data.decoding.region_check import RegionCheck, warn_of
 from resnet_dist.data.index.shared import shared_indices
 from resnet_dist.data.index.table import Kind
 from resnet_dist.data.loader import HostBatch, decoder_for, training_batches
@@ -18,7 +23,7 @@ from resnet_dist.data.sources.subset import trained_on
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.rank_zero import run_on_rank_0
 from resnet_dist.recipe.batch_layout import BatchLayout, stream_step
-from resnet_dist.recipe.schema import Recipe
+from resnet_dist.recipe.schema import DataRecipe, Recipe
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.device import Worker
 from resnet_dist.training.leaving_out import LeavingOut
@@ -54,6 +59,32 @@ def splits_of(
     return train, val, bad
 
 
+def checked_regions(worker: Worker, data: DataRecipe, check: RegionCheck | None) -> Worker:
+    """`worker`, with whether its GPU decodes regions: only if those of all workers do. A collective.
+
+    On a GPU, pixels at the edge of a region may depend on whether the rest of the image is decoded, and the pixels of a
+    run must not depend on which worker has an image. `check` is that of `region_check`; rank 0 logs a problem.
+    """
+    if worker.device.type != "cuda" or data.decoder == "torchvision":
+        return worker
+    problems = [None if check is None else check.problem]
+    if worker.world_size > 1:
+        own, problems = problems[0], [None] * worker.world_size
+        dist.all_gather_object(problems, own)
+    found = [f"{problem} (rank {rank})" for rank, problem in enumerate(problems) if problem is not None]
+    if found and worker.rank == 0:
+        warn_of(found[0])
+    return replace(worker, decodes_regions=not found)
+
+
+def blank_batch(recipe: Recipe, num_samples: int) -> HostBatch:
+    """A batch of the shapes of `training_input`, with black images of class 0."""
+    size = recipe.data.resolution
+    images = torch.zeros((num_samples, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    positions = torch.arange(num_samples)
+    return HostBatch(images, torch.zeros_like(positions), positions, checksum=0)
+
+
 def training_input(
     recipe: Recipe,
     worker: Worker,
@@ -74,6 +105,7 @@ def training_input(
             device=worker.device,
             num_threads=worker.num_threads,
             max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
+            regions=worker.decodes_regions,
         )
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
         files = files_of(train, recipe.data)

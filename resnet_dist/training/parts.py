@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.data.ledger import Ledger
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import Engine, MicroBatch
@@ -92,6 +93,8 @@ class TrainerParts:
     checkpoints: Checkpoints
     sink: Sink
     supervisor: Supervisor
+    # step, metrics -> what a checkpoint of them would contain, live tensors on any worker; None: nothing is kept
+    content: Callable[[int, Mapping[str, float]], CheckpointContent] | None = None
     beside: InTurn = field(default_factory=InTurn)  # evaluates checkpoints while training goes on, or not
     seed: Callable[[int], None] = lambda step: None  # seeds torch's generators before a step (0 is the first)
     average: Callable[[int], None] = lambda step: None  # updates the moving average of the weights after a step
@@ -100,6 +103,9 @@ class TrainerParts:
     liveness: Liveness = field(default_factory=Liveness)
     stages: Stages = field(default_factory=NoStages)  # of the start, which ends with the first step
     layers: Layers = field(default_factory=NoLayers)
+    prepare: Callable[[], None] = lambda: None  # called once, before the first image is decoded
     profiler: StepProfiler | None = None
     classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
+    # those of some records that metrics.jsonl does not have yet, on rank 0
+    unwritten: Callable[[Sequence[Mapping[str, Any]]], Sequence[Mapping[str, Any]]] = lambda records: records
     translate_oom: Callable[[BaseException], Exception | None] = lambda error: None  # None: not out of memory

@@ -7,23 +7,24 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 
+from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.data.ledger import Tallies, added
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import MicroBatch
-from resnet_dist.engines.scaler import LEAST_SCALE
-from resnet_dist.errors import DivergedError
 from resnet_dist.telemetry.bottleneck import StepTimes
 from resnet_dist.telemetry.memory import used_bytes
 from resnet_dist.telemetry.step_timer import StepTimer
-from resnet_dist.telemetry.step_totals import PendingTotals, StepTotals
+from resnet_dist.telemetry.step_totals import PendingTotals, StepSums, StepTotals
 from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.telemetry.time_left import TimeLeft
+from resnet_dist.training.divergence import check_finite
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.parts import LoopTimes, Outcome, Timetable, TrainerParts
+from resnet_dist.training.survivor import LastStep, Start
 from resnet_dist.training.target import Target
 
 _NO_TALLIES: Tallies = {}
@@ -47,6 +48,7 @@ class Trainer:
         evaluate_first: bool = False,
         skipped: tuple[tuple[int, int], ...] = (),
         target: Target | None = None,
+        start: Start | None = None,
     ) -> None:
         self.parts = parts
         self.timetable = timetable
@@ -55,6 +57,8 @@ class Trainer:
         self.evaluate_first = evaluate_first  # the previous attempt stopped before or during that of `first_step`
         self.skipped = skipped  # [first, end) steps of the stream that are left out, for the record
         self.target = target  # the first evaluation that reaches it ends the run
+        self._start = Start() if start is None else start
+        self._last = LastStep(first_step, self._start, parts.engine, parts.sink, parts.bad)
         self._timer = StepTimer()
         self._windows: list[StepTimes] = []
         self._stragglers = Stragglers()
@@ -86,7 +90,11 @@ class Trainer:
         }
         if self.skipped:
             started["skipped_steps_of_the_stream"] = [list(run) for run in self.skipped]
-        self._event(self.first_step, "started", started)
+        if self._start.from_memory:
+            started["from_memory"] = True
+        self.parts.sink.write({"kind": "event", "step": self.first_step, "event": "started", "detail": started})
+        for record in self.parts.unwritten(self._start.records):
+            self.parts.sink.write(record)
         patient = False
         try:
             outcome = self._steps()
@@ -119,15 +127,39 @@ class Trainer:
         training_s = time.perf_counter() - began - self._evaluation_s - self._saving_s
         return replace(outcome, times=LoopTimes(training_s, self._evaluation_s, self._saving_s, self._waiting_s))
 
+    def state(self) -> CheckpointContent | None:
+        """A copy, on the CPU, of the state after the last completed step. To be called after `fit` has raised.
+
+        It is what a checkpoint of that step contains, and what a start from memory needs besides (see `survivor`); the
+        step's totals are recorded. None without a completed step; if a total is not finite or the error came in the
+        middle of an update; on a GPU; and for an engine that does not update last, such as ZeRO.
+        """
+        last = self._last
+        try:
+            while last.is_usable() and last.unread:
+                self._record(next(iter(last.unread.values())).read())
+        except Exception as error:  # the error of training is the one to report
+            log.warning("the state of step %s is not kept: %s: %s", last.step, type(error).__name__, error)
+        content = self.parts.content
+        if content is None or last.step is None or not last.is_usable() or self.parts.beside.has_lost(last.step):
+            return None
+        return last.copied(content(last.step, last.metrics))
+
     def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
         pending: PendingTotals | None = None
+        parts.prepare()
         self._step_ended = time.perf_counter()
         if self.evaluate_first:
             parts.stages.begin("evaluating the checkpoint")
-        evaluate_first = self.evaluate_first and not self._goes_beside(self.first_step, stopping=False)
-        evaluation = self._evaluate(self.first_step) if evaluate_first else None
-        if self._reaches(evaluation):  # ended between this evaluation and its record as finished
+        beside = self.evaluate_first and self._goes_beside(self.first_step, stopping=False)
+        evaluation = self._evaluate(self.first_step) if self.evaluate_first and not beside else None
+        is_last, reaches = self.first_step == timetable.total_steps, self._reaches(evaluation)
+        if self._start.from_memory and (
+            beside or timetable.checkpoint.fires_after(self.first_step) or reaches or is_last
+        ):
+            self._save(self.first_step, wait=reaches or is_last)
+        if reaches:  # ended between this evaluation and its record as finished
             return self._finished(self.first_step, evaluation)
         parts.stages.begin("first step" if self.first_step < timetable.total_steps else None)
         with closing(parts.batches_from(self.first_step)) as batches:
@@ -139,15 +171,17 @@ class Trainer:
                 profiled = nullcontext() if parts.profiler is None else parts.profiler.step(step)
                 with profiled, self._timer.running(step):
                     parts.layers.begin(step)
-                    sums = parts.engine.step(self._micro_batches(batches), parts.learning_rate(step - 1))
+                    sums, update = self._gradients(self._micro_batches(batches), parts.learning_rate(step - 1))
+                    parts.layers.reduce()
                     asked, local_s = parts.supervisor.stop_requested(), parts.liveness.local_step_time_s()
                     tallies = [] if parts.ledger is None else parts.ledger.sums(step, self._tallies)
                     finished = parts.exchange.finish(
-                        step, sums, asked, local_s, self._checksum, tallies, self._num_left_out
+                        step, sums, asked, local_s, self._checksum, tallies, self._num_left_out, update
                     )
-                    of_layers = parts.layers.end(step, sums)
-                    if not sums.skipped:  # after the exchange, which updates the running statistics
+                    if not finished.sums.skipped:  # after the exchange, which updates the running statistics
                         parts.average(step)
+                    self._last.complete(step, finished)
+                    of_layers = parts.layers.end(step, finished.sums)
                     previous, pending = pending, finished
                     totals = previous.read() if previous else None  # on a GPU, waits for the previous step
 
@@ -157,7 +191,7 @@ class Trainer:
                 stop = self._record(totals) if totals else False
                 self._report_bad_images(step)
                 if of_layers is not None:
-                    parts.sink.write(of_layers)
+                    self._last.write(of_layers)
                 parts.checkpoints.poll()
                 parts.beside.poll()
 
@@ -176,7 +210,7 @@ class Trainer:
                 if (ends_early or stop) and step % timetable.log_every and totals is not None:
                     self._log(totals)
                 if checkpoint_is_due or beside or stop or ends_early:
-                    self._save(step, evaluation, wait=stop or is_last or ends_early)
+                    self._save(step, wait=stop or is_last or ends_early)
                 if stop:
                     return Outcome(step, finished=False, evaluation=None)
                 if ends_early:
@@ -199,6 +233,7 @@ class Trainer:
         taken = step < self.timetable.total_steps and self.parts.beside.take(step, stopping=stopping)
         if taken:
             self._left.add_evaluation(time.perf_counter() - began)
+        self._last.beside = taken
         return taken
 
     def _finish_evaluations(self, step: int) -> None:
@@ -208,13 +243,27 @@ class Trainer:
         self._waiting_s = time.perf_counter() - began
         self._evaluation_s += self._waiting_s
         if self._late is not None:
-            self.parts.sink.write(self._late)
+            self._last.write(self._late)
 
     def _reaches(self, evaluation: Evaluation | None) -> bool:
         return self.target is not None and evaluation is not None and self.target.is_reached(evaluation.record())
 
     def _finished(self, step: int, evaluation: Evaluation | None) -> Outcome:
         return Outcome(step, True, evaluation, None if self.target is None else self._reaches(evaluation))
+
+    def _gradients(
+        self, micro_batches: Iterator[MicroBatch], learning_rate: float
+    ) -> tuple[StepSums, Callable[[StepSums], StepSums]]:
+        """The sums of a step, and its update, which comes after their exchange (or has been made)."""
+        engine = self._last.engine
+        if engine is None:
+            return self.parts.engine.step(micro_batches, learning_rate), lambda sums: sums
+
+        def update(sums: StepSums) -> StepSums:
+            self._last.begin_update()
+            return engine.update(sums, learning_rate)
+
+        return engine.gradients(micro_batches), update
 
     def _micro_batches(self, batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         """The micro-batches of one step, each moved to the device when the engine requests it."""
@@ -228,12 +277,12 @@ class Trainer:
 
     def _record(self, totals: StepTotals) -> bool:
         """Check a step's totals and log them if due; returns whether any worker was asked to stop."""
-        if not math.isfinite(totals.loss):
-            raise DivergedError(totals.step, totals.loss)
-        if not math.isfinite(totals.gradient_norm) and not self.parts.engine.skips_overflows:
-            problem = f"the gradient norm of step {totals.step} is {totals.gradient_norm}"
-            raise DivergedError(totals.step, totals.gradient_norm, problem)
-        self._check_scaling(totals)
+        with self._last.recording(totals.step):
+            self._check_and_log(totals)
+        return totals.stop_requested
+
+    def _check_and_log(self, totals: StepTotals) -> None:
+        check_finite(totals, self.timetable.total_steps, skips_overflows=self.parts.engine.skips_overflows)
         if self.parts.bad is not None:
             self.parts.bad.num_samples += totals.num_left_out
         self._timer.add_local(totals.step, totals.local_step_times_s)
@@ -244,13 +293,12 @@ class Trainer:
                 self._event(totals.step, "epoch_complete", epoch)
         if totals.step % self.timetable.log_every == 0 or totals.step == self.timetable.total_steps:
             self._log(totals)
-        return totals.stop_requested
 
     def _log(self, totals: StepTotals) -> None:
         """End a logging window, and write its train record."""
         window = self._timer.end_window(totals.step)
         self._windows.append(window)
-        self.parts.sink.write(
+        self._last.write(
             {
                 "kind": "train",
                 "step": totals.step,
@@ -271,20 +319,6 @@ class Trainer:
             }
         )
 
-    def _check_scaling(self, totals: StepTotals) -> None:
-        """Raise DivergedError if a loss scaler skips a step at its smallest scale, or has skipped every step."""
-        if not totals.skipped:
-            return
-        scale, num_skipped = totals.scaling["loss_scale"], totals.scaling["num_skipped"]
-        if scale <= LEAST_SCALE:
-            problem = f"float16 gradients of step {totals.step} overflow with a loss scale of {scale:g}, the smallest"
-        elif totals.step == self.timetable.total_steps and num_skipped >= totals.step:
-            problem = f"all {num_skipped} steps were skipped: float16 gradients overflow with a loss scale of {scale:g}"
-        else:
-            return
-        advice = "Use precision bfloat16 or float32, or lower the peak LR"
-        raise DivergedError(totals.step, scale, problem, advice, by_samples=False)
-
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.liveness.enter("evaluate", step)
         started = time.perf_counter()
@@ -293,6 +327,8 @@ class Trainer:
         self._evaluation_s += seconds
         self._left.add_evaluation(seconds)
         self._report_bad_images(step)
+        self._last.metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+        self._last.keep()
         if evaluation.num_nonfinite:
             text = "the evaluation after step %d is not finite: %d of %d samples have logits that are not finite"
             log.warning(text, step, evaluation.num_nonfinite, evaluation.num_samples)
@@ -303,16 +339,13 @@ class Trainer:
         if self.parts.beside.in_use():  # those of earlier steps come first: a chart may refuse to go back
             self._late = record
         else:
-            self.parts.sink.write(record)
+            self._last.write(record)
         return evaluation
 
-    def _save(self, step: int, evaluation: Evaluation | None, *, wait: bool) -> None:
+    def _save(self, step: int, *, wait: bool) -> None:
         self.parts.liveness.enter("save", step)
         started = time.perf_counter()
-        metrics = {}
-        if evaluation is not None:
-            metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
-        self.parts.checkpoints.save(step, wait=wait, metrics=metrics)
+        self.parts.checkpoints.save(step, wait=wait, metrics=self._last.metrics)
         seconds = time.perf_counter() - started
         self._saving_s += seconds
         self._left.add_save(seconds)
@@ -323,7 +356,7 @@ class Trainer:
             self._event(step, "bad_image", detail)
 
     def _event(self, step: int, event: str, detail: Mapping[str, object]) -> None:
-        self.parts.sink.write({"kind": "event", "step": step, "event": event, "detail": detail})
+        self._last.write({"kind": "event", "step": step, "event": event, "detail": detail})
 
 
 def _summary(trust_ratios: Sequence[float]) -> dict[str, float]:

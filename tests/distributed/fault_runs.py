@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -95,6 +96,15 @@ class FaultRun:
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.002)
         return found
+
+    def output(self) -> str:
+        """What the run has printed so far."""
+        return self._log.read_text()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until the run has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
 
     def has_written(self, text: str) -> bool:
         """Whether metrics.jsonl holds `text`."""

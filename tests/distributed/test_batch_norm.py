@@ -6,6 +6,7 @@ Each world of gloo processes runs once: this file, as a script, writes what ever
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,14 @@ from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
+from tests.cuda_batch_norm import cuda_kernels
 from tests.distributed.forked import run_forked, run_script
 
 MOMENTUM, EPSILON, CHANNELS = 0.1, 1e-5, 3
 PERTURBATION = 1e-5  # of central differences in float64: an error of about its square
 TIMEOUT_S = 120
 SIZES = (2, 3)
+KERNELS = {"cpu": nullcontext, "cuda": cuda_kernels}  # whose code path is taken
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,14 @@ def run_case(case: Case, rank: int, world_size: int) -> dict[str, Any]:
 
 
 def worker(world_size: int, folder: Path, rank: int) -> None:
-    """Run all cases on one worker."""
+    """Run all cases on one worker, with each of `KERNELS`."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store-{world_size}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    results = {name: run_case(case, rank, world_size) for name, case in CASES.items()}
-    torch.save(results, folder / f"{world_size}-{rank}.pt")
+    for kernels, context in KERNELS.items():
+        with context():
+            results = {name: run_case(case, rank, world_size) for name, case in CASES.items()}
+        torch.save(results, folder / f"{kernels}-{world_size}-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -150,9 +155,15 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=SIZES, ids="{} workers".format)
-def world(request: pytest.FixtureRequest, worlds: Path) -> list[dict[str, Any]]:
+def size(request: pytest.FixtureRequest) -> int:
+    """The number of workers."""
+    return int(request.param)
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def world(request: pytest.FixtureRequest, worlds: Path, size: int) -> list[dict[str, Any]]:
     """The results of every worker, by case."""
-    return [torch.load(worlds / f"{request.param}-{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return [torch.load(worlds / f"{request.param}-{size}-{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 def whole(results: list[dict[str, Any]], case: Case) -> tuple[Tensor, Tensor]:

@@ -245,6 +245,7 @@ def curve(
         parts.layers.begin(step)
         sums = parts.engine.step(map(parts.to_device, taken), rate)
         checksum = sum(batch.checksum for batch in taken)
+        parts.layers.reduce()
         totals = parts.exchange.finish(step, sums, checksum=checksum).read()
         if not sums.skipped:
             average.update(step)

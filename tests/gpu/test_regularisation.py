@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from image_requests import Contents
 
-from resnet_dist.data.augmentation import Decoded, augmentation_of
-from resnet_dist.data.decoding.requests import BatchRequest
+from resnet_dist.data.augmentation import augmentation_of
+from resnet_dist.data.decoding.requests import BatchRequest, Decoded
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.models.loss import loss_of
 from resnet_dist.recipe.durations import Duration
@@ -71,14 +72,16 @@ def test_augmented_pixels_are_those_of_the_cpu(name: str) -> None:
 
     def augmented(device: torch.device) -> torch.Tensor:
         def decoded() -> Generator[Decoded, None, None]:
+            kinds, orientations = np.zeros(NUM, np.uint8), np.ones(NUM, np.uint8)
+            windows, flips = np.zeros((NUM, 4), dtype=np.int32), np.zeros(NUM, dtype=np.bool_)
             for number in range(4):
                 positions = np.arange(number * NUM, (number + 1) * NUM)
-                windows, flips = np.zeros((NUM, 4), dtype=np.int32), np.zeros(NUM, dtype=np.bool_)
-                yield BatchRequest(positions, positions, ["x"] * NUM, windows, flips), pixels(number).to(device)
+                request = BatchRequest(positions, positions, windows, flips, kinds, orientations, SIZE, Contents([]))
+                yield Decoded(request, pixels(number).to(device))
 
         augmentation = augmentation_of(recipe, seed=1, device=device, num_threads=2)
         assert augmentation is not None
-        return torch.cat([images.cpu() for _, images in augmentation(decoded())])
+        return torch.cat([changed.images.cpu() for changed in augmentation(decoded())])
 
     difference = (augmented(GPU).int() - augmented(CPU).int()).abs()
     # Rounding may move a pixel to its neighbour in rotations, and a value by 1 elsewhere.

@@ -36,12 +36,15 @@ _resize: Any = torch._C._nn._upsample_bilinear2d_aa  # its type stub lacks `out`
 class CpuDecoder:
     """A `Decoder` of `num_threads` threads that works `prefetch` requests ahead of its consumer.
 
-    `regions`: decode ordinary JPEGs with nvImageCodec, which must be installed.
+    `regions`: decode ordinary JPEGs with nvImageCodec, which must be installed. `pinned`: decode into pinned memory,
+    from which a GPU copies while the host goes on. torch keeps freed pinned memory, and gives it out again only after
+    the copies from it have ended, so the memory of a few batches is pinned once and used in turn.
     """
 
     num_threads: int
     prefetch: int
     regions: bool = False
+    pinned: bool = False
 
     def decode(self, requests: Iterator[BatchRequest]) -> Generator[Decoded, None, None]:
         """See `Decoder.decode`; tensors are on the CPU."""
@@ -50,7 +53,7 @@ class CpuDecoder:
         pool = single_threads(self.num_threads, "decode")
         try:
             for request in requests:
-                ahead.append(_Decoding(request, windows, pool, self.num_threads))
+                ahead.append(_Decoding(request, windows, pool, self.num_threads, self.pinned))
                 if len(ahead) > self.prefetch:
                     yield ahead.popleft().result()
             while ahead:
@@ -62,10 +65,13 @@ class CpuDecoder:
 class _Decoding:
     """A request that is being decoded in parts, each of which fills its slice of the batch."""
 
-    def __init__(self, request: BatchRequest, windows: _Windows, pool: ThreadPoolExecutor, num_threads: int) -> None:
-        num, resolution = len(request), request.resolution
+    def __init__(
+        self, request: BatchRequest, windows: _Windows, pool: ThreadPoolExecutor, num_threads: int, pinned: bool
+    ) -> None:
+        num = len(request)
         self._request = request
-        self._images = torch.empty((num, resolution, resolution, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        # by a thread of the pool, since to pin memory takes long; it is submitted before the parts that wait for it
+        self._images = pool.submit(_memory, num, request.resolution, pinned)
         part = min(_LARGEST_PART, -(-num // num_threads))
         self._parts: list[Future[dict[int, DataError]]] = [
             pool.submit(_decode, request, range(first, min(first + part, num)), windows, self._images)
@@ -77,11 +83,18 @@ class _Decoding:
         errors: dict[int, DataError] = {}
         for part in self._parts:
             errors |= part.result()
-        return Decoded(self._request, self._images, errors)
+        return Decoded(self._request, self._images.result(), errors)
 
 
-def _decode(request: BatchRequest, numbers: range, windows: _Windows, images: Tensor) -> dict[int, DataError]:
-    """Decode samples `numbers` of a request into their rows of `images`; returns the errors by number."""
+def _memory(num: int, resolution: int, pinned: bool) -> Tensor:
+    """Uninitialised memory for `num` images: uint8 [num, 3, resolution, resolution], channels-last."""
+    images = torch.empty((num, resolution, resolution, 3), dtype=torch.uint8, pin_memory=pinned)
+    return images.permute(0, 3, 1, 2)
+
+
+def _decode(request: BatchRequest, numbers: range, windows: _Windows, memory: Future[Tensor]) -> dict[int, DataError]:
+    """Decode samples `numbers` of a request into their rows of `memory`; returns the errors by number."""
+    images = memory.result()
     errors: dict[int, DataError] = {}
     size = [request.resolution] * 2
     for number in numbers:

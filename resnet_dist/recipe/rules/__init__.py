@@ -56,7 +56,7 @@ def problems(recipe: Recipe, world_size: int, num_samples: int | None = None) ->
         *optimizer.problems(recipe),
         *schedule.problems(recipe, num_samples),
         *evaluation.problems(recipe),
-        *engine.problems(recipe),
+        *engine.problems(recipe, world_size),
     ]
 
 

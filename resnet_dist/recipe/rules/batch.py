@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from resnet_dist.errors import RecipeError
-from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, WANTED_SPAN, automatic_span, unit_of
+from resnet_dist.recipe.batch_layout import (
+    LARGEST_SPAN,
+    LEAST_SPAN,
+    WANTED_SPAN,
+    BatchLayout,
+    automatic_span,
+    unit_of,
+)
 from resnet_dist.recipe.requirements import ABOVE_0, LARGEST_COUNT, Uses, Values, nearest_divisors, whole
 from resnet_dist.recipe.schema import Recipe
 
@@ -42,6 +49,17 @@ def settled(recipe: AnyRecipe) -> AnyRecipe:
     if span == "global" and recipe.batch.parts != 1:
         return recipe
     return dataclasses.replace(recipe, batch_norm=dataclasses.replace(recipe.batch_norm, span=span))
+
+
+def shares_spans(recipe: Recipe, world_size: int) -> bool:
+    """Whether batch norm has spans that lie on several workers; False for a batch that `problems` refuses."""
+    span, micro_batch, unit = settled(recipe).batch_norm.span, _micro_batch(recipe), unit_of(recipe)
+    if micro_batch is None or micro_batch % unit or micro_batch // unit < world_size:
+        return False
+    if recipe.model.normalisation == "none" or span in ("worker", "auto"):
+        return False
+    length = span if isinstance(span, int) else micro_batch
+    return length > 0 and BatchLayout.of(recipe, world_size).spans_cross_workers(length)
 
 
 def problems(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.requirements import LARGEST_COUNT, REFERENCE_FORM, Uses, Values, one_of
-from resnet_dist.recipe.rules.batch import PARTS
+from resnet_dist.recipe.rules.batch import PARTS, shares_spans
 from resnet_dist.recipe.schema import Recipe
 
 ENGINE_NAMES = ("ddp", "zero")
@@ -26,11 +26,17 @@ USES: Uses = (
 )
 
 
-def problems(recipe: Recipe) -> Iterator[RecipeError]:
+def problems(recipe: Recipe, world_size: int) -> Iterator[RecipeError]:
     """Errors in the engine, its precision and its speed."""
     yield from one_of("engine.name", recipe.engine.name, ENGINE_NAMES)
     yield from _engine(recipe)
     yield from _speed(recipe)
+    if recipe.speed.cuda_graph and shares_spans(recipe, world_size):
+        # DDP's all-reduces would run in the graph beside those of batch norm, on another communicator. NCCL requires
+        # the same order of both on all workers, which parallel branches of a graph do not have.
+        found = "found true with batch norm whose statistics are exchanged between workers in the forward pass"
+        allowed = "false; or a batch_norm.span that lies on one worker, or worker"
+        yield RecipeError("speed.cuda_graph", found, allowed, ("batch_norm.span",))
 
 
 def _engine(recipe: Recipe) -> Iterator[RecipeError]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,30 @@ def test_a_turn_is_timed_from_wait_to_wait_and_divided_by_its_steps(monkeypatch:
     assert times == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
     turns = [("a", 5), ("b", 5), ("b", 5), ("a", 5), ("a", 5), ("b", 5)]  # the first round is a warm-up
     assert did == [step for turn in turns for step in (("wait", 0), turn, ("wait", 0))]
+
+
+def test_steps_at_the_start_of_a_turn_do_not_count_for_a_peer_that_works_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, ready = [0.0], [3]
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            now[0] += 0.0 if ready[0] else 1.0
+            ready[0] = max(ready[0] - 1, 0)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    assert interleave({"ahead": run}, rounds=1, steps=2, warm_up=0, lead=3) == {"ahead": [1.0]}
+
+
+def test_results_are_no_change_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def git(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "abc1234\n" if "rev-parse" in command else "", "")
+
+    monkeypatch.setattr(measure.subprocess, "run", git)
+    assert measure._commit() == "abc1234"
+    assert ":(exclude,top)benchmarks/results" in asked[-1]
 
 
 def test_a_ratio_is_formed_round_by_round() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks.group_norms import compare_norms
+from benchmarks.gpu_input import photo, write_photos
+from benchmarks.group_norms import compare_norms, group_of_one
 from benchmarks.kernels import OTHER, kind_of
+from benchmarks.measure import FAILED, Run
 from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic
+from benchmarks.variants import timed
+from resnet_dist.data.loader import HostBatch
 
 CPU = torch.device("cpu")
 SETTING = Setting(batch=4, resolution=32, model="resnet18", num_classes=5)
@@ -32,6 +40,44 @@ def test_ours_and_the_minimal_loop_compute_the_same() -> None:
     theirs = minimal.module.state_dict()
     for name, value in ours.engine.module.state_dict().items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_peer_that_raises_an_error_is_left_out_with_its_place() -> None:
+    def broken() -> Run:
+        raise RuntimeError("no kernel image is available\nmore of it")
+
+    found = timed({"broken": broken, "empty": lambda: lambda steps: None}, CPU, rounds=2, steps=1, warm_up_steps=1)
+    assert list(found.times_s) == ["empty"]
+    assert found.absent["broken"].startswith(f"{FAILED}RuntimeError: no kernel image is available (test_peers.py:")
+
+
+def test_batches_from_an_iterator_are_not_kept() -> None:
+    """An input of files has no end."""
+    made: list[weakref.ref[HostBatch]] = []
+
+    def batches() -> Iterator[HostBatch]:
+        while True:
+            [batch] = synthetic(SETTING, 1)
+            made.append(weakref.ref(batch))
+            yield batch
+
+    trainer = OurTrainer(SETTING.recipe(), CPU, batches())
+    trainer(3)
+    gc.collect()
+    assert made[0]() is None
+
+
+def test_photos_have_two_classes_and_are_always_the_same(tmp_path: Path) -> None:
+    write_photos(tmp_path, 3)
+    files = sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*.jpg"))
+    assert [str(file) for file in files] == [
+        *("train/class-0/00000.jpg", "train/class-0/00002.jpg", "train/class-1/00001.jpg")
+    ]
+    content = (tmp_path / "train" / "class-1" / "00001.jpg").read_bytes()
+    assert content == photo(1)
+    assert 80_000 < len(content) < 120_000
+    with Image.open(tmp_path / "train" / "class-1" / "00001.jpg") as image:
+        assert image.size == (500, 375)
 
 
 def test_timms_evaluation_leaves_out_what_its_sampler_repeats() -> None:
@@ -73,7 +119,8 @@ def test_batches_have_the_format_of_a_decoder() -> None:
 
 
 def test_our_batch_norm_is_exchanged_in_a_group_of_one() -> None:
-    [line, *_] = compare_norms(CPU, batch=2, resolution=32, rounds=1, steps=1)
+    with group_of_one(CPU):
+        [line, *_] = compare_norms(CPU, batch=2, resolution=32, rounds=1, steps=1)
     assert set(line["times_s"]) == {"ours", "local"}
     assert line["absent"] == {"SyncBatchNorm": "it does not support CPU tensors"}
 

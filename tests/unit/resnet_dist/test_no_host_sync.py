@@ -25,9 +25,9 @@ from resnet_dist.data.loader import BadImage, HostBatch
 from resnet_dist.engines.factory import build_engine
 from resnet_dist.models.loss import loss_of
 from resnet_dist.models.running_statistics import RunningStatistics
-from resnet_dist.models.spans import SpanGroup, Spans
+from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, sgd_kernels
-from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.batch_layout import BatchLayout, SpanGroup
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import (
     BatchNormRecipe,

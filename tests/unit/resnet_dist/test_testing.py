@@ -16,7 +16,7 @@ from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.requests import Decoded
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.engines.ddp import DdpEngine, LossSum
-from resnet_dist.engines.protocol import MicroBatch
+from resnet_dist.engines.protocol import MicroBatch, OptimizerState
 from resnet_dist.telemetry.step_totals import StepSums
 from resnet_dist.testing import check_decoder, check_engine
 
@@ -75,9 +75,28 @@ class Collecting(DdpEngine):
         return super().step(list(micro_batches), learning_rate)
 
 
+class Eager(DdpEngine):
+    """Updates with the gradients."""
+
+    def gradients(self, micro_batches: Iterable[MicroBatch]) -> StepSums:
+        sums = super().gradients(micro_batches)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.sub_(0)
+                parameter.view(-1)[0] += self.early
+        return sums
+
+    early = 0.0
+
+    def optimizer_state(self) -> OptimizerState:
+        self.early = 1e-3  # not before the other checks are over
+        return super().optimizer_state()
+
+
 @pytest.mark.parametrize(
     ("engine", "promise"),
     [
+        (Eager, "`gradients` must change nothing, and has changed 0.weight, 0.bias"),
         (OfMeans, "step 1 with num_micro_batches 2: the loss, a sum"),
         (WithoutFactors, "the learning rates of the groups are"),
         (OwnRate, "step 2 with num_micro_batches 1: 0.weight after the update"),

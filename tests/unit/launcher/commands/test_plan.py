@@ -134,6 +134,15 @@ def test_many_small_files_on_a_shared_disk_are_a_warning(
     assert "small files" not in plan(capsys, f"data.root={tmp_path}", "data.source=packed")
 
 
+def test_a_speed_key_that_no_gpu_has_run_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "experimental" not in plan(capsys)
+    on = plan(capsys, "speed.compile=true", "speed.cuda_graph=true", "batch_norm.span=128")
+    for key in ("compile", "cuda_graph"):
+        assert f"WARNING: speed.{key} is experimental: no GPU has run it" in on
+    on_cpus = plan(capsys, "speed.compile=true", "resources.gpus_per_worker=0")
+    assert "experimental" not in on_cpus
+
+
 def test_a_batch_larger_than_the_data_set_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the batch has more" not in plan(capsys)
     assert "WARNING: the batch has more than the 5,000 images" in plan(capsys, "data.num_samples=5000")

@@ -11,8 +11,9 @@ from launcher import cli
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.planning import memory
-from launcher.planning.memory import Estimate, Measured
+from launcher.planning.memory import DaliMemory, Estimate, Measured
 from launcher.run.directory import RunDirectory
+from resnet_dist.data.decoding import choice
 
 CONFIG = str(Path(__file__).parents[4] / "configs" / "rn50_8node.yaml")
 GIB = 2**30
@@ -84,3 +85,44 @@ def test_the_plan_shows_both(
     text = " ".join(capsys.readouterr().out.split())
     assert said in text
     assert ("trust the measurement" in text.partition(" Result ")[0]) is warns
+
+
+# --- DALI
+
+
+@pytest.fixture(params=[True, False], ids=["DALI", "no DALI"])
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: request.param)
+    return bool(request.param)
+
+
+def test_dali_has_buffers_for_each_thread_of_two_pipelines(installed: bool, tmp_path: Path) -> None:
+    """One on the GPU and two in pinned memory."""
+    keys = ["resources.cpus_per_worker=6", "data.dali={device_padding_mib: 100, host_padding_mib: 30}"]
+    found = memory.of_dali(config(tmp_path, *keys))
+    mib = 2**20
+    expected = DaliMemory(gpu=2 * 6 * 100 * mib, pinned=2 * 6 * 2 * 30 * mib, num_threads=6)
+    assert found == (expected if installed else None)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["data.decoder=torchvision"],
+        ["resources.gpus_per_worker=0"],
+        ["data.source=synthetic", 'data.root=""', "data.num_samples=1000"],
+    ],
+)
+def test_where_dali_decodes_nothing_on_a_gpu_it_has_no_buffers(keys: list[str], tmp_path: Path) -> None:
+    assert memory.of_dali(config(tmp_path, *keys)) is None
+
+
+def test_a_plan_counts_the_buffers_of_dali(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: True)
+    cli.main(["plan", CONFIG, f"storage={tmp_path}", "resources.cpus_per_worker=8"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "DALI buffers of 3.2 GiB on the GPU and 4.2 GiB of pinned host memory for each worker" in text
+    assert "2 pipelines (training, evaluation) of 8 threads, each with 202 MiB and twice 135 MiB" in text

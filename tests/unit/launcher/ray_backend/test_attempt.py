@@ -94,7 +94,6 @@ def make_fit(session: Session, box: Mailbox, monkeypatch: pytest.MonkeyPatch) ->
     """A `fit()` whose trainer is a function."""
     monkeypatch.setattr(module, "POLL_S", 0.01)
     monkeypatch.setattr(module, "DRAIN_EVERY_S", 0.0)
-    monkeypatch.setattr(module.os, "environ", {})
 
     def make(
         train: Callable[[], object],
@@ -102,7 +101,7 @@ def make_fit(session: Session, box: Mailbox, monkeypatch: pytest.MonkeyPatch) ->
         on_failure: Callable[[Exception], AttemptSpec | None] = lambda error: None,
     ) -> Fit:
         trainer = SimpleNamespace(fit=lambda: SimpleNamespace(return_value=train()))
-        monkeypatch.setattr(module, "TorchTrainer", lambda *_, **__: trainer)
+        monkeypatch.setattr(module, "Trainer", lambda *_, **__: trainer)
         ray_cluster: Any = Cluster() if cluster is None else cluster
         return Fit(session, 1, ray_cluster, retry_policy(session.config), (), on_failure)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,24 @@ def test_torchs_number_of_threads_stays() -> None:
     thread.start()
     thread.join()
     assert [torch.get_num_threads(), *found] == [before, before]
+
+
+def test_images_for_a_gpu_are_pinned_by_the_thread_that_runs_a_users_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are new tensors; the decoder's own are in pinned memory already."""
+    pinned: list[tuple[str, Tensor]] = []
+
+    def pin_memory(images: Tensor) -> Tensor:
+        pinned.append((threading.current_thread().name, images))
+        return images
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    augmentation = augmentation_of(users("inverted"), seed=SEED, device=torch.device("cuda", 0), num_threads=2)
+    assert augmentation is not None
+    found = [changed.images for changed in augmentation(decoded())]
+    assert [images is own for (_, own), images in zip(pinned, found, strict=True)] == [True] * 3
+    assert all(name.startswith("augment-batch") for name, _ in pinned)
 
 
 def test_closing_early_ends_the_threads() -> None:

@@ -26,7 +26,7 @@ from resnet_dist.data.loader import (
 )
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
-from resnet_dist.recipe.schema import DataRecipe
+from resnet_dist.recipe.schema import DaliRecipe, DataRecipe
 
 RECIPE = DataRecipe(root="/unused", resolution=16)
 DECODER = CpuDecoder(num_threads=2, prefetch=2)
@@ -273,6 +273,23 @@ def test_auto_is_dali_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     decoder = decoder_for(RECIPE, device=torch.device("cuda:1"), num_threads=3, max_batch_size=8)
     assert isinstance(decoder, decode_dali.DaliDecoder)
     assert (decoder.num_threads, decoder.prefetch, decoder.max_batch_size, decoder.device_id) == (3, 2, 8, 1)
+
+
+def test_on_a_gpu_dali_gets_its_keys_and_whether_it_may_decode_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "dali_is_installed", lambda: True)
+    recipe = replace(RECIPE, dali=DaliRecipe(device_padding_mib=7))
+    for regions in (True, False):
+        device = torch.device("cuda:1")
+        decoder = decoder_for(recipe, device=device, num_threads=3, max_batch_size=8, regions=regions)
+        assert isinstance(decoder, decode_dali.DaliDecoder)
+        assert (decoder.settings, decoder.regions) == (recipe.dali, regions)
+
+
+def test_a_decoder_on_the_cpu_fills_pinned_memory_for_a_gpu() -> None:
+    recipe = replace(RECIPE, decoder="torchvision")
+    for device, pinned in (("cpu", False), ("cuda:0", True)):
+        decoder = decoder_for(recipe, device=torch.device(device), num_threads=3, max_batch_size=8)
+        assert decoder == CpuDecoder(3, 2, pinned=pinned)
 
 
 def test_a_named_decoder_is_taken_whatever_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,14 @@ def test_norms_of_other_dtypes_are_added_up_in_float64(dtype: torch.dtype) -> No
     assert norms.item() == pytest.approx(weights.double().square().sum().item(), rel=1e-14)
 
 
-def test_norms_are_added_up_in_the_order_of_memory() -> None:
-    """Nothing is copied: the rows that are rounded to float32 are those that lie in memory."""
-    weights = torch.randn(16, 64, 3, 3, generator=torch.Generator().manual_seed(0))
-    channels_last = weights.to(memory_format=torch.channels_last)
-    in_memory = channels_last.permute(0, 2, 3, 1)
-    assert in_memory.is_contiguous()
-    assert squared_norms([weights, channels_last]).tolist() == squared_norms([weights.view(-1), in_memory]).tolist()
+@pytest.mark.parametrize("shape", [(16, 64, 3, 3), (8, 1024, 1, 1), (64, 3, 7, 7), (1, 3000, 2, 2), (2, 20_000)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_norms_of_weights_of_any_shape_are_near_those_of_float64(
+    shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    weights = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    weights = weights.to(memory_format=layout) if len(shape) == 4 else weights
+    assert squared_norms([weights]).item() == pytest.approx(weights.double().square().sum().item(), rel=5e-7)
 
 
 def test_norms_of_a_transposed_matrix_are_those_of_the_matrix() -> None:

@@ -1,4 +1,4 @@
-"""The memory of a step without torch, against the tensors that autograd saves."""
+"""The memory of a step and the batch norms without torch, against those of the network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import nn
 
+from resnet_dist.models import build_model
 from resnet_dist.recipe.durations import Duration
-from resnet_dist.recipe.network_memory import step_bytes
+from resnet_dist.recipe.network_memory import num_batch_norms, step_bytes
 from resnet_dist.recipe.schema import (
     BatchRecipe,
     DataRecipe,
@@ -62,6 +64,8 @@ def compare(one: Recipe) -> None:
     assert found is not None
     assert found[1] == pytest.approx(counted[1], rel=1e-6)
     assert found[0] == pytest.approx(counted[0], rel=0.02)  # without norms and biases
+    norms = [module for module in build_model(one.model, seed=0).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert num_batch_norms(one.model) == len(norms)
 
 
 def test_state_and_average_are_counted() -> None:
@@ -77,3 +81,4 @@ def test_state_and_average_are_counted() -> None:
 
 def test_a_users_model_is_unknown() -> None:
     assert step_bytes(recipe(name="package.module:function")) is None
+    assert num_batch_norms(recipe(name="package.module:function").model) is None

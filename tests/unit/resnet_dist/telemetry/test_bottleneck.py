@@ -55,5 +55,12 @@ def test_utilisation_is_flops_per_step_against_the_peak() -> None:
     assert "50% of a device" in str(found)
 
 
+def test_a_gpu_whose_peak_is_not_known_is_named() -> None:
+    found = classify([window(0.5, (0.5,))], flops_per_s=1e12, no_peak="that of NVIDIA A10G is not in the table")
+    assert found is not None
+    assert found.flops_utilisation is None
+    assert str(found).endswith("model FLOPs not compared with the peak: that of NVIDIA A10G is not in the table")
+
+
 def test_without_a_step_there_is_no_verdict() -> None:
     assert classify([]) is None

@@ -11,7 +11,7 @@ from resnet_dist.models import MODELS, ResNet, build_model
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import ModelRecipe
 from resnet_dist.telemetry.bottleneck import StepTimes
-from resnet_dist.telemetry.flops import flops_per_image, mean_flops_per_image, peak_flops
+from resnet_dist.telemetry.flops import flops_per_image, mean_flops_per_image, peak_flops, why_no_peak
 
 
 def test_resnet50_takes_three_times_its_forward_pass() -> None:
@@ -65,3 +65,14 @@ def test_a_cpu_is_measured() -> None:
     assert peak is not None
     assert peak[0] > 1e8
     assert "measured" in peak[1]
+
+
+def test_a_gpu_is_looked_up_by_its_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40")
+    peak = peak_flops(device, "bfloat16")
+    assert peak is not None
+    assert peak[0] == 181e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4000")
+    assert peak_flops(device, "bfloat16") is None
+    assert "NVIDIA L4000 in bfloat16" in why_no_peak(device, "bfloat16")

@@ -67,6 +67,7 @@ class Run:
     def step(self, step: int = 1) -> Mapping[str, Any] | None:
         self.layers.begin(step)
         sums = self.engine.step(micro_batches(self.num), 0.1)
+        self.layers.reduce()
         return self.layers.end(step, sums)
 
 
@@ -128,6 +129,7 @@ def test_steps_1_and_every_third_are_recorded_and_others_have_no_hooks() -> None
         run.layers.begin(step)
         hooks = len(run.net.conv._forward_hooks)
         sums = run.engine.step(micro_batches(1), 0.1)
+        run.layers.reduce()
         found.append((hooks, run.layers.end(step, sums) is not None))
     assert found == [(1, True), (0, False), (1, True), (0, False), (0, False), (1, True), (0, False)]
     assert not run.net.conv._forward_hooks
@@ -185,6 +187,7 @@ def test_float16_gradients_are_those_of_the_unscaled_loss() -> None:
     run.layers.begin(1)
     images, labels = batch()
     sums = run.engine.step([MicroBatch(images.float(), labels)], 0.1)
+    run.layers.reduce()
     record = run.layers.end(1, sums)
     assert record is not None
     for name, numbers in expected().items():
@@ -196,4 +199,5 @@ def test_float16_gradients_are_those_of_the_unscaled_loss() -> None:
 def test_without_records_nothing_is_done() -> None:
     layers = NoLayers()
     layers.begin(1)
+    layers.reduce()
     assert layers.end(1, None) is None  # type: ignore[arg-type, func-returns-value]

@@ -12,7 +12,7 @@ import pytest
 
 from resnet_dist.errors import StorageError
 from resnet_dist.telemetry.json_lines import Follower
-from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, metrics_record, read_metrics
+from resnet_dist.telemetry.metrics_file import MetricsFile, NoSink, metrics_record, read_metrics, unwritten
 
 Record = dict[str, Any]
 
@@ -220,3 +220,28 @@ def test_the_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     sink.write(train(1))
     sink.close()
     assert list(tmp_path.iterdir()) == []
+
+
+# --- records that a killed worker had not written
+
+
+def test_records_that_the_file_has_are_not_unwritten(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", event(0, "started"), train(1), train(2), evaluation(2))
+    late = [{**train(2), "step_time_s": 0.5}, evaluation(2), train(3)]
+    assert unwritten(path, late) == [train(3)]
+    assert unwritten(path, []) == []
+
+
+def test_records_of_an_attempt_that_went_further_and_was_left_do_not_count(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", event(0, "started"), train(1), train(2), train(3), event(1, "started"), train(2))
+    assert unwritten(path, [train(2), train(3)]) == [train(3)]
+
+
+def test_events_are_told_apart_by_their_image_epoch_and_rank(tmp_path: Path) -> None:
+    path = written(tmp_path / "m", event(3, "bad_image", path="a"), event(3, "epoch_complete", epoch=1))
+    other = [event(3, "bad_image", path="b"), event(3, "epoch_complete", epoch=2), event(3, "straggler", rank=1)]
+    assert unwritten(path, [event(3, "bad_image", path="a"), event(3, "epoch_complete", epoch=1), *other]) == other
+
+
+def test_without_a_file_all_records_are_unwritten(tmp_path: Path) -> None:
+    assert unwritten(None, [train(1)]) == unwritten(tmp_path / "missing", [train(1)]) == [train(1)]

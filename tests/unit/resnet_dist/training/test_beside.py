@@ -209,3 +209,37 @@ def test_in_turn_means_that_nothing_is_taken() -> None:
     process = InTurn()
     assert not process.take(10, stopping=False)
     assert process.in_use() == frozenset()
+
+
+# --- a start from memory
+
+
+def test_a_checkpoint_that_was_to_be_evaluated_and_was_never_written_is_lost_for_later_steps(world: World) -> None:
+    process = world.begin()
+    world.checkpoints.mkdir()
+    assert not process.has_lost(5)
+    assert process.take(4, stopping=False)
+    assert not process.has_lost(4)  # a start from memory saves it first
+    assert process.has_lost(5)
+    world.save(4)
+    assert not process.has_lost(5)
+
+
+def test_a_checkpoint_that_was_evaluated_and_deleted_is_not_lost(world: World) -> None:
+    process = world.begin()
+    assert process.take(4, stopping=False)
+    world.save(6)
+    assert not process.has_lost(7)
+
+
+def test_the_evaluation_of_the_first_step_is_not_left_out_though_its_checkpoint_is_still_to_be_written(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.pending.write_text(json.dumps({"steps": [2, 4]}))
+    world.checkpoints.mkdir()
+    process = world.begin(first_step=4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the evaluation after step 2 is left out: its checkpoint is gone"
+    ]
+    assert process.left(4)
+    assert process.take(4, stopping=False)

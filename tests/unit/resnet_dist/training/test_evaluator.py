@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from resnet_dist.data import index_image_folder
+from resnet_dist.data.loader import decoder_for
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.errors import RecipeError
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import (
+    BatchRecipe,
+    DataRecipe,
+    EvaluateRecipe,
+    ModelRecipe,
+    Recipe,
+    ScheduleRecipe,
+)
+from resnet_dist.telemetry.liveness import Liveness
+from resnet_dist.training import evaluator as module
+from resnet_dist.training.device import Worker
 from resnet_dist.training.evaluate import evaluate
 from resnet_dist.training.evaluator import Evaluator, Split, load_metrics
 
@@ -90,6 +105,39 @@ def test_precise_statistics_replace_those_of_the_model_and_of_its_average() -> N
 def test_top_5_of_five_classes_or_fewer_is_no_number() -> None:
     found = Evaluator(model=model(), device=CPU, num_classes=5, val=split(1, 23), train=split(2, 12))(1)
     assert math.isnan(found.top5)
+
+
+def test_one_decoder_decodes_both_splits_in_all_evaluations(
+    tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With DALI, its pipeline is kept: it takes seconds to build, and memory of its own."""
+    made: list[Any] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        made.append((decoder_for(*arguments, **options), options["regions"]))
+        return made[-1][0]
+
+    monkeypatch.setattr(module, "decoder_for", noted)
+    root = str(write_images(tmp_path))
+    recipe = Recipe(
+        data=DataRecipe(root=root, resolution=8),
+        batch=BatchRecipe(size=4),
+        duration=Duration.parse("1 step"),
+        schedule=ScheduleRecipe(peak_lr=0.1),
+        model=ModelRecipe(num_classes=CLASSES),
+        evaluate=EvaluateRecipe(every=Duration.parse("1 step"), batch_size=3, train=True),
+    )
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES))
+    net(torch.zeros(1, 3, 8, 8))
+    splits = (index_image_folder(root, "train"), index_image_folder(root, "val"))
+    worker = Worker(0, 1, CPU, num_threads=1, decodes_regions=False)
+    evaluates = module.evaluator(recipe, worker, net, splits, Liveness(), None, lambda autocast: None)  # type: ignore[arg-type,return-value]
+    first = evaluates(1)
+    assert evaluates(2) == first
+    assert first.train is not None
+    assert (first.num_samples, first.train.num_samples) == (8, 8)
+    [(_, regions)] = made
+    assert regions is False
 
 
 # --- metrics

@@ -32,6 +32,7 @@ from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.parts import LoopTimes, Outcome, Timetable, TrainerParts
+from resnet_dist.training.survivor import Start
 from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Trainer
 
@@ -86,6 +87,8 @@ class World:
     # --- layers
     def begin(self, step: int) -> None:
         self.did.append(f"observe {step}" if step == self.layers_in else "")
+
+    def reduce(self) -> None: ...
 
     def end(self, step: int, sums: StepSums) -> dict[str, object] | None:
         return {"kind": "layers", "step": step, "layers": {}} if step == self.layers_in else None
@@ -171,6 +174,7 @@ def trainer(
     evaluate_first: bool = False,
     target: Target | None = None,
     beside: InTurn | None = None,
+    start: Start | None = None,
 ) -> Trainer:
     """`..._every` in steps."""
     parts = TrainerParts(
@@ -202,7 +206,89 @@ def trainer(
         checkpoint=Every(Fraction(checkpoint_every * BATCH_SIZE), BATCH_SIZE),
         log_every=log_every,
     )
-    return Trainer(parts, timetable, 2, first_step=first_step, evaluate_first=evaluate_first, target=target)
+    return Trainer(
+        parts, timetable, 2, first_step=first_step, evaluate_first=evaluate_first, target=target, start=start
+    )
+
+
+def test_what_must_precede_the_decoding_of_images_is_done_once_before_any() -> None:
+    world, called = World(), []
+
+    def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
+        called.append("decode")
+        yield from world.batches_from(first_step)
+
+    def evaluate(step: int) -> Evaluation:
+        called.append("evaluate")
+        return world.evaluate(step)
+
+    made = trainer(world, steps=3, evaluate_first=True)
+    made.parts = replace(
+        made.parts, prepare=lambda: called.append("prepare"), batches_from=batches_from, evaluate=evaluate
+    )
+    made.fit()
+    assert called == ["prepare", "evaluate", "decode", "evaluate"]
+
+
+# --- a start from memory
+
+
+def test_a_checkpoint_that_was_due_when_a_worker_was_lost_is_saved_first_with_the_metrics_of_its_evaluation() -> None:
+    world = World()
+    start = Start(metrics={"top1": 0.5, "top5": 1.0, "loss": 0.25}, from_memory=True)
+    trainer(world, steps=3, checkpoint_every=2, evaluate_every=2, first_step=2, start=start).fit()
+    assert [entry for entry in world.did if entry][:3] == ["save 2 with metrics", "batches from 2", "step 3"]
+
+
+def test_an_evaluation_that_was_interrupted_comes_before_the_checkpoint_that_was_due() -> None:
+    world = World()
+    start = Start(from_memory=True)
+    settings = {"checkpoint_every": 2, "evaluate_every": 2, "first_step": 2, "evaluate_first": True}
+    trainer(world, steps=3, start=start, **settings).fit()
+    assert [entry for entry in world.did if entry][:3] == ["evaluate", "save 2 with metrics", "batches from 2"]
+
+
+def test_no_checkpoint_is_saved_first_where_none_was_due_or_the_start_is_from_one() -> None:
+    for start, first_step in ((Start(from_memory=True), 3), (Start(), 2), (None, 2)):
+        world = World()
+        trainer(world, steps=5, checkpoint_every=2, first_step=first_step, start=start).fit()
+        assert world.saves() == [4, 5]
+
+
+def test_a_last_checkpoint_that_was_not_written_is_saved_and_waited_for() -> None:
+    world = World()
+    outcome = trainer(world, steps=3, first_step=3, evaluate_first=True, start=Start(from_memory=True)).fit()
+    assert [entry for entry in world.did if entry] == ["evaluate", "save 3 and wait with metrics"]
+    assert (outcome.step, outcome.finished) == (3, True)
+
+
+def test_a_target_that_was_reached_is_saved_before_the_run_ends() -> None:
+    world = World(top1s={2: 0.8})
+    start, target = Start(from_memory=True), Target("top1", 0.76)
+    outcome = trainer(world, steps=9, first_step=2, evaluate_first=True, target=target, start=start).fit()
+    assert [entry for entry in world.did if entry] == ["evaluate", "save 2 and wait with metrics"]
+    assert (outcome.step, outcome.reached) == (2, True)
+
+
+def test_an_evaluation_beside_training_needs_the_checkpoint_of_the_first_step() -> None:
+    class Takes(InTurn):
+        def take(self, step: int, *, stopping: bool) -> bool:
+            return True
+
+    world = World()
+    start = Start(from_memory=True)
+    trainer(world, steps=3, first_step=2, evaluate_first=True, beside=Takes(), start=start).fit()
+    assert [entry for entry in world.did if entry][:2] == ["save 2", "batches from 2"]
+
+
+def test_the_records_that_rank_0_has_not_written_come_after_started_which_says_where_it_starts_from() -> None:
+    world, late = World(), {"kind": "train", "step": 2, "loss": 1.0}
+    trainer(world, steps=3, first_step=2, start=Start(from_memory=True, records=(late,))).fit()
+    assert world.records[0]["detail"]["from_memory"] is True
+    assert world.records[1] == late
+    world = World()
+    trainer(world, steps=3, first_step=2).fit()
+    assert "from_memory" not in world.records[0]["detail"]
 
 
 # --- layers

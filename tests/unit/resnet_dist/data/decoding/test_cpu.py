@@ -329,5 +329,46 @@ def test_a_request_must_hold_samples_and_one_window_and_flip_for_each() -> None:
 
 
 @both
+def test_images_are_decoded_into_pinned_memory_that_a_thread_of_the_decoder_allocates(
+    regions: bool, train_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU the memory is ordinary; the images must lie in it, so that nothing copies them."""
+    allocated: list[tuple[str, int]] = []
+    empty = torch.empty
+
+    def pinned(*shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        assert pin_memory
+        made = empty(*shape, **options)
+        allocated.append((threading.current_thread().name, made.data_ptr()))
+        return made
+
+    expected = images_of(CpuDecoder(1, 1, regions), requests_for(train_index, [4, 4, 3]))
+    kept = []
+    monkeypatch.setattr(torch, "empty", pinned)
+    for num_threads in (1, 3):
+        allocated.clear()
+        kept = [
+            decoded.images
+            for decoded in CpuDecoder(num_threads, 2, regions, pinned=True).decode(requests_for(train_index, [4, 4, 3]))
+        ]
+        assert torch.equal(torch.cat(kept), expected)
+        assert [place for _, place in allocated] == [images.data_ptr() for images in kept]
+        assert all(name.startswith("decode") for name, _ in allocated)
+
+
+@both
+def test_memory_that_cannot_be_pinned_is_an_error(
+    regions: bool, train_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("cannot pin memory")
+
+    monkeypatch.setattr(torch, "empty", refused)
+    with pytest.raises(RuntimeError, match="cannot pin memory"):
+        list(CpuDecoder(2, 2, regions, pinned=True).decode(requests_for(train_index, [4, 4])))
+    assert decode_threads() == []
+
+
+@both
 def test_memory_stays_flat_over_500_batches(regions: bool, train_index: Index) -> None:
     assert growth(CpuDecoder(2, 2, regions), train_index) < 4 * 2**20

@@ -23,6 +23,7 @@ from resnet_dist.data.decoding.cpu import CpuDecoder
 from resnet_dist.data.decoding.dali import DaliDecoder
 from resnet_dist.data.decoding.requests import BatchRequest
 from resnet_dist.errors import DataError, MissingPackage
+from resnet_dist.recipe.schema import DaliRecipe
 
 needs_dali = pytest.mark.skipif(not decode_dali.is_installed(), reason="NVIDIA DALI is not installed")
 
@@ -184,6 +185,185 @@ def test_a_broken_image_leaves_no_threads(photos: list[bytes]) -> None:
     requests = [request_of([photos[0]], [window]), request_of([photos[0][:600]], [window])]
     assert [len(decoded.errors) for decoded in DaliDecoder(4, 2, 4).decode(iter(requests))] == [0, 1]
     assert num_threads() == before
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch size of each pipeline that is built."""
+    sizes: list[int] = []
+    defined = decode_dali._defined
+
+    def noted(decoder: DaliDecoder, *arguments: Any) -> Any:
+        sizes.append(decoder.max_batch_size)
+        return defined(decoder, *arguments)
+
+    monkeypatch.setattr(decode_dali, "_defined", noted)
+    return sizes
+
+
+@needs_dali
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_a_decoder_keeps_its_pipeline_for_the_next_call(built: list[int], prefetch: int, train_index: Index) -> None:
+    decoder = DaliDecoder(2, prefetch, 4)
+    for sizes in ([4, 4, 2], [4], [], [1] * 7):
+        found = [decoded.images for decoded in decoder.decode(requests_for(train_index, sizes))]
+        fresh = [decoded.images for decoded in DaliDecoder(1, 1, 4).decode(requests_for(train_index, sizes))]
+        assert len(found) == len(sizes)
+        assert all(torch.equal(one, other) for one, other in zip(found, fresh, strict=True))
+    assert len(built) == 1 + 4  # the decoder's, and those of the fresh ones
+
+
+@needs_dali
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_call_that_ends_early_leaves_the_pipeline_usable(built: list[int], taken: int, train_index: Index) -> None:
+    decoder = DaliDecoder(2, 3, 4)
+    for _ in range(3):
+        decoding = decoder.decode(requests_for(train_index, [4] * 20))
+        for _ in range(taken):
+            next(decoding)
+        decoding.close()
+    images = images_of(decoder, requests_for(train_index, [3, 4]))
+    assert len(built) == 1
+    assert torch.equal(images, images_of(DaliDecoder(1, 1, 4), requests_for(train_index, [3, 4])))
+
+
+@needs_dali
+def test_broken_images_that_nobody_took_do_not_reach_the_next_call(photos: list[bytes], train_index: Index) -> None:
+    window = (4, 5, 33, 35)
+    table = photos[3].index(b"\xff\xc4") + 5
+    broken = photos[3][:table] + b"\xff" * 16 + photos[3][table + 16 :]
+    decoder = DaliDecoder(2, 3, 4)
+    decoding = decoder.decode(iter([request_of([content], [window]) for content in (photos[0], broken, broken)]))
+    next(decoding)
+    decoding.close()
+    images = images_of(decoder, requests_for(train_index, [4]))
+    assert torch.equal(images, images_of(DaliDecoder(1, 1, 4), requests_for(train_index, [4])))
+
+
+@needs_dali
+def test_two_calls_at_once_have_a_pipeline_each(built: list[int], train_index: Index) -> None:
+    decoder = DaliDecoder(1, 1, 4)
+    one, other = (decoder.decode(requests_for(train_index, [4, 4])) for _ in range(2))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(one, other, strict=True))
+    assert len(built) == 2
+
+
+@needs_dali
+def test_after_an_error_of_the_requests_the_next_call_starts_anew(built: list[int], train_index: Index) -> None:
+    decoder = DaliDecoder(1, 2, 4)
+
+    class Gone(BatchRequest):
+        def encoded(self, number: int) -> tuple[bytes, bool]:
+            raise MemoryError
+
+    [request] = requests_for(train_index, [2])
+    fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    with pytest.raises(MemoryError):
+        list(decoder.decode(iter([request, Gone(**fields), request])))
+    images = images_of(decoder, requests_for(train_index, [4]))
+    assert len(built) == 2
+    assert torch.equal(images, images_of(DaliDecoder(1, 1, 4), requests_for(train_index, [4])))
+
+
+@needs_dali
+def test_threads_end_with_the_decoder(train_index: Index) -> None:
+    before = num_threads()
+    decoder = DaliDecoder(4, 2, 4)
+    list(decoder.decode(requests_for(train_index, [4, 4])))
+    assert num_threads() >= before + 4
+    del decoder
+    assert len(list(Path("/proc/self/task").iterdir())) == before  # by counting references: no cycle holds it
+
+
+# --- settings of a GPU
+
+
+@needs_dali
+def test_whole_images_that_are_cut_have_the_pixels_of_regions(train_index: Index, photos: list[bytes]) -> None:
+    windows = [(0, 0, 40, 50), (7, 11, 31, 22), (0, 49, 1, 1), (39, 3, 1, 40)]
+    for requests in (lambda: requests_for(train_index, [24]), lambda: iter([request_of(photos, windows)])):
+        whole = images_of(DaliDecoder(2, 1, 24, regions=False), requests())
+        assert torch.equal(whole, images_of(DaliDecoder(2, 1, 24), requests()))
+
+
+def options_on_a_gpu(monkeypatch: pytest.MonkeyPatch, decoder: DaliDecoder, small: bool = False) -> tuple[Any, Any]:
+    """The options of the pipeline and of its decoder on GPU 0. DALI itself checks them, also without a GPU."""
+    import nvidia.dali
+
+    dali: Any = nvidia.dali
+    given: dict[str, Any] = {}
+    for name in ("image_slice", "image"):
+        real = getattr(dali.fn.decoders, name)
+        monkeypatch.setattr(
+            dali.fn.decoders,
+            name,
+            lambda *inputs, _real=real, _name=name, **options: (
+                given.update(options, operator=_name),
+                _real(*inputs, **options),
+            )[1],
+        )
+    pipeline = decode_dali._defined(decoder, lambda: None, small)  # type: ignore[arg-type,return-value]
+    return pipeline, given
+
+
+@needs_dali
+@pytest.mark.parametrize("regions", [True, False])
+def test_by_default_no_thread_is_bound_and_buffers_fit_imagenet(monkeypatch: pytest.MonkeyPatch, regions: bool) -> None:
+    pipeline, given = options_on_a_gpu(monkeypatch, DaliDecoder(3, 2, 8, 0, regions=regions))
+    assert given["operator"] == ("image_slice" if regions else "image")
+    assert (given["device"], given["affine"], pipeline.set_affinity) == ("mixed", False, False)
+    assert (pipeline.device_id, pipeline.num_threads, pipeline.prefetch_queue_depth) == (0, 3, 2)
+    assert given["device_memory_padding"] == 202 * 2**20
+    assert given["host_memory_padding"] == 135 * 2**20
+    assert "hw_decoder_load" not in given
+
+
+@needs_dali
+def test_the_keys_of_data_dali_reach_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DaliRecipe(hw_decoder_load=0.9, device_padding_mib=5, host_padding_mib=3, affinity=True)
+    pipeline, given = options_on_a_gpu(monkeypatch, DaliDecoder(3, 2, 8, 0, settings))
+    assert given["hw_decoder_load"] == 0.9
+    assert (given["device_memory_padding"], given["host_memory_padding"]) == (5 * 2**20, 3 * 2**20)
+    assert (given["affine"], pipeline.set_affinity) == (True, True)
+
+
+@needs_dali
+def test_the_pipeline_that_looks_for_a_broken_image_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, given = options_on_a_gpu(monkeypatch, DaliDecoder(8, 4, 8, 0), small=True)
+    assert (given["device_memory_padding"], given["host_memory_padding"]) == (0, 0)
+    assert (pipeline.num_threads, pipeline.prefetch_queue_depth) == (1, 1)
+
+
+@needs_dali
+def test_on_a_gpu_the_stream_waits_that_is_current_when_a_batch_is_taken(
+    monkeypatch: pytest.MonkeyPatch, train_index: Index
+) -> None:
+    """With a pipeline on the CPU behind the decoder of a GPU, and streams that are names."""
+    streams, current = [], "first"
+
+    class Streamed:
+        def __init__(self, pipeline: Any) -> None:
+            self._pipeline = pipeline
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._pipeline, name)
+
+        def run(self, stream: object) -> Any:
+            streams.append(stream)
+            return self._pipeline.run()
+
+    defined = decode_dali._defined
+
+    def on_the_cpu(decoder: DaliDecoder, *arguments: Any) -> Any:
+        return Streamed(defined(DaliDecoder(1, 1, decoder.max_batch_size), *arguments))
+
+    monkeypatch.setattr(decode_dali, "_defined", on_the_cpu)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: (device, current))
+    decoding = DaliDecoder(1, 1, 4, 3).decode(requests_for(train_index, [4, 4]))
+    next(decoding)
+    current = "second"
+    next(decoding)
+    assert streams == [(3, "first"), (3, "second")]
 
 
 @needs_dali

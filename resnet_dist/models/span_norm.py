@@ -1,0 +1,277 @@
+"""Normalisation of the spans of one worker's input: several spans on it, or spans that it shares with other workers.
+
+The large tensors are read and written by torch's own kernels. On a GPU these are the kernels of torch.nn.SyncBatchNorm,
+which exist for CUDA only. On a CPU, and in compiled code, they are the nearest operators that torch offers there. What
+is computed is the same: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from resnet_dist.models.spans import Spans
+
+_aten = torch.ops.aten
+
+
+def normalise_shared(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
+) -> tuple[Tensor, Tensor]:
+    """Normalise each slice of `input`, [samples, channels, ...], by the statistics of its whole span. A collective.
+
+    Returns the output and the result of `Spans.moments`. The gradients of weight and bias are those of this worker's
+    samples: the engine's all-reduce of gradients sums them. The backward pass is a collective, too.
+    """
+    return _SharedNorm.apply(input, weight, bias, epsilon, spans, layer)  # type: ignore[no-any-return]
+
+
+def normalise_several(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Sequence[Tensor | None],
+    variances: Sequence[Tensor | None],
+    epsilon: float,
+) -> Tensor:
+    """Normalise each of several equal spans of `input`; write their means and unbiased variances, each [channels]."""
+    if torch.compiler.is_compiling():  # which fuses this, and has no operators that write into a part of a tensor
+        parts = zip(input.chunk(len(means)), means, variances, strict=True)
+        return torch.cat([F.batch_norm(part, m, v, weight, bias, True, 1.0, epsilon) for part, m, v in parts])
+    return _SeveralNorm.apply(input, weight, bias, means, variances, epsilon)  # type: ignore[no-any-return]
+
+
+class _SeveralNorm(torch.autograd.Function):
+    """torch's kernel for each span, which writes its part of one output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        means: Sequence[Tensor | None],
+        variances: Sequence[Tensor | None],
+        epsilon: float,
+    ) -> Tensor:
+        output = torch.empty_like(input)
+        saved = []
+        for part, out, mean, variance in zip(
+            input.chunk(len(means)), output.chunk(len(means)), means, variances, strict=True
+        ):
+            kept = [part.new_empty(0, dtype=sums_dtype(input)) for _ in range(2)]
+            _aten.native_batch_norm.out(
+                part, weight, bias, mean, variance, True, 1.0, epsilon, out=out, save_mean=kept[0], save_invstd=kept[1]
+            )
+            saved += kept
+        ctx.save_for_backward(input, weight, *saved)
+        ctx.epsilon = epsilon
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, *saved = ctx.saved_tensors
+        pairs = list(zip(saved[::2], saved[1::2], strict=True))
+        mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+        found = [
+            _aten.native_batch_norm_backward(g, part, weight, None, None, mean, inverse, True, ctx.epsilon, mask)
+            for g, part, (mean, inverse) in zip(gradient.chunk(len(pairs)), input.chunk(len(pairs)), pairs, strict=True)
+        ]
+        of_input, of_weight, of_bias = zip(*found, strict=True)
+        return (
+            torch.cat(of_input) if mask[0] else None,
+            sum(of_weight) if mask[1] else None,
+            sum(of_bias) if mask[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+class _SharedNorm(torch.autograd.Function):
+    """The large tensors are read once for statistics and once for the output, in both passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        normalise = _cuda_normalise if _has_cuda_kernels(input) else _normalise
+        output, moments, saved = normalise(input, weight, bias, epsilon, spans, layer)
+        ctx.save_for_backward(input, weight, bias, *saved)
+        ctx.spans, ctx.layer, ctx.epsilon = spans, layer, epsilon
+        ctx.mark_non_differentiable(moments)
+        ctx.set_materialize_grads(False)  # no zeros as the gradient of the moments
+        return output, moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias, *saved = ctx.saved_tensors
+        differentiate = _cuda_gradients if _has_cuda_kernels(input) else _gradients
+        of_input, of_weight, of_bias = differentiate(gradient, input, weight, saved, ctx.spans, ctx.layer)
+        return (
+            of_input,
+            None if weight is None else of_weight.to(weight.dtype),
+            None if bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _has_cuda_kernels(input: Tensor) -> bool:
+    # without a fake kernel, and nothing that the compiler could fuse with the operations around them
+    return input.is_cuda and not torch.compiler.is_compiling()
+
+
+def _cuda_normalise(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The output, the moments, and what `_cuda_gradients` needs of them."""
+    dtype, parts = sums_dtype(input), _parts(input, spans)
+    statistics: list[Tensor] = []
+    for part in parts:
+        if len(part):
+            statistics += torch.batch_norm_stats(part, epsilon)
+        else:
+            statistics += [input.new_zeros(input.shape[1], dtype=dtype), input.new_ones(input.shape[1], dtype=dtype)]
+    moments = torch.ops.resnet_dist.span_moments(statistics, epsilon, spans.handle, layer)
+    saved = moments.to(dtype)
+    means, deviations = saved.unbind()
+    if len(parts) == 1 and len(input):
+        output = torch.batch_norm_elemt(input, weight, bias, means[0], deviations[0], epsilon)
+        return output, moments, [saved]
+    output = torch.empty_like(input)
+    for part, out, mean, deviation in zip(parts, _parts(output, spans), means, deviations, strict=True):
+        if len(part):
+            torch.batch_norm_elemt(part, weight, bias, mean, deviation, epsilon, out=out)
+    return output, moments, [saved]
+
+
+def _cuda_gradients(
+    gradient: Tensor, input: Tensor, weight: Tensor | None, saved: Sequence[Tensor], spans: Spans, layer: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias."""
+    means, deviations = saved[0].unbind()
+    weight = None if weight is None else weight.to(saved[0].dtype)
+    parts = list(
+        zip(_parts(_laid_out_as(input, gradient), spans), _parts(input, spans), means, deviations, strict=True)
+    )
+    own: list[Tensor] = []
+    of_parameters = []
+    for g, part, mean, deviation in parts:
+        sums: Sequence[Tensor]
+        if len(part):
+            sums = torch.batch_norm_backward_reduce(g, part, mean, deviation, weight, True, True, True)
+        else:
+            sums = saved[0].new_zeros((4, input.shape[1])).unbind()
+        own += sums[:2]  # of g and of g × (x − mean)
+        of_parameters.append(sums[2:])
+    sums_of, products_of = torch.ops.resnet_dist.span_sums(own, spans.handle, layer).unbind()
+    counts = spans.value_counts(math.prod(input.shape[2:]), input.device)
+    found = [
+        torch.batch_norm_backward_elemt(g, part, mean, deviation, weight, *rest)
+        for (g, part, mean, deviation), *rest in zip(parts, sums_of, products_of, counts, strict=True)
+        if len(part)
+    ]
+    of_weight, of_bias = zip(*of_parameters, strict=True)
+    return _joined(found, input), _total(of_weight), _total(of_bias)
+
+
+def _normalise(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, spans: Spans, layer: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The output, the moments, and what `_gradients` needs of them."""
+    dtype, parts = sums_dtype(input), _parts(input, spans)
+    statistics = [values for part in parts for values in _statistics(part.to(dtype), epsilon)]
+    moments = torch.ops.resnet_dist.span_moments(statistics, epsilon, spans.handle, layer)
+    means, deviations = moments.unbind()
+    # y = x × scale + shift: in float64 up to here, with the rounded scale, since the mean may be large
+    scale = (deviations if weight is None else deviations * weight).to(dtype)
+    shift = -means * scale if bias is None else torch.addcmul(bias.double(), means, scale.double(), value=-1)
+    shift = shift.to(dtype)
+    found = [
+        torch.addcmul(_like(b, part), part.to(dtype), _like(a, part)).to(input.dtype)
+        for part, a, b in zip(parts, scale, shift, strict=True)
+    ]
+    return _joined(found, input), moments, [moments.to(dtype), scale]
+
+
+def _statistics(part: Tensor, epsilon: float) -> list[Tensor]:
+    """What `Spans.moments` takes of a slice."""
+    if not len(part):
+        return [part.new_zeros(part.shape[1])] * 3
+    dims = [0, *range(2, part.dim())]
+    if torch.compiler.is_compiling():
+        variance, mean = torch.var_mean(part, dims, correction=0)
+        return [mean, (variance + epsilon).rsqrt()] if part.is_cuda else [mean, mean, variance]
+    # The second is tens of times as fast as torch.var_mean, but its mean of many values is less exact. Also in
+    # float64: the correction costs as little there.
+    return [part.mean(dims), *torch.batch_norm_update_stats(part, None, None, 0.0)]
+
+
+def _gradients(
+    gradient: Tensor, input: Tensor, weight: Tensor | None, saved: Sequence[Tensor], spans: Spans, layer: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, weight and bias."""
+    (means, deviations), scale = saved[0], saved[1]
+    dtype = scale.dtype
+    parts = list(zip(_parts(_laid_out_as(input, gradient), spans), _parts(input, spans), strict=True))
+    own: list[Tensor] = []  # sums of g and of g × x_hat
+    for (g, part), mean, deviation in zip(parts, means, deviations, strict=True):
+        if len(part):
+            _, products, sums = _aten.native_batch_norm_backward(
+                g.to(dtype), part.to(dtype), None, None, None, mean, deviation, True, 0.0, [False, True, True]
+            )
+            own += [sums, products]
+        else:
+            own += [torch.zeros_like(mean)] * 2
+    of_spans = torch.ops.resnet_dist.span_sums(own, spans.handle, layer)
+    # dx = scale × (g − mean(g) − x_hat × mean(g × x_hat)), written as scale × g + slope × x + offset
+    factors = -scale / spans.num_values(math.prod(input.shape[2:]))
+    offsets, slopes = of_spans * factors
+    slopes = slopes * deviations
+    offsets = torch.addcmul(offsets, means, slopes, value=-1)
+    found = []
+    for (g, part), a, b, c in zip(parts, scale, slopes, offsets, strict=True):
+        dx = torch.addcmul(_like(c, part), part.to(dtype), _like(b, part))
+        found.append(dx.addcmul_(g.to(dtype), _like(a, part)).to(input.dtype))
+    return _joined(found, input), _total(own[1::2]), _total(own[::2])
+
+
+def sums_dtype(input: Tensor) -> torch.dtype:
+    """That of statistics and sums of `input`: half precision would lose the variance."""
+    return torch.float64 if input.dtype is torch.float64 else torch.float32
+
+
+def _parts(input: Tensor, spans: Spans) -> list[Tensor]:
+    if len(spans.slices) == 1:
+        return [input]
+    return [input[part.start : part.stop] for part in spans.slices]
+
+
+def _laid_out_as(input: Tensor, gradient: Tensor) -> Tensor:
+    """`gradient` with the strides of `input`: kernels would go through tensors of different strides slowly."""
+    if gradient.stride() == input.stride():
+        return gradient
+    return torch.empty_like(input).copy_(gradient)
+
+
+def _joined(parts: Sequence[Tensor], input: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts)) if parts else torch.empty_like(input)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+
+
+def _like(per_channel: Tensor, input: Tensor) -> Tensor:
+    """[channels] as [1, channels, 1, 1]."""
+    return per_channel.view(1, -1, *[1] * (input.dim() - 2))

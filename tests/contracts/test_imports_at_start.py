@@ -1,0 +1,63 @@
+"""What a process imports before the first step. Each of these modules takes a tenth of a second or more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.ray_backend.spares import EARLY
+
+ROOT = Path(__file__).parents[2]
+# Needed by some runs only, or after the first step.
+OPTIONAL = (
+    *("tensorboard", "torch.utils.tensorboard", "wandb", "deepspeed", "timm", "matplotlib", "plotext", "textual"),
+    *("nvidia.dali", "onnx", "huggingface_hub"),
+)
+
+
+def imported(*modules: str, before: str = "", after: str = "") -> set[str]:
+    """What a process has imported after `modules`."""
+    code = f"import sys, json\n{before}\nimport {', '.join(modules)}\n{after}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_command_imports_neither_torch_nor_ray_before_it_has_read_the_config() -> None:
+    assert not imported("launcher.train") & {"torch", "numpy", "ray", "pandas", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    "module", ["launcher.local.supervisor", "launcher.ray_backend.run", "launcher.ray_backend.driver"]
+)
+def test_the_parent_of_workers_does_not_import_torch(module: str) -> None:
+    assert not imported(module) & {"torch", "torchvision"}
+
+
+def test_the_driver_connects_to_ray_before_it_imports_ray_train() -> None:
+    assert not imported("launcher.ray_backend.run") & {"ray.train", "pandas", "pyarrow"}
+
+
+def test_rays_controller_does_not_import_torch() -> None:
+    """It loads the settings of the process group, and the callback that asks the driver."""
+    modules = ("launcher.ray_backend.process_group", "launcher.ray_backend.handover", "launcher.ray_backend.trainer")
+    assert not imported(*modules, "launcher.ray_backend.worker") & {"torch", "torchvision"}
+
+
+def test_a_worker_imports_nothing_that_its_first_step_does_not_need() -> None:
+    assert not imported("launcher.worker.train", "launcher.ray_backend.worker") & set(OPTIONAL)
+
+
+def test_an_idle_process_initialises_no_gpu() -> None:
+    """Ray sets CUDA_VISIBLE_DEVICES later. A build for CUDA is pretended, as modules look for one when imported."""
+    before = """
+import torch
+def initialises(*arguments, **named):
+    raise SystemExit("a GPU is initialised")
+torch.cuda._lazy_init = torch._C._cuda_init = torch._C._cuda_getDeviceCount = initialises
+torch.cuda._is_compiled = lambda: True
+"""
+    assert "launcher.worker.train" in imported(*EARLY, before=before)
