@@ -23,6 +23,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 FAILED = "failed: "  # begins the reason for the absence of a peer that raised an error
+UNKNOWN_CAUSE = "not known"
 _SPEEDS = ("speed", "cpu")  # measures of which more is better
 _PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "numpy")
 
@@ -99,6 +100,7 @@ class Row:
     """One line of a result: ours compared with a peer.
 
     A ratio is ours / the peer's, of times or of speeds. The goal is a maximum for times and a minimum for speeds.
+    `cause` says why the goal is missed, as profiling has shown; it is shown only if it is missed.
     """
 
     what: str
@@ -109,6 +111,7 @@ class Row:
     ratio: Ratio
     goal: float | None = None
     note: str = ""
+    cause: str = ""
 
     @property
     def reached(self) -> bool | None:
@@ -118,16 +121,23 @@ class Row:
         return self.ratio.median >= self.goal if self.measure in _SPEEDS else self.ratio.median <= self.goal
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "reached": self.reached}
+        """As JSON: without a cause unless the goal is missed."""
+        cause = (self.cause or UNKNOWN_CAUSE) if self.reached is False else ""
+        return {**asdict(self), "cause": cause, "reached": self.reached}
 
 
 def time_row(
-    what: str, peer: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None = None, note: str = ""
+    what: str,
+    peer: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    goal: float | None = None,
+    note: str = "",
+    cause: str = "",
 ) -> Row:
     """A row with seconds per step."""
     medians = statistics.median(ours), statistics.median(theirs)
-    return Row(what, peer, "time", *medians, ratio(ours, theirs), goal, note)
+    return Row(what, peer, "time", *medians, ratio(ours, theirs), goal, note, cause)
 
 
 def speed_row(
@@ -139,10 +149,11 @@ def speed_row(
     goal: float | None = None,
     note: str = "",
     measure: Literal["speed", "cpu"] = "speed",
+    cause: str = "",
 ) -> Row:
     """A row with images per second, or per CPU second, for steps of `num_images` images."""
     speeds = num_images / statistics.median(ours), num_images / statistics.median(theirs)
-    return Row(what, peer, measure, *speeds, ratio(theirs, ours), goal, note)
+    return Row(what, peer, measure, *speeds, ratio(theirs, ours), goal, note, cause)
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:
@@ -191,12 +202,21 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(("what", "peer", "ours", "theirs", "ratio (quartiles)", "goal", "reached"), list(map(_cells, rows)))
 
 
+def notes_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Under a table: what rows note, and the causes of the goals that are missed."""
+    for row in rows:
+        if row["note"]:
+            yield f"- {row['what']}: {row['note']}"
+        if row["reached"] is False:
+            yield f"- {row['what']}: missed. Cause: {row.get('cause') or UNKNOWN_CAUSE}"
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     measure = row["measure"]
     formats = {"time": _time, "speed": _speed, "cpu": _per_cpu, "bytes": _bytes, "operations": "{:,.0f}".format}
     value: Callable[[float], str] = formats[measure]
     goal = "reported" if row["goal"] is None else f"{'≥' if measure in _SPEEDS else '≤'} {row['goal']:g}"
-    reached = {None: "", True: "yes", False: "no"}[row["reached"]]
+    reached = {None: "", True: "yes", False: "missed"}[row["reached"]]
     spread = Ratio(**row["ratio"])
     shown = f"{spread.median:.3f}" if spread.low == spread.high else str(spread)
     return [row["what"], row["peer"], value(row["ours"]), value(row["theirs"]), shown, goal, reached]

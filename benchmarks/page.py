@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import shuffle_quality, step
-from benchmarks.measure import RESULTS, table, table_of
+from benchmarks.measure import RESULTS, notes_of, table, table_of
 from benchmarks.proof import SIZES, checks_table, facts_table, head_lines, proofs
 from benchmarks.speed_keys import speed_table
 
@@ -81,6 +81,7 @@ def page(results: Path = RESULTS) -> str:
         ("soak", _soak),
         ("soak_ray", _soak),
         ("recovery", _recovery),
+        ("starts", _starts),
         ("plan_score", _plan_score),
         ("time_left", _time_left),
         ("beside", _beside),
@@ -108,7 +109,7 @@ def _training(found: Mapping[str, Any]) -> Iterator[str]:
     for what, setting in found["settings"].items():
         yield f"- {what}: {setting}"
     yield "\n" + table_of(found["rows"]) + "\n"
-    yield from (f"- {row['what']}: {row['note']}" for row in found["rows"] if row["note"])
+    yield from notes_of(found["rows"])
     for question in found["details"].values():
         yield from (f"- {peer}: not measured, {reason}" for peer, reason in question.get("absent", {}).items())
     yield TRAINING_PEERS
@@ -125,6 +126,8 @@ def _optimizers(found: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(found)
     yield f"Float32, {found['threads']} thread(s), {found['rounds']} rounds of {found['steps']} steps.\n"
     yield table_of(found["rows"]) + "\n"
+    yield from notes_of(found["rows"])
+    yield ""
 
 
 def _input(found: Mapping[str, Any]) -> Iterator[str]:
@@ -132,7 +135,7 @@ def _input(found: Mapping[str, Any]) -> Iterator[str]:
     yield _machine(found)
     yield INPUT + f" {found['rounds']} rounds of {found['turn']} images.\n"
     yield table_of(found["rows"]) + "\n"
-    yield from (f"- {row['what']}: {row['note']}" for row in found["rows"] if row["note"])
+    yield from notes_of(found["rows"])
     yield from (f"- {name}: not measured, {reason}" for name, reason in found["absent"].items())
     yield ""
 
@@ -180,13 +183,35 @@ def _soak(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Recovery from a killed worker (`python -m benchmarks.recovery`)\n"
-    yield "Time to the next new step, with two workers on a machine with two cores. Ray Train uses its own retries.\n"
+    yield _machine(found)
+    yield (
+        f"From SIGKILL to the next new step, after {found['pause_s']:g} s of training: through Ray with two workers, "
+        "beside Ray Train with its own retries, and under the local supervisor.\n"
+    )
+    yield table_of(found["rows"]) + "\n"
     rows = [
-        ["ours, median", f"{found['median']['ours']:.1f} s"],
-        ["Ray Train, median", f"{found['median']['plain']:.1f} s"],
-        ["ratio (goal: at most 1.15)", f"{found['ratio']:.2f}: {'reached' if found['ratio'] <= 1.15 else 'missed'}"],
+        [
+            row["what"],
+            f"{row['median_s']:.1f} s, {row['worst_s']:.1f} s",
+            f"≤ {row['goal_s']:g} s",
+            "yes" if row["reached"] else "no",
+        ]
+        for row in found["local"]
     ]
-    yield table([f"{len(found['seconds']['ours'])} kills each", "time"], rows) + "\n"
+    yield table(["local supervisor", "median, worst", "goal for the median", "reached"], rows) + "\n"
+
+
+def _starts(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "## From the command to the first step (`python -m benchmarks.starts`)\n"
+    yield _machine(found)
+    yield (
+        "Ours checks the config, reads the images and writes the run directory; the peers are the smallest scripts "
+        f"that make a step of the same model. {found['rounds']} rounds.\n"
+    )
+    yield table_of(found["rows"]) + "\n"
+    for name, stages in found["stages"].items():
+        taken = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items())
+        yield f"Stages, {name}: {taken}.\n"
 
 
 def _watch(found: Mapping[str, Any]) -> Iterator[str]:

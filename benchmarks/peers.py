@@ -145,7 +145,7 @@ class OurTrainer:
     ) -> None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if spans is None:
-            spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
+            self.spans = spans = Spans(BatchLayout(recipe.batch.size, 1, world_size), rank, recipe.batch_norm.span)
         model = whole_model(recipe, spans, device)
         masks = add_masks(model, recipe)
         liveness = Liveness()

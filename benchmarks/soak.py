@@ -83,10 +83,9 @@ class Soak:
         self.pace_file = self.folder / f"{self.name}-pace.json"
         config = {**CONFIG, "name": self.name, "storage": str(self.folder / "runs")}
         config["duration"] = f"{self.steps} steps"
-        if self.ray:
-            config |= {"place": "ray", "workers": self.workers}
-        else:  # an idle process is kept for a worker that dies, whatever memory is left
-            config |= {"place": "local", "resources": {"local_workers": self.workers}}
+        config |= {"place": "ray" if self.ray else "local", "workers": self.workers}
+        if not self.ray:  # an idle process is kept for a worker that dies, whatever memory is left
+            config["resources"] = {"local_workers": self.workers}
             config["faults"] = {**CONFIG["faults"], "warm_spares": 1}
         if self.gpu:  # the same bits in both runs
             resources = {**config.get("resources", {}), "gpus_per_worker": 1, "cpus_per_worker": 2}

@@ -74,16 +74,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print a table, write results/speed_keys.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="check that it works, in a minute")
-    effort = QUICK if parser.parse_args(arguments).quick else FULL
+    parser.add_argument("--rounds", type=int, help=f"default: {FULL.rounds}")
+    given = parser.parse_args(arguments)
+    effort = QUICK if given.quick else FULL
     setting = effort.setting
     variants = {name: keys for name, keys in VARIANTS.items() if effort.compiled or "compile" not in keys}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    times = measure(setting, variants, effort.rounds)
+    times = measure(setting, variants, given.rounds or effort.rounds)
     torch.set_num_threads(before)
     rows = rows_of(times, setting.batch)
     print(speed_table(rows))
-    if effort is FULL:
+    if not given.quick:
         content = {
             "setting": asdict(replace(setting, device="cpu")),  # type: ignore[arg-type]
             "rows": rows,

@@ -9,6 +9,7 @@ in a process of its own, until the minutes are over; those that would not fit ar
 
     step         ours, a minimal loop, torchvision's loop, timm's step
     compile      `speed.compile`
+    precisions   the first section for other precisions and batches
     shipped      the step of a worker of configs/rn50_8node.yaml, also compiled and as a CUDA graph
     ddp          DDP with NCCL, in a group of one process
     norms        batch norm over several workers against torch.nn.SyncBatchNorm, in a process group of one
@@ -16,7 +17,6 @@ in a process of its own, until the minutes are over; those that would not fit ar
     input        steps fed by JPEG files, decoded by DALI (`mixed`) and by torchvision's decoder
     tests        tests/gpu
     resolutions  steps of progressive training
-    precisions   the first section for other precisions and batches
     profile      the time of a step by kind of kernel
     ablation     one speed key changed at a time
 """
@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ MARGIN_S = 20.0  # of the whole time: for imports, the report and the end of a s
 EXPECTED_S: Mapping[str, float] = {
     "step": 30,
     "compile": 65,
+    "precisions": 35,
     "shipped": 70,
     "ddp": 30,
     "norms": 35,
@@ -58,7 +60,6 @@ EXPECTED_S: Mapping[str, float] = {
     "input": 35,
     "tests": 45,
     "resolutions": 30,
-    "precisions": 35,
     "profile": 35,
     "ablation": 30,
 }
@@ -81,7 +82,7 @@ QUICK = Plan(
 FULL = replace(
     QUICK,
     precisions=("bfloat16", "float16", "tf32"),
-    batches=(256, 64, 128, 512),
+    batches=(256, 64),
     rounds=7,
     steps=10,
     compile_peers=True,
@@ -141,11 +142,12 @@ class Sections:
             file = Path(folder) / "lines"
             process = self._context.Process(target=run_section, args=(name, self._plan, str(self._device), str(file)))
             process.start()
-            process.join(max(min(self.left_s(), limit_s), 0.0))
-            in_time = process.exitcode is not None
-            if not in_time:
-                _end(process.pid)
-                process.join()
+            try:
+                process.join(max(min(self.left_s(), limit_s), 0.0))
+                in_time = process.exitcode is not None
+            finally:  # also after Ctrl-C, which the section does not get
+                if process.exitcode is None:
+                    _end(process)
             lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         seconds = time.monotonic() - started
         error = next((line["error"] for line in lines if "error" in line), "")
@@ -155,11 +157,13 @@ class Sections:
         return Ran(lines, seconds, error or _ending(process.exitcode))
 
 
-def _end(pid: int | None) -> None:
+def _end(process: BaseProcess) -> None:
     """Kill a section with the processes that it has started."""
-    with contextlib.suppress(ProcessLookupError):
-        if pid is not None:
-            os.killpg(pid, signal.SIGKILL)
+    if process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):  # it may not have its own group of processes yet
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
 
 
 def _ending(exit_code: int | None) -> str:

@@ -222,6 +222,7 @@ def build(
         stages=stages,
         layers=layers,
         prepare=prepare,
+        release=engine.release if isinstance(engine, DdpEngine) else lambda: None,
         profiler=_profiler(options, worker),
         classify=partial(_classify, recipe, worker, len(train)),
         unwritten=partial(unwritten, options.metrics),

@@ -138,6 +138,8 @@ def variables(spec: RunSpec, profile: KubernetesProfile) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(spec, profile)),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_num_workers_soft_limit": "64",  # idle processes, which replace failed workers, although no CPU is free
+        "RAY_prestart_worker_first_driver": "0",
     }
     return fixed | profile.network.variables | profile.environment
 

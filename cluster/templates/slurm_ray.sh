@@ -39,7 +39,9 @@ node() {
         base=$(free_ports "$address")
         set -- --address="$HEAD:$PORT"
     fi
-    "${INSIDE[@]}" "${RAY_AUTH[@]}" ray start "$@" --block --disable-usage-stats \
+    # Ray keeps idle processes, which replace failed workers, although no CPU is free; it starts none of its own.
+    "${INSIDE[@]}" "${RAY_AUTH[@]}" RAY_num_workers_soft_limit=64 RAY_prestart_worker_first_driver=0 \
+        ray start "$@" --block --disable-usage-stats \
         --temp-dir="$JOB_DIR/ray" --node-ip-address="$address" \
         --num-cpus="$CPUS_PER_NODE" --num-gpus="$GPUS_PER_NODE" --object-store-memory="$OBJECT_STORE_BYTES" \
         --labels="host=$SLURMD_NODENAME" --min-worker-port=0 --max-worker-port=0 \

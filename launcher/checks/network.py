@@ -227,7 +227,7 @@ def wanted_ports(required: HostRequirements, environment: Mapping[str, str]) -> 
         return {}
     if required.ray:
         return {RAY_PORT: "Ray's head"} if required.nodes > 1 else {}
-    if required.workers * required.nodes > 1:
+    if required.workers * required.nodes > 1 and not required.supervised:
         port = environment.get("MASTER_PORT", "")
         return {int(port) if port.isdigit() else TORCHRUN_PORT: "torchrun's rendezvous"}
     return {}

@@ -10,6 +10,7 @@ from launcher.commands.plan_spans import largest_team
 from launcher.commands.plan_text import paragraph, row
 from launcher.config.schema import RunConfig
 from launcher.formatting import count, in_bytes
+from launcher.local.spares import SPARE_BYTES
 from launcher.planning import memory
 from launcher.planning.images import Images
 from launcher.planning.memory import Estimate, Measured
@@ -88,6 +89,7 @@ def where_and_how(config: RunConfig) -> Iterator[str]:
     gpus = config.resources.gpus_per_worker
     each = f"{count(gpus, 'GPU')} each" if gpus else f"on CPUs, {count(config.resources.cpus_per_worker, 'core')} each"
     yield from row("workers", f"{config.workers} on {count(config.cluster.nodes, 'node')}, {each}")
+    yield from _local(config)
     yield from _batch(config, layout)
     yield from _engine(config)
     if config.ema.decay is not None:
@@ -99,6 +101,22 @@ def where_and_how(config: RunConfig) -> Iterator[str]:
         yield from row("preemption", notice)
     yield from row("images", f"{describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here")
     yield from paragraph("docs/tried.md shows where each part of this run was tested")
+
+
+def _local(config: RunConfig) -> Iterator[str]:
+    """The processes under place local, and those that are idle."""
+    num, spares = config.resources.local_workers, config.faults.warm_spares
+    if config.place != "local" or (config.faults.max_failures == 0 and num == 1):
+        return
+    processes = f"{count(num, 'worker process')} on this machine"
+    number = 1 if spares is None else spares
+    if number == 0:
+        yield from row("", f"{processes}, no idle one (faults.warm_spares)")
+        return
+    each = " each" if number > 1 else ""
+    idle = f"{count(number, 'idle process')} for a fast restart, about {in_bytes(SPARE_BYTES)}{each}"
+    where = " of host memory, if there is enough" if spares is None else " of host memory"
+    yield from row("", f"{processes}; {idle}{where} (faults.warm_spares)")
 
 
 def _averaged_steps(ema: EmaRecipe) -> float:

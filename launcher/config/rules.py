@@ -181,11 +181,8 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
 
 def _local(config: RunConfig) -> Iterator[RecipeError]:
     """The worker processes of this machine are those of a run without Ray."""
-    if config.place == "ray":
-        if config.resources.local_workers > 1:
-            num = config.resources.local_workers
-            yield from unused("resources.local_workers", num, "place local or auto", ("place",))
-        yield from unused("faults.warm_spares", config.faults.warm_spares, "place local or auto", ("place",))
+    if config.place == "ray" and config.resources.local_workers > 1:
+        yield from unused("resources.local_workers", config.resources.local_workers, "place local or auto", ("place",))
 
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:

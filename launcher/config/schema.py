@@ -93,7 +93,7 @@ class Faults:
     max_skips: int = 3  # on_nonfinite: skip: how often
     max_node_failures: int = 2  # failures of one node before later attempts exclude it
     preflight: bool = True  # check hosts, GPUs and an all-reduce before each attempt
-    warm_spares: int | None = None  # place local: idle processes that replace failed ones; default: 1 if memory allows
+    warm_spares: int | None = None  # idle processes of a node for lost workers; default: 1 (Ray: all) if memory allows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ class _Server:
     def __init__(self, link: Connection, stop: StopSignals) -> None:
         self._link, self._stop = link, stop
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._abandoned = threading.Event()  # the attempt that is under way has failed on another worker
         self._kept: CheckpointContent | None = None  # the state after the last completed step of a failed attempt
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
@@ -73,6 +74,7 @@ class _Server:
         with self._ends_at_a_signal(idle=True):
             try:
                 importlib.import_module("launcher.local.run")  # torch and the project: seconds, before the first job
+                importlib.import_module("torch._dynamo")  # torch's optimizers import it in their first step
             except Exception as error:
                 self._tell(Failed(portable(error)))
                 return
@@ -125,6 +127,7 @@ class _Server:
             rendezvous=job.rendezvous,
             memory=memory,
             keep=keep,
+            abandoned=self._abandoned.is_set,
         )
         progress = ToParent(self._link)
         code, result = run_local(
@@ -145,8 +148,10 @@ class _Server:
             except (EOFError, OSError):
                 order = None
             if isinstance(order, Abandon):
+                self._abandoned.set()
                 _abort_collectives()
             else:
+                self._abandoned.clear()  # that was the job before
                 self._jobs.put(order)
             if order is None:
                 return

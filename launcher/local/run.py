@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from launcher.checks.network import INTERFACE_VARIABLE, select_interface
 from launcher.config import load as configs
 from launcher.config.schema import Ranks, RunConfig, ranks, under_torchrun
 from launcher.console import Progress
-from launcher.errors import UsageError
+from launcher.errors import CollectiveFault, UsageError
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count
 from launcher.local.beside import LocalEvaluations
@@ -42,13 +43,16 @@ from resnet_dist.training.survivor import MemoryState
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface for workers that are all on this machine
 
+_JOIN_POLL_S = 0.02
+
 
 @dataclass(frozen=True)
 class Parent:
     """A process that started this one and the other workers: it records failures and starts the next attempt.
 
     `rendezvous`: the path of the file through which several workers find each other. `memory`: what the attempt starts
-    from in place of a checkpoint. `keep` takes the state after the last completed step of a failed attempt.
+    from in place of a checkpoint. `keep` takes the state after the last completed step of a failed attempt. `abandoned`
+    says whether another worker has ended before all have joined.
     """
 
     num_micro_batches: int | None
@@ -57,6 +61,7 @@ class Parent:
     rendezvous: str = ""
     memory: MemoryState | None = None
     keep: Callable[[CheckpointContent], None] | None = None
+    abandoned: Callable[[], bool] = lambda: False
 
 
 def run_local(
@@ -82,10 +87,12 @@ def run_local(
         return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
     if rank == 0 and world_size > 1:
         progress.stage(f"joining the process group of {count(world_size, 'worker')}")
-    use_gpu, rendezvous = config.resources.gpus_per_worker > 0, "" if parent is None else parent.rendezvous
-    if rendezvous and use_gpu:
-        _require_gpus(world_size)
-    with _process_group(use_gpu, own, rendezvous):
+    use_gpu, store = config.resources.gpus_per_worker > 0, None
+    if parent is not None and parent.rendezvous:
+        if use_gpu:
+            _require_gpus(world_size)
+        store = _joined(parent)
+    with _process_group(use_gpu, own, store):
         spec, batch_norm = run_on_rank_0(
             lambda: _begin(config, run, mode, progress, world_size, parent), rank, world_size, errors=Exception
         )
@@ -184,8 +191,23 @@ def _require_gpus(num: int) -> None:
         )
 
 
+def _joined(parent: Parent) -> FileStore:
+    """The store of the workers of this machine, once all of them are there: some may still import PyTorch.
+
+    Raises CollectiveFault if one of them has ended: in a wait of the store, this process could not be told.
+    """
+    num = parent.ranks.world_size
+    store = FileStore(parent.rendezvous, num)
+    store.add("joined", 1)
+    while store.add("joined", 0) < num:
+        if parent.abandoned():
+            raise CollectiveFault("another worker has ended before all had joined the process group")
+        time.sleep(_JOIN_POLL_S)
+    return store
+
+
 @contextlib.contextmanager
-def _process_group(use_gpu: bool, own: Ranks, rendezvous: str) -> Iterator[None]:
+def _process_group(use_gpu: bool, own: Ranks, store: FileStore | None) -> Iterator[None]:
     """The process group during the block; an existing one, of a notebook, is used and kept."""
     if dist.is_initialized():
         yield
@@ -193,11 +215,10 @@ def _process_group(use_gpu: bool, own: Ranks, rendezvous: str) -> Iterator[None]
     backend = "nccl" if use_gpu else "gloo"
     if use_gpu and own.world_size > 1:  # NCCL broadcasts objects through the current device
         torch.cuda.set_device(own.local_rank % torch.cuda.device_count())
-    if rendezvous:
+    if store is not None:
         os.environ.setdefault(INTERFACE_VARIABLE, _LOOPBACK)
         # An aborted collective must not end the process: it takes part in the next attempt (2: CleanUpOnly).
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
-        store = FileStore(rendezvous, own.world_size)
         dist.init_process_group(backend, store=store, rank=own.rank, world_size=own.world_size)
     elif under_torchrun():
         if own.world_size > own.local_world_size:
@@ -210,7 +231,7 @@ def _process_group(use_gpu: bool, own: Ranks, rendezvous: str) -> Iterator[None]
         yield
     except BaseException as error:
         hangs = getattr(error, "skip_shutdown", False)  # destroying the group would wait for a hanging collective
-        if rendezvous and use_gpu and dist.is_initialized():
+        if store is not None and use_gpu and dist.is_initialized():
             dist.distributed_c10d._abort_process_group()  # so would it without a lost worker
         raise
     finally:

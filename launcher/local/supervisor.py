@@ -80,7 +80,10 @@ def run_supervised(session: Session, mode: ResumeMode, spares: Spares | None = N
                     return stop.exit_code, AttemptResult(newest_step(run), finished=False, trained=False)
                 if isinstance(ended, UsageError | ConfigError):
                     raise ended  # refused before it began: nothing is recorded
-                attempt = AttemptSpec(run.begin_attempt({"place": "local", "workers": num}))
+                number, first_step = run.begin_attempt({"place": "local", "workers": num}), 0
+                if memory is not None:
+                    first_step = memory[0]
+                attempt = AttemptSpec(number, first_step, memory=memory)
             attempt = dataclasses.replace(attempt, began=began)
             memory = workers.in_memory(ended)
             kept_step = None if memory is None else memory[0]
@@ -100,6 +103,7 @@ class Workers:
         self._progress: Progress = session.progress
         self._processes: dict[int, WorkerProcess] = {}
         self._ends: dict[int, End | Exception] = {}  # by rank: what it has sent, or how it ended without a word
+        self._files = contextlib.ExitStack()  # of the rendezvous of each attempt
         self._num_spares: int | None = None  # to keep; None: not decided yet
 
     def signal(self, number: int) -> None:
@@ -118,6 +122,7 @@ class Workers:
             process.end()
         self._processes = {}
         self._spares.close()
+        self._files.close()
 
     def in_memory(self, error: Exception) -> tuple[int, int] | None:
         """The furthest step that a worker has in memory after `error`, and its rank.
@@ -144,14 +149,15 @@ class Workers:
             self._processes[rank] = self._spares.take()
         if not all(process.is_ready for process in self._processes.values()):
             self._progress.stage(IMPORTING)
-        with _rendezvous(self._num) as path:
-            for rank, process in self._processes.items():
-                process.send(dataclasses.replace(job, rank=rank, world_size=self._num, rendezvous=path))
-            if session.stop.stopped:  # just now
-                self.signal(session.stop.received or signal.SIGTERM)
-            monitor = heartbeats.Monitor(session.config.faults.hang_timeout_s)
-            self._watch(monitor)
-            self._hear_others()
+        # Kept until all processes have ended: a process may write to its path as late as when it frees its memory.
+        path = self._files.enter_context(_rendezvous(self._num))
+        for rank, process in self._processes.items():
+            process.send(dataclasses.replace(job, rank=rank, world_size=self._num, rendezvous=path))
+        if session.stop.stopped:  # just now
+            self.signal(session.stop.received or signal.SIGTERM)
+        monitor = heartbeats.Monitor(session.config.faults.hang_timeout_s)
+        self._watch(monitor)
+        self._hear_others()
         end = self._ends.get(0)
         if isinstance(end, tuple):
             for process in self._processes.values():

@@ -78,8 +78,14 @@ def _gap(span: Span) -> str:
 
 
 def _cost(ending: Facts, fate: str) -> str:
-    """The cost of a failure: the steps and the time since the newest checkpoint. `fate`: what becomes of the steps."""
+    """The cost of a failure: the steps and the time since the newest checkpoint, or since the step in memory.
+
+    `fate`: what becomes of the steps.
+    """
     steps, saved, seconds = (ending.get(key, 0) for key in ("steps_redone", "checkpoint_step", "seconds_lost"))
+    if kept := ending.get("kept_step"):
+        lost = f"{count(steps, 'step')} {fate}, {seconds:.0f} s of work" if steps else "no step lost"
+        return f"{lost}: a worker has step {kept} in memory"
     if not saved:
         return f"no checkpoint yet: {count(steps, 'step')} {fate}, {seconds:.0f} s of work"
     if not steps:

@@ -14,7 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +23,22 @@ from resnet_dist.data.random_bits import Purpose, uniform
 Operation = Callable[[Tensor, float], Tensor]
 # operations on one image with their strengths, in their order
 Steps = list[tuple[Operation, float]]
+
+
+class _Functional:
+    """torchvision.transforms.v2.functional, imported with its first use.
+
+    Most runs use none of it, and torchvision imports torch's compiler, which takes as long as the rest of torch.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        from torchvision.transforms.v2 import functional
+
+        operation: Callable[..., Tensor] = getattr(functional, name)
+        return operation
+
+
+F = _Functional()
 
 
 class Policy(Protocol):
@@ -41,7 +56,22 @@ def apply(image: Tensor, steps: Steps) -> Tensor:
     return image
 
 
-_JITTERS: tuple[Operation, ...] = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
+def adjust_brightness(image: Tensor, factor: float) -> Tensor:
+    """torchvision's."""
+    return F.adjust_brightness(image, factor)
+
+
+def adjust_contrast(image: Tensor, factor: float) -> Tensor:
+    """torchvision's."""
+    return F.adjust_contrast(image, factor)
+
+
+def adjust_saturation(image: Tensor, factor: float) -> Tensor:
+    """torchvision's."""
+    return F.adjust_saturation(image, factor)
+
+
+_JITTERS: tuple[Operation, ...] = (adjust_brightness, adjust_contrast, adjust_saturation)
 
 
 @dataclass(frozen=True)

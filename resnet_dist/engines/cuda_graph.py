@@ -23,20 +23,32 @@ WARM_UPS = 11  # as torch requires for DDP, which may rebuild its buckets in the
 ForwardBackward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+class Graph(Protocol):
+    """Captured work, as torch.cuda.CUDAGraph."""
+
+    def replay(self) -> None:
+        """Repeat the work on the current stream."""
+        ...
+
+    def reset(self) -> None:
+        """Delete the graph."""
+        ...
+
+
 class Recorder(Protocol):
-    """Captures work on a stream of its own, and replays it on the caller's."""
+    """Captures work on a stream of its own."""
 
     def on_stream(self) -> AbstractContextManager[None]:
         """Make the stream of the capture current; before and after, one stream waits for the other."""
         ...
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run `work` once on that stream while recording it; return a function that repeats it."""
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Run `work` once on that stream while recording it."""
         ...
 
 
 class CudaRecorder:
-    """Captures and replays work with torch's CUDA graphs.
+    """Captures work as torch's CUDA graphs.
 
     All work before the capture is done on the same side stream as the capture: the default stream cannot be captured,
     and the node that adds to a parameter's gradient runs on the stream on which it was created, which DDP's constructor
@@ -55,7 +67,7 @@ class CudaRecorder:
             yield
         callers.wait_stream(self._stream)
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Graph:
         """See `Recorder.capture`.
 
         In the mode "thread_local", calls that are not allowed during a capture (such as an allocation or the query of
@@ -66,8 +78,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):  # waits for the device
             work()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return graph
 
 
 class GraphedGradients:
@@ -81,7 +92,7 @@ class GraphedGradients:
         self._recorder = CudaRecorder() if recorder is None else recorder
         self._inputs: tuple[Tensor, Tensor] | None = None  # always the same tensors, which the graph reads
         self._outputs: tuple[Tensor, Tensor] | None = None
-        self._replay: Callable[[], None] | None = None
+        self._graph: Graph | None = None
 
     def on_stream(self) -> AbstractContextManager[None]:
         """The stream of the graph, on which DDP must be constructed."""
@@ -94,17 +105,17 @@ class GraphedGradients:
         the copy stream, and DALI. The first call captures the graph, if `capture` has not. Raises ValueError for inputs
         of another shape or dtype.
         """
-        if self._replay is None:
+        if self._graph is None:
             self.capture(images, labels)
         assert self._inputs is not None
-        assert self._replay is not None
+        assert self._graph is not None
         assert self._outputs is not None
         for own, given in zip(self._inputs, (images, labels), strict=True):
             if (own.shape, own.dtype) != (given.shape, given.dtype):  # copy_ would repeat or convert it
                 was, found = f"{own.dtype} {list(own.shape)}", f"{given.dtype} {list(given.shape)}"
                 raise ValueError(f"the CUDA graph was captured for inputs of {was}, got {found}")
             own.copy_(given)
-        self._replay()
+        self._graph.replay()
         return self._outputs[0].clone(), self._outputs[1].clone()
 
     def capture(self, images: Tensor, labels: Tensor) -> None:
@@ -128,6 +139,15 @@ class GraphedGradients:
             assert self._inputs is not None
             self._outputs = self._run(*self._inputs)
 
-        self._replay = self._recorder.capture(work)
+        self._graph = self._recorder.capture(work)
         if collected is not None and before is not None:  # the warm-up is not part of a step
             collected.copy_(before)
+
+    def release(self) -> None:
+        """Delete the graph; the next call captures another one. To be called before the process group is destroyed.
+
+        NCCL waits with that for the end of every graph that contains its exchanges (pytorch issue 115388).
+        """
+        if self._graph is not None:
+            self._graph.reset()
+        self._graph = self._inputs = self._outputs = None

@@ -130,6 +130,11 @@ class DdpEngine:
         if self._graph is not None:
             self._graph.capture(batch.images, batch.labels)
 
+    def release(self) -> None:
+        """Delete the CUDA graph, if there is one: before the process group is destroyed, which would wait for it."""
+        if self._graph is not None:
+            self._graph.release()
+
     def _run(self, batch: MicroBatch, is_last: bool) -> tuple[Tensor, Tensor]:
         run = self._forward_backward if self._graph is None else self._graph
         if isinstance(self._model, DistributedDataParallel) and not is_last:

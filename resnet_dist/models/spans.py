@@ -64,7 +64,7 @@ class Spans:
 
     `span` is a number of samples that divides the micro-batch, `global` (the micro-batch), or `worker` (each worker's
     part of the micro-batch, the only setting whose statistics depend on the number of workers). Creation is a
-    collective if there is a process group. `group` is None if all spans of this worker lie on it entirely.
+    collective of the workers that share spans. `group` is None if all spans of this worker lie on it entirely.
 
     `recording` is True during a forward pass of the model in training, whose statistics belong to the step. It is False
     when activation checkpointing repeats parts of the forward pass during the backward pass.
@@ -242,14 +242,14 @@ class Spans:
         shape = (len(self._ranks) * self._table.num_slots, *own.shape[1:])
         if not self._checked:
             gathered = own.new_empty(shape)
-            dist.all_gather_single(gathered, own, group=self.group)
+            _all_gather(gathered, own, self.group)
             return gathered
         message = own.new_zeros(2 * self._table.num_slots * self._widest + 1, dtype=torch.float64)
         message[: own.numel()] = own.flatten()
         message[-1].fill_(call)
         gathered = message.new_empty(len(self._ranks) * len(message))
         started = time.perf_counter()
-        dist.all_gather_single(gathered, message, group=self.group)
+        _all_gather(gathered, message, self.group)
         self.waited_s += time.perf_counter() - started
         gathered = gathered.view(len(self._ranks), len(message))
         self._check(gathered[:, -1].tolist())
@@ -315,6 +315,12 @@ class _Table:
 
 def _on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
+
+
+def _all_gather(gathered: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
+    """torch's all_gather_single, which torch 2.11 calls all_gather_into_tensor."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(gathered, own, group=group)
 
 
 def _process_group(ranks: range) -> dist.ProcessGroup | None:

@@ -103,7 +103,8 @@ class TrainerParts:
     liveness: Liveness = field(default_factory=Liveness)
     stages: Stages = field(default_factory=NoStages)  # of the start, which ends with the first step
     layers: Layers = field(default_factory=NoLayers)
-    prepare: Callable[[], None] = lambda: None  # called once, before the first image is decoded
+    prepare: Callable[[], None] = lambda: None  # called before the first image is decoded
+    release: Callable[[], None] = lambda: None  # called at the end, also after an error
     profiler: StepProfiler | None = None
     classify: Callable[[list[StepTimes]], StepBottleneck | None] = lambda windows: None  # at the end of the run
     # those of some records that metrics.jsonl does not have yet, on rank 0

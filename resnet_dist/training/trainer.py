@@ -115,6 +115,7 @@ class Trainer:
                 self.parts.beside.close()
                 if self.parts.profiler is not None:
                     self.parts.profiler.close()
+                self.parts.release()
         self.parts.checkpoints.poll()
         # The first window includes one-time work: choosing kernels, allocating memory, filling file caches.
         bottleneck = self.parts.classify(self._windows[1:] or self._windows)

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 # Needed by some runs only, or after the first step.
 OPTIONAL = (
     *("tensorboard", "torch.utils.tensorboard", "wandb", "deepspeed", "timm", "matplotlib", "plotext", "textual"),
-    *("nvidia.dali", "onnx", "huggingface_hub"),
+    *("nvidia.dali", "onnx", "huggingface_hub", "torchvision"),
+    "torch._dynamo",  # torch's optimizers import it in their first step; idle processes import it before that
 )
 
 

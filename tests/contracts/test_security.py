@@ -191,8 +191,8 @@ def test_nothing_from_storage_is_unpickled() -> None:
         ),  # between this run's driver and workers, through Ray
         ("launcher/inference/workers.py", "pickle.loads"),  # from the temporary folder that this process has created
         ("launcher/local/beside.py", "self._answers.recv"),  # from the pipe of its child
-        ("launcher/local/child.py", "pickle.load"),  # from standard input, written by its parent
-        ("launcher/local/supervisor.py", "self._answers.recv"),  # from the pipe of its child
+        ("launcher/local/child.py", "self._link.recv"),  # from the socket of its parent
+        ("launcher/local/spares.py", "self.link.recv"),  # from the socket of its child
         ("launcher/study/pool.py", "self.answers.recv"),  # from the pipe of its child
         ("launcher/study/worker.py", "orders.recv"),  # from the pipe of its parent
     }

@@ -69,3 +69,21 @@ def test_through_ray_an_actor_evaluates_with_the_same_counts(
     run.end()
     assert evaluations(run) == evaluations(undisturbed)
     assert sum("beside" in record for record in read_metrics(run.directory.metrics)) == 2
+
+
+def test_a_run_that_goes_on_from_memory_evaluates_every_checkpoint_beside_training(
+    fault_run: Callable[..., FaultRun], undisturbed: FaultRun
+) -> None:
+    """Rank 0, which hands checkpoints over, is killed in the step after a checkpoint that is to be evaluated."""
+    run = fault_run(evaluate=BESIDE, workers=2, resources={"local_workers": 2})
+    run.start()
+    run.wait_for_step(21)
+    os.kill(run.pid(rank=0), signal.SIGKILL)
+    run.end()
+    assert_nothing_is_left(run)
+    found, expected = evaluations(run), evaluations(undisturbed)
+    assert [(one["step"], one["top1"]) for one in found] == [(one["step"], one["top1"]) for one in expected]
+    assert [one["loss"] for one in found] == pytest.approx([one["loss"] for one in expected], rel=1e-9)
+    assert [name for name, _ in run.failures()] == ["WorkerLost"]
+    assert sorted(run.losses()) == sorted(undisturbed.losses())
+    assert not run.directory.pending_evaluations.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.run import heartbeats
 from resnet_dist.telemetry.metrics_file import read_metrics
 from tests.distributed.fault_runs import USERS_CODE, FaultRun, assert_nothing_is_left, has_ended
 
@@ -101,3 +103,33 @@ def test_a_second_ctrl_c_ends_ray_too(fault_run: Make) -> None:
         time.sleep(0.05)
     assert all(map(has_ended, processes))
     assert_nothing_is_left(run)
+
+
+@pytest.mark.ray
+def test_a_restart_takes_processes_that_have_imported_torch_before(fault_run: Make, undisturbed: FaultRun) -> None:
+    run = fault_run(place="ray", workers=2)
+    run.pace(all=0.5)
+    run.start()
+    run.wait_for_step(1)
+    run.until(lambda: len(idle := idle_processes(run)) == 2 and all(seconds > 2 for seconds in idle.values()))
+    idle = idle_processes(run)
+    os.kill(run.pid(rank=1), signal.SIGKILL)
+    run.until(lambda: run.directory.incident(1).is_dir())
+    run.pace(all=0)
+    run.end(timeout_s=240)
+    workers = heartbeats.read(run.directory.logs(2))
+    assert {beat.pid for beat in workers.values()} == idle.keys()
+    assert_same_losses(run, undisturbed)
+    assert_nothing_is_left(run)
+
+
+def idle_processes(run: FaultRun) -> dict[int, float]:
+    """{process id: CPU seconds} of Ray's processes of a run in which nothing runs."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            marked = process.name.isdigit() and str(run.folder).encode() in (process / "environ").read_bytes()
+            if marked and (process / "cmdline").read_bytes().startswith(b"ray::IDLE"):
+                numbers = (process / "stat").read_text().rpartition(")")[2].split()
+                found[int(process.name)] = (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+    return found

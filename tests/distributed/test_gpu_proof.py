@@ -28,7 +28,7 @@ def proof(folder: Path, *arguments: str, code: int | None = 0) -> tuple[dict[str
     """The content of the result file, and the report."""
     command = [sys.executable, "-m", "benchmarks.gpu_proof", *arguments, "--device", "cpu", "--folder", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500)
     assert code is None or done.returncode == code, done.stdout + done.stderr
     [file] = folder.glob(f"*-cpu-{arguments[0]}.json")
     report = file.with_suffix(".md").read_text()
@@ -90,5 +90,5 @@ def test_the_hour_checks_the_machine_trains_every_way_and_injects_faults(tmp_pat
 
 @pytest.mark.ray
 def test_the_hour_compares_the_weights_of_ray_with_those_of_the_local_supervisor(tmp_path: Path) -> None:
-    content, _ = proof(tmp_path, "hour", "--only", "runs", "--only", "ray")
+    content, _ = proof(tmp_path, "hour", "--only", "ray")
     assert reached(content)["weights through Ray and by the local supervisor"] is True

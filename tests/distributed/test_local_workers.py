@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def test_workers_that_are_lost_one_after_the_other_cost_no_checkpoint(
     run.end()
     assert [error for error, _ in run.failures()] in (["WorkerLost"], ["WorkerLost", "WorkerLost"])
     assert all(redone <= 1 for _, redone in run.failures())
+    assert run.directory.attempts()[-1].facts["from_memory_of_rank"] == 0
     assert_same_bits(run, two_undisturbed)
     assert_nothing_is_left(run)
 
@@ -158,6 +160,9 @@ def test_a_second_ctrl_c_during_a_restart_ends_every_process(fault_run: Make) ->
         run.pause(0.5)
         run.process.send_signal(signal.SIGINT)
     run.end(code=130)
+    deadline = time.monotonic() + 20  # they were killed, and take their time to give back their memory
+    while not all(has_ended(pid) for pid in all_processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert all(has_ended(pid) for pid in all_processes)
     assert_nothing_is_left(run)
 

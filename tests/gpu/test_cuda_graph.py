@@ -57,6 +57,7 @@ def losses(recipe: Recipe, device: torch.device, batches: Iterator[HostBatch], *
     for batch in itertools.islice(batches, NUM_STEPS):
         found.append(engine.step([to_device(batch)], LEARNING_RATE).loss)
     assert len(found) == NUM_STEPS
+    engine.release()  # a process group cannot be destroyed before
     return torch.stack(found).tolist()
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measure
-from benchmarks.measure import Ratio, Row, interleave, order, ratio, speed_row, table, table_of, time_row, write
+from benchmarks.measure import (
+    Ratio,
+    Row,
+    interleave,
+    notes_of,
+    order,
+    ratio,
+    speed_row,
+    table,
+    table_of,
+    time_row,
+    write,
+)
 
 
 def test_each_round_has_a_turn_of_each_peer_and_every_other_round_is_reversed() -> None:
@@ -82,7 +94,7 @@ def test_rows_read_back_from_json_give_the_same_table() -> None:
     lines = table_of([again]).splitlines()
     assert lines[0].startswith("| what ")
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == [
-        "step", "peer", "500.0 ms", "250.0 ms", "2.000 (1.900 to 2.100)", "≤ 1.02", "no",
+        "step", "peer", "500.0 ms", "250.0 ms", "2.000 (1.900 to 2.100)", "≤ 1.02", "missed",
     ]  # fmt: skip
 
 
@@ -97,3 +109,13 @@ def test_results_record_time_commit_and_machine(tmp_path: Path) -> None:
     assert found["rows"] == []
     assert set(found) == {"time", "commit", "machine", "rows"}
     assert {"cpu", "num_cpus", "torch", "python", "load"} <= set(found["machine"])
+
+
+def test_the_cause_of_a_missed_goal_is_kept_and_shown_and_no_other() -> None:
+    missed, reached = (time_row("step", "peer", [1.0], [1.0], goal, note="a note", cause="slow") for goal in (0.9, 1.0))
+    assert missed.record()["cause"] == "slow"
+    assert reached.record()["cause"] == ""
+    assert list(notes_of([missed.record()])) == ["- step: a note", "- step: missed. Cause: slow"]
+    assert list(notes_of([reached.record()])) == ["- step: a note"]
+    unexplained = time_row("step", "peer", [1.0], [1.0], 0.9).record()
+    assert list(notes_of([unexplained])) == ["- step: missed. Cause: not known"]

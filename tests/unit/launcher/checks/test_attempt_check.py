@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore
+from torch._C._distributed_c10d import FileStore, HashStore, PrefixStore
 
 from launcher.checks.attempt_check import Member, Timeouts, all_reduce_errors, check_workers
 from launcher.checks.collective import contribution
@@ -124,8 +125,9 @@ def test_the_only_host_is_to_blame_for_its_own_sum() -> None:
     assert [type(error) for error in errors] == [HostFault, HostFault]
 
 
-def test_a_worker_that_never_joins_is_named() -> None:
-    store = HashStore()
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_worker_that_never_joins_is_named(kind: str, tmp_path: Path) -> None:
+    store = HashStore() if kind == "memory" else FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(CollectiveFault, match=r"only 1 of 2 workers .* ranks that never joined: 1"):
         check_workers(store, Member(0, 0, "n0", ""), 2, lambda: 0, Timeouts(join_s=0.1))
 

@@ -51,6 +51,7 @@ def test_the_rendezvous_port_is_wanted_before_torchrun_and_not_inside_it() -> No
     required = HostRequirements(workers=2)
     assert network.wanted_ports(required, {"MASTER_PORT": "12345"}) == {12345: "torchrun's rendezvous"}
     assert network.wanted_ports(required, {"RANK": "0"}) == {}
+    assert network.wanted_ports(HostRequirements(workers=2, supervised=True), {}) == {}
 
 
 @pytest.fixture

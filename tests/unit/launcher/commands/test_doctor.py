@@ -130,6 +130,9 @@ def test_the_requirements_of_a_run(config_file: Path) -> None:
     required = requirements_of(eight, {})
     assert (required.workers, required.gpus, required.cpus, required.nodes, required.ray) == (4, 4, 4, 2, False)
     assert requirements_of(eight, {"LOCAL_WORLD_SIZE": "3"}).workers == 3
+    two = configs.load(config_file, ["place=local", "resources.local_workers=2"])
+    assert (requirements_of(two, {}).workers, requirements_of(two, {}).supervised) == (2, True)
+    assert not requirements_of(two, {"LOCAL_WORLD_SIZE": "3"}).supervised
     assert requirements_of(None) == HostRequirements()
     on_ray = configs.load(config_file, ["workers=8", "cluster.nodes=2", "place=ray", "batch.size=8"])
     driver = requirements_of(on_ray, {"RAY_ADDRESS": "n0:6379"})

@@ -56,6 +56,26 @@ def test_the_order_of_shards_is_shown(source: str, num_shards: int | None, said:
     assert "order" not in "".join(plan_disks.lines(DataRecipe(source=source), None, num_shards))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("place=local",), "1 worker process on this machine; 1 idle process for a fast restart, about"),
+        (("place=local", "resources.local_workers=2", "faults.warm_spares=2"), "2 idle processes for a fast restart"),
+        (("place=local", "faults.warm_spares=0"), "1 worker process on this machine, no idle one"),
+        (("place=local", "faults.max_failures=0"), None),
+        (("place=ray",), None),
+    ],
+)
+def test_the_idle_processes_of_this_machine_are_shown_with_their_memory(
+    overrides: tuple[str, ...], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = flat(plan(capsys, "data.root=/nowhere", *overrides))
+    if said is None:
+        assert "idle process" not in text
+    else:
+        assert said in text
+
+
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     assert cli.main(["plan", CONFIG, *overrides]) == 0
     text = capsys.readouterr().out

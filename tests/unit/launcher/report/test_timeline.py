@@ -83,6 +83,16 @@ def test_a_failure_right_after_a_checkpoint_loses_no_step(run: RunDirectory) -> 
     assert "no step lost: the newest checkpoint is of step 20" in "\n".join(report_lines(run))
 
 
+@pytest.mark.parametrize(
+    ("redone", "said"),
+    [(0, "no step lost: a worker has step 24 in memory"), (1, "1 step lost, 2 s of work: a worker has step 24")],
+)
+def test_a_report_says_what_a_worker_had_in_memory(run: RunDirectory, redone: int, said: str) -> None:
+    facts = {"steps_redone": redone, "checkpoint_step": 20, "kept_step": 24, "seconds_lost": 2.0, "decision": "again"}
+    run.end_attempt(run.begin_attempt({"workers": 2}), 76, "WorkerLost: killed", 24 + redone, facts)
+    assert said in "\n".join(report_lines(run))
+
+
 def test_an_incident_is_shown_with_its_text(run: RunDirectory) -> None:
     number = run.begin_attempt({"workers": 1})
     run.incident(number).mkdir(parents=True)

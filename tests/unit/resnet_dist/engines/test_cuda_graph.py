@@ -11,15 +11,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from resnet_dist import build
+from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines import cuda_graph, ddp
-from resnet_dist.engines.cuda_graph import WARM_UPS, CudaRecorder, GraphedGradients
+from resnet_dist.engines.cuda_graph import WARM_UPS, CudaRecorder, Graph, GraphedGradients
 from resnet_dist.engines.ddp import DdpEngine, DdpSettings
+from resnet_dist.engines.factory import build_engine
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.models.batch_norm import use_spans
 from resnet_dist.models.loss import cross_entropy_sum
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.recipe.durations import Duration
+from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, Recipe, ScheduleRecipe, SpeedRecipe
+
+
+class Work:
+    """A graph that runs its work again."""
+
+    def __init__(self, work: Callable[[], None], resets: list[None]) -> None:
+        self.replay, self._resets = work, resets
+
+    def reset(self) -> None:
+        self._resets.append(None)
 
 
 class Replayed:
@@ -27,6 +42,7 @@ class Replayed:
 
     def __init__(self) -> None:
         self.num_captured = 0
+        self.resets: list[None] = []
         self.is_on_stream = False
 
     @contextmanager
@@ -35,12 +51,12 @@ class Replayed:
         yield
         self.is_on_stream = False
 
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Graph:
         assert not self.is_on_stream  # it enters the stream itself
         self.num_captured += 1
         with self.on_stream():
             work()
-        return work
+        return Work(work, self.resets)
 
 
 class World:
@@ -103,6 +119,21 @@ def test_a_graph_captured_beforehand_is_not_captured_again_and_gives_the_same() 
     assert torch.equal(graphed.statistics.sums(), plain.statistics.sums())
 
 
+def test_a_released_graph_is_deleted_and_the_next_call_captures_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphed, plain, recorder = World(), World(), Replayed()
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", lambda: recorder)
+    optimizer = torch.optim.SGD(graphed.net.parameters(), lr=0.0)
+    settings = DdpSettings(cuda_graph=True)
+    engine = DdpEngine(graphed.net, optimizer, cross_entropy_sum, batch_size=4, num_micro_batches=1, settings=settings)
+    engine.release()  # nothing was captured
+    for number in (1, 2):
+        loss = engine.step([MicroBatch(*batch(0))], 0.0).loss
+        assert loss == plain.run(*batch(0))[0]
+        assert (recorder.num_captured, len(recorder.resets)) == (number, number - 1)
+        engine.release()
+        assert len(recorder.resets) == number
+
+
 def test_inputs_of_another_shape_or_dtype_are_refused() -> None:
     graphed = World()
     step = GraphedGradients(graphed.run, graphed.net, Replayed())
@@ -155,6 +186,31 @@ def test_steps_under_ddp_are_those_without_a_graph(monkeypatch: pytest.MonkeyPat
         assert torch.equal(*losses)
     for own, other in zip(graphed.module.parameters(), plain.module.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_a_run_captures_its_graph_with_black_images_of_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, moved = Replayed(), []
+    monkeypatch.setattr(cuda_graph, "CudaRecorder", lambda: recorder)
+
+    def to_device(batch: HostBatch) -> MicroBatch:
+        moved.append(batch)
+        return MicroBatch(batch.images.double() / 255, batch.labels)
+
+    for graph in (False, True):
+        recipe = Recipe(
+            data=DataRecipe(resolution=2),
+            batch=BatchRecipe(size=4),
+            duration=Duration.parse("1 step"),
+            schedule=ScheduleRecipe(peak_lr=0.1),
+            speed=SpeedRecipe(cuda_graph=graph),
+        )
+        net = World().net
+        engine = build_engine(recipe, net, torch.optim.SGD(net.parameters(), lr=0.1), cross_entropy_sum)
+        build._prepare(recipe, engine, to_device, 4)
+        assert (len(moved), recorder.num_captured) == (graph, graph)
+        engine.step([MicroBatch(*batch(0))], 0.1)
+        assert recorder.num_captured == graph
+    assert moved[0].images.shape == (4, 3, 2, 2)
 
 
 class Streams:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy as copy_of
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.step import Operations
 from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.models.spans import Spans
@@ -169,3 +177,107 @@ def test_an_evaluation_with_a_layer_in_training_mode_moves_nothing() -> None:
     with torch.no_grad():
         model(images())
     assert not statistics.sums().any()
+
+
+# --- the buffers of all layers are views of one tensor
+
+
+def test_an_update_takes_the_same_number_of_operations_for_any_number_of_layers() -> None:
+    numbers = []
+    for num_layers in (2, 5):
+        model = nn.Sequential(*(layer() for _ in range(num_layers)))
+        use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+        statistics = RunningStatistics(model)
+        for _ in range(2):
+            model(images())
+            with Operations() as found:
+                statistics.update(statistics.sums())
+        numbers.append(found.numbers.total() + found.num_views)
+    assert numbers[0] == numbers[1] < 30
+
+
+def moved(model: nn.Module) -> None:
+    model.to(torch.float32).to(torch.float64)
+
+
+def assigned(model: nn.Module) -> None:
+    copies = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(copies, assign=True)
+
+
+def replaced(model: nn.Module) -> None:
+    model[0].running_mean = model[0].running_mean.clone()  # type: ignore[index]
+
+
+@pytest.mark.parametrize("change", [moved, assigned, replaced])
+def test_buffers_that_were_replaced_between_steps_are_updated(change: Callable[[nn.Module], None]) -> None:
+    model, reference = nn.Sequential(layer(), layer()), nn.Sequential(layer(), layer())
+    use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+    statistics = RunningStatistics(model)
+    for seed in (0, 1):
+        model(images(seed))
+        statistics.update(statistics.sums())
+        change(model)
+        reference(images(seed))
+    for found, expected in zip(model, reference, strict=True):
+        for name, buffer in expected.named_buffers():  # float32 in between
+            torch.testing.assert_close(found.get_buffer(name), buffer, rtol=1e-6, atol=1e-6)
+
+
+def test_a_loaded_state_is_where_the_next_update_starts() -> None:
+    model, reference = nn.Sequential(layer()), layer()
+    use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+    statistics = RunningStatistics(model)
+    reference(images(1))
+    model.load_state_dict({f"0.{name}": value for name, value in reference.state_dict().items()})
+    model(images(2))
+    statistics.update(statistics.sums())
+    reference(images(2))
+    close(model[0], reference)
+
+
+def test_a_copy_of_the_model_keeps_its_statistics() -> None:
+    """Its buffers have a memory of their own."""
+    model = nn.Sequential(layer(), layer())
+    use_spans(model, Spans(BatchLayout(BATCH), 0, BATCH))
+    statistics = RunningStatistics(model)
+    copy = copy_of(model)
+    model(images())
+    statistics.update(statistics.sums())
+    assert [int(norm.num_batches_tracked) for norm in model] == [1, 1]
+    assert [int(norm.num_batches_tracked) for norm in copy] == [0, 0]
+    assert torch.equal(copy[1].running_var, torch.ones(CHANNELS, dtype=torch.float64))
+
+
+def test_a_state_can_be_written_and_read(tmp_path: Path) -> None:
+    """torch.save writes the memory of views once; safetensors refuses tensors that overlap."""
+    model = nn.Sequential(layer(), layer())
+    trained(model, images())
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    for found in (torch.load(tmp_path / "state.pt"), load_file(tmp_path / "state.safetensors")):
+        assert found.keys() == model.state_dict().keys()
+        assert all(torch.equal(found[name], value) for name, value in model.state_dict().items())
+
+
+def test_compiled_code_collects_the_same_statistics() -> None:
+    model, reference = nn.Sequential(layer(), layer()), nn.Sequential(layer(), layer())
+    use_spans(model, Spans(BatchLayout(BATCH), 0, 4))
+    statistics = RunningStatistics(model)
+    compiled = torch.compile(model, backend="aot_eager", dynamic=False)
+    use_spans(reference, Spans(BatchLayout(BATCH), 0, 4))
+    plain = RunningStatistics(reference)
+    for seed in (0, 1):
+        for run, of in ((compiled, statistics), (reference, plain)):
+            run(images(seed).requires_grad_()).sum().backward()
+            of.update(of.sums())
+    for found, expected in zip(model, reference, strict=True):
+        assert int(found.num_batches_tracked) == 2
+        for name, buffer in expected.named_buffers():
+            torch.testing.assert_close(found.get_buffer(name), buffer, rtol=1e-12, atol=1e-12)
+
+
+def test_the_module_is_imported_without_the_compiler() -> None:
+    """torch._dynamo takes about a second. torch's optimizers import it, but not before they are needed."""
+    code = "import sys, resnet_dist.models.running_statistics; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
-from resnet_dist.models.spans import OPERATORS, SpanGroup, Spans
-from resnet_dist.recipe.batch_layout import BatchLayout
+from resnet_dist.models.spans import OPERATORS, Spans
+from resnet_dist.recipe.batch_layout import BatchLayout, SpanGroup
 from tests.cuda_batch_norm import cuda_kernels
 
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def test_a_shared_span_on_a_gpu_has_12_operations_and_16_bytes_an_element(two_wo
 
 
 def test_a_shared_span_on_a_cpu_has_22_bytes_an_element(two_workers: None) -> None:
-    """Counted in float32, of half the bytes. The mean is a pass more than on a GPU, the gradient two: read and write."""
+    """Counted in float32, half of it. The mean is a pass more than on a GPU, the gradient two: a write and a read."""
     layer = shared(nn.BatchNorm2d(CHANNELS), 8)
     names, num_bytes = counts_of(layer, images(8, CHANNELS, 64, 64, dtype=torch.float32))
     large = [

@@ -120,3 +120,35 @@ def test_every_worker_knows_what_is_left_of_its_spans(case: tuple[BatchLayout, i
             spans.leave_out(None, CPU)
             assert (spans.slices, spans.counts, spans.num_values(3)) == (whole, None, 3 * span)
             assert all(spans._own[number] is kept for number, kept in counts.items())
+
+
+def groups_of(
+    layout: BatchLayout, span: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[object, object]]:
+    """The arguments of all calls by which worker `rank` creates process groups."""
+    calls: list[tuple[object, object]] = []
+
+    def new_group(ranks: list[int], **options: object) -> object:
+        calls.append((ranks, options))
+        return object()
+
+    monkeypatch.setattr("resnet_dist.models.spans.dist.new_group", new_group)
+    Spans(layout, rank, span)
+    return calls
+
+
+@pytest.mark.parametrize("rank", [0, 17, 511])
+def test_each_of_512_workers_creates_one_group(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own team, and waits for that only."""
+    layout = BatchLayout(8192, world_size=512)  # teams of 4 workers of 16 samples
+    first = rank // 4 * 4
+    expected = (list(range(first, first + 4)), {"use_local_synchronization": True})
+    assert groups_of(layout, 64, rank, monkeypatch) == [expected]
+
+
+def test_all_workers_create_as_many_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is alone in its team: torch names later groups by the number of those before."""
+    some = BatchLayout(8, world_size=3)  # boundaries 2 and 5, of which 2 is one of spans
+    none = BatchLayout(12, world_size=3)
+    assert [len(groups_of(some, 2, rank, monkeypatch)) for rank in range(3)] == [1, 1, 1]
+    assert [len(groups_of(none, 2, rank, monkeypatch)) for rank in range(3)] == [0, 0, 0]

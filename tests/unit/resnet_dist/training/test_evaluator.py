@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_dist.data import index_image_folder
+from resnet_dist.data.decoding import dali
 from resnet_dist.data.loader import decoder_for
 from resnet_dist.engines.protocol import MicroBatch
 from resnet_dist.errors import RecipeError
@@ -107,11 +108,25 @@ def test_top_5_of_five_classes_or_fewer_is_no_number() -> None:
     assert math.isnan(found.top5)
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        "torchvision",
+        pytest.param("dali", marks=pytest.mark.skipif(not dali.is_installed(), reason="NVIDIA DALI is not installed")),
+    ],
+)
 def test_one_decoder_decodes_both_splits_in_all_evaluations(
-    tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+    decoder: Any, tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With DALI, its pipeline is kept: it takes seconds to build, and memory of its own."""
     made: list[Any] = []
+    built, defined = [], dali._defined
+
+    def define(*arguments: Any) -> Any:
+        built.append(arguments)
+        return defined(*arguments)
+
+    monkeypatch.setattr(dali, "_defined", define)
 
     def noted(*arguments: Any, **options: Any) -> Any:
         made.append((decoder_for(*arguments, **options), options["regions"]))
@@ -120,7 +135,7 @@ def test_one_decoder_decodes_both_splits_in_all_evaluations(
     monkeypatch.setattr(module, "decoder_for", noted)
     root = str(write_images(tmp_path))
     recipe = Recipe(
-        data=DataRecipe(root=root, resolution=8),
+        data=DataRecipe(root=root, resolution=8, decoder=decoder),
         batch=BatchRecipe(size=4),
         duration=Duration.parse("1 step"),
         schedule=ScheduleRecipe(peak_lr=0.1),
@@ -138,6 +153,7 @@ def test_one_decoder_decodes_both_splits_in_all_evaluations(
     assert (first.num_samples, first.train.num_samples) == (8, 8)
     [(_, regions)] = made
     assert regions is False
+    assert len(built) == (decoder == "dali")
 
 
 # --- metrics

@@ -20,6 +20,8 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.checkpoint.retention import Retention
 from resnet_dist.checkpoint.saver import CheckpointOptions
 from resnet_dist.engines.ddp import DdpEngine
+from resnet_dist.engines.protocol import in_two_parts
+from resnet_dist.engines.zero import ZeroEngine
 from resnet_dist.errors import DivergedError
 from resnet_dist.models.running_statistics import RunningStatistics
 from resnet_dist.recipe.durations import Duration
@@ -366,6 +368,11 @@ def test_an_engine_that_updates_in_its_step_and_weights_on_a_gpu_have_no_state()
     ]
     lasts = [LastStep(5, Start(), engine, NoSink(), None) for engine in engines]  # type: ignore[arg-type]
     assert [last.is_usable() for last in lasts] == [True, False, False, False]
+
+
+def test_zero_is_not_in_two_parts() -> None:
+    assert in_two_parts(ZeroEngine.__new__(ZeroEngine)) is None
+    assert in_two_parts(DdpEngine.__new__(DdpEngine)) is not None
 
 
 def test_broken_images_of_an_interrupted_step_are_not_part_of_the_state() -> None:

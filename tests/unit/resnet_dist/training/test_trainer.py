@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -289,6 +290,22 @@ def test_the_records_that_rank_0_has_not_written_come_after_started_which_says_w
     world = World()
     trainer(world, steps=3, first_step=2).fit()
     assert "from_memory" not in world.records[0]["detail"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_outlives_no_process_group_is_released_at_the_end_also_after_an_error(fails: bool) -> None:
+    world, called = World(), []
+
+    def evaluate(step: int) -> Evaluation:
+        if fails:
+            raise RuntimeError("the evaluation failed")
+        return world.evaluate(step)
+
+    made = trainer(world, steps=3)
+    made.parts = replace(made.parts, release=lambda: called.append("release"), evaluate=evaluate)
+    with pytest.raises(RuntimeError) if fails else nullcontext():
+        made.fit()
+    assert called == ["release"]
 
 
 # --- layers
