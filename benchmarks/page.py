@@ -194,7 +194,7 @@ def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
             row["what"],
             f"{row['median_s']:.1f} s, {row['worst_s']:.1f} s",
             f"≤ {row['goal_s']:g} s",
-            "yes" if row["reached"] else "no",
+            "yes" if row["reached"] else "missed",
         ]
         for row in found["local"]
     ]

@@ -25,6 +25,7 @@ from launcher.planning.forecast import Interval
 from launcher.planning.spread import next_value, with_errors
 from resnet_dist.recipe.network_cost import training_flops
 from resnet_dist.recipe.schema import ModelRecipe
+from resnet_dist.telemetry import gpu_peaks
 from resnet_dist.telemetry.gpu_peaks import gpu_peak
 
 NUM_IMAGES, RESOLUTION = 1_281_167, 224  # of all figures
@@ -128,9 +129,9 @@ def _of_one(row: Mapping[str, Any], loss: float) -> float:
 
 
 def known_gpu(gpu: str, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """The GPU of `rows` that a device's name contains; of "H100 PCIe" and "H100" the longer one."""
-    names = sorted({row["gpu"] for row in rows}, key=len, reverse=True)
-    return next((known for known in names if known.lower() in gpu.lower()), None)
+    """The model of the GPU `gpu`, if `rows` have it: an H100 NVL is not an H100."""
+    known = gpu_peaks.known_gpu(gpu)
+    return known.model if known is not None and any(row["gpu"] == known.model for row in rows) else None
 
 
 @functools.cache

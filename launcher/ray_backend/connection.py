@@ -43,8 +43,7 @@ def connect(config: RunConfig, *, starts_early: bool = False) -> bool:
             ) from error
         return True
     num_cpus = max(os.cpu_count() or 1, config.workers.most * config.resources.cpus_per_worker)
-    # The dashboard would start ten processes, at the same time as the workers.
-    ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, include_dashboard=False, **options)
+    ray.init(address="local", num_cpus=num_cpus, object_store_memory=200_000_000, **options)
     return True
 
 

@@ -64,21 +64,27 @@ GPUS = (
     Gpu("RTX A6000", ("RTX A6000",), _both(154.8), 77.4, 38.7),
 )
 _PREFIXES = ("NVIDIA ", "Tesla ", "GeForce ")
-_BY_NAME = {name: gpu for gpu in GPUS for name in (gpu.model, *gpu.devices)}
+_BY_NAME = {name.casefold(): gpu for gpu in GPUS for name in (gpu.model, *gpu.devices)}
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The GPU `name`: as torch.cuda.get_device_name returns it, or a model such as H100. None if it is not in the table.
+
+    Nothing is derived from similar names.
+    """
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return _BY_NAME.get(name.casefold())
 
 
 def gpu_peak(name: str, precision: str) -> tuple[float, str] | None:
     """The peak FLOP/s of the GPU `name`, and its source; None if the GPU or the precision is not in the table.
 
-    name    as torch.cuda.get_device_name returns it, or a model such as H100. Nothing is derived from similar names.
-
     >>> gpu_peak("NVIDIA H100 80GB HBM3", "bfloat16")
     (989000000000000.0, "the H100's dense bfloat16 peak")
     >>> gpu_peak("NVIDIA A10G", "bfloat16")
     """
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    gpu = _BY_NAME.get(name)
+    gpu = known_gpu(name)
     if gpu is None:
         return None
     peak = {**gpu.half, "tf32": gpu.tf32, "float32": gpu.float32}.get(precision)

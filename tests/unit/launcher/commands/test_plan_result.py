@@ -72,6 +72,7 @@ def test_only_submissions_with_the_same_gpu_count(capsys: pytest.CaptureFixture[
     four = ["workers=4", "cluster.nodes=1"]  # published_speed.json: H100, H100 PCIe and L40S
     for gpu, name in (("h100", "H100"), ("NVIDIA H100 PCIe", "H100 PCIe")):
         assert f"with 4 GPUs ({name})" in section(plan(capsys, "--gpu", gpu, *four), "Result")
+    assert "MLPerf v4.0 with" not in section(plan(capsys, "--gpu", "NVIDIA H100 NVL", *four), "Result")
     assert "31 figures for 9 GPUs" in section(plan(capsys), "Result")
 
 
