@@ -34,7 +34,7 @@ from resnet_dist.models.spans import Spans
 from resnet_dist.optim import build_optimizer, build_schedule, sgd_kernels
 from resnet_dist.recipe import rules
 from resnet_dist.recipe.batch_layout import BatchLayout
-from resnet_dist.recipe.durations import Duration, Every, resolved
+from resnet_dist.recipe.durations import Duration, resolved
 from resnet_dist.recipe.references import is_reference
 from resnet_dist.recipe.resolutions import Resolutions
 from resnet_dist.recipe.schema import Recipe
@@ -57,7 +57,7 @@ from resnet_dist.training.evaluator import evaluator
 from resnet_dist.training.input import blank_batch, checked_regions, splits_of, training_input
 from resnet_dist.training.leaving_out import LeavingOut
 from resnet_dist.training.masks import add_masks, drawing
-from resnet_dist.training.parts import Timetable, TrainerParts
+from resnet_dist.training.parts import TrainerParts, timetable_of
 from resnet_dist.training.precise_batch_norm import PreciseBatchNorm, on_device
 from resnet_dist.training.sample_images import SampleImages, ShowImages
 from resnet_dist.training.survivor import MemoryState, Start
@@ -65,8 +65,6 @@ from resnet_dist.training.target import Target
 from resnet_dist.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-PASS_COST = 0.4  # of a forward pass, in steps: a third of the arithmetic, but the same images to decode
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,9 @@ def build(
         engine.load_scaler_state(checkpoint.state.get("scaler", {}))
     average = _average(recipe, engine, checkpoint)
 
-    timetable = timetable_of(recipe, len(train), options, num_val=len(val))
+    timetable = timetable_of(
+        recipe, (len(train), len(val)), checkpoint_every=options.checkpoint_every, log_every=options.log_every
+    )
     learning_rate = build_schedule(
         recipe.schedule,
         batch_size=recipe.batch.size,
@@ -304,27 +304,6 @@ def _average(recipe: Recipe, engine: Engine, checkpoint: CheckpointContent | Non
     return average
 
 
-def timetable_of(recipe: Recipe, num_samples: int, options: RunOptions, num_val: int = 0) -> Timetable:
-    """The events of the run. `num_samples` is the training split's size, `num_val` that of the val split."""
-    size = {"batch_size": recipe.batch.size, "num_samples": num_samples}
-    return Timetable(
-        total_steps=recipe.duration.steps(**size),
-        **size,
-        evaluate=Every(recipe.evaluate.every.samples(**size), recipe.batch.size),
-        checkpoint=Every(options.checkpoint_every.samples(**size), recipe.batch.size),
-        log_every=options.log_every,
-        resolutions=Resolutions.of(recipe.data, **size),
-        evaluation_steps=0.0 if recipe.evaluate.beside else _evaluation_steps(recipe, num_samples, num_val),
-    )
-
-
-def _evaluation_steps(recipe: Recipe, num_samples: int, num_val: int) -> float:
-    """About what an evaluation costs, in steps at the first resolution."""
-    images = num_val + num_samples * recipe.evaluate.train
-    larger = (recipe.evaluation_data.resolution / recipe.data.resolution) ** 2
-    return PASS_COST * (larger * images / recipe.batch.size + recipe.evaluate.precise_batch_norm)
-
-
 def _with_weights(recipe: Recipe, worker: Worker, *, resumed: bool) -> Recipe:
     """The recipe with the weights that this run starts from: a file, one checkpoint, or None. A collective."""
     weights = None if resumed else recipe.model.weights
@@ -360,4 +339,4 @@ def _classify(recipe: Recipe, worker: Worker, num_samples: int, windows: list[St
     return classify(windows, flops, peak, "" if peak else why_no_peak(worker.device, recipe.precision))
 
 
-__all__ = ["RunOptions", "Worker", "build", "timetable_of", "whole_model"]
+__all__ = ["RunOptions", "Worker", "build", "whole_model"]

@@ -112,7 +112,7 @@ def _barrier(store: Store, name: str, world_size: int, seconds: float) -> None:
         store.set(f"{name}/all", "1")
     try:
         store.wait([f"{name}/all"], timedelta(seconds=seconds))
-    except RuntimeError:  # a DistStoreError is one; that of a store in a file is no more than that
+    except RuntimeError:  # a FileStore raises it after the timeout; the other stores DistStoreError, a subclass
         missing = [str(rank) for rank in range(world_size) if not store.check([f"member/{rank}"])]
         absent = f"ranks that never joined: {', '.join(missing[:10])}" if missing else "all joined, so one has ended"
         raise CollectiveFault(

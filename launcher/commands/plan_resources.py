@@ -51,7 +51,7 @@ def _dali(config: RunConfig) -> Iterator[str]:
         yield from row(
             "DALI",
             f"buffers of {in_bytes(found.gpu)} on the GPU and {in_bytes(found.pinned)} of pinned host memory for each"
-            f" worker, besides the above: {memory.DALI_PIPELINES} pipelines (training, evaluation) of"
+            f" worker, besides the above: {len(found.pipelines)} pipelines ({', '.join(found.pipelines)}) of"
             f" {count(found.num_threads, 'thread')}, each with {settings.device_padding_mib} MiB and twice"
             f" {settings.host_padding_mib} MiB (data.dali)",
         )

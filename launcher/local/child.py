@@ -76,9 +76,9 @@ class _Server:
                 importlib.import_module("launcher.local.run")  # torch and the project: seconds, before the first job
                 importlib.import_module("torch._dynamo")  # torch's optimizers import it in their first step
             except Exception as error:
-                self._tell(Failed(portable(error)))
+                self._send(Failed(portable(error)))
                 return
-            self._tell(Ready())
+            self._send(Ready())
         while (job := self._next(idle=not served)) is not None:
             try:
                 code, result = self._carry_out(job)
@@ -86,11 +86,11 @@ class _Server:
                 kept_step = None if self._kept is None else self._kept.step
                 failed = Failed(portable(error), kept_step, _has_current_code())
                 del error  # its frames hold the model
-                self._tell(failed)
+                self._send(failed)
                 _free_memory()
             else:
                 self._kept = None
-                self._tell((code, result))
+                self._send((code, result))
                 served.append(result)
 
     def _next(self, *, idle: bool) -> Job | None:
@@ -111,7 +111,7 @@ class _Server:
         def on_begin(spec: AttemptSpec) -> None:
             if job.rank > 0:  # the terminal belongs to rank 0
                 _write_output_to(run.logs(spec.number).log(job.rank))
-            self._tell(spec)
+            self._send(spec)
 
         def keep(content: CheckpointContent) -> None:
             self._kept = content
@@ -135,7 +135,7 @@ class _Server:
         )
         return int(code), result
 
-    def _tell(self, message: object) -> None:
+    def _send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # the parent has ended: so will this process
             self._link.send(message)
 

@@ -1,11 +1,11 @@
-"""What a worker process on this machine and its parent say to each other, pickled, through a socket pair."""
+"""The messages between a worker process on this machine and its parent: pickled, through a socket pair."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
-from launcher.local.to_parent import Told
+from launcher.local.to_parent import ProgressCall
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.run.lease import Claim
 
@@ -46,8 +46,8 @@ class Failed:
 # The end of an attempt: its exit code and its result, or an error.
 End = tuple[int, AttemptResult] | Failed
 
-# From the worker: the start of the attempt and what is to be seen, then its end.
-Message = Ready | AttemptSpec | Told | End
+# From the worker. In an attempt: its start, what the parent shows, its end.
+Message = Ready | AttemptSpec | ProgressCall | End
 
 # From the parent. None: there will be no other job.
 Order = Job | Abandon | None

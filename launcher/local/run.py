@@ -46,13 +46,17 @@ _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface for wor
 _JOIN_POLL_S = 0.02
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Parent:
     """A process that started this one and the other workers: it records failures and starts the next attempt.
 
     `rendezvous`: the path of the file through which several workers find each other. `memory`: what the attempt starts
     from in place of a checkpoint. `keep` takes the state after the last completed step of a failed attempt. `abandoned`
-    says whether another worker has ended before all have joined.
+    says whether the attempt has failed on another worker.
     """
 
     num_micro_batches: int | None
@@ -61,7 +65,7 @@ class Parent:
     rendezvous: str = ""
     memory: MemoryState | None = None
     keep: Callable[[CheckpointContent], None] | None = None
-    abandoned: Callable[[], bool] = lambda: False
+    abandoned: Callable[[], bool] = _never
 
 
 def run_local(
@@ -114,8 +118,10 @@ def run_local(
         )
         try:
             beside = functools.partial(LocalEvaluations, config, run, run.logs(spec.number), local_world_size)
-            memory, keep = (None, None) if parent is None else (parent.memory, parent.keep)
-            result = train_worker(config, assignment, supervisor, beside, memory=memory, keep=keep)
+            memory, keep, abandoned = None, None, _never
+            if parent is not None:
+                memory, keep, abandoned = parent.memory, parent.keep, parent.abandoned
+            result = train_worker(config, assignment, supervisor, beside, memory=memory, keep=keep, abandoned=abandoned)
         except BaseException as error:
             cause = error
             if world_size > 1 and parent is None and isinstance(error, Exception):
@@ -194,7 +200,7 @@ def _require_gpus(num: int) -> None:
 def _joined(parent: Parent) -> FileStore:
     """The store of the workers of this machine, once all of them are there: some may still import PyTorch.
 
-    Raises CollectiveFault if one of them has ended: in a wait of the store, this process could not be told.
+    Raises CollectiveFault if one of them has ended. It polls, since a wait of the store could not be interrupted.
     """
     num = parent.ranks.world_size
     store = FileStore(parent.rendezvous, num)

@@ -1,6 +1,6 @@
 """Worker processes of this machine: idle ones that have imported PyTorch and the project, before they have a job.
 
-A process is started with `WorkerProcess.start`, imports at once, and waits. A run's first processes may so be started
+A process is started with `WorkerProcess.start`, imports at once, and waits. The first processes of a run are started
 while its config is still checked; later ones replace workers that fail (`faults.warm_spares`). An idle process has
 initialised nothing on a GPU. It ends when its parent ends, or closes it.
 """
@@ -8,7 +8,6 @@ initialised nothing on a GPU. It ends when its parent ends, or closes it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -28,13 +27,12 @@ from launcher.console import Progress
 from launcher.errors import WorkerLost
 from launcher.local.messages import Message, Order, Ready
 
-log = logging.getLogger(__name__)
-
 # Memory of an idle process that it shares with no other: 290 MB with PyTorch for the CPU (Pss_Anon in
 # /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
 SPARE_BYTES = 600 * 2**20
 LEAST_LEFT_BYTES = 2 * 2**30  # assumption: what training may still need once it has made its first step
 MOST_FAILED_STARTS = 3  # of spares that ended by themselves: then there will be no more of them
+EXIT_S = 10.0  # for a process to exit after its last message: threads of libraries may hang then
 _MEMORY = Path("/proc/meminfo")
 _CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -46,7 +44,7 @@ class WorkerProcess:
         self.process, self.link, self._began = process, link, time.time()
         self.is_ready = False  # whether it has imported everything
         self._waiting: list[Message] = []  # those that were received and not taken yet
-        self.attention = _descriptor_of_end(process)  # readable once the process has ended; None: not available
+        self.end_descriptor = _end_descriptor(process)  # readable once the process has ended; None: not available
 
     @classmethod
     def start(cls, progress: Progress, *, same_path: bool = False) -> WorkerProcess:
@@ -126,13 +124,18 @@ class WorkerProcess:
             self.process.kill()
         self.process.wait()
         self.link.close()
-        if self.attention is not None:
-            os.close(self.attention)
-            self.attention = None
+        if self.end_descriptor is not None:
+            os.close(self.end_descriptor)
+            self.end_descriptor = None
 
     def how_it_ended(self, rank: int) -> WorkerLost:
-        """The error of a worker whose process has ended without a message."""
-        code, host = self.process.wait(), socket.gethostname()
+        """The error of a worker whose process has ended, or closed its connection, without a message."""
+        host = socket.gethostname()
+        try:
+            code = self.process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return WorkerLost(host, rank, f"the process closed its connection and did not exit within {EXIT_S:g} s")
         if code >= 0:
             return WorkerLost(host, rank, f"the process exited with code {code}")
         name = signal.Signals(-code).name
@@ -184,7 +187,9 @@ class Spares:
     def _remove_ended(self) -> None:
         for spare in [one for one in self._idle if not one.runs]:
             self._num_failed += 1
-            log.warning("an idle process ended: %s", spare.how_it_ended(0).problem)
+            last = f"; after {MOST_FAILED_STARTS} of them no other one is started"
+            last = last if self._num_failed == MOST_FAILED_STARTS else ""
+            self._progress.print(f"an idle process ended: {spare.how_it_ended(0).problem}{last}")
             spare.end()
             self._idle.remove(spare)
 
@@ -239,7 +244,7 @@ def _left_of_cgroup() -> int | None:
     return min(left, default=None)
 
 
-def _descriptor_of_end(process: subprocess.Popen[bytes]) -> int | None:
+def _end_descriptor(process: subprocess.Popen[bytes]) -> int | None:
     """A descriptor that is readable once the process has ended, even if its own children keep its pipes open."""
     try:
         return os.pidfd_open(process.pid)

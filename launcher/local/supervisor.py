@@ -5,14 +5,13 @@ codes and errors are theirs. If the parent is killed, they end too.
 
 After a failure there are two lines. If a worker was lost or hangs, the others stay in their processes, an idle process
 replaces it (`launcher.local.spares`), and the next attempt starts from the furthest step that one of them has in
-memory, or else from the newest checkpoint. After any other failure, and if no worker answers, all processes are new.
+memory, or else from the newest checkpoint. After any other failure, all processes are new.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import signal
 import socket
@@ -25,8 +24,8 @@ from launcher.console import Progress
 from launcher.errors import ConfigError, UsageError, WorkerHung, WorkerLost
 from launcher.exit_codes import ExitCode
 from launcher.local.messages import Abandon, End, Failed, Job, Message
-from launcher.local.spares import Spares, WorkerProcess, num_spares
-from launcher.local.to_parent import Told
+from launcher.local.spares import EXIT_S, Spares, WorkerProcess, num_spares
+from launcher.local.to_parent import ProgressCall
 from launcher.recovery.attempt import AttemptResult, AttemptSpec, ResumeMode
 from launcher.recovery.faults import select_root_cause
 from launcher.recovery.handler import FailureHandler, wait
@@ -37,14 +36,10 @@ from launcher.run.heartbeats import Heartbeat
 from launcher.run.lease import LeaseLost
 from launcher.run.progress import completed_steps, newest_step, read_beats
 
-log = logging.getLogger(__name__)
-
-END_S = 10.0  # for a process to exit after its last message: threads of libraries may hang then
 # For the other workers to answer after a failure. They fail as soon as a connection is closed; then they complete the
 # checkpoint that is being written, and wait 5 s for its mirror. Who needs longer waits for something that never comes.
 ANSWER_S = 15.0
 DUMP_S = 2.0  # for workers that wait for a hanging one to write their stacks: they look for the request every interval
-IMPORTING = "starting a process and importing PyTorch"
 
 
 def run_supervised(session: Session, mode: ResumeMode, spares: Spares | None = None) -> tuple[ExitCode, AttemptResult]:
@@ -105,6 +100,7 @@ class Workers:
         self._ends: dict[int, End | Exception] = {}  # by rank: what it has sent, or how it ended without a word
         self._files = contextlib.ExitStack()  # of the rendezvous of each attempt
         self._num_spares: int | None = None  # to keep; None: not decided yet
+        self._note = ""  # shown as the next attempt starts
 
     def signal(self, number: int) -> None:
         """Send a signal to all workers."""
@@ -131,8 +127,9 @@ class Workers:
         """
         failed = {rank: end for rank, end in self._ends.items() if isinstance(end, Failed)}
         survive = isinstance(error, WorkerLost | WorkerHung) and self._session.config.engine.name == "ddp"
-        if not all(end.is_current for end in failed.values()):
+        if survive and not all(end.is_current for end in failed.values()):
             survive = False  # a process that replaces another one would have other code
+            self._note = "the code has changed on disk since the workers began: all of them are replaced"
         for rank, process in list(self._processes.items()):
             if not survive or rank not in failed or not process.runs:
                 process.end()
@@ -147,8 +144,11 @@ class Workers:
         missing = [rank for rank in range(self._num) if rank not in self._processes]
         for rank in missing:
             self._processes[rank] = self._spares.take()
-        if not all(process.is_ready for process in self._processes.values()):
-            self._progress.stage(IMPORTING)
+        if self._note:
+            self._progress.print(self._note)
+            self._note = ""
+        if num := sum(not process.is_ready for process in self._processes.values()):
+            self._progress.stage(f"starting {'a process' if num == 1 else f'{num} processes'} and importing PyTorch")
         # Kept until all processes have ended: a process may write to its path as late as when it frees its memory.
         path = self._files.enter_context(_rendezvous(self._num))
         for rank, process in self._processes.items():
@@ -157,11 +157,11 @@ class Workers:
             self.signal(session.stop.received or signal.SIGTERM)
         monitor = heartbeats.Monitor(session.config.faults.hang_timeout_s)
         self._watch(monitor)
-        self._hear_others()
+        self._wait_for_others()
         end = self._ends.get(0)
         if isinstance(end, tuple):
             for process in self._processes.values():
-                process.finish(END_S)
+                process.finish(EXIT_S)
             return ExitCode(end[0]), end[1]
         return self._cause(monitor)
 
@@ -181,18 +181,19 @@ class Workers:
         session, faults = self._session, self._session.config.faults
         poll_s = heartbeats.interval_s(faults.hang_timeout_s)
         begin_s = max(faults.start_timeout_s, heartbeats.LONG * faults.hang_timeout_s)
-        begin_by, end_by, looks_at = time.monotonic() + begin_s, float("inf"), 0.0
+        begin_by, end_by, next_look = time.monotonic() + begin_s, float("inf"), 0.0
         beats: list[Heartbeat] = []
         while not self._is_over():
-            self._receive(max(min(poll_s, looks_at - time.monotonic()), 0.0))
-            if (now := time.monotonic()) < looks_at or self._is_over():
+            self._receive(max(min(poll_s, next_look - time.monotonic()), 0.0))
+            if (now := time.monotonic()) < next_look or self._is_over():
                 continue
-            looks_at = now + poll_s
+            next_look = now + poll_s
             # A heartbeat that cannot be read counts as an unchanged one.
             beats = beats if self.attempt is None else read_beats(session.run, self.attempt.number) or beats
             if not beats:
                 if now >= begin_by:
-                    self._give_up(WorkerHung(socket.gethostname(), 0, "start", 0, f"no heartbeat for {begin_s:g} s"))
+                    rank = next((rank for rank, process in self._processes.items() if not process.is_ready), 0)
+                    self._give_up(WorkerHung(socket.gethostname(), rank, "start", 0, f"no heartbeat for {begin_s:g} s"))
                 continue
             session.notifier.see_step(beats[0].step)
             self._progress.see(completed_steps(beats[0]), beats[0].phase)
@@ -201,18 +202,22 @@ class Workers:
                 self._keep_spares(beats)
                 continue
             if any(beat.hung for beat in beats):  # the process can still act, and ends itself
-                end_by = min(end_by, now + END_S + heartbeats.LONG * poll_s)
+                end_by = min(end_by, now + EXIT_S + heartbeats.LONG * poll_s)
                 if now < end_by:
                     continue
             self._let_others_dump(hang, poll_s)
             self._give_up(hang)
 
     def _keep_spares(self, beats: list[Heartbeat]) -> None:
-        """Keep idle processes once the first step is done: then the memory that is left is known."""
-        if all(beat.phase == "start" for beat in beats):
+        """Keep idle processes once the first step is done: then the memory that is left is known.
+
+        After a request to stop none is started: Ctrl-C in a terminal has ended the idle ones, too.
+        """
+        if self._session.stop.stopped or all(beat.phase == "start" for beat in beats):
             return
+        faults = self._session.config.faults
         if self._num_spares is None:
-            self._num_spares, why_none = num_spares(self._session.config.faults)
+            self._num_spares, why_none = num_spares(faults) if faults.max_failures else (0, "")
             if why_none:
                 self._progress.print(why_none)
         self._spares.start(self._num_spares)
@@ -237,7 +242,7 @@ class Workers:
     def _is_over(self) -> bool:
         return 0 in self._ends or any(not isinstance(end, tuple) for end in self._ends.values())
 
-    def _hear_others(self) -> None:
+    def _wait_for_others(self) -> None:
         """Wait until all workers have ended the attempt; end those that do not answer."""
         if any(not isinstance(end, tuple) for end in self._ends.values()):
             for rank, process in self._processes.items():
@@ -248,13 +253,15 @@ class Workers:
             self._receive(left)
         for rank, process in self._processes.items():
             if rank not in self._ends:
-                log.warning("worker %d did not end the attempt within %g s: its process is replaced", rank, ANSWER_S)
+                self._progress.print(
+                    f"worker {rank} did not end the attempt within {ANSWER_S:g} s: its process is replaced"
+                )
                 process.end()
 
     def _receive(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for a message or the end of a process, and take all there are."""
         running = {rank: process for rank, process in self._processes.items() if rank not in self._ends}
-        ends = [process.attention for process in running.values() if process.attention is not None]
+        ends = [process.end_descriptor for process in running.values() if process.end_descriptor is not None]
         wait_for_any([*(process.link for process in running.values()), *ends], timeout_s)
         for rank, process in running.items():
             runs = process.runs  # before its messages are read: the last one may come in between
@@ -265,7 +272,7 @@ class Workers:
                 self._ends[rank] = process.how_it_ended(rank)
 
     def _take(self, rank: int, message: Message) -> None:
-        if isinstance(message, Told):
+        if isinstance(message, ProgressCall):
             getattr(self._progress, message.method)(message.content)
         elif isinstance(message, AttemptSpec):
             self.attempt = message

@@ -1,4 +1,4 @@
-"""What a child process shows: its parent has the terminal."""
+"""The progress of a child process, which its parent shows: the parent has the terminal."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from launcher.console import Progress
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a person should see: a call of a method of the parent's `Progress`."""
+class ProgressCall:
+    """A call of a method of the parent's `Progress`, as a message."""
 
     method: Literal["print", "record"]
     content: Any
 
 
 class ToParent(Progress):
-    """Passes on to the parent, which has the terminal, what is to be seen; lost while the parent does not read."""
+    """Sends lines and records to the parent. They are lost while the parent does not read."""
 
     def __init__(self, answer: Connection) -> None:
         super().__init__(sys.stdout)
         self._answer = answer
 
     def print(self, text: str) -> None:
-        """Pass on a line."""
-        self._tell(Told("print", text))
+        """Send a line."""
+        self._send(ProgressCall("print", text))
 
     def stage(self, text: str | None, began: float | None = None) -> None:
         """Stages before the first record are the parent's."""
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Pass on a record."""
+        """Send a record."""
         if record.get("kind") != "layers":  # large, and not shown
-            self._tell(Told("record", dict(record)))
+            self._send(ProgressCall("record", dict(record)))
 
-    def _tell(self, told: Told) -> None:
+    def _send(self, call: ProgressCall) -> None:
         _, ready, _ = select.select([], [self._answer], [], 0)
         if ready:  # a pipe that is full would stop the training
-            self._answer.send(told)
+            self._answer.send(call)

@@ -18,7 +18,6 @@ from resnet_dist.recipe.network_memory import step_bytes
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.metrics_file import metrics_record
 
-DALI_PIPELINES = 2  # of a worker, for training and for evaluation; both are kept
 TOLERANCE = 0.2  # an estimate that differs by more from a measurement is a warning
 _TAIL = 20  # lines of metrics.jsonl in which the last train record is
 _MIB = 2**20
@@ -45,6 +44,7 @@ class DaliMemory:
 
     gpu: int
     pinned: int  # of the host; cannot be swapped out
+    pipelines: tuple[str, ...]  # what they are for; a worker keeps all of them
     num_threads: int  # of a pipeline
 
 
@@ -70,15 +70,18 @@ def estimate(config: RunConfig) -> Estimate | None:
 def of_dali(config: RunConfig) -> DaliMemory | None:
     """The buffers of DALI's decoders; None where DALI decodes nothing on a GPU.
 
-    A worker has `DALI_PIPELINES` pipelines, and each of their threads one buffer on the GPU and two on the host.
+    Each thread of a pipeline has one buffer on the GPU and two on the host.
     """
     data, num_threads = config.data, config.resources.cpus_per_worker
     if not config.resources.gpus_per_worker or data.source == "synthetic" or not uses_dali(data, on_gpu=True):
         return None
-    all_threads = DALI_PIPELINES * num_threads
+    # the batches of precise batch norm are those of training, which goes on after the evaluation
+    pipelines = ("training", "evaluation", *(["precise batch norm"] if config.evaluate.precise_batch_norm else []))
+    all_threads = len(pipelines) * num_threads
     return DaliMemory(
         gpu=all_threads * data.dali.device_padding_mib * _MIB,
         pinned=all_threads * 2 * data.dali.host_padding_mib * _MIB,
+        pipelines=pipelines,
         num_threads=num_threads,
     )
 

@@ -33,7 +33,7 @@ def connect(config: RunConfig, *, starts_early: bool = False) -> bool:
         return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if starts_early:
-        options["runtime_env"] = spares.job_runtime_env()
+        options["runtime_env"] = spares.job_runtime_env(config.resources.cpus_per_worker)
     if os.environ.get("RAY_ADDRESS"):
         try:
             _join(options)

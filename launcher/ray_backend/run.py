@@ -37,8 +37,7 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
     environment.set_timeouts(start.config)
     address = os.environ.get("RAY_ADDRESS")
     session.progress.stage(f"connecting to Ray at {address}" if address else "starting Ray on this machine")
-    driver_module = "launcher.ray_backend.driver"
-    threading.Thread(target=importlib.import_module, args=(driver_module,), daemon=True).start()
+    threading.Thread(target=_import_driver, name="import-ray-train", daemon=True).start()
     with session.stop.kept(), _exits_after(start.config.faults.start_timeout_s, session.attended):
         connected_here = connect(start.config, starts_early=True)
     session.stop.reinstall()
@@ -60,6 +59,11 @@ def run_ray(session: Session, mode: ResumeMode) -> tuple[ExitCode, AttemptResult
         shut_down(session.stop)
         session.progress.stage(None)
     return result
+
+
+def _import_driver() -> None:
+    with contextlib.suppress(Exception):  # the main thread imports it, too, and raises the error
+        importlib.import_module("launcher.ray_backend.driver")
 
 
 @contextlib.contextmanager

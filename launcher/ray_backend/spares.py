@@ -6,18 +6,21 @@ each node, and killed at once: Ray keeps its process, which has begun to start, 
 makes the process import what a worker needs. docs/decisions/0007-starts-through-ray.md has the details.
 
 Processes are started twice: when the driver has connected, for the first attempt, and when an attempt trains, for the
-next one. All of it is optional: without an idle process, Ray starts the worker's as ever.
+next one. All of it is optional: without an idle process, Ray starts the worker's as ever, and what fails here is only
+logged.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ray
-from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+log = logging.getLogger(__name__)
 
 # Imported early: what a worker imports until its first step. Nothing of it may initialise a GPU: Ray decides only later
 # which GPU the worker sees.
@@ -30,6 +33,7 @@ EARLY = (
     "ray.train.v2._internal.execution.worker_group.worker",
     "torch._dynamo",  # DistributedDataParallel and torch's optimizers import it when they are made
 )
+_HOOK = "worker_process_setup_hook"  # key of a runtime environment
 _MARK = "LAUNCHER_IMPORTS_EARLY"  # environment variable of the processes in which the hook imports
 # The process has begun to start by then, and is not ready yet: it takes longer to connect to Ray. Killed earlier or
 # later, an actor leaves no process.
@@ -38,12 +42,6 @@ KILL_AFTER_S = 0.2
 # /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
 SPARE_BYTES = 620 * 10**6
 MEMORY_SHARE = 0.1  # of the memory that Ray counts on a node, for all idle processes
-_MARK = "LAUNCHER_IMPORTS_EARLY"  # environment variable of the processes in which the hook imports
-# The process has begun to start by then, and is not ready yet: it takes longer to connect to Ray. Killed earlier or
-# later, an actor leaves no process.
-KILL_AFTER_S = 0.2
-# Memory of an idle process that it shares with no other: 290 MB with PyTorch for the CPU (Pss_Anon in
-# /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
 
 
 class Node(Protocol):
@@ -62,9 +60,9 @@ class Node(Protocol):
         """Memory that Ray counts on it."""
 
 
-def job_runtime_env(modules: Sequence[str] = EARLY) -> dict[str, Any]:
+def job_runtime_env(cpus_per_worker: int, modules: Sequence[str] = EARLY) -> dict[str, Any]:
     """The `runtime_env` of `ray.init`: a hook that imports `modules` in processes whose runtime environment says so."""
-    return {"worker_process_setup_hook": _importing(tuple(modules))}
+    return {_HOOK: _importing(tuple(modules), cpus_per_worker)}
 
 
 def worker_runtime_env() -> dict[str, Any]:
@@ -78,13 +76,21 @@ def are_possible() -> bool:
     Ray reuses a process only where the text of the runtime environment is the same, and composes that text differently
     for a job without a runtime environment.
     """
-    if not ray.is_initialized():
-        return False
-    return WORKER_PROCESS_SETUP_HOOK_ENV_VAR in ray.get_runtime_context().runtime_env.get("env_vars", {})
+    return ray.is_initialized() and _HOOK in ray.get_runtime_context().runtime_env
 
 
 def start(workers: Mapping[str, int]) -> None:
-    """Start a process for each worker; `workers` has their number by node id. Takes a fraction of a second."""
+    """Start a process for each worker; `workers` has their number by node id. Takes a fraction of a second.
+
+    Never raises: a version of Ray may lack what is used here.
+    """
+    try:
+        _start(workers)
+    except Exception as error:
+        log.warning("no idle processes are started: %s: %s", type(error).__name__, error)
+
+
+def _start(workers: Mapping[str, int]) -> None:
     environment = {"env_vars": {**_from_ray_train(), **worker_runtime_env()["env_vars"]}}
     spare = ray.remote(num_cpus=0, max_restarts=0, runtime_env=environment)(_Nothing)
     actors = [
@@ -136,8 +142,8 @@ def _from_ray_train() -> dict[str, str]:
     return {**default, **get_env_vars_to_propagate()}
 
 
-def _importing(modules: tuple[str, ...]) -> Callable[[], None]:
-    """A hook that imports `modules`.
+def _importing(modules: tuple[str, ...], num_threads: int) -> Callable[[], None]:
+    """A hook that imports `modules`; libraries that read OMP_NUM_THREADS when they are loaded find `num_threads`.
 
     It is sent by value, since the node may have another version of this project than the driver, or none, until Ray has
     set sys.path; and it never raises, since Ray would end the process.
@@ -155,6 +161,8 @@ def _importing(modules: tuple[str, ...]) -> Callable[[], None]:
             from ray._raylet import maybe_initialize_job_config  # type: ignore[attr-defined] # compiled
 
             maybe_initialize_job_config()  # sets sys.path as the driver has it
+            # Ray sets it to the CPUs of the actor, too late for what is imported here.
+            os.environ.setdefault("OMP_NUM_THREADS", str(num_threads))
             # torch then counts GPUs without initialising CUDA, if a module asks for them when it is imported.
             os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
             for name in modules:

@@ -17,6 +17,7 @@ import torch
 
 from launcher.checks.network import INTERFACE_VARIABLE
 from launcher.config.schema import RunConfig, mirror_address, with_micro_batches
+from launcher.errors import CollectiveFault
 from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.faults import translate_error
 from launcher.recovery.policy import Skip
@@ -44,6 +45,22 @@ from resnet_dist.training.survivor import MemoryState
 log = logging.getLogger(__name__)
 
 
+class _AbandonableLiveness(Liveness):
+    """Raises CollectiveFault at a report of progress once the attempt has failed on another worker.
+
+    In a step, the collectives fail. An evaluation has none before its end, and may last longer than a parent waits.
+    """
+
+    def __init__(self, abandoned: Callable[[], bool]) -> None:
+        super().__init__()
+        self._abandoned = abandoned
+
+    def beat(self) -> None:
+        super().beat()
+        if self._abandoned():
+            raise CollectiveFault("the attempt has failed on another worker")
+
+
 def device_of(config: RunConfig, local_rank: int) -> torch.device:
     """The device of a worker: its own GPU, or the CPU."""
     if config.resources.gpus_per_worker == 0:
@@ -59,12 +76,14 @@ def train_worker(
     beside: Callable[[], EvaluationHost] | None = None,
     memory: MemoryState | None = None,
     keep: Callable[[CheckpointContent], None] | None = None,
+    abandoned: Callable[[], bool] = lambda: False,
 ) -> AttemptResult:
     """Train until all steps are done, or until asked to stop. The process group must be initialized.
 
     `beside` starts what evaluates beside training, on rank 0 and under `evaluate.beside`. With `memory`, the same on
     every worker but for its content, the attempt starts from it and not from its checkpoint. If training fails, `keep`
     gets the state after the last completed step before the error is raised, unless this worker does not have it whole.
+    `abandoned`: whether the attempt has failed on another worker.
 
     The log of this rank receives all log records and the traceback of an error. Hardware faults are raised as
     DeviceFault or CollectiveFault. If this process belongs to the run, all errors are `portable`: others become
@@ -73,7 +92,7 @@ def train_worker(
     config = with_micro_batches(config, assignment.attempt.num_micro_batches)
     run = RunDirectory(Path(config.storage), config.name)
     handler = _log_to(run.logs(assignment.attempt.number).log(assignment.rank))
-    host, liveness = socket.gethostname(), Liveness()
+    host, liveness = socket.gethostname(), _AbandonableLiveness(abandoned)
     stages = Stages(supervisor.metrics, assignment.attempt.first_step) if assignment.rank == 0 else NoStages()
     log.info("rank %d of %d on %s", assignment.rank, assignment.world_size, host)
     if interface := os.environ.get(INTERFACE_VARIABLE):

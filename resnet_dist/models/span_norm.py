@@ -8,7 +8,8 @@ is computed is the same: Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_dist.models.spans import Spans
+from resnet_dist.models.spans import Spans, combined
 
 _aten = torch.ops.aten
+_SHORTEST = 96  # values of a channel that are added up one after the other
 
 
 def normalise_shared(
@@ -61,34 +63,32 @@ class _SeveralNorm(torch.autograd.Function):
         epsilon: float,
     ) -> Tensor:
         output = torch.empty_like(input)
-        saved = []
-        for part, out, mean, variance in zip(
-            input.chunk(len(means)), output.chunk(len(means)), means, variances, strict=True
-        ):
-            kept = [part.new_empty(0, dtype=sums_dtype(input)) for _ in range(2)]
+        saved = input.new_empty((2, len(means), input.shape[1]), dtype=sums_dtype(input))
+        parts = (input.chunk(len(means)), output.chunk(len(means)), means, variances, *map(Tensor.unbind, saved))
+        for part, out, mean, variance, kept, inverse in zip(*parts, strict=True):
             _aten.native_batch_norm.out(
-                part, weight, bias, mean, variance, True, 1.0, epsilon, out=out, save_mean=kept[0], save_invstd=kept[1]
+                part, weight, bias, mean, variance, True, 1.0, epsilon, out=out, save_mean=kept, save_invstd=inverse
             )
-            saved += kept
-        ctx.save_for_backward(input, weight, *saved)
+        ctx.save_for_backward(input, weight, saved)
         ctx.epsilon = epsilon
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, *saved = ctx.saved_tensors
-        pairs = list(zip(saved[::2], saved[1::2], strict=True))
+        input, weight, saved = ctx.saved_tensors
         mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+        num_spans = saved.shape[1]
+        parts = (gradient.chunk(num_spans), input.chunk(num_spans), *map(Tensor.unbind, saved))
         found = [
             _aten.native_batch_norm_backward(g, part, weight, None, None, mean, inverse, True, ctx.epsilon, mask)
-            for g, part, (mean, inverse) in zip(gradient.chunk(len(pairs)), input.chunk(len(pairs)), pairs, strict=True)
+            for g, part, mean, inverse in zip(*parts, strict=True)
         ]
         of_input, of_weight, of_bias = zip(*found, strict=True)
         return (
             torch.cat(of_input) if mask[0] else None,
-            sum(of_weight) if mask[1] else None,
-            sum(of_bias) if mask[2] else None,
+            sum(of_weight[1:], of_weight[0]) if mask[1] else None,
+            sum(of_bias[1:], of_bias[0]) if mask[2] else None,
             None,
             None,
             None,
@@ -142,7 +142,7 @@ def _cuda_normalise(
             statistics += torch.batch_norm_stats(part, epsilon)
         else:
             statistics += [input.new_zeros(input.shape[1], dtype=dtype), input.new_ones(input.shape[1], dtype=dtype)]
-    moments = torch.ops.resnet_dist.span_moments(statistics, epsilon, spans.handle, layer)
+    moments = spans.moments(layer, statistics, epsilon)
     saved = moments.to(dtype)
     means, deviations = saved.unbind()
     if len(parts) == 1 and len(input):
@@ -174,7 +174,7 @@ def _cuda_gradients(
             sums = saved[0].new_zeros((4, input.shape[1])).unbind()
         own += sums[:2]  # of g and of g × (x − mean)
         of_parameters.append(sums[2:])
-    sums_of, products_of = torch.ops.resnet_dist.span_sums(own, spans.handle, layer).unbind()
+    sums_of, products_of = spans.sums(layer, own).unbind()
     counts = spans.value_counts(math.prod(input.shape[2:]), input.device)
     found = [
         torch.batch_norm_backward_elemt(g, part, mean, deviation, weight, *rest)
@@ -191,36 +191,64 @@ def _normalise(
     """The output, the moments, and what `_gradients` needs of them."""
     dtype, parts = sums_dtype(input), _parts(input, spans)
     statistics = [values for part in parts for values in _statistics(part.to(dtype), epsilon)]
-    moments = torch.ops.resnet_dist.span_moments(statistics, epsilon, spans.handle, layer)
-    means, deviations = moments.unbind()
-    # y = x × scale + shift. The shift is computed in float64 and from the rounded scale: the mean may be large.
-    scale = (deviations if weight is None else deviations * weight).to(dtype)
-    shift = -means * scale if bias is None else torch.addcmul(bias.double(), means, scale.double(), value=-1)
-    shift = shift.to(dtype)
+    if torch.compiler.is_compiling():
+        moments = torch.ops.resnet_dist.span_moments(statistics, epsilon, spans.handle, layer)
+    else:
+        moments = spans.moments(layer, statistics, epsilon)
+    saved = _computed(_coefficients, moments.new_empty((4, *moments.shape[1:]), dtype=dtype), moments, weight, bias)
+    _, _, scale, shift = saved
     found = [
         torch.addcmul(_like(b, part), part.to(dtype), _like(a, part)).to(input.dtype)
         for part, a, b in zip(parts, scale, shift, strict=True)
     ]
-    return _joined(found, input), moments, [moments.to(dtype), scale]
+    return _joined(found, input), moments, [saved]
+
+
+def _coefficients(out: Any, moments: Any, weight: Any, bias: Any) -> None:
+    """Means, deviations, and scales and shifts of y = x × scale + shift: `out` is [4, slices, channels].
+
+    The shift is computed in float64 and from the rounded scale: the mean may be large.
+    """
+    means, deviations = moments
+    out[:2] = moments
+    out[2] = deviations if weight is None else deviations * weight
+    out[3] = -means * out[2] if bias is None else bias - means * out[2]
 
 
 def _statistics(part: Tensor, epsilon: float) -> list[Tensor]:
     """What `Spans.moments` takes of a slice."""
     if not len(part):
-        return [part.new_zeros(part.shape[1])] * 3
-    dims = [0, *range(2, part.dim())]
+        return [part.new_zeros(part.shape[1])] * 2
     if torch.compiler.is_compiling():
-        variance, mean = torch.var_mean(part, dims, correction=0)
-        return [mean, (variance + epsilon).rsqrt()] if part.is_cuda else [mean, mean, variance]
-    # The second is many times as fast on a CPU as torch.var_mean, but its mean of many float32 values is less exact.
-    return [part.mean(dims), *torch.batch_norm_update_stats(part, None, None, 0.0)]
+        variance, mean = torch.var_mean(part, [0, *range(2, part.dim())], correction=0)
+        return [mean, (variance + epsilon).rsqrt() if part.is_cuda else variance]
+    # Of channels-last memory, this kernel adds up all values of a channel one after the other, in float32. With every
+    # k-th value of a channel as a channel of its own, it adds up few, in the same time. (torch.var_mean takes 10 times
+    # as long.)
+    pixels = part.movedim(1, -1)
+    if pixels.is_contiguous():
+        mean, variance = torch.batch_norm_update_stats(
+            pixels.view(_length(part.numel() // part.shape[1]), -1), None, None, 0.0
+        )
+    else:
+        mean, variance = torch.batch_norm_update_stats(part, None, None, 0.0)
+    return [
+        torch.from_numpy(values)
+        for values in combined(mean.numpy().reshape(-1, part.shape[1]), variance.numpy().reshape(-1, part.shape[1]))
+    ]
+
+
+@lru_cache
+def _length(num_values: int) -> int:
+    """The number of values that are added up in one go: the smallest divisor of `num_values` that is not too small."""
+    return next((size for size in range(_SHORTEST, num_values) if num_values % size == 0), num_values)
 
 
 def _gradients(
     gradient: Tensor, input: Tensor, weight: Tensor | None, saved: Sequence[Tensor], spans: Spans, layer: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias."""
-    (means, deviations), scale = saved[0], saved[1]
+    means, deviations, scale, _ = saved[0]
     dtype = scale.dtype
     parts = list(zip(_parts(_laid_out_as(input, gradient), spans), _parts(input, spans), strict=True))
     own: list[Tensor] = []  # sums of g and of g × x_hat
@@ -232,17 +260,41 @@ def _gradients(
             own += [sums, products]
         else:
             own += [torch.zeros_like(mean)] * 2
-    of_spans = torch.ops.resnet_dist.span_sums(own, spans.handle, layer)
-    # dx = scale × (g − mean(g) − x_hat × mean(g × x_hat)), written as scale × g + slope × x + offset
-    factors = (-scale / spans.num_values(math.prod(input.shape[2:]))).to(dtype)
-    offsets, slopes = of_spans * factors
-    slopes = slopes * deviations
-    offsets = torch.addcmul(offsets, means, slopes, value=-1)
+    if torch.compiler.is_compiling():
+        of_spans = torch.ops.resnet_dist.span_sums(own, spans.handle, layer)
+    else:
+        of_spans = spans.sums(layer, own)
+    num_values = spans.num_values(math.prod(input.shape[2:]))
+    slopes, offsets = _computed(_slopes_and_offsets, torch.empty_like(of_spans), of_spans, saved[0], num_values)
     found = []
     for (g, part), a, b, c in zip(parts, scale, slopes, offsets, strict=True):
         dx = torch.addcmul(_like(c, part), part.to(dtype), _like(b, part))
         found.append(dx.addcmul_(g.to(dtype), _like(a, part)).to(input.dtype))
     return _joined(found, input), _total(own[1::2]), _total(own[::2])
+
+
+def _slopes_and_offsets(out: Any, of_spans: Any, coefficients: Any, num_values: Any) -> None:
+    """Those of dx = scale × (g − mean(g) − x_hat × mean(g × x_hat)) = scale × g + slope × x + offset.
+
+    `out` is [2, slices, channels], `of_spans` the sums of g and of g × x_hat, `coefficients` those of `_coefficients`.
+    """
+    means, deviations, scale, _ = coefficients
+    sums, products = of_spans
+    factors = -scale / num_values
+    out[0] = products * factors * deviations
+    out[1] = sums * factors - means * out[0]
+
+
+def _computed(function: Callable[..., None], out: Tensor, *given: Tensor | int | None) -> Tensor:
+    """`out`, after `function` has written into it: tensors in compiled code, else NumPy arrays of the same memory.
+
+    For values per channel, a call of torch takes many times as long as the same one of NumPy.
+    """
+    if torch.compiler.is_compiling():
+        function(out, *given)
+    else:
+        function(out.numpy(), *(v.detach().numpy() if isinstance(v, Tensor) else v for v in given))
+    return out
 
 
 def sums_dtype(input: Tensor) -> torch.dtype:

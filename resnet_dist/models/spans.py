@@ -13,7 +13,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -164,31 +164,23 @@ class Spans:
     def moments(self, layer: int, statistics: Sequence[Tensor], epsilon: float) -> Tensor:
         """Mean and 1 / sqrt(biased variance + epsilon) of whole spans: float64 [2, slices, channels]. A collective.
 
-        `statistics` are those of the slices of this worker, each [channels], a few for each slice: on a CPU the mean,
-        and mean and variance about it from a kernel whose mean may be less exact; on a GPU the mean and
-        1 / sqrt(variance + epsilon).
-
-        The slices of a span are combined as in Chan, Golub and LeVeque (1983, equation 2.1) in float64: sums of squares
-        lose precision if the mean is large.
+        `statistics` are those of the slices of this worker, each [channels], two for each slice: on a CPU the mean and
+        the biased variance, on a GPU the mean and 1 / sqrt(variance + epsilon).
         """
         if _on_gpu(statistics[0]):
             return self._moments_on_gpu(layer, statistics, epsilon)
-        given = torch.stack(list(statistics)).double().view(len(self.slices), 3, -1)
-        means, variances = given[:, 0], given[:, 2] - (given[:, 1] - given[:, 0]).square()
-        gathered = self._exchange(2 * layer, self._message(torch.stack((means, variances), 1)))
+        found = _stacked(statistics, np.float64)
+        gathered = self._exchange(2 * layer, found)
         for number, (rows, counts) in self._own.items():
-            weights = counts / counts.sum()
-            means_of, variances_of = gathered[rows].unbind(1)
-            mean = weights @ means_of
-            means[number] = mean
-            variances[number] = weights @ (variances_of + (means_of - mean).square())
-        return torch.stack((means, (variances + epsilon).rsqrt()))
+            found[number] = combined(gathered[rows, 0], gathered[rows, 1], counts.numpy())
+        found[:, 1] = 1 / np.sqrt(found[:, 1] + epsilon)
+        return torch.from_numpy(np.ascontiguousarray(found.swapaxes(0, 1)))
 
     def _moments_on_gpu(self, layer: int, statistics: Sequence[Tensor], epsilon: float) -> Tensor:
         own = statistics[0].new_empty((len(self.slices), 2, len(statistics[0])), dtype=torch.float64)
         torch.cat(list(statistics), out=own.view(-1))
         # torch's kernel divides by the deviations of unused rows, too
-        gathered = self._exchange(2 * layer, self._message(own, unused=1.0))
+        gathered = self._exchange_on_gpu(2 * layer, self._message(own, unused=1.0))
         found: list[Sequence[Tensor]] = [pair.unbind() for pair in own]
         for number, (rows, counts) in self._own.items():
             if counts.device != own.device:  # copied once, since a copy waits for the device
@@ -205,8 +197,17 @@ class Spans:
 
         `own` are those over the slices of this worker, each [channels], two for each slice.
         """
+        if _on_gpu(own[0]):
+            return self._sums_on_gpu(layer, own)
+        sums = _stacked(own)
+        gathered = self._exchange(2 * layer + 1, sums)
+        for number, (rows, _) in self._own.items():
+            sums[number] = gathered[rows].sum(0)
+        return torch.from_numpy(np.ascontiguousarray(sums.swapaxes(0, 1)))
+
+    def _sums_on_gpu(self, layer: int, own: Sequence[Tensor]) -> Tensor:
         sums = torch.stack(list(own)).view(len(self.slices), 2, -1)
-        gathered = self._exchange(2 * layer + 1, self._message(sums))
+        gathered = self._exchange_on_gpu(2 * layer + 1, self._message(sums))
         if self._all_shared and len(sums) == 1:
             return gathered[self._own[0][0]].sum(0).unsqueeze(1)
         for number, (rows, _) in self._own.items():
@@ -215,10 +216,14 @@ class Spans:
 
     def end_forward(self, device: torch.device) -> None:
         """Check that the other workers have called the same layers in this forward pass. A collective."""
-        if self.group is not None and self._layers and self._checked:
-            self._exchange(_END, torch.zeros((self._table.num_slots, 2, 0), dtype=torch.float64, device=device))
+        if self.group is None or not self._layers or not self._checked:
+            return
+        if device.type == "cpu":
+            self._exchange(_END, np.empty((len(self.slices), 2, 0)))
+        else:
+            self._compare(_END, device)
             self._num_forward_passes += 1
-            self._checked = device.type == "cpu" or self._num_forward_passes < _CHECKED
+            self._checked = self._num_forward_passes < _CHECKED
 
     def _message(self, own: Tensor, unused: float = 0.0) -> Tensor:
         """The values of the slices of spans on several workers: [slots, 2, channels] of `own`, [slices, 2, channels].
@@ -232,28 +237,38 @@ class Spans:
             rows[slot] = own[number]
         return rows
 
-    def _exchange(self, call: int, own: Tensor) -> Tensor:
-        """Gather the values of common spans from the workers of the group: [rows of the table, 2, channels].
+    def _exchange(self, call: int, own: NDArray[Any]) -> NDArray[np.float64]:
+        """Gather the values of common spans from the workers of the group, on a CPU: [rows of the table, 2, channels].
 
-        `call` identifies the layer and the pass. On a CPU, and in the first passes on a GPU (where the check waits for
-        the device), all messages have one size and dtype and end with `call`: if workers call different layers, all of
-        them raise RecipeError instead of waiting for each other.
+        `own` is [slices, 2, channels]. `call` identifies the layer and the pass. All messages have one size and end
+        with `call`: if workers call different layers, all of them raise RecipeError instead of waiting for each other.
         """
-        shape = (len(self._ranks) * self._table.num_slots, *own.shape[1:])
-        if not self._checked:
-            gathered = own.new_empty(shape)
-            _all_gather(gathered, own, self.group)
-            return gathered
-        message = own.new_zeros(2 * self._table.num_slots * self._widest + 1, dtype=torch.float64)
-        message[: own.numel()] = own.flatten()
-        message[-1].fill_(call)
-        gathered = message.new_empty(len(self._ranks) * len(message))
+        num_ranks, num_slots, num_values = len(self._ranks), self._table.num_slots, own[0].size
+        size = 2 * num_slots * self._widest + 1
+        message, gathered = np.zeros(size), np.empty((num_ranks, size))
+        for slot, number in enumerate(self._own):
+            message[slot * num_values : (slot + 1) * num_values] = own[number].ravel()
+        message[-1] = call
         started = time.perf_counter()
-        _all_gather(gathered, message, self.group)
+        _all_gather(torch.from_numpy(gathered).view(-1), torch.from_numpy(message), self.group)
         self.waited_s += time.perf_counter() - started
-        gathered = gathered.view(len(self._ranks), len(message))
         self._check(gathered[:, -1].tolist())
-        return gathered[:, : own.numel()].reshape(shape).to(own.dtype)
+        return gathered[:, : num_slots * num_values].reshape(num_ranks * num_slots, *own.shape[1:])
+
+    def _exchange_on_gpu(self, call: int, own: Tensor) -> Tensor:
+        """The same on a GPU, for the result of `_message`. Only the first passes are checked: that waits for the device."""
+        if self._checked:
+            self._compare(call, own.device)
+        gathered = own.new_empty((len(self._ranks) * self._table.num_slots, *own.shape[1:]))
+        _all_gather(gathered, own, self.group)
+        return gathered
+
+    def _compare(self, call: int, device: torch.device) -> None:
+        """Check that the workers of the group make the same call. A collective."""
+        own = torch.full((1,), call, dtype=torch.float64, device=device)
+        calls = own.new_empty(len(self._ranks))
+        _all_gather(calls, own, self.group)
+        self._check(calls.tolist())
 
     def _check(self, calls: list[float]) -> None:
         if len(set(calls)) == 1:
@@ -311,6 +326,24 @@ class _Table:
             sizes = [_NO_SAMPLES if row is None else size(row[1]) for row in self._rows[rows]]
             entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64))
         return entries
+
+
+def combined(
+    means: NDArray[Any], variances: NDArray[Any], counts: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and biased variance, float64 [channels], of values of which parts have `means` and `variances`.
+
+    Those are [parts, channels], of `counts` values each; None: all parts have as many. Combined as in Chan, Golub and
+    LeVeque (1983, equation 2.1) in float64: sums of squares lose precision if the mean is large.
+    """
+    weights = np.full((len(means), 1), 1 / len(means)) if counts is None else (counts / counts.sum())[:, None]
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + np.square(means - mean))).sum(0)
+
+
+def _stacked(tensors: Sequence[Tensor], dtype: type[np.float64] | None = None) -> NDArray[Any]:
+    """[slices, 2, channels] of two tensors [channels] for each slice."""
+    return np.stack([tensor.numpy() for tensor in tensors], dtype=dtype).reshape(-1, 2, len(tensors[0]))
 
 
 def _on_gpu(tensor: Tensor) -> bool:

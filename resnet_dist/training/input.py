@@ -95,18 +95,21 @@ def training_input(
     skipped: tuple[tuple[int, int], ...],
     leaving_out: LeavingOut | None = None,
 ) -> Callable[[int], Generator[HostBatch, None, None]]:
-    """A function that yields this worker's micro-batches from a given step on."""
+    """A function that yields this worker's micro-batches from a given step on.
+
+    Its calls share a decoder, which may be called again before an earlier call has ended.
+    """
     left_out = [range(*run) for run in skipped]
     augmentation = augmentation_of(recipe.data, seed=recipe.seed, device=worker.device, num_threads=worker.num_threads)
+    decoder = decoder_for(
+        recipe.data,
+        device=worker.device,
+        num_threads=worker.num_threads,
+        max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
+        regions=worker.decodes_regions,
+    )
 
     def batches_from(first_step: int) -> Generator[HostBatch, None, None]:
-        decoder = decoder_for(
-            recipe.data,
-            device=worker.device,
-            num_threads=worker.num_threads,
-            max_batch_size=len(layout.worker_micro_batch(0, worker.rank)),
-            regions=worker.decodes_regions,
-        )
         steps = (stream_step(step, left_out) for step in range(first_step, total_steps))
         files = files_of(train, recipe.data)
         decoded = training_batches(

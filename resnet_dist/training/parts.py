@@ -10,8 +10,9 @@ from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.data.ledger import Ledger
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import Engine, MicroBatch
-from resnet_dist.recipe.durations import Every
+from resnet_dist.recipe.durations import Duration, Every
 from resnet_dist.recipe.resolutions import Resolutions
+from resnet_dist.recipe.schema import Recipe
 from resnet_dist.stop_request import Supervisor
 from resnet_dist.telemetry.bottleneck import StepBottleneck, StepTimes
 from resnet_dist.telemetry.layers import Layers, NoLayers
@@ -23,6 +24,8 @@ from resnet_dist.telemetry.step_totals import StepExchange
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.beside import InTurn
 from resnet_dist.training.evaluate import Evaluation
+
+PASS_COST = 0.4  # of a forward pass, in steps: a third of the arithmetic, but the same images to decode
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,33 @@ class Timetable:
     checkpoint: Every
     log_every: int  # steps
     resolutions: Resolutions | None = None  # of the training images; None: always the same
-    evaluation_steps: float = 0.0  # what an evaluation costs, in steps: an estimate, until one was measured
+    evaluation_steps: float = 0.0  # what an evaluation costs, in steps at the first resolution: an estimate
 
     def epoch(self, step: int) -> float:
         """The position in the training data after `step` completed steps."""
         return step * self.batch_size / self.num_samples
+
+
+def timetable_of(
+    recipe: Recipe, num_samples: tuple[int, int], *, checkpoint_every: Duration, log_every: int
+) -> Timetable:
+    """The events of a run. `num_samples` are those of the training split and of the val split."""
+    num_train, num_val = num_samples
+    size = {"batch_size": recipe.batch.size, "num_samples": num_train}
+    evaluation_steps = 0.0
+    if not recipe.evaluate.beside:
+        larger = (recipe.evaluation_data.resolution / recipe.data.resolution) ** 2
+        images = num_val + num_train * recipe.evaluate.train
+        evaluation_steps = PASS_COST * (larger * images / recipe.batch.size + recipe.evaluate.precise_batch_norm)
+    return Timetable(
+        total_steps=recipe.duration.steps(**size),
+        **size,
+        evaluate=Every(recipe.evaluate.every.samples(**size), recipe.batch.size),
+        checkpoint=Every(checkpoint_every.samples(**size), recipe.batch.size),
+        log_every=log_every,
+        resolutions=Resolutions.of(recipe.data, **size),
+        evaluation_steps=evaluation_steps,
+    )
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,10 @@ class LastStep:
         self.beside = start.beside  # whether the evaluation was handed over to another process
         self._records: list[Mapping[str, Any]] = list(start.records)
         self.engine = in_two_parts(engine)  # None: it updates before the exchange
-        self._model, self._sink, self._bad, self._is_recorded = engine.module, sink, bad, True
-        self._buffers = _Buffers(engine.module)
+        # A GPU goes on with work that is queued behind a failed collective, whose result is not defined.
+        on_cpu = all(parameter.device.type == "cpu" for parameter in engine.module.parameters())
+        self._tensors = _Tensors(engine.module) if on_cpu and self.engine is not None else None  # None: never usable
+        self._sink, self._bad, self._is_recorded = sink, bad, True
         self.keep()
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ class LastStep:
     def keep(self) -> None:
         """What is known now belongs to the state: after a step, and after an evaluation."""
         self._bad_images = None if self._bad is None else self._bad.state()["images"]
-        self._versions = self._buffers.versions()
+        self._versions = [] if self._tensors is None else self._tensors.versions()
 
     @contextmanager
     def recording(self, step: int) -> Iterator[None]:
@@ -115,17 +117,10 @@ class LastStep:
         self._is_recorded = True
 
     def is_usable(self) -> bool:
-        """Whether the state is that after `step`, whole on this worker, and every total so far is a good one.
-
-        Only on CPUs: a GPU goes on with work that is queued behind a failed collective, whose result is not defined.
-        """
-        return (
-            bool(self.step)
-            and self._is_recorded
-            and self.engine is not None
-            and all(parameter.device.type == "cpu" for parameter in self._model.parameters())
-            and self._buffers.are(self._versions)
-        )
+        """Whether the state is that after `step`, whole on this worker, and every total so far is a good one."""
+        if not self.step or not self._is_recorded or self._tensors is None:
+            return False
+        return self._tensors.are(self._versions)
 
     def copied(self, content: CheckpointContent) -> CheckpointContent:
         """A copy of `content` on the CPU, with what is unfinished of the step."""
@@ -136,29 +131,29 @@ class LastStep:
         return replace(content.map(lambda tensor: tensor.detach().to("cpu", copy=True)), state=state)
 
 
-class _Buffers:
-    """The buffers that a forward pass may change: all but those of batch norm over spans.
+class _Tensors:
+    """What a checkpoint has of a model, but for the statistics of batch norm over spans, and what has changed of it.
 
-    ResNets have none. A module of the user may have some, such as the vectors of spectral normalisation.
+    A forward pass of a ResNet changes nothing of it. One of a user's module may: the vectors of spectral normalisation,
+    or weights whose norm it limits.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        own = {
-            id(buffer) for layer in model.modules() if isinstance(layer, SpanBatchNorm) for buffer in layer.buffers()
-        }
-        found = {name for name, buffer in model.named_buffers() if id(buffer) not in own} & model.state_dict().keys()
-        self._places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in found]
+        saved = model.state_dict().keys()
+        self._places = [
+            (owned, key)
+            for prefix, module in model.named_modules()
+            for owned in (module._parameters, {} if isinstance(module, SpanBatchNorm) else module._buffers)
+            for key in owned
+            if (f"{prefix}.{key}" if prefix else key) in saved
+        ]
 
-    def versions(self) -> list[tuple[Tensor, int]]:
-        """The buffers, and torch's counts of their changes."""
-        return [(tensor, tensor._version) for tensor in self._now()]
+    def versions(self) -> list[tuple[Tensor | None, int]]:
+        """The tensors, and torch's counts of their changes."""
+        now = [owned.get(key) for owned, key in self._places]
+        return [(tensor, 0 if tensor is None else tensor._version) for tensor in now]
 
-    def are(self, versions: list[tuple[Tensor, int]]) -> bool:
-        """Whether no buffer was changed or replaced since a call of `versions`."""
-        return all(
-            tensor is before and tensor._version == count
-            for tensor, (before, count) in zip(self._now(), versions, strict=True)
-        )
-
-    def _now(self) -> list[Tensor]:
-        return [owner.get_buffer(name) for owner, name in self._places]
+    def are(self, versions: list[tuple[Tensor | None, int]]) -> bool:
+        """Whether none was changed or replaced since a call of `versions`."""
+        pairs = zip(self.versions(), versions, strict=True)
+        return all(now is before and count == earlier for (now, count), (before, earlier) in pairs)

@@ -5,25 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import replace
 
 from resnet_dist.checkpoint.content import CheckpointContent
 from resnet_dist.data.ledger import Tallies, added
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.engines.protocol import MicroBatch
-from resnet_dist.telemetry.bottleneck import StepTimes
-from resnet_dist.telemetry.memory import used_bytes
 from resnet_dist.telemetry.step_timer import StepTimer
 from resnet_dist.telemetry.step_totals import PendingTotals, StepSums, StepTotals
-from resnet_dist.telemetry.stragglers import Stragglers
 from resnet_dist.telemetry.time_left import TimeLeft
-from resnet_dist.training.divergence import check_finite
 from resnet_dist.training.evaluate import Evaluation
 from resnet_dist.training.parts import LoopTimes, Outcome, Timetable, TrainerParts
+from resnet_dist.training.step_records import StepRecords, event
 from resnet_dist.training.survivor import LastStep, Start
 from resnet_dist.training.target import Target
 
@@ -60,8 +56,6 @@ class Trainer:
         self._start = Start() if start is None else start
         self._last = LastStep(first_step, self._start, parts.engine, parts.sink, parts.bad)
         self._timer = StepTimer()
-        self._windows: list[StepTimes] = []
-        self._stragglers = Stragglers()
         self._checksum, self._tallies, self._num_left_out = 0, _NO_TALLIES, 0
         self._evaluation_s, self._saving_s, self._waiting_s = 0.0, 0.0, 0.0
         self._late: Mapping[str, object] | None = None  # the eval record that waits for those beside training
@@ -75,6 +69,7 @@ class Trainer:
             evaluation_steps=timetable.evaluation_steps,
             evaluates_first=evaluate_first,
         )
+        self._records = StepRecords(parts, timetable, self._timer, self._left, self._last.write)
 
     def fit(self) -> Outcome:
         """Train; returns on every worker after the same step.
@@ -92,7 +87,7 @@ class Trainer:
             started["skipped_steps_of_the_stream"] = [list(run) for run in self.skipped]
         if self._start.from_memory:
             started["from_memory"] = True
-        self.parts.sink.write({"kind": "event", "step": self.first_step, "event": "started", "detail": started})
+        self.parts.sink.write(event(self.first_step, "started", started))
         for record in self.parts.unwritten(self._start.records):
             self.parts.sink.write(record)
         patient = False
@@ -107,23 +102,22 @@ class Trainer:
                 raise
             raise translated from error
         finally:
-            try:
+            with ExitStack() as at_end:  # all of it is called, whatever fails
+                at_end.callback(self.parts.beside.close)
+                if self.parts.profiler is not None:
+                    at_end.callback(self.parts.profiler.close)
+                at_end.callback(self.parts.release)
                 closing_began = time.perf_counter()
                 self.parts.checkpoints.close(patient=patient)
                 self._saving_s += time.perf_counter() - closing_began
-            finally:
-                self.parts.beside.close()
-                if self.parts.profiler is not None:
-                    self.parts.profiler.close()
-                self.parts.release()
         self.parts.checkpoints.poll()
         # The first window includes one-time work: choosing kernels, allocating memory, filling file caches.
-        bottleneck = self.parts.classify(self._windows[1:] or self._windows)
+        bottleneck = self.parts.classify(self._records.windows[1:] or self._records.windows)
         if bottleneck is not None:
             self._event(outcome.step, "bottleneck", bottleneck.record())
         if outcome.reached is not None and self.target is not None and outcome.evaluation is not None:
-            event = "target_reached" if outcome.reached else "target_missed"
-            self._event(outcome.step, event, self.target.detail(outcome.evaluation))
+            name = "target_reached" if outcome.reached else "target_missed"
+            self._event(outcome.step, name, self.target.detail(outcome.evaluation))
         self._event(outcome.step, "finished" if outcome.finished else "stopped", {})
         training_s = time.perf_counter() - began - self._evaluation_s - self._saving_s
         return replace(outcome, times=LoopTimes(training_s, self._evaluation_s, self._saving_s, self._waiting_s))
@@ -133,18 +127,20 @@ class Trainer:
 
         It is what a checkpoint of that step contains, and what a start from memory needs besides (see `survivor`); the
         step's totals are recorded. None without a completed step; if a total is not finite or the error came in the
-        middle of an update; on a GPU; and for an engine that does not update last, such as ZeRO.
+        middle of an update; on a GPU; and for an engine that does not update last, such as ZeRO. Never raises an error,
+        which would hide that of training.
         """
-        last = self._last
+        last, content = self._last, self.parts.content
         try:
             while last.is_usable() and last.unread:
                 self._record(next(iter(last.unread.values())).read())
-        except Exception as error:  # the error of training is the one to report
+            step = last.step
+            if content is None or step is None or not last.is_usable() or self.parts.beside.has_lost(step):
+                return None
+            return last.copied(content(step, last.metrics))
+        except Exception as error:
             log.warning("the state of step %s is not kept: %s: %s", last.step, type(error).__name__, error)
-        content = self.parts.content
-        if content is None or last.step is None or not last.is_usable() or self.parts.beside.has_lost(last.step):
             return None
-        return last.copied(content(last.step, last.metrics))
 
     def _steps(self) -> Outcome:
         parts, timetable = self.parts, self.timetable
@@ -209,7 +205,7 @@ class Trainer:
                 evaluation = self._evaluate(step) if evaluation_is_due and not (stop or beside) else None
                 ends_early = self._reaches(evaluation) and not is_last
                 if (ends_early or stop) and step % timetable.log_every and totals is not None:
-                    self._log(totals)
+                    self._records.log(totals)
                 if checkpoint_is_due or beside or stop or ends_early:
                     self._save(step, wait=stop or is_last or ends_early)
                 if stop:
@@ -279,46 +275,8 @@ class Trainer:
     def _record(self, totals: StepTotals) -> bool:
         """Check a step's totals and log them if due; returns whether any worker was asked to stop."""
         with self._last.recording(totals.step):
-            self._check_and_log(totals)
+            self._records.add(totals)
         return totals.stop_requested
-
-    def _check_and_log(self, totals: StepTotals) -> None:
-        check_finite(totals, self.timetable.total_steps, skips_overflows=self.parts.engine.skips_overflows)
-        if self.parts.bad is not None:
-            self.parts.bad.num_samples += totals.num_left_out
-        self._timer.add_local(totals.step, totals.local_step_times_s)
-        for straggler in self._stragglers.add(totals.local_step_times_s):
-            self._event(totals.step, "straggler", asdict(straggler))
-        if self.parts.ledger is not None:
-            for epoch in self.parts.ledger.add(totals.step, totals.tallies):
-                self._event(totals.step, "epoch_complete", epoch)
-        if totals.step % self.timetable.log_every == 0 or totals.step == self.timetable.total_steps:
-            self._log(totals)
-
-    def _log(self, totals: StepTotals) -> None:
-        """End a logging window, and write its train record."""
-        window = self._timer.end_window(totals.step)
-        self._windows.append(window)
-        self._last.write(
-            {
-                "kind": "train",
-                "step": totals.step,
-                "epoch": self.timetable.epoch(totals.step),
-                "loss": totals.loss,
-                "top1": totals.top1,
-                "gradient_norm": totals.gradient_norm if math.isfinite(totals.gradient_norm) else None,
-                "sample_ids": totals.checksum,
-                "learning_rate": self.parts.learning_rate(totals.step - 1),
-                "images_per_s": self.timetable.batch_size / window.step_s,
-                "step_time_s": window.step_s,
-                "data_wait_s": window.input_s,
-                "time_left_s": self._left.seconds(),
-                **({} if self.parts.bad is None else {"num_left_out": self.parts.bad.num_samples}),
-                **totals.scaling,
-                **_summary(totals.trust_ratios),
-                **used_bytes(),
-            }
-        )
 
     def _evaluate(self, step: int) -> Evaluation:
         self.parts.liveness.enter("evaluate", step)
@@ -356,13 +314,5 @@ class Trainer:
         for detail in [] if self.parts.bad is None else self.parts.bad.take_new():
             self._event(step, "bad_image", detail)
 
-    def _event(self, step: int, event: str, detail: Mapping[str, object]) -> None:
-        self._last.write({"kind": "event", "step": step, "event": event, "detail": detail})
-
-
-def _summary(trust_ratios: Sequence[float]) -> dict[str, float]:
-    """The part of a train record about the trust ratios of the layers; empty without any."""
-    if not trust_ratios:
-        return {}
-    middle = statistics.median(trust_ratios)
-    return {"trust_ratio_min": min(trust_ratios), "trust_ratio_median": middle, "trust_ratio_max": max(trust_ratios)}
+    def _event(self, step: int, name: str, detail: Mapping[str, object]) -> None:
+        self._last.write(event(step, name, detail))

@@ -1,6 +1,6 @@
-"""Two workers of one machine under their supervisor: who is lost is replaced, who is not stays in its process.
+"""Two workers of one machine under their supervisor: a lost one is replaced, the other stays in its process.
 
-Each case is a line: where it strikes, who stays, and how many steps are done again. The bits are always the same.
+Each fault has the workers that stay in their processes, and how many steps are done again. The bits are the same.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def spares(run: FaultRun, attempt: int = 1) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Strike:
-    """The signal that ranks of an attempt get after a step; who stays in its process, and how much is done again."""
+class Fault:
+    """A signal to ranks of the first attempt; which ranks stay in their processes, and how much is done again."""
 
     name: str
     ranks: tuple[int, ...]
@@ -58,36 +58,36 @@ class Strike:
     stays: tuple[int, ...]
 
 
-STRIKES = [
-    Strike("one worker is killed", (1,), signal.SIGKILL, "WorkerLost", 1, (0,)),
-    Strike("the first worker is killed", (0,), signal.SIGKILL, "WorkerLost", 1, (1,)),
-    Strike("both workers are killed", (0, 1), signal.SIGKILL, "WorkerLost", 10, ()),
-    Strike("one worker is stopped", (1,), signal.SIGSTOP, "WorkerHung", 1, (0,)),
+FAULTS = [
+    Fault("one worker is killed", (1,), signal.SIGKILL, "WorkerLost", 1, (0,)),
+    Fault("the first worker is killed", (0,), signal.SIGKILL, "WorkerLost", 1, (1,)),
+    Fault("both workers are killed", (0, 1), signal.SIGKILL, "WorkerLost", 10, ()),
+    Fault("one worker is stopped", (1,), signal.SIGSTOP, "WorkerHung", 1, (0,)),
 ]
 
 
 @pytest.mark.parametrize(
-    "strike",
-    [pytest.param(STRIKES[0], marks=pytest.mark.smoke), *STRIKES[1:]],
-    ids=lambda strike: strike.name,
+    "fault",
+    [pytest.param(FAULTS[0], marks=pytest.mark.smoke), *FAULTS[1:]],
+    ids=lambda fault: fault.name,
 )
 def test_a_lost_worker_is_replaced_and_the_others_stay_in_their_processes(
-    fault_run: Make, two_undisturbed: FaultRun, strike: Strike
+    fault_run: Make, two_undisturbed: FaultRun, fault: Fault
 ) -> None:
     run = fault_run(**TWO)
     run.start()
     run.wait_for_step(15)
     before = pids(run)
-    for rank in strike.ranks:
-        os.kill(before[rank], strike.signal)
+    for rank in fault.ranks:
+        os.kill(before[rank], fault.signal)
     after = pids(run, attempt=2)
-    assert tuple(rank for rank in (0, 1) if after[rank] == before[rank]) == strike.stays
+    assert tuple(rank for rank in (0, 1) if after[rank] == before[rank]) == fault.stays
     run.end()
     [(error, redone)] = run.failures()
-    assert error == strike.error
-    assert redone <= strike.most_redone
+    assert error == fault.error
+    assert redone <= fault.most_redone
     second = run.directory.attempts()[1]
-    assert second.facts.get("from_memory_of_rank") == (strike.stays[0] if strike.stays else None)
+    assert second.facts.get("from_memory_of_rank") == (fault.stays[0] if fault.stays else None)
     assert_same_bits(run, two_undisturbed)
     assert_nothing_is_left(run)
 
@@ -129,6 +129,27 @@ def test_a_thread_that_hangs_is_replaced_and_the_other_worker_writes_its_stacks(
     assert "worker 1" in run.incident()
     assert after[0] == before[0]
     assert "paced.py" in (run.directory.incident(1) / "stacks/rank-1.txt").read_text()
+    assert_same_bits(run, two_undisturbed)
+    assert_nothing_is_left(run)
+
+
+def test_a_worker_is_lost_in_an_evaluation_that_lasts_longer_than_the_parent_waits(
+    fault_run: Make, two_undisturbed: FaultRun
+) -> None:
+    run = fault_run(**TWO)
+    slow = run.folder / "slow"
+    (run.folder / "users.py").write_text(SLOW_METRIC.format(file=slow))
+    run.start("evaluate.batch_size=4", "evaluate.metrics=[users:metric]")
+    run.wait_for_step(19)
+    before = pids(run)
+    slow.touch()  # 45 batches of each worker: 22 s
+    run.until(lambda: heartbeats.read(run.directory.logs(1))[0].phase == "evaluate")
+    os.kill(before[1], signal.SIGKILL)
+    run.until(lambda: run.directory.incident(1).is_dir())
+    slow.unlink()
+    run.end()
+    assert run.failures() == [("WorkerLost", 0)]
+    assert run.directory.attempts()[1].facts["from_memory_of_rank"] == 0
     assert_same_bits(run, two_undisturbed)
     assert_nothing_is_left(run)
 
@@ -195,6 +216,18 @@ def test_what_the_second_worker_prints_is_in_its_log(fault_run: Make) -> None:
     assert "printed by rank 1" not in output
     assert "printed by rank 1" in logs.log(1).read_text()
 
+
+SLOW_METRIC = """
+import time
+from pathlib import Path
+
+import torch
+
+
+def metric(logits, labels):
+    time.sleep(0.5 if Path("{file}").exists() else 0)
+    return torch.zeros(len(labels))
+"""
 
 PRINTING = """
 import torch.distributed as dist

@@ -133,11 +133,11 @@ def dying(moment: Moment, call: int) -> Iterator[None]:
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        strikes = calls == call
-        if strikes and not moment.after:
+        dies = calls == call
+        if dies and not moment.after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = function(*arguments, **named)
-        if strikes:
+        if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
@@ -332,13 +332,24 @@ MEASURED = ("time_s", "images_per_s", "step_time_s", "data_wait_s", "time_left_s
 
 
 def records(run: RunDirectory, kinds: tuple[str, ...] = ("train", "eval", "layers", "epoch_complete")) -> list[Any]:
-    """The records of steps, without what was measured; each must be there once, in order."""
-    found = [
+    """The records of steps, without what was measured, as readers get them."""
+    return [
         {key: value for key, value in record.items() if key not in MEASURED}
         for record in read_metrics(run.metrics)
         if record["kind"] in kinds or record.get("event") in kinds
     ]
-    return sorted(found, key=lambda record: (record["step"], record["kind"], record.get("event", "")))
+
+
+def assert_no_record_was_written_again(run: RunDirectory) -> None:
+    """But those of the steps that an attempt repeats, and evaluations that were interrupted."""
+    written: list[tuple[str, int]] = []
+    for line in run.metrics.read_text().splitlines():
+        record = json.loads(line)
+        if record.get("event") == "started":
+            written = [(kind, step) for kind, step in written if step <= record["step"]]
+        elif record["kind"] in ("train", "layers") or record.get("event") == "epoch_complete":
+            written.append((record.get("event", record["kind"]), record["step"]))
+    assert len(written) == len(set(written))
 
 
 def assert_same_curve(found: RunDirectory, expected: RunDirectory, precision: str) -> None:
@@ -350,6 +361,7 @@ def assert_same_curve(found: RunDirectory, expected: RunDirectory, precision: st
 
 def assert_same_run(found: RunDirectory, expected: RunDirectory) -> None:
     assert records(found) == records(expected)
+    assert_no_record_was_written_again(found)
     steps = sorted(int(path.name.partition("-")[2]) for path in found.checkpoints.iterdir())
     assert steps[-1] == STEPS
     for step in steps:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -167,18 +166,28 @@ class Pipeline:
         self._pipeline.build()
 
     def start(self, source: Callable[[], Arrays]) -> None:
-        """Decode the batches of `source` from now on. What is left of an earlier source is dropped."""
+        """Decode the batches of `source` from now on. What is left of an earlier source is dropped.
+
+        Raises RuntimeError if DALI cannot be used any more.
+        """
         if not self._is_new:
             self._source.current = _ended
-            while True:  # DALI has asked for some batches ahead, and must hand them out
-                with suppress(RuntimeError):  # an image that cannot be decoded
-                    try:
-                        self._run()
-                    except StopIteration:
-                        break
+            self._drop_rest()
             self._pipeline.reset()
         self._is_new = False
         self._source.current = source
+
+    def _drop_rest(self) -> None:
+        """Take the batches that DALI has asked for ahead: it must hand them out before a reset."""
+        error = None
+        for _ in range(self._pipeline.prefetch_queue_depth + 2):  # later errors are not those of images
+            try:
+                self._run()
+            except StopIteration:
+                return
+            except RuntimeError as problem:  # an image that cannot be decoded
+                error = problem
+        raise RuntimeError("DALI does not end the batches of an earlier source") from error
 
     def stop(self) -> None:
         """Forget the source. What DALI has already taken from it remains until the next `start`."""

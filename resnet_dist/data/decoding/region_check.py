@@ -35,18 +35,27 @@ log = logging.getLogger(__name__)
 TIME_LIMIT_S = 120.0  # mostly for importing torch and DALI from a cold disk
 _RESOLUTION = 64
 _SAME_LEVELS = 2.0  # of 255: a larger mean difference of smooth images comes from another region, not from rounding
-_CODE = "from resnet_dist.data.decoding.region_check import main; main()"
+# What the child does before its imports, which may hang: it ends with its parent, or a little after the time limit. What
+# a terminal or a scheduler asks of all processes is for the parent to answer.
+_BEGIN = f"""
+import os, signal, threading
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+signal.alarm({int(TIME_LIMIT_S) + 10})
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+"""
+_CODE = f"{_BEGIN}from resnet_dist.data.decoding.region_check import main; main()"
 
 
 class RegionCheck:
-    """A child process that decodes regions. It ends by itself after the time limit."""
+    """A child process that decodes regions. Its standard input ends when this process does, however that ends."""
 
     def __init__(self, command: Sequence[str], time_limit_s: float = TIME_LIMIT_S) -> None:
         self._ends_by, self._time_limit_s = time.monotonic() + time_limit_s, time_limit_s
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 # closed with this object
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, env=environment
         )
         weakref.finalize(self, _end, self._child, self._errors)
 
@@ -73,8 +82,9 @@ def _end(child: subprocess.Popen[bytes], errors: IO[bytes] | None = None) -> Non
         child.wait(5)  # a process that a driver holds cannot be killed
     except subprocess.TimeoutExpired:
         log.warning("process %d, which tries to decode on the GPU, cannot be ended", child.pid)
-    if errors is not None:
-        errors.close()
+    for file in (child.stdin, errors):
+        if file is not None:
+            file.close()
 
 
 def region_check(data: DataRecipe, device: torch.device) -> RegionCheck | None:
@@ -91,7 +101,7 @@ def _started(settings: DaliRecipe, device_id: int) -> RegionCheck:
 
 def command_for(settings: DaliRecipe, device_id: int | None) -> list[str]:
     """The command line of the child process."""
-    arguments = {"device_id": device_id, "settings": dataclasses.asdict(settings), "time_limit_s": TIME_LIMIT_S}
+    arguments = {"device_id": device_id, "settings": dataclasses.asdict(settings)}
     return [sys.executable, "-c", _CODE, json.dumps(arguments)]
 
 
@@ -104,7 +114,6 @@ def warn_of(problem: str) -> None:
 def main() -> None:
     """Decode regions. The child process ends with this; an exception is its exit code 1."""
     arguments = json.loads(sys.argv[1])
-    signal.alarm(int(arguments["time_limit_s"]) + 10)  # the parent may be gone
     try_regions(arguments["device_id"], DaliRecipe(**arguments["settings"]))
 
 

@@ -173,7 +173,7 @@ def test_kubernetes_warns_of_placeholders_and_of_paths_on_no_volume_with_their_l
     site = tmp_path / "site.yaml"
     site.write_text("kind: kubernetes\nimage: registry.example.com/launcher:1\n")
     file = write_config('cluster: {walltime: "01:00:00"}')
-    weights = f"model.weights={tmp_path}/weights.pt"
+    weights = "model.weights=/scratch/weights.pt"  # a long override is cut in messages
     assert cli.main(["render", "kubernetes", str(file), weights, "--profile", str(site)]) == 0
     captured = capsys.readouterr()
     assert yaml.safe_load_all(captured.out)

@@ -1,12 +1,14 @@
-"""Idle processes: they wait, are taken, end with their parent's wish, and are not kept where memory is short."""
+"""Idle processes: they wait, are taken, end when their parent closes them, and are not kept where memory is short."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,7 @@ def test_an_idle_process_is_taken_and_those_that_are_left_end(spares: Spares) ->
 
 
 def test_an_idle_process_that_has_ended_is_replaced_but_not_for_ever(
-    spares: Spares, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], spares: Spares, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     for _ in range(MOST_FAILED_STARTS):
@@ -73,6 +75,9 @@ def test_an_idle_process_that_has_ended_is_replaced_but_not_for_ever(
         spare.process.wait()
     spares.start(1)
     assert spares._idle == []
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == MOST_FAILED_STARTS
+    assert "exited with code 1; after 3 of them no other one is started" in lines[-1]
 
 
 def test_code_that_has_changed_since_is_not_used(spares: Spares, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +119,19 @@ def test_how_an_idle_process_ended(spares: Spares, number: int, text: str) -> No
     assert error.rank == 3
     assert text in str(error)
     process.end()
+
+
+def test_a_process_that_closes_its_connection_and_does_not_exit_is_lost_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_spares, "EXIT_S", 0.01)
+    link, other = Pipe()
+    process = WorkerProcess(subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]), link)
+    other.close()
+    assert process.receive() == ([], False)
+    assert "did not exit within" in str(process.how_it_ended(0))
+    process.end()
+    assert process.process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

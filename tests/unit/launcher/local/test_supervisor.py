@@ -34,7 +34,7 @@ class Process(WorkerProcess):
     """A worker process that sends what a test says, one message a look; None: nothing. Then it runs, or ends."""
 
     def __init__(self, *messages: Message | None, ends: bool = False) -> None:
-        self.is_ready, self.attention, self.link = True, None, object()  # type: ignore[assignment]
+        self.is_ready, self.end_descriptor, self.link = True, None, object()  # type: ignore[assignment]
         self.orders: list[Order] = []
         self.signals: list[int] = []
         self.ended = False
@@ -70,9 +70,10 @@ class Given(Spares):
     def __init__(self, *processes: Process) -> None:
         super().__init__(Progress())
         self.processes = list(processes)
+        self.num_started: list[int] = []
 
     def start(self, num: int = 1) -> None:
-        pass
+        self.num_started.append(num)
 
     def take(self) -> WorkerProcess:
         return self.processes.pop(0)
@@ -161,6 +162,33 @@ def test_a_start_that_takes_for_ever_is_a_hang(session: Session, beats: list[Hea
     assert "no heartbeat for 180 s" in str(error)
 
 
+def test_a_process_that_never_becomes_ready_is_the_one_that_hangs(session: Session, beats: list[Heartbeat]) -> None:
+    beats.clear()
+    first, second = Process(*[None] * 1000, Failed(CollectiveFault(LOST))), Process()
+    second.is_ready = False
+    error = workers_of(session, first, second).carry_out(job_of(session))
+    assert isinstance(error, WorkerHung)
+    assert error.rank == 1
+    assert (first.signals, second.signals) == ([], [9])
+
+
+@pytest.mark.parametrize(("max_failures", "stopped", "num_started"), [(3, False, [1]), (0, False, [0]), (3, True, [])])
+def test_idle_processes_are_kept_unless_the_run_is_not_started_again(
+    max_failures: int,
+    stopped: bool,
+    num_started: list[int],
+    session: Session,
+    beats: list[Heartbeat],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(session.stop), "stopped", stopped)
+    faults = dataclasses.replace(FAULTS, max_failures=max_failures, warm_spares=1)
+    session = dataclasses.replace(session, config=dataclasses.replace(session.config, faults=faults))
+    spares = Given(Process(AttemptSpec(1), *[None] * 20, (0, AttemptResult(5, finished=True))))
+    Workers(session, 1, spares).carry_out(job_of(session))
+    assert spares.num_started[:1] == num_started
+
+
 def test_a_message_that_comes_as_the_process_ends_is_received(session: Session) -> None:
     result = AttemptResult(7, finished=False)
     process = Process(None, (75, result), ends=True)
@@ -239,6 +267,22 @@ class TestSurvivors:
         assert workers.in_memory(error) is None
         assert first.ended
         assert other.ended
+
+    def test_that_all_are_replaced_because_the_code_has_changed_is_shown(
+        self, capsys: pytest.CaptureFixture[str], session: Session
+    ) -> None:
+        lost, other = Process(ends=True), Process(Failed(CollectiveFault(LOST), 42, is_current=False))
+        given = Given(lost, other)
+        workers = Workers(session, 2, given)
+        error = workers.carry_out(job_of(session))
+        assert isinstance(error, Exception)
+        workers.in_memory(error)
+        assert "the code has changed" not in capsys.readouterr().out  # the failure is shown first
+        for _ in range(2):
+            given.processes = [Process((0, AttemptResult(60, finished=True))) for _ in range(2)]
+            workers.carry_out(job_of(session))
+            workers.close()
+        assert capsys.readouterr().out.count("the code has changed on disk since the workers began") == 1
 
     def test_the_one_that_hangs_ends_and_the_others_write_their_stacks(
         self, session: Session, small_run: RunDirectory, beats: list[Heartbeat]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from multiprocessing.connection import Connection
 
-from launcher.local.to_parent import Told, ToParent
+from launcher.local.to_parent import ProgressCall, ToParent
 
 
 def test_lines_and_records_are_passed_on_but_large_ones_that_nobody_sees() -> None:
@@ -16,8 +16,8 @@ def test_lines_and_records_are_passed_on_but_large_ones_that_nobody_sees() -> No
         progress.record({"kind": "layers", "step": 3})
         progress.record({"kind": "train", "step": 3})
         assert [answers.recv(), answers.recv()] == [
-            Told("print", "run: starts at step 0"),
-            Told("record", {"kind": "train", "step": 3}),
+            ProgressCall("print", "run: starts at step 0"),
+            ProgressCall("record", {"kind": "train", "step": 3}),
         ]
         assert not answers.poll()
 
@@ -28,4 +28,4 @@ def test_a_parent_that_does_not_read_loses_lines_and_stops_nothing() -> None:
         progress = ToParent(answer)
         for number in range(10_000):
             progress.print(f"line {number}")
-        assert answers.recv() == Told("print", "line 0")
+        assert answers.recv() == ProgressCall("print", "line 0")

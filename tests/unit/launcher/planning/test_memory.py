@@ -96,12 +96,18 @@ def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return bool(request.param)
 
 
-def test_dali_has_buffers_for_each_thread_of_two_pipelines(installed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precise", "pipelines"),
+    [(0, ("training", "evaluation")), (10, ("training", "evaluation", "precise batch norm"))],
+)
+def test_dali_has_buffers_for_each_thread_of_its_pipelines(
+    installed: bool, precise: int, pipelines: tuple[str, ...], tmp_path: Path
+) -> None:
     """One on the GPU and two in pinned memory."""
     keys = ["resources.cpus_per_worker=6", "data.dali={device_padding_mib: 100, host_padding_mib: 30}"]
-    found = memory.of_dali(config(tmp_path, *keys))
-    mib = 2**20
-    expected = DaliMemory(gpu=2 * 6 * 100 * mib, pinned=2 * 6 * 2 * 30 * mib, num_threads=6)
+    found = memory.of_dali(config(tmp_path, *keys, f"evaluate.precise_batch_norm={precise}"))
+    mib, threads = 2**20, 6 * len(pipelines)
+    expected = DaliMemory(gpu=threads * 100 * mib, pinned=threads * 2 * 30 * mib, pipelines=pipelines, num_threads=6)
     assert found == (expected if installed else None)
 
 

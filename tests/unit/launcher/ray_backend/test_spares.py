@@ -41,10 +41,10 @@ def test_the_config_decides_how_many_a_node_has_at_most(most: int, expected: int
     assert spares.for_next_attempt([node("a", 2, 1 * GB)], {"a": 2}, most) == {"a": expected}
 
 
-def run_hook(folder: Path, modules: tuple[str, ...], *, marked: bool) -> str:
-    """Run the hook in a process that cannot import this project; returns what it has imported of `modules`."""
+def run_hook(folder: Path, modules: tuple[str, ...], *, marked: bool, show: str = "", **variables: str) -> str:
+    """Run the hook in a process that cannot import this project; returns `show`, or what was imported of `modules`."""
     hook = folder / "hook"
-    hook.write_bytes(cloudpickle.dumps(spares.job_runtime_env(modules)["worker_process_setup_hook"]))
+    hook.write_bytes(cloudpickle.dumps(spares.job_runtime_env(3, modules)["worker_process_setup_hook"]))
     code = f"""
 import sys
 sys.modules["launcher"] = sys.modules["resnet_dist"] = None
@@ -52,12 +52,12 @@ import ray._raylet
 ray._raylet.maybe_initialize_job_config = lambda: None  # needs a connection
 from ray import cloudpickle
 cloudpickle.loads(open({str(hook)!r}, "rb").read())()
-print([name for name in {modules!r} if sys.modules.get(name)])
+print({show or f"[name for name in {modules!r} if sys.modules.get(name)]"})
 """
     mark = spares.worker_runtime_env()["env_vars"] if marked else {}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **mark}, capture_output=True, text=True, check=True
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {**mark, **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -68,3 +68,22 @@ def test_the_hook_imports_only_in_workers(tmp_path: Path) -> None:
 
 def test_a_module_that_a_node_lacks_does_not_end_the_process(tmp_path: Path) -> None:
     assert run_hook(tmp_path, ("sndhdr", "launcher.worker.train", "nntplib"), marked=True) == "['sndhdr']"
+
+
+def test_torch_has_as_many_threads_as_ray_would_give_it(tmp_path: Path) -> None:
+    """Ray sets OMP_NUM_THREADS when an actor is placed; torch reads it when it is imported."""
+    show = '__import__("os").environ.get("OMP_NUM_THREADS")'
+    assert run_hook(tmp_path, ("sndhdr",), marked=True, show=show) == "3"
+    assert run_hook(tmp_path, ("sndhdr",), marked=True, show=show, OMP_NUM_THREADS="5") == "5"
+    assert run_hook(tmp_path, ("sndhdr",), marked=False, show=show) == "None"
+
+
+def test_a_version_of_ray_without_what_is_used_here_starts_no_idle_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lacks() -> dict[str, str]:
+        raise ImportError("cannot import name 'get_env_vars_to_propagate'")
+
+    monkeypatch.setattr(spares, "_from_ray_train", lacks)
+    spares.start({"a": 1})
+    assert "no idle processes are started: ImportError: cannot import name" in caplog.text

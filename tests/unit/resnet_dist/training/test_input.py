@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from resnet_dist.data import index_image_folder
+from resnet_dist.data.decoding import dali
 from resnet_dist.data.decoding.region_check import warn_of
 from resnet_dist.data.loader import HostBatch
 from resnet_dist.data.order import order_of
@@ -120,3 +122,37 @@ def test_a_blank_batch_is_on_the_device_what_a_batch_of_training_is(
         return [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in (found.images, found.labels)]
 
     assert facts(blank_batch(recipe, 8)) == facts(batch)
+
+
+@pytest.mark.skipif(not dali.is_installed(), reason="NVIDIA DALI is not installed")
+def test_calls_during_training_share_one_more_pipeline(
+    tmp_path: Path, write_images: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As precise batch norm calls it at each evaluation, for a few steps: DALI's pipelines take seconds to build."""
+    built, defined = [], dali._defined
+
+    def define(*arguments: Any) -> Any:
+        built.append(arguments)
+        return defined(*arguments)
+
+    monkeypatch.setattr(dali, "_defined", define)
+    root = str(write_images(tmp_path))
+    recipe = Recipe(
+        data=DataRecipe(root=root, resolution=8, decoder="dali"),
+        batch=BatchRecipe(size=4),
+        duration=Duration.parse("9 steps"),
+        schedule=ScheduleRecipe(peak_lr=0.1),
+    )
+    index, layout = index_image_folder(root, "train"), BatchLayout.of(recipe, 1)
+    order = order_of(index, recipe.data, recipe.seed)
+    batches_from = training_input(recipe, worker(device=CPU), index, order, layout, 9, ())
+    expected = [batch.images.clone() for batch in batches_from(0)]
+    assert len(built) == 1
+    found = []
+    for step, batch in enumerate(batches_from(0), start=1):
+        found.append(batch.images.clone())
+        if step % 3 == 0:
+            with closing(batches_from(step - 2)) as again:
+                assert all(torch.equal(next(again).images, expected[number]) for number in (step - 2, step - 1))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(built) == 2

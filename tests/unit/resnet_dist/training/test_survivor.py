@@ -40,6 +40,7 @@ from resnet_dist.telemetry.json_lines import without_non_finite
 from resnet_dist.telemetry.metrics_file import NoSink
 from resnet_dist.training.bad_images import BadImages
 from resnet_dist.training.ema import WeightAverage
+from resnet_dist.training.step_records import StepRecords
 from resnet_dist.training.survivor import LastStep, MemoryState, Start
 from resnet_dist.training.trainer import Trainer
 
@@ -101,23 +102,23 @@ def trainer(
     return build(recipe, Worker(0, 1, CPU, 1), options, sink, Unattended(), resume)
 
 
-class Struck(Exception):  # noqa: N818 - reads as what happened
-    """What a lost worker is for the others: an error somewhere in a step."""
+class Interrupted(Exception):  # noqa: N818 - reads as what happened
+    """What the loss of a worker is for the others: an error somewhere in a step."""
 
 
 @contextlib.contextmanager
-def struck(owner: type, name: str, call: int, *, after: bool) -> Iterator[None]:
-    """Raise Struck in a call of a function, before it has done anything or after it has done all."""
+def interrupted(owner: type, name: str, call: int, *, after: bool) -> Iterator[None]:
+    """Raise Interrupted in a call of a function, before it has done anything or after it has done all."""
     function, calls = getattr(owner, name), 0
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call and not after:
-            raise Struck
+            raise Interrupted
         result = function(*arguments, **named)
         if calls == call:
-            raise Struck
+            raise Interrupted
         return result
 
     with patch.object(owner, name, wrapped):
@@ -127,9 +128,9 @@ def struck(owner: type, name: str, call: int, *, after: bool) -> Iterator[None]:
 def kept_after(
     recipe: Recipe, folder: Path, sink: Records, owner: type, name: str, call: int, *, after: bool
 ) -> CheckpointContent | None:
-    with struck(owner, name, call, after=after):
+    with interrupted(owner, name, call, after=after):
         training = trainer(recipe, folder, sink)
-        with pytest.raises(Struck):
+        with pytest.raises(Interrupted):
             training.fit()
         return training.state()
 
@@ -157,7 +158,7 @@ def assert_is(state: CheckpointContent, path: Path, *, with_metrics: bool) -> No
 def whole(
     request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, Path, Records]:
-    """A run that nothing strikes, with a checkpoint of every step."""
+    """A run that nothing interrupts, with a checkpoint of every step."""
     recipe, sink = recipe_of(images, request.param), Records()
     folder = tmp_path_factory.mktemp("whole") / "checkpoints"
     trainer(recipe, folder, sink, every=1).fit()
@@ -222,8 +223,8 @@ def test_the_state_after_the_last_completed_step_is_its_checkpoint_and_the_run_g
         (RunningStatistics, "clear", 4, False),
         (WeightAverage, "update", 4, False),
         (WeightAverage, "update", 4, True),
-        (Trainer, "_check_and_log", 3, False),
-        (Trainer, "_check_and_log", 3, True),
+        (StepRecords, "add", 3, False),
+        (StepRecords, "add", 3, True),
     ],
 )
 def test_there_is_no_state_in_the_middle_of_an_update_or_of_a_record(
@@ -248,10 +249,25 @@ def test_totals_that_were_not_read_yet_are_read_and_one_that_is_not_finite_leave
     assert kept_after(recipe, tmp_path / "a", Records(), DdpEngine, "gradients", 3, after=False) is None
 
 
+@pytest.mark.parametrize("fails", ["content", "has_lost"])
+def test_an_error_while_the_state_is_copied_does_not_hide_that_of_training(
+    images: Path, tmp_path: Path, fails: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = trainer(recipe_of(images, "float64"), tmp_path / "checkpoints", Records())
+    with interrupted(DdpEngine, "gradients", 3, after=False), pytest.raises(Interrupted):
+        training.fit()
+    assert training.state() is not None
+    failing = Mock(side_effect=MemoryError("no memory"))
+    more = {"content": failing} if fails == "content" else {"beside": Mock(has_lost=failing)}
+    training.parts = replace(training.parts, **more)  # type: ignore[arg-type]
+    assert training.state() is None
+    assert caplog.messages[-1] == "the state of step 2 is not kept: MemoryError: no memory"
+
+
 def test_the_state_is_a_copy(images: Path, tmp_path: Path) -> None:
-    with struck(DdpEngine, "gradients", 3, after=False):
+    with interrupted(DdpEngine, "gradients", 3, after=False):
         training = trainer(recipe_of(images, "float64"), tmp_path / "checkpoints", Records())
-        with pytest.raises(Struck):
+        with pytest.raises(Interrupted):
             training.fit()
     state = training.state()
     assert state is not None
@@ -269,9 +285,9 @@ def test_a_worker_that_fails_again_before_the_next_step_still_has_the_state_and_
     folder = tmp_path / "checkpoints"
     state = kept_after(recipe, folder, Records(), DdpEngine, "_norms", 5, after=False)
     assert state is not None
-    with struck(DdpEngine, "_norms", 1, after=False):
+    with interrupted(DdpEngine, "_norms", 1, after=False):
         second = trainer(recipe, folder, Records(), MemoryState(4, 0, state))
-        with pytest.raises(Struck):
+        with pytest.raises(Interrupted):
             second.fit()
     again = second.state()
     assert again is not None
@@ -342,16 +358,28 @@ def last_step(module: nn.Module, bad: BadImages | None = None) -> LastStep:
     return last
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_buffer_of_the_users_that_a_forward_pass_has_changed_leaves_no_state(replaced: bool) -> None:
+def limit_norm(module: WithBuffer) -> None:
+    with torch.no_grad():
+        module.weight.clamp_(max=0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.vector.add_(1),
+        lambda module: setattr(module, "vector", torch.ones(2)),
+        lambda module: delattr(module, "vector"),
+        limit_norm,
+    ],
+)
+def test_a_buffer_or_weight_that_a_users_forward_pass_has_changed_leaves_no_state(
+    change: Callable[[WithBuffer], object],
+) -> None:
     module = WithBuffer()
     last = last_step(module)
     module.cache.zero_()  # is not saved
     assert last.is_usable()
-    if replaced:
-        module.vector = torch.ones(2)
-    else:
-        module.vector.add_(1)
+    change(module)
     assert not last.is_usable()
     last.complete(2, Mock())
     assert last.is_usable()

@@ -806,10 +806,8 @@ def test_broken_samples_are_counted_for_the_record_and_images_reported_in_the_st
         return replace(EVALUATION, num_bad=1)
 
     checkpoints = Mock(save=lambda step, **_: states.append({"step": step, **bad.state()}))
-    trained.parts = replace(
-        trained.parts, bad=bad, batches_from=batches_from, evaluate=evaluate, checkpoints=checkpoints
-    )
-    trained.fit()
+    parts = replace(trained.parts, bad=bad, batches_from=batches_from, evaluate=evaluate, checkpoints=checkpoints)
+    Trainer(parts, trained.timetable, 2).fit()
     records = world.of("train")
     assert [record["num_left_out"] for record in records] == [0, 1, 1, 1]
     assert [record["top1"] for record in records] == [3 / 4, 1.0, 3 / 4, 3 / 4]

@@ -241,6 +241,30 @@ def test_broken_images_that_nobody_took_do_not_reach_the_next_call(photos: list[
 
 
 @needs_dali
+def test_a_pipeline_that_only_fails_after_an_early_end_is_not_asked_for_ever(
+    built: list[int], train_index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an error of the GPU."""
+    decoder, runs = DaliDecoder(1, 2, 4), 0
+    decoding = decoder.decode(requests_for(train_index, [4] * 5))
+    next(decoding)
+    decoding.close()
+
+    def run(pipeline: decode_dali.Pipeline) -> Any:
+        nonlocal runs
+        runs += 1
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(decode_dali.Pipeline, "_run", run)
+    with pytest.raises(RuntimeError, match="DALI does not end the batches of an earlier source") as caught:
+        next(decoder.decode(requests_for(train_index, [4])))
+    assert str(caught.value.__cause__) == "CUDA error"
+    assert runs < 10
+    monkeypatch.undo()
+    assert len(list(decoder.decode(requests_for(train_index, [4])))) == 1  # by another pipeline
+
+
+@needs_dali
 def test_two_calls_at_once_have_a_pipeline_each(built: list[int], train_index: Index) -> None:
     decoder = DaliDecoder(1, 1, 4)
     one, other = (decoder.decode(requests_for(train_index, [4, 4])) for _ in range(2))

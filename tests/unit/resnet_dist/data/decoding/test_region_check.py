@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,14 +72,38 @@ def test_a_child_that_nobody_asks_about_ends_with_its_check() -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-def test_a_child_whose_parent_is_gone_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    alarms: list[int] = []
-    monkeypatch.setattr(region_check, "try_regions", lambda *given: None)
-    monkeypatch.setattr(signal, "alarm", alarms.append)
-    monkeypatch.setattr(sys, "argv", ["-c", *command_for(DaliRecipe(), 0)[3:]])
-    region_check.main()
-    [seconds] = alarms
-    assert region_check.TIME_LIMIT_S < seconds < 2 * region_check.TIME_LIMIT_S
+def test_a_child_whose_parent_is_killed_ends_also_during_its_imports() -> None:
+    code = f"{region_check._BEGIN}print('begun', flush=True); import time; time.sleep(1000)"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import subprocess, sys\n"
+            "child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=subprocess.PIPE)\n"
+            "child.wait()",
+            code,
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    with parent.stdout as output:
+        assert output.readline() == b"begun\n"
+        parent.kill()
+        parent.wait()
+        killed = time.monotonic()
+        assert output.read() == b""  # returns when the child, which has the other end, is gone
+        assert time.monotonic() - killed < region_check.TIME_LIMIT_S  # not by its alarm
+
+
+def test_signals_to_all_processes_of_a_run_do_not_end_the_trial() -> None:
+    send = "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2): os.kill(os.getpid(), number)"
+    assert python(region_check._BEGIN + send).problem is None
+
+
+def test_a_child_that_cannot_be_killed_otherwise_ends_by_an_alarm() -> None:
+    left = "raise SystemExit(f'{signal.alarm(0)} s left')"
+    problem = python(region_check._BEGIN + left).problem
+    assert problem == f"a trial in a child process failed: {region_check.TIME_LIMIT_S + 10:g} s left"
 
 
 @needs_dali
@@ -112,6 +137,8 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     started: list[Any] = []
 
     class Child:
+        stdin = None
+
         def __init__(self, command: Any, **_: Any) -> None:
             started.append(command)
 
