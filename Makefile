@@ -82,7 +82,7 @@ bench: install $(PEERS)/.installed ## benchmarks of speed on a CPU, in half an h
 	-$(BIN)/python -m benchmarks.speed_keys --rounds 7
 	-$(BIN)/python benchmarks/checkpoint_stall.py
 	-$(BIN)/python -m benchmarks.starts
-	-$(BIN)/python -m benchmarks.recovery --kills 7 --turns 1 --pause 8
+	-$(BIN)/python -m benchmarks.recovery --kills 4 --turns 2 --pause 6
 	$(BIN)/python -m benchmarks.page
 
 bench-views: install ## benchmarks of watch, report and the time that is left, in about 7 minutes; write docs/benchmarks.md

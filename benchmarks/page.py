@@ -199,6 +199,8 @@ def _recovery(found: Mapping[str, Any]) -> Iterator[str]:
         for row in found["local"]
     ]
     yield table(["local supervisor", "median, worst", "goal for the median", "reached"], rows) + "\n"
+    yield from notes_of([*found["rows"], *found["local"]])
+    yield ""
 
 
 def _starts(found: Mapping[str, Any]) -> Iterator[str]:
@@ -209,6 +211,8 @@ def _starts(found: Mapping[str, Any]) -> Iterator[str]:
         f"that make a step of the same model. {found['rounds']} rounds.\n"
     )
     yield table_of(found["rows"]) + "\n"
+    yield from notes_of(found["rows"])
+    yield ""
     for name, stages in found["stages"].items():
         taken = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.items())
         yield f"Stages, {name}: {taken}.\n"

@@ -27,11 +27,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.measure import order, table_of, time_row, write
+from benchmarks.measure import notes_of, order, table_of, time_row, write
 from launcher.prepare.digits import write_digits
 from launcher.run.directory import RunDirectory
 
 POLL_S = 0.01
+LONGEST = 3  # stages that explain why a goal is missed
 MOST_S = 600.0  # for one start
 CONFIG: dict[str, Any] = {
     "schema": 1,
@@ -108,8 +109,19 @@ def ours(folder: Path, place: Mapping[str, Any]) -> tuple[float, dict[str, float
     metrics = RunDirectory(folder / "runs", "start").metrics
     command = [sys.executable, "-m", "launcher.train", str(folder / "start.yaml")]
     seconds, output = start(command, lambda: metrics.exists() and '"kind": "train"' in metrics.read_text())
+    return seconds, dict(stages_of(output))
+
+
+def stages_of(output: str) -> list[tuple[str, float]]:
+    """The stages that the launcher has printed, with their seconds."""
     found = re.findall(r"^(\S.*?) {2,}(\d+\.\d) s$", output, re.MULTILINE)
-    return seconds, {name: float(text) for name, text in found}
+    return [(name, float(text)) for name, text in found]
+
+
+def longest(stages: Mapping[str, float]) -> str:
+    """The longest stages, as text."""
+    names = sorted(stages, key=lambda name: -stages[name])[:LONGEST]
+    return ", ".join(f"{name} {stages[name]:.1f} s" for name in names) or "none was printed"
 
 
 def script(folder: Path, content: str) -> tuple[float, dict[str, float]]:
@@ -169,15 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stage, value in by_stage.items():
             stages[name].setdefault(stage, []).append(value)
         print(f"round {number + 1}: {name:<13} {taken:6.2f} s", flush=True)
-    rows = [
-        time_row(f"command to first step, {name}", peer, seconds[name], seconds[peer], GOALS[name]).record()
-        for name, peer in pairs.items()
-    ]
     medians = {
         name: {stage: statistics.median(values) for stage, values in by_stage.items()}
         for name, by_stage in stages.items()
     }
+    rows = []
+    for name, peer in pairs.items():
+        more = statistics.median(seconds[name]) - statistics.median(seconds[peer])
+        cause = f"{more:.1f} s more than the peer; the longest stages of ours: {longest(medians[name])}"
+        what = f"command to first step, {name}"
+        rows.append(time_row(what, peer, seconds[name], seconds[peer], GOALS[name], cause=cause).record())
     print(table_of(rows))
+    print("\n".join(notes_of(rows)))
     print(json.dumps(medians, indent=2))
     if given.only is None:
         write("starts", {"rounds": given.rounds, "rows": rows, "seconds": seconds, "stages": medians})

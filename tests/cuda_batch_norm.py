@@ -131,7 +131,7 @@ def _backward_elemt(
 @contextmanager
 def cuda_kernels() -> Iterator[None]:
     """Let CPU tensors take the code path of CUDA tensors."""
-    found = (span_norm._has_cuda_kernels, spans._on_gpu)
+    found = (span_norm._has_cuda_kernels, spans.on_gpu)
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("batch_norm_stats", _stats, "CPU")
         library.impl("batch_norm_gather_stats_with_counts", _gather, "CPU")
@@ -140,8 +140,8 @@ def cuda_kernels() -> Iterator[None]:
         library.impl("batch_norm_backward_reduce", _reduce, "CPU")
         library.impl("batch_norm_backward_elemt", _backward_elemt, "CPU")
         span_norm._has_cuda_kernels = lambda input: True
-        spans._on_gpu = lambda tensor: True
+        spans.on_gpu = lambda tensor: True
         try:
             yield
         finally:
-            span_norm._has_cuda_kernels, spans._on_gpu = found
+            span_norm._has_cuda_kernels, spans.on_gpu = found

@@ -109,6 +109,9 @@ def _local(config: RunConfig) -> Iterator[str]:
     if config.place != "local" or (config.faults.max_failures == 0 and num == 1):
         return
     processes = f"{count(num, 'worker process')} on this machine"
+    if config.faults.max_failures == 0:
+        yield from row("", f"{processes}, no idle one (faults.max_failures)")
+        return
     number = 1 if spares is None else spares
     if number == 0:
         yield from row("", f"{processes}, no idle one (faults.warm_spares)")

@@ -181,8 +181,8 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
 
 def _local(config: RunConfig) -> Iterator[RecipeError]:
     """The worker processes of this machine are those of a run without Ray."""
-    if config.place == "ray" and config.resources.local_workers > 1:
-        yield from unused("resources.local_workers", config.resources.local_workers, "place local or auto", ("place",))
+    if config.place != "local" and config.resources.local_workers > 1:  # auto: Ray, where it is installed
+        yield from unused("resources.local_workers", config.resources.local_workers, "place local", ("place",))
 
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:

@@ -43,7 +43,7 @@ from resnet_dist.training.survivor import MemoryState
 
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface for workers that are all on this machine
 
-_JOIN_POLL_S = 0.02
+_JOIN_POLL_S = 0.02  # how often a worker looks whether the others have joined
 
 
 def _never() -> bool:

@@ -8,6 +8,7 @@ recorder.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -139,6 +140,7 @@ class GraphedGradients:
             assert self._inputs is not None
             self._outputs = self._run(*self._inputs)
 
+        gc.collect()  # not during the capture: an earlier run of this process may have left DALI pipelines
         self._graph = self._recorder.capture(work)
         if collected is not None and before is not None:  # the warm-up is not part of a step
             collected.copy_(before)

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_dist.models.spans import Spans, combined
+from resnet_dist.models.spans import Spans, on_gpu
 
 _aten = torch.ops.aten
-_SHORTEST = 96  # values of a channel that are added up one after the other
+_FEWEST = 256  # values of a channel that are added up in float32: with fewer, combining the parts would take long
 
 
 def normalise_shared(
@@ -196,10 +196,9 @@ def _normalise(
     else:
         moments = spans.moments(layer, statistics, epsilon)
     saved = _computed(_coefficients, moments.new_empty((4, *moments.shape[1:]), dtype=dtype), moments, weight, bias)
-    _, _, scale, shift = saved
     found = [
-        torch.addcmul(_like(b, part), part.to(dtype), _like(a, part)).to(input.dtype)
-        for part, a, b in zip(parts, scale, shift, strict=True)
+        torch.addcmul(shift, part.to(dtype), scale).to(input.dtype)
+        for part, scale, shift in zip(parts, *_rows(saved[2:], input), strict=True)
     ]
     return _joined(found, input), moments, [saved]
 
@@ -218,41 +217,34 @@ def _coefficients(out: Any, moments: Any, weight: Any, bias: Any) -> None:
 def _statistics(part: Tensor, epsilon: float) -> list[Tensor]:
     """What `Spans.moments` takes of a slice."""
     if not len(part):
-        return [part.new_zeros(part.shape[1])] * 2
+        return [part.new_zeros(part.shape[1])] * 2 if on_gpu(part) else [part.new_zeros((1, part.shape[1]))] * 2
     if torch.compiler.is_compiling():
         variance, mean = torch.var_mean(part, [0, *range(2, part.dim())], correction=0)
-        return [mean, (variance + epsilon).rsqrt() if part.is_cuda else variance]
-    # Of channels-last memory, this kernel adds up all values of a channel one after the other, in float32. With every
-    # k-th value of a channel as a channel of its own, it adds up few, in the same time. (torch.var_mean takes 10 times
-    # as long.)
+        return [mean, (variance + epsilon).rsqrt()] if on_gpu(part) else [mean[None], variance[None]]
+    # The kernel adds up float32 values in float32 where channels are last. So its channels are some of the values of a
+    # channel each: the sums are short, and the time is the same. (torch.var_mean is exact, and takes 10 times as long.)
     pixels = part.movedim(1, -1)
     if pixels.is_contiguous():
-        mean, variance = torch.batch_norm_update_stats(
-            pixels.view(_length(part.numel() // part.shape[1]), -1), None, None, 0.0
-        )
-    else:
-        mean, variance = torch.batch_norm_update_stats(part, None, None, 0.0)
-    return [
-        torch.from_numpy(values)
-        for values in combined(mean.numpy().reshape(-1, part.shape[1]), variance.numpy().reshape(-1, part.shape[1]))
-    ]
+        part = pixels.view(_length(part.numel() // part.shape[1]), -1)
+    mean, variance = torch.batch_norm_update_stats(part, None, None, 0.0)
+    return [mean.view(-1, pixels.shape[-1]), variance.view(-1, pixels.shape[-1])]
 
 
 @lru_cache
 def _length(num_values: int) -> int:
-    """The number of values that are added up in one go: the smallest divisor of `num_values` that is not too small."""
-    return next((size for size in range(_SHORTEST, num_values) if num_values % size == 0), num_values)
+    """The number of values in each of the equal parts of `num_values`: the smallest divisor from `_FEWEST`."""
+    return next((size for size in range(_FEWEST, num_values) if num_values % size == 0), num_values)
 
 
 def _gradients(
     gradient: Tensor, input: Tensor, weight: Tensor | None, saved: Sequence[Tensor], spans: Spans, layer: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of input, weight and bias."""
-    means, deviations, scale, _ = saved[0]
-    dtype = scale.dtype
+    coefficients = saved[0]
+    dtype = coefficients.dtype
     parts = list(zip(_parts(_laid_out_as(input, gradient), spans), _parts(input, spans), strict=True))
     own: list[Tensor] = []  # sums of g and of g × x_hat
-    for (g, part), mean, deviation in zip(parts, means, deviations, strict=True):
+    for (g, part), mean, deviation in zip(parts, *_rows(coefficients[:2]), strict=True):
         if len(part):
             _, products, sums = _aten.native_batch_norm_backward(
                 g.to(dtype), part.to(dtype), None, None, None, mean, deviation, True, 0.0, [False, True, True]
@@ -265,11 +257,13 @@ def _gradients(
     else:
         of_spans = spans.sums(layer, own)
     num_values = spans.num_values(math.prod(input.shape[2:]))
-    slopes, offsets = _computed(_slopes_and_offsets, torch.empty_like(of_spans), of_spans, saved[0], num_values)
+    of_x = _computed(_slopes_and_offsets, torch.empty_like(of_spans), of_spans, coefficients, num_values)
     found = []
-    for (g, part), a, b, c in zip(parts, scale, slopes, offsets, strict=True):
-        dx = torch.addcmul(_like(c, part), part.to(dtype), _like(b, part))
-        found.append(dx.addcmul_(g.to(dtype), _like(a, part)).to(input.dtype))
+    for (g, part), scale, slope, offset in zip(
+        parts, *_rows(coefficients[2:3], input), *_rows(of_x, input), strict=True
+    ):
+        dx = torch.addcmul(offset, part.to(dtype), slope)
+        found.append(dx.addcmul_(g.to(dtype), scale).to(input.dtype))
     return _joined(found, input), _total(own[1::2]), _total(own[::2])
 
 
@@ -323,6 +317,9 @@ def _total(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
-def _like(per_channel: Tensor, input: Tensor) -> Tensor:
-    """[channels] as [1, channels, 1, 1]."""
-    return per_channel.view(1, -1, *[1] * (input.dim() - 2))
+def _rows(values: Tensor, input: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+    """[kinds, slices, channels] as tensors [channels] by kind and slice, or as [1, channels, 1, 1] beside `input`."""
+    num_kinds, num_slices, num_channels = values.shape
+    shape = (num_channels,) if input is None else (1, num_channels, *[1] * (input.dim() - 2))
+    rows = values.reshape(-1, *shape).unbind()
+    return [rows[kind * num_slices : (kind + 1) * num_slices] for kind in range(num_kinds)]

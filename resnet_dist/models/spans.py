@@ -164,15 +164,18 @@ class Spans:
     def moments(self, layer: int, statistics: Sequence[Tensor], epsilon: float) -> Tensor:
         """Mean and 1 / sqrt(biased variance + epsilon) of whole spans: float64 [2, slices, channels]. A collective.
 
-        `statistics` are those of the slices of this worker, each [channels], two for each slice: on a CPU the mean and
-        the biased variance, on a GPU the mean and 1 / sqrt(variance + epsilon).
+        `statistics` are those of the slices of this worker, two for each slice: on a CPU the means and the biased
+        variances of equal parts of it, each [parts, channels]; on a GPU the mean and 1 / sqrt(variance + epsilon), each
+        [channels].
         """
-        if _on_gpu(statistics[0]):
+        if on_gpu(statistics[0]):
             return self._moments_on_gpu(layer, statistics, epsilon)
-        found = _stacked(statistics, np.float64)
+        found = np.empty((len(self.slices), 2, statistics[0].shape[-1]))
+        for row, means, variances in zip(found, statistics[::2], statistics[1::2], strict=True):
+            row[0], row[1] = _combined(means.numpy(), variances.numpy())
         gathered = self._exchange(2 * layer, found)
         for number, (rows, counts) in self._own.items():
-            found[number] = combined(gathered[rows, 0], gathered[rows, 1], counts.numpy())
+            found[number, 0], found[number, 1] = _combined(gathered[rows, 0], gathered[rows, 1], counts.numpy())
         found[:, 1] = 1 / np.sqrt(found[:, 1] + epsilon)
         return torch.from_numpy(np.ascontiguousarray(found.swapaxes(0, 1)))
 
@@ -197,9 +200,9 @@ class Spans:
 
         `own` are those over the slices of this worker, each [channels], two for each slice.
         """
-        if _on_gpu(own[0]):
+        if on_gpu(own[0]):
             return self._sums_on_gpu(layer, own)
-        sums = _stacked(own)
+        sums = np.concatenate([each.numpy() for each in own]).reshape(len(self.slices), 2, -1)
         gathered = self._exchange(2 * layer + 1, sums)
         for number, (rows, _) in self._own.items():
             sums[number] = gathered[rows].sum(0)
@@ -256,7 +259,7 @@ class Spans:
         return gathered[:, : num_slots * num_values].reshape(num_ranks * num_slots, *own.shape[1:])
 
     def _exchange_on_gpu(self, call: int, own: Tensor) -> Tensor:
-        """The same on a GPU, for the result of `_message`. Only the first passes are checked: that waits for the device."""
+        """The same on a GPU, for the result of `_message`. The check waits for the GPU: only the first passes have it."""
         if self._checked:
             self._compare(call, own.device)
         gathered = own.new_empty((len(self._ranks) * self._table.num_slots, *own.shape[1:]))
@@ -328,7 +331,7 @@ class _Table:
         return entries
 
 
-def combined(
+def _combined(
     means: NDArray[Any], variances: NDArray[Any], counts: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and biased variance, float64 [channels], of values of which parts have `means` and `variances`.
@@ -336,17 +339,17 @@ def combined(
     Those are [parts, channels], of `counts` values each; None: all parts have as many. Combined as in Chan, Golub and
     LeVeque (1983, equation 2.1) in float64: sums of squares lose precision if the mean is large.
     """
-    weights = np.full((len(means), 1), 1 / len(means)) if counts is None else (counts / counts.sum())[:, None]
-    mean = (weights * means).sum(0)
-    return mean, (weights * (variances + np.square(means - mean))).sum(0)
+    if len(means) == 1:
+        return means[0], variances[0]
+
+    def average(values: NDArray[Any]) -> Any:
+        return values.mean(0, dtype=np.float64) if counts is None else counts @ values / counts.sum()
+
+    mean = average(means)
+    return mean, average(variances) + average(np.square(means - mean))
 
 
-def _stacked(tensors: Sequence[Tensor], dtype: type[np.float64] | None = None) -> NDArray[Any]:
-    """[slices, 2, channels] of two tensors [channels] for each slice."""
-    return np.stack([tensor.numpy() for tensor in tensors], dtype=dtype).reshape(-1, 2, len(tensors[0]))
-
-
-def _on_gpu(tensor: Tensor) -> bool:
+def on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
@@ -383,7 +386,7 @@ def _span_sums(own: list[Tensor], spans: int, layer: int) -> Tensor:
 
 def _fake_moments(statistics: list[Tensor], epsilon: float, spans: int, layer: int) -> Tensor:
     first = statistics[0]
-    return first.new_empty((2, len(_ALL[spans].slices), len(first)), dtype=torch.float64)
+    return first.new_empty((2, len(_ALL[spans].slices), first.shape[-1]), dtype=torch.float64)
 
 
 def _fake_sums(own: list[Tensor], spans: int, layer: int) -> Tensor:

@@ -12,11 +12,9 @@ from benchmarks.step import CASES
 from benchmarks.workers import on_workers
 
 SETTING = Setting(batch=2, resolution=32)  # ResNet-50
-# The goal is 1.75, and is missed on a CPU (docs/benchmarks.md has the cause): this is what must not grow.
-LARGEST_OF_A_SHARED_SPAN = 5.1
 
 
-@pytest.mark.parametrize(("name", "largest"), [("two workers", 1.3), ("a shared span", LARGEST_OF_A_SHARED_SPAN)])
+@pytest.mark.parametrize(("name", "largest"), [("two workers", 1.3), ("a shared span", 1.7)])
 def test_a_step_on_two_workers_has_few_operations_beside_those_of_a_minimal_loop(name: str, largest: float) -> None:
     found = on_workers(2, step.measure, SETTING, asdict(CASES[name]), 0)
     row = step.rows_of(name, found)[0]

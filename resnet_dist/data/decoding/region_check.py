@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 TIME_LIMIT_S = 120.0  # mostly for importing torch and DALI from a cold disk
 _RESOLUTION = 64
 _SAME_LEVELS = 2.0  # of 255: a larger mean difference of smooth images comes from another region, not from rounding
-# What the child does before its imports, which may hang: it ends with its parent, or a little after the time limit. What
-# a terminal or a scheduler asks of all processes is for the parent to answer.
+# What the child does before its imports, which may hang. It ends with its parent, or a little after the time limit. It
+# ignores the signals that a terminal or a scheduler sends to all processes of a run: they are for the parent.
 _BEGIN = f"""
 import os, signal, threading
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):

@@ -63,6 +63,7 @@ def test_the_order_of_shards_is_shown(source: str, num_shards: int | None, said:
         (("place=local", "resources.local_workers=2", "faults.warm_spares=2"), "2 idle processes for a fast restart"),
         (("place=local", "faults.warm_spares=0"), "1 worker process on this machine, no idle one"),
         (("place=local", "faults.max_failures=0"), None),
+        (("place=local", "faults.max_failures=0", "resources.local_workers=2"), "no idle one (faults.max_failures)"),
         (("place=ray",), None),
     ],
 )

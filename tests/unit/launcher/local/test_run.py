@@ -49,7 +49,7 @@ def test_more_workers_than_gpus_are_refused_before_anything_is_recorded(
     write_config: Callable[..., Path], small_run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    config = configs.load(write_config("resources: {gpus_per_worker: 1, local_workers: 2}"))
+    config = configs.load(write_config("place: local", "resources: {gpus_per_worker: 1, local_workers: 2}"))
     parent = Parent(None, lambda spec: None, Ranks(0, 2, 0, 2), str(tmp_path / "rendezvous"))
     with pytest.raises(UsageError, match=r"2 workers need a GPU each, and 1 GPU is visible here\. Allowed: at most 1"):
         run_local(config, small_run, "auto", Progress(), StopSignals(), parent=parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -66,8 +67,10 @@ def test_an_idle_process_is_taken_and_those_that_are_left_end(spares: Spares) ->
 
 
 def test_an_idle_process_that_has_ended_is_replaced_but_not_for_ever(
-    capsys: pytest.CaptureFixture[str], spares: Spares, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shown = io.StringIO()
+    spares = Spares(Progress(shown))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     for _ in range(MOST_FAILED_STARTS):
         spares.start(1)
@@ -75,7 +78,7 @@ def test_an_idle_process_that_has_ended_is_replaced_but_not_for_ever(
         spare.process.wait()
     spares.start(1)
     assert spares._idle == []
-    lines = capsys.readouterr().out.splitlines()
+    lines = shown.getvalue().splitlines()
     assert len(lines) == MOST_FAILED_STARTS
     assert "exited with code 1; after 3 of them no other one is started" in lines[-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,8 +96,9 @@ def config(write_config: Callable[..., Path]) -> RunConfig:
 
 @pytest.fixture
 def session(config: RunConfig, small_run: RunDirectory) -> Iterator[Session]:
-    notifier = Notifier(config.notify, small_run)
-    yield Session(config, small_run, Progress(), notifier)
+    notifier, progress = Notifier(config.notify, small_run), Progress()
+    yield Session(config, small_run, progress, notifier)
+    progress.close()
     notifier.close()
 
 
@@ -268,21 +270,21 @@ class TestSurvivors:
         assert first.ended
         assert other.ended
 
-    def test_that_all_are_replaced_because_the_code_has_changed_is_shown(
-        self, capsys: pytest.CaptureFixture[str], session: Session
-    ) -> None:
+    def test_that_all_are_replaced_because_the_code_has_changed_is_shown(self, session: Session) -> None:
+        shown = io.StringIO()
+        session = dataclasses.replace(session, progress=Progress(shown))
         lost, other = Process(ends=True), Process(Failed(CollectiveFault(LOST), 42, is_current=False))
         given = Given(lost, other)
         workers = Workers(session, 2, given)
         error = workers.carry_out(job_of(session))
         assert isinstance(error, Exception)
         workers.in_memory(error)
-        assert "the code has changed" not in capsys.readouterr().out  # the failure is shown first
+        assert "the code has changed" not in shown.getvalue()  # the failure is shown first
         for _ in range(2):
             given.processes = [Process((0, AttemptResult(60, finished=True))) for _ in range(2)]
             workers.carry_out(job_of(session))
             workers.close()
-        assert capsys.readouterr().out.count("the code has changed on disk since the workers began") == 1
+        assert shown.getvalue().count("the code has changed on disk since the workers began") == 1
 
     def test_the_one_that_hangs_ends_and_the_others_write_their_stacks(
         self, session: Session, small_run: RunDirectory, beats: list[Heartbeat]

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.config import load as configs
-from launcher.errors import UserCodeError
+from launcher.errors import CollectiveFault, UserCodeError
 from launcher.recovery.attempt import AttemptSpec
 from launcher.run.directory import AttemptLogs, RunDirectory
 from launcher.worker.assignment import Assignment
 from launcher.worker.supervisor import FileSupervisor
-from launcher.worker.train import train_worker
+from launcher.worker.train import _AbandonableLiveness, train_worker
 from resnet_dist.errors import DataError, StorageError
 
 
@@ -47,6 +47,14 @@ def test_a_preemption_notice_that_cannot_be_recorded_stops_the_worker_all_the_sa
     (tmp_path / "notice").touch()
     supervisor = FileSupervisor(AttemptLogs(tmp_path / "missing"), 1, notice_file=str(tmp_path / "notice"))
     assert supervisor.stop_requested()
+
+
+def test_an_evaluation_ends_at_its_next_batch_once_the_attempt_has_failed_on_another_worker() -> None:
+    failed = iter([False, True])
+    batches = _AbandonableLiveness(lambda: next(failed)).beating(["first", "second"])
+    assert next(batches) == "first"
+    with pytest.raises(CollectiveFault, match="failed on another worker"):
+        next(batches)
 
 
 def test_a_log_that_cannot_be_opened_is_a_storage_error(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,6 +85,29 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
         torch.randn(4, 3, 2, 2, dtype=torch.float64, generator=generator),
         torch.randint(3, (4,), generator=generator),
     )
+
+
+def test_what_an_earlier_run_has_left_in_cycles_is_freed_before_the_capture_and_not_during_it() -> None:
+    class Pipeline:
+        def __init__(self) -> None:
+            self.itself = self
+
+    world, recorder, alive = World(), Replayed(), []
+    capture = recorder.capture
+
+    def noted(work: Callable[[], None]) -> Graph:
+        alive.append(left() is not None)
+        return capture(work)
+
+    recorder.capture = noted  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        left = weakref.ref(Pipeline())
+        assert left() is not None
+        GraphedGradients(world.run, world.net, recorder).capture(*batch(0))
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_every_step_gives_the_gradients_of_its_own_images() -> None:

@@ -259,7 +259,7 @@ def test_an_error_while_the_state_is_copied_does_not_hide_that_of_training(
     assert training.state() is not None
     failing = Mock(side_effect=MemoryError("no memory"))
     more = {"content": failing} if fails == "content" else {"beside": Mock(has_lost=failing)}
-    training.parts = replace(training.parts, **more)  # type: ignore[arg-type]
+    training.parts = replace(training.parts, **more)
     assert training.state() is None
     assert caplog.messages[-1] == "the state of step 2 is not kept: MemoryError: no memory"
 
@@ -366,7 +366,7 @@ def limit_norm(module: WithBuffer) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda module: module.vector.add_(1),
+        lambda module: module.get_buffer("vector").add_(1),
         lambda module: setattr(module, "vector", torch.ones(2)),
         lambda module: delattr(module, "vector"),
         limit_norm,
