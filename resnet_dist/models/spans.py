@@ -259,7 +259,7 @@ class Spans:
         return gathered[:, : num_slots * num_values].reshape(num_ranks * num_slots, *own.shape[1:])
 
     def _exchange_on_gpu(self, call: int, own: Tensor) -> Tensor:
-        """The same on a GPU, for the result of `_message`. The check waits for the GPU: only the first passes have it."""
+        """The same on a GPU, for the result of `_message`. Only the first passes check `call`: it waits for the GPU."""
         if self._checked:
             self._compare(call, own.device)
         gathered = own.new_empty((len(self._ranks) * self._table.num_slots, *own.shape[1:]))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from resnet_dist.errors import RecipeError
 from resnet_dist.models.batch_norm import SpanBatchNorm, use_spans
 from resnet_dist.models.span_norm import normalise_shared
 from resnet_dist.models.spans import OPERATORS, Spans
@@ -203,6 +204,19 @@ def test_float32_statistics_of_many_values_on_a_cpu_are_exact(samples: int, two_
     variances, means = torch.var_mean(input.double(), [0, 2, 3], correction=0)
     torch.testing.assert_close(moments[0, 0], means, rtol=2e-6, atol=0.0)
     torch.testing.assert_close(moments[1, 0].pow(-2), variances, rtol=2e-6, atol=0.0)
+
+
+def test_workers_at_different_layers_are_refused(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = shared(nn.BatchNorm2d(CHANNELS), 8)
+    layer.spans.add_layer("another layer", CHANNELS)
+
+    def gather(gathered: Tensor, own: Tensor, group: object) -> None:
+        gathered.view(2, -1).copy_(own.flatten())
+        gathered[-1] += 2 * (layer.spans._layers.index("another layer") - layer.number)  # the call of the other worker
+
+    monkeypatch.setattr("resnet_dist.models.spans.dist.all_gather_single", gather)
+    with pytest.raises(RecipeError, match=r"worker 0 is at the model .* worker 1 at another layer \(forward pass\)"):
+        layer(images(8, CHANNELS, 3, 2, dtype=torch.float32))
 
 
 def test_autocast_does_not_round_the_statistics(kernels: str, two_workers: None) -> None:
