@@ -35,6 +35,7 @@ from launcher.local.to_parent import ToParent
 from launcher.recovery.attempt import AttemptResult, AttemptSpec
 from launcher.recovery.portable import portable
 from launcher.run.directory import RunDirectory
+from launcher.run.lease import LeaseLost
 from launcher.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class _Server:
                 failed = Failed(portable(error), kept_step, _has_current_code())
                 del error  # its frames hold the model
                 self._send(failed)
+                if isinstance(failed.error, LeaseLost):  # no job follows, and the parent may be suspended
+                    return
                 _free_memory()
             else:
                 self._kept = None

@@ -54,6 +54,7 @@ def in_evaluation(run: FaultRun) -> int:
 
 
 def at_start_up(run: FaultRun) -> int:
+    run.until(run.directory.attempts)  # a process that is killed before it has a job is replaced without an attempt
     return run.child()
 
 
