@@ -68,7 +68,7 @@ _BY_NAME = {name.casefold(): gpu for gpu in GPUS for name in (gpu.model, *gpu.de
 
 
 def known_gpu(name: str) -> Gpu | None:
-    """The GPU `name`: as torch.cuda.get_device_name returns it, or a model such as H100. None if it is not in the table.
+    """The GPU `name`: as torch.cuda.get_device_name returns it, or a model such as H100. None if it is unknown.
 
     Nothing is derived from similar names.
     """
