@@ -153,7 +153,7 @@ def beyond(ours: Mapping[str, Any], minimal: Mapping[str, Any]) -> list[dict[str
                 caller: found.get(operation, 0) - each["minimal"].get(caller, {}).get(operation, 0)
                 for caller, found in each["ours"].items()
             }
-            callers = sorted((c for c in excess if excess[c] > 0), key=lambda c: -excess[c])
+            callers = sorted((c for c in excess if excess[c] > 0), key=lambda c: (-excess[c], c))
             rows.append({"operation": operation, "more": more, "callers": callers})
     return sorted(rows, key=lambda row: -row["more"])
 
@@ -208,7 +208,7 @@ def callers_table(found: Mapping[str, Any], shown: int | None = None) -> str:
         name: {caller: sum(each.values()) for caller, each in step["by_caller"].items()}
         for name, step in (("ours", ours), ("minimal", minimal))
     }
-    every = sorted({*numbers["ours"], *numbers["minimal"]}, key=lambda c: -numbers["ours"].get(c, 0))
+    every = sorted({*numbers["ours"], *numbers["minimal"]}, key=lambda c: (-numbers["ours"].get(c, 0), c))
     cells = [
         [
             caller,

@@ -230,11 +230,11 @@ def test_no_step_waits_where_spans_are_exchanged(compiled: bool, monkeypatch: py
     monkeypatch.setattr(spans, "_checked", False)  # as on a GPU after the first forward pass
     both = lambda gathered, message, group: gathered.view(2, -1).copy_(message.flatten())  # noqa: E731
     monkeypatch.setattr("resnet_dist.models.spans.dist.all_gather_single", both)
-    with cuda_kernels():
+    with cuda_kernels(), pytest.MonkeyPatch.context() as inner:  # undone before the kernels are
         if compiled:  # what the compiler traces, here not compiled
-            monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-            monkeypatch.setattr(span_norm, "_has_cuda_kernels", lambda input: False)
-            monkeypatch.setattr(span_norm, "on_gpu", lambda tensor: True)
+            inner.setattr(torch.compiler, "is_compiling", lambda: True)
+            inner.setattr(span_norm, "_has_cuda_kernels", lambda input: False)
+            inner.setattr(span_norm, "on_gpu", lambda tensor: True)
         found, _ = waits_of(run)
     assert found == {}
 
