@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import re
 import shlex
@@ -200,3 +201,6 @@ def _on_cpu(config: RunConfig) -> Iterator[RecipeError]:
             yield RecipeError("precision", f"found tf32, which has no effect {on_cpu}", allowed, others)
         if config.speed.cuda_graph:
             yield RecipeError("speed.cuda_graph", f"found true {on_cpu}", "false, or gpus_per_worker 1", others)
+        for part in dataclasses.fields(config.data.dali):
+            if (value := getattr(config.data.dali, part.name)) != part.default:
+                yield from unused(f"data.dali.{part.name}", value, "resources.gpus_per_worker 1", others)
