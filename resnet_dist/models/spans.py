@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -23,40 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnet_dist.errors import RecipeError
+from resnet_dist.models.span_slices import SpanSlice, SpanTable, span_slices
 from resnet_dist.recipe.batch_layout import BatchLayout, SpanGroup, span_groups
 
 _END = -1  # instead of a layer: the end of the forward pass
 _CHECKED = 2  # forward passes on a GPU that are checked, and the backward passes between them
-_NO_SAMPLES = 1e-300  # instead of a count of 0, by which torch's kernel would divide
-
-
-@dataclass(frozen=True)
-class SpanSlice:
-    """The samples [start, stop) of a worker's part of a micro-batch that belong to one span."""
-
-    row: int  # number of the span in its group
-    start: int
-    stop: int
-    owned: bool  # whether it has the span's first sample: each span has one owner
-
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return self.stop - self.start
-
-
-def span_slices(own: range, span: int, origin: int) -> tuple[SpanSlice, ...]:
-    """Divide the worker's positions `own` into spans of `span` samples; row 0 is the span that begins at `origin`.
-
-    >>> [(part.row, part.size, part.owned) for part in span_slices(range(10, 24), span=8, origin=8)]
-    [(0, 6, False), (1, 8, True)]
-    """
-    inner = range(own.start - own.start % span + span, own.stop, span)
-    edges = [own.start, *inner, own.stop]
-    return tuple(
-        SpanSlice((start - origin) // span, start - own.start, stop - own.start, owned=start % span == 0)
-        for start, stop in itertools.pairwise(edges)
-    )
 
 
 class Spans:
@@ -104,7 +75,7 @@ class Spans:
         self.slices = span_slices(layout.worker_micro_batch(0, rank), self.span_size, members.positions.start)
         self._ranks = members.ranks
         self._whole, self._origin = self.slices, members.positions.start
-        self._table = _Table(members, layout, self.span_size)
+        self._table = SpanTable(members, layout, self.span_size)
         self._own = self._all = self._table.own(rank)
         self._checked = True  # whether messages name their layer
         self._num_forward_passes = 0
@@ -290,45 +261,6 @@ class Spans:
         if call == _END:
             return "the end of the forward pass"
         return f"{self._layers[call // 2]} ({'backward' if call % 2 else 'forward'} pass)"
-
-
-class _Table:
-    """The layout of the gathered values: `num_slots` rows per worker, one for each slice of a span on several workers.
-
-    Only the first and the last slice of a worker can be parts of such spans. Unused rows are zero.
-    """
-
-    def __init__(self, members: SpanGroup, layout: BatchLayout, span: int) -> None:
-        self._first_rank = members.ranks.start
-        parts_of = [layout.worker_micro_batch(0, rank) for rank in members.ranks]
-        self._shared = [
-            {i: part for i, part in enumerate(span_slices(own, span, members.positions.start)) if part.size < span}
-            for own in parts_of
-        ]
-        self.num_slots = max(map(len, self._shared))
-        self._rows: list[tuple[int, range] | None] = []  # number of the span, positions in the micro-batch
-        for own, shared in zip(parts_of, self._shared, strict=True):
-            self._rows += [(part.row, own[part.start : part.stop]) for part in shared.values()]
-            self._rows += [None] * (self.num_slots - len(shared))
-
-    def own(self, rank: int, good: NDArray[np.bool_] | None = None) -> dict[int, tuple[slice, Tensor]]:
-        """For each slice of `rank` in a span on several workers, by number: the rows of that span and their samples.
-
-        The rows are adjacent. The numbers of samples are float64 [rows], almost 0 for unused rows and those whose
-        samples are all left out. `good`, bool [samples of the micro-batch], are the samples that count; None: all.
-        """
-
-        def size(positions: range) -> float:
-            counted = len(positions) if good is None else int(good[positions.start : positions.stop].sum())
-            return counted or _NO_SAMPLES
-
-        entries = {}
-        for number, span_slice in self._shared[rank - self._first_rank].items():
-            parts = [i for i, row in enumerate(self._rows) if row is not None and row[0] == span_slice.row]
-            rows = slice(parts[0], parts[-1] + 1)
-            sizes = [_NO_SAMPLES if row is None else size(row[1]) for row in self._rows[rows]]
-            entries[number] = (rows, torch.tensor(sizes, dtype=torch.float64))
-        return entries
 
 
 def _combined(

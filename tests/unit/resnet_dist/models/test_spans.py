@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_dist.models.spans import Spans, SpanSlice, span_slices
+from resnet_dist.models.span_slices import SpanSlice, span_slices
+from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout, allowed_spans, span_groups
 
 CPU = torch.device("cpu")
