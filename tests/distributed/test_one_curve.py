@@ -58,7 +58,8 @@ from resnet_dist.training.ema import WeightAverage
 from resnet_dist.training.evaluate import Evaluation
 from tests.distributed.forked import run_forked, run_script
 
-STEPS = 20
+STEPS, STEPS_OF_TABLES = 10, 20
+DIFFERENCES = f"step 1 | {STEPS_OF_TABLES} steps"  # the last columns of the tables
 BATCH = 30  # 30, 15 and 10 samples a micro-batch: nothing divides by 4, and only 30 by 2
 # With half precisions nothing can be the same; asserted is ten times what their rounding was seen to do here.
 FIRST_STEP = {"float64": 1e-12, "float32": 1e-6, "bfloat16": 2e-4, "float16": 1e-5, "bfloat16 gradients": 1e-6}
@@ -67,9 +68,9 @@ ALL_STEPS = {"float64": 1e-9, "float32": 2e-4, "bfloat16": 2e-3, "float16": 5e-4
 # lamb and adamw divide by the size of each element, which amplifies rounding; 1.7e-4 was the largest seen
 ADAPTIVE_FLOAT32 = 2e-3
 EMA_DECAY = 0.9
-LAYERS_EVERY = 10  # steps
+LAYERS_EVERY = 5  # steps
 NUM_VAL = 355  # images of the val split: no multiple of workers x evaluate.batch_size, which is 64
-KILLED_IN, CHECKPOINT_EVERY = 8, 5  # steps, the first since an attempt began
+KILLED_IN, CHECKPOINT_EVERY = 4, 3  # steps, the first since an attempt began
 CASE_TIMEOUT_S = 60  # of each case: a hang is ended, a slow or busy machine is not
 
 
@@ -189,12 +190,12 @@ def covering_array() -> list[Case]:
     return chosen
 
 
-def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
+def recipe(case: Case, root: Path, speed: SpeedRecipe, steps: int) -> Recipe:
     engine, _, stage = case.engine.partition("-")
     base = Recipe(
         data=DataRecipe(root=str(root), resolution=16, crop_area=(0.7, 1.0), flip=False),
         batch=BatchRecipe(size=BATCH, num_micro_batches=case.micro_batches),
-        duration=Duration.parse(f"{STEPS} steps"),
+        duration=Duration.parse(f"{steps} steps"),
         schedule=ScheduleRecipe(peak_lr=0.002 if case.optimizer == "sgd" else 0.05, warmup=Duration.parse("5 steps")),
         model=ModelRecipe(name="resnet20", num_classes=10),
         batch_norm=BatchNormRecipe(span="global" if case.span == "global" else int(case.span)),
@@ -218,7 +219,7 @@ def recipe(case: Case, root: Path, speed: SpeedRecipe) -> Recipe:
 
 
 def curve(
-    case: Case, root: Path, folder: Path, rank: int, speed: SpeedRecipe | None = None, num_threads: int = 1
+    case: Case, root: Path, folder: Path, rank: int, steps: int, speed: SpeedRecipe | None = None, num_threads: int = 1
 ) -> list[dict[str, float]]:
     """Loss, learning rate, gradient norm and samples of every step; of the last, the weights' moving average too.
 
@@ -232,14 +233,14 @@ def curve(
         layers_every=LAYERS_EVERY if case.variant == "nesterov" and case.engine == "ddp" else None,
     )
     worker = Worker(rank, case.workers, torch.device("cpu"), num_threads=num_threads)
-    trainer = build(recipe(case, root, speed or SpeedRecipe()), worker, options, NoSink(), Unattended())
+    trainer = build(recipe(case, root, speed or SpeedRecipe(), steps), worker, options, NoSink(), Unattended())
     parts, records = trainer.parts, []
     with torch.no_grad():
         weights = sum(parameter.double().square().sum().item() for parameter in parts.engine.module.parameters())
     before = evaluated(parts.evaluate(3)) if case.variant == "evaluation" else {}  # of the initial weights
     average = WeightAverage(parts.engine.module, EMA_DECAY)
     batches = parts.batches_from(0)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         taken = list(itertools.islice(batches, case.micro_batches))
         rate = parts.learning_rate(step - 1)
         parts.layers.begin(step)
@@ -258,7 +259,7 @@ def curve(
     records[-1]["average"] = squares(average.state())
     if case.precision == "float64":
         records[0] |= before
-        records[-1] |= evaluated(parts.evaluate(STEPS))
+        records[-1] |= evaluated(parts.evaluate(steps))
     return records
 
 
@@ -307,7 +308,7 @@ def go_on(run: Path, root: Path, rank: int, workers: int) -> None:
         supervisor = Killed(rank, pids, run / "checkpoints" / f"step-{next_step:08d}")
     every = Duration.parse(f"{CHECKPOINT_EVERY} steps")
     options = RunOptions(CheckpointOptions(run / "checkpoints", Retention(1)), run / "index", every, log_every=1)
-    averaged = dataclasses.replace(recipe(RESIZED, root, SpeedRecipe()), ema=EmaRecipe(decay=EMA_DECAY))
+    averaged = dataclasses.replace(recipe(RESIZED, root, SpeedRecipe(), STEPS), ema=EmaRecipe(decay=EMA_DECAY))
     worker = Worker(rank, workers, torch.device("cpu"), num_threads=1)
     sink = MetricsFile(run / "metrics.jsonl") if rank == 0 else NoSink()
     build(averaged, worker, options, sink, supervisor, None if saved is None else saved.path).fit()
@@ -323,7 +324,7 @@ def work(folder: Path, workers: int, rank: int) -> None:
     job = json.loads((folder / "cases.json").read_text())
     cases = [Case(**case) for case in job["cases"]]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
-    curves = {case.name: curve(case, Path(job["root"]), folder, rank) for case in cases}
+    curves = {case.name: curve(case, Path(job["root"]), folder, rank, job["steps"]) for case in cases}
     if rank == 0:
         (folder / "curves.json").write_text(json.dumps(curves))
     if job["resized"]:
@@ -343,7 +344,9 @@ def all_worlds(folder: Path) -> None:
         assert found == [code] * workers, (workers, found)
 
 
-def run_worlds(cases: list[Case], folder: Path, *, resized: bool = False) -> dict[str, list[dict[str, float]]]:
+def run_worlds(
+    cases: list[Case], folder: Path, steps: int, *, resized: bool = False
+) -> dict[str, list[dict[str, float]]]:
     """The curves of `cases` and of their baselines, by the case's name; `resized`: with the run that is killed."""
     root = write_digits(folder / "digits")
     wanted = sorted({*cases, *(case.baseline for case in cases)}, key=lambda case: case.name)
@@ -353,7 +356,8 @@ def run_worlds(cases: list[Case], folder: Path, *, resized: bool = False) -> dic
         world.mkdir()
         own = [asdict(case) for case in wanted if case.workers == workers]
         goes_on = resized and workers <= RESIZED.workers
-        (world / "cases.json").write_text(json.dumps({"root": str(root), "cases": own, "resized": goes_on}))
+        job = {"root": str(root), "steps": steps, "cases": own, "resized": goes_on}
+        (world / "cases.json").write_text(json.dumps(job))
     done = run_script(__file__, str(folder))
     assert done.returncode == 0, done.stderr
     found = [json.loads((folder / f"world-{workers}" / "curves.json").read_text()) for workers in sizes]
@@ -383,7 +387,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def curves(worlds: Path) -> dict[str, list[dict[str, float]]]:
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
-    return run_worlds([*CASES, RESIZED], worlds, resized=True)
+    return run_worlds([*CASES, RESIZED], worlds, STEPS, resized=True)
 
 
 def test_every_pair_of_values_meets() -> None:
@@ -459,7 +463,8 @@ def test_a_run_that_is_killed_goes_on_with_fewer_workers_in_the_middle_of_an_epo
     curves: dict[str, list[dict[str, float]]], worlds: Path
 ) -> None:
     records = read_metrics(worlds / "resized" / "metrics.jsonl")
-    assert [record["step"] for record in records if record.get("event") == "started"] == [0, 5, 10]
+    started = [record["step"] for record in records if record.get("event") == "started"]
+    assert started == [0, CHECKPOINT_EVERY, 2 * CHECKPOINT_EVERY]
     keys = {"loss": "loss", "lr": "learning_rate", "norm": "gradient_norm", "ids": "sample_ids"}
     own = [{key: record[name] for key, name in keys.items()} for record in records if record["kind"] == "train"]
     baseline = curves[RESIZED.baseline.name]
@@ -486,7 +491,7 @@ def test_different_recipes_have_different_curves(curves: dict[str, list[dict[str
 
 def print_table(cases: list[Case], curves: dict[str, list[dict[str, float]]]) -> None:
     print(f"{len(cases)} combinations (DDP in both precisions). Largest relative difference from one process:\n")
-    print("| engine | precision | workers | combinations | step 1 | 20 steps |\n|---|---|---|---|---|---|")
+    print(f"| engine | precision | workers | combinations | {DIFFERENCES} |\n|---|---|---|---|---|---|")
     for precision, engine, workers in itertools.product(("float64", "float32"), VALUES["engine"], VALUES["workers"]):
         rows = [case for case in cases if (case.precision, case.engine, case.workers) == (precision, engine, workers)]
         if rows:
@@ -500,12 +505,12 @@ def print_kernels(folder: Path) -> None:
     torch.set_num_threads(1)
     root = write_digits(folder / "digits")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    print("| other kernels | precision | step 1 | 20 steps |\n|---|---|---|---|")
+    print(f"| other kernels | precision | {DIFFERENCES} |\n|---|---|---|---|")
     for precision in ("float32", "float64"):
         case = Case(1, "ddp", 1, "sgd", "global", clipping=False, precision=precision)
 
         def run(speed: SpeedRecipe | None = None, num_threads: int = 1, case: Case = case) -> list[dict[str, float]]:
-            return curve(case, root, folder, 0, speed, num_threads)
+            return curve(case, root, folder, 0, STEPS_OF_TABLES, speed, num_threads)
 
         defaults = run()
         others = {
@@ -529,8 +534,8 @@ if __name__ == "__main__":
             print_kernels(Path(scratch))
     elif sys.argv[1:] == ["--rounded"]:
         with tempfile.TemporaryDirectory() as scratch:
-            found = run_worlds(ROUNDED, Path(scratch))
-        print("| rounded to | engine | workers | micro-batches | step 1 | 20 steps |\n|---|---|---|---|---|---|")
+            found = run_worlds(ROUNDED, Path(scratch), STEPS_OF_TABLES)
+        print(f"| rounded to | engine | workers | micro-batches | {DIFFERENCES} |\n|---|---|---|---|---|---|")
         for case in ROUNDED:
             first, all_steps = differences(found[case.name], found[case.baseline.name], case.precision)
             row = (case.precision, case.engine, case.workers, case.micro_batches, f"{first:.1e}", f"{all_steps:.1e}")
@@ -541,6 +546,6 @@ if __name__ == "__main__":
             everything += [
                 dataclasses.replace(case, precision="float32") for case in everything if case.engine == "ddp"
             ]
-            print_table(everything, run_worlds(everything, Path(scratch)))
+            print_table(everything, run_worlds(everything, Path(scratch), STEPS_OF_TABLES))
     else:
         all_worlds(Path(sys.argv[1]))

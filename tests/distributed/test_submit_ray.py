@@ -122,7 +122,7 @@ def test_a_run_is_submitted_followed_and_told_to_save(
         found: dict[str, Any] = json.loads(told.stdout)
         return found
 
-    seen = _until(status, lambda found: found["state"] not in ("pending", "starting"))
+    seen = _until(status, lambda found: found["step"] or found["state"] not in ("pending", "starting", "running"))
     assert seen["state"] in ("running", "saving"), seen
     assert seen["total_steps"] == 100_000
     assert "rank 0 of 1" in run_launcher("logs", str(run)).stdout
