@@ -14,7 +14,7 @@ import pytest
 
 from launcher.run import heartbeats
 from resnet_dist.telemetry.metrics_file import read_metrics
-from tests.distributed.fault_runs import USERS_CODE, FaultRun, assert_nothing_is_left, has_ended
+from tests.distributed.fault_runs import USERS_CODE, FaultRun, assert_nothing_is_left, assert_same_bits, has_ended
 
 Make = Callable[..., FaultRun]
 
@@ -106,7 +106,13 @@ def test_a_second_ctrl_c_ends_ray_too(fault_run: Make) -> None:
 
 
 @pytest.mark.ray
-def test_a_restart_takes_processes_that_have_imported_torch_before(fault_run: Make, undisturbed: FaultRun) -> None:
+def test_a_killed_worker_is_replaced_by_an_idle_process_with_the_same_bits(
+    fault_run: Make, digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "undisturbed").mkdir()
+    expected = FaultRun(tmp_path / "undisturbed", digits)
+    expected.start("workers=2", processes=2)
+    expected.end()
     run = fault_run(place="ray", workers=2)
     run.pace(all=0.5)
     run.start()
@@ -116,10 +122,10 @@ def test_a_restart_takes_processes_that_have_imported_torch_before(fault_run: Ma
     os.kill(run.pid(rank=1), signal.SIGKILL)
     run.until(lambda: run.directory.incident(1).is_dir())
     run.pace(all=0)
-    run.end(timeout_s=240)
+    assert "starting again: failure 1 of 3" in run.end(timeout_s=240)
     workers = heartbeats.read(run.directory.logs(2))
     assert {beat.pid for beat in workers.values()} == idle.keys()
-    assert_same_losses(run, undisturbed)
+    assert_same_bits(run, expected)
     assert_nothing_is_left(run)
 
 

@@ -57,7 +57,8 @@ def test_a_run_in_a_terminal_says_what_it_does_and_answers_ctrl_c(
         assert any(re.fullmatch(f"{stage} +[0-9.]+ s", line) for line in lines), stage
     assert any("/60" in line and line.endswith(" left") for line in lines)
     assert "Ctrl-C: saving at the next step; Ctrl-C again ends without saving" in lines
-    prose = [line for line in lines if len(line.split()) > 1 and not line.startswith("run ")]  # a path has no place to break
+    # A path has no place to break.
+    prose = [line for line in lines if len(line.split()) > 1 and not line.startswith("run ")]
     assert [line for line in prose if len(line) > COLUMNS] == []
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor
     assert "Traceback" not in shown

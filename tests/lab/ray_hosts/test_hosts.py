@@ -62,29 +62,21 @@ def test_a_host_whose_cable_is_out_is_replaced_by_a_spare(lab: RayHosts, train: 
     assert_same(training.losses(), untouched)
 
 
-def test_a_drained_node_costs_no_step(lab: RayHosts, train: Train, untouched: Losses) -> None:
-    lab.start("w1", "w2")
-    training = train("workers=1..2")
-    training.wait_for_step(15)
-    lab.drain("w2")
-    output = training.end()
-    assert training.workers() == [2, 1], output
-    drained, _ = training.attempts("ended")
-    assert drained["last_step"] == training.attempts("started")[1]["facts"]["from_step"]
-    assert "preempted" in drained["cause"]
-    assert_same(training.losses(), untouched)
-    lab.kill("w2")
-
-
-def test_a_run_whose_nodes_are_all_drained_ends_with_75_and_goes_on_later(
+def test_draining_costs_no_step_and_ends_a_run_without_nodes_with_75(
     lab: RayHosts, train: Train, untouched: Losses
 ) -> None:
     lab.start("w1", "w2")
     training = train("workers=1..2")
     training.wait_for_step(15)
-    lab.drain("w1")
     lab.drain("w2")
-    training.end(code=75)
+    training.wait_for_attempt(2)
+    drained = training.attempts("ended")[0]
+    assert drained["last_step"] == training.attempts("started")[1]["facts"]["from_step"]
+    assert "preempted" in drained["cause"]
+    training.wait_for_step(drained["last_step"] + 5)
+    lab.drain("w1")
+    output = training.end(code=75)
+    assert training.workers() == [2, 1], output
     saved = training.attempts("ended")[-1]["last_step"]
     for name in ("w1", "w2"):
         lab.kill(name)
