@@ -66,6 +66,12 @@ _STEP_SETTING = {
 }
 
 
+_DECODER = (
+    "most of the time of an image is that of its decoder, which decodes the Huffman code of all blocks, also of those"
+    " outside the crop; the peers use the same library (libjpeg-turbo)"
+)
+
+
 def pipelines(folder: Path, rounds: int, python: str | None, absent: dict[str, str]) -> Iterator[Row]:
     """Images per CPU second of each pipeline against its peer; fills `absent` with those that do not run here."""
     peers: dict[str, _Peer] = {}
@@ -86,7 +92,7 @@ def pipelines(folder: Path, rounds: int, python: str | None, absent: dict[str, s
         peer.close()
     for what, other, goal in PIPELINES:
         if what in spent and other in spent:
-            yield speed_row(what, other, spent[what], spent[other], 1, goal, measure="cpu")
+            yield speed_row(what, other, spent[what], spent[other], 1, goal, measure="cpu", cause=_DECODER)
 
 
 class _EndedError(Exception):

@@ -172,17 +172,20 @@ def machine(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def write(name: str, content: Mapping[str, Any], device: torch.device | None = None, folder: Path = RESULTS) -> Path:
-    """Write results/NAME.json: `content` with the time, the machine and the commit."""
-    record = {
+    """Write results/NAME.json: `content` with its origin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({**origin(device), **content}, indent=2) + "\n")
+    return file
+
+
+def origin(device: torch.device | None = None) -> dict[str, Any]:
+    """The time, the commit and the machine."""
+    return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {**machine(device), "load": list(os.getloadavg())},
-        **content,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.json"
-    file.write_text(json.dumps(record, indent=2) + "\n")
-    return file
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -208,7 +211,9 @@ def notes_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["note"]:
             yield f"- {row['what']}: {row['note']}"
         if row["reached"] is False:
-            yield f"- {row['what']}: missed. Cause: {row.get('cause') or UNKNOWN_CAUSE}"
+            is_noise = row["ratio"]["low"] <= row["goal"] <= row["ratio"]["high"]
+            cause = "noise: the goal lies between the quartiles" if is_noise else row.get("cause") or UNKNOWN_CAUSE
+            yield f"- {row['what']} / {row['peer']}: missed. Cause: {cause}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

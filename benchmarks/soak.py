@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.measure import origin
 from launcher.prepare.digits import write_digits
 from launcher.run import heartbeats
 from launcher.run.directory import RunDirectory
@@ -411,7 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     print(table(report))
     if given.output is not None:
-        given.output.write_text(json.dumps(report, indent=2) + "\n")
+        given.output.write_text(json.dumps({**origin(), **report}, indent=2) + "\n")
     return 0 if passes(report) else 1
 
 

@@ -115,7 +115,13 @@ def test_the_cause_of_a_missed_goal_is_kept_and_shown_and_no_other() -> None:
     missed, reached = (time_row("step", "peer", [1.0], [1.0], goal, note="a note", cause="slow") for goal in (0.9, 1.0))
     assert missed.record()["cause"] == "slow"
     assert reached.record()["cause"] == ""
-    assert list(notes_of([missed.record()])) == ["- step: a note", "- step: missed. Cause: slow"]
+    assert list(notes_of([missed.record()])) == ["- step: a note", "- step / peer: missed. Cause: slow"]
     assert list(notes_of([reached.record()])) == ["- step: a note"]
     unexplained = time_row("step", "peer", [1.0], [1.0], 0.9).record()
-    assert list(notes_of([unexplained])) == ["- step: missed. Cause: not known"]
+    assert list(notes_of([unexplained])) == ["- step / peer: missed. Cause: not known"]
+
+
+def test_a_goal_between_the_quartiles_is_missed_by_noise() -> None:
+    row = time_row("step", "peer", [0.9, 1.0, 1.1], [1.0, 1.0, 1.0], 0.97).record()
+    assert row["reached"] is False
+    assert list(notes_of([row])) == ["- step / peer: missed. Cause: noise: the goal lies between the quartiles"]
