@@ -19,6 +19,7 @@ from benchmarks.peers import OurTrainer, Setting, synthetic
 from benchmarks.variants import Make, flagged, our_trainer
 from resnet_dist.data import Stream, index_of
 from resnet_dist.data.decoding.choice import dali_is_installed
+from resnet_dist.data.decoding.region_check import region_check, warn_of
 from resnet_dist.data.loader import HostBatch, decoder_for, training_batches
 from resnet_dist.data.storage.files import files_of
 from resnet_dist.recipe.batch_layout import BatchLayout
@@ -55,8 +56,16 @@ def _fed(setting: Setting, folder: Path, decoder: str) -> Run:
 
 def _batches(setting: Setting, data: DataRecipe) -> Iterator[HostBatch]:
     """Endless batches, as in a run of one worker."""
-    index = index_of(data, "train")
-    decoder = decoder_for(data, device=setting.device, num_threads=os.cpu_count() or 1, max_batch_size=setting.batch)
+    index, check = index_of(data, "train"), region_check(data, setting.device)
+    if check is not None and check.problem is not None:
+        warn_of(check.problem)
+    decoder = decoder_for(
+        data,
+        device=setting.device,
+        num_threads=os.cpu_count() or 1,
+        max_batch_size=setting.batch,
+        regions=check is None or check.problem is None,
+    )
     layout, stream = BatchLayout(size=setting.batch, world_size=1), Stream(len(index), 0)
     steps = itertools.count()
     yield from training_batches(index, files_of(index), stream, layout, 0, data, 0, decoder, steps)

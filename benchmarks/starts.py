@@ -5,8 +5,8 @@
 Everything trains ResNet-20 on images of 16 px, in one process or with two gloo workers through Ray on a cluster that is
 started for the run. Our launcher does all that it does for a user: it checks the config, reads the images, writes the
 run directory. A script makes one step with random numbers. Each round has one turn of every peer, every other round in
-reverse order, and the ratios are computed round by round. Prints the table and the stages of our starts, and writes
-results/starts.json.
+reverse order, and the ratios are computed round by round. Python may write its bytecode files. Prints the table and the
+stages of our starts, and writes results/starts.json.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def script(folder: Path, content: str) -> tuple[float, dict[str, float]]:
 
 def start(command: Sequence[str], has_stepped: Callable[[], bool]) -> tuple[float, str]:
     """Run a command to its end; returns the seconds until `has_stepped()`, and its output."""
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**kept, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

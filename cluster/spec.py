@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.errors import Problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -40,6 +42,7 @@ class RunSpec:
     max_requeues: int = 20  # restarts of the job; on SLURM, those after a fault or without progress
     start_timeout_s: int = 120  # until all nodes are available, once the job has started
     notice_s: int = 60  # at most needed for a save and a clean exit
+    evaluates_beside: bool = False  # training, with resources of one more worker if there are any
 
     @property
     def workers_per_node(self) -> int:
@@ -60,3 +63,13 @@ class RunSpec:
     def is_elastic(self) -> bool:
         """Whether the run continues with fewer workers."""
         return self.least_workers < self.most_workers
+
+    def doubts(self, spare_nodes: int) -> list[Problem]:
+        """What a job does not request although the run can use it: nodes have resources for their workers only."""
+        if not self.evaluates_beside or spare_nodes:
+            return []
+        cpus = "a CPU" if self.cpus_per_worker == 1 else f"{self.cpus_per_worker} CPUs"
+        needed = "a GPU" if self.gpus_per_worker else cpus
+        found = f"found true, which needs {needed} besides those of the workers; the job requests none, so that the"
+        allowed = "spare_nodes: 1 in the profile, whose node Ray uses for that; or false"
+        return [Problem("", "evaluate.beside", f"{found} workers evaluate in turn with training", allowed)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from launcher import signals
 
 if __name__ == "__main__":
     _STOP = signals.take_over(signals.OPENING)  # before the other imports, which take a quarter of a second
+    from launcher.local import early
+
+    _FIRST = early.start_first(sys.argv[1:])  # imports PyTorch meanwhile
 
 import contextlib
 import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +29,7 @@ from launcher.console.description import description
 from launcher.console.progress import command_began
 from launcher.errors import LauncherError
 from launcher.exit_codes import ExitCode
+from launcher.local.early import Started
 from launcher.local.spares import Spares
 from launcher.ray_backend import environment as ray_environment
 from launcher.recovery import preconditions, root_cause
@@ -48,23 +53,28 @@ NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
 def main(
-    arguments: Sequence[str] | None = None, prog: str = "python -m launcher.train", stop: StopSignals | None = None
+    arguments: Sequence[str] | None = None,
+    prog: str = "python -m launcher.train",
+    stop: StopSignals | None = None,
+    first: Started | None = None,
 ) -> int:
     """Run the main job; returns its exit code. Errors are printed, with a traceback only if they are unexpected.
 
-    `stop`: the signals that this process handles already; without it, they are handled during the call.
+    `stop`: the signals that this process handles already; without it, they are handled during the call. `first`: a
+    worker process that was started already; it ends with this call, or earlier if the run has no use for it.
     """
     parser = Parser(prog=prog, description="Train what CONFIG describes.")
     train_arguments(parser)
     given, progress = None, Progress(began=None if stop is None else command_began())
     try:
-        given = parser.parse_intermixed_args(arguments)  # options may be anywhere
-        if os.environ.get("RANK", "0") == "0":
-            progress.stage(CHECKS, None if stop is None else progress.began)
-        profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
-        config = configs.load(given.config, [*given.overrides, *profile])
-        with StopSignals("end") if stop is None else contextlib.nullcontext(stop) as stop:
-            code, _ = train(config, given.resume, progress, attended=True, stop=stop)
+        with contextlib.closing(Spares(progress, first=first)) as spares:
+            given = parser.parse_intermixed_args(arguments)  # options may be anywhere
+            if os.environ.get("RANK", "0") == "0":
+                progress.stage(CHECKS, None if stop is None else progress.began)
+            profile = [] if given.profile is None else [f'log.profile="{given.profile}"']
+            config = configs.load(given.config, [*given.overrides, *profile])
+            with StopSignals("end") if stop is None else contextlib.nullcontext(stop) as stop:
+                code, _ = train(config, given.resume, progress, attended=True, stop=stop, spares=spares)
         return code
     except Exception as error:
         progress.close()
@@ -90,38 +100,36 @@ def train(
     *,
     attended: bool = False,
     stop: StopSignals | None = None,
+    spares: Spares | None = None,
 ) -> tuple[ExitCode, RunDirectory]:
     """Train `config` at its `place`, and write FINISHED or FATAL.
 
     `attended`: this process belongs to the run, and may be ended if it hangs or loses its lease. `stop`: the signals
-    that it handles; without it, they are handled during the call, and a second Ctrl-C raises KeyboardInterrupt. Returns
-    the exit code and the run directory; raises the error that ended the run.
+    that it handles; without it, they are handled during the call, and a second Ctrl-C raises KeyboardInterrupt.
+    `spares`: processes that were started already. Returns the exit code and the run directory; raises the error that
+    ended the run.
     """
     if stop is None:
         with StopSignals() as stop:
-            return train(config, mode, progress, attended=attended, stop=stop)
+            return train(config, mode, progress, attended=attended, stop=stop, spares=spares)
     progress = Progress() if progress is None else progress
-    with contextlib.closing(progress):
-        return _train_and_record(config, mode, progress, attended, stop)
+    spares = Spares(progress, same_path=not attended) if spares is None else spares
+    with contextlib.closing(progress), contextlib.closing(spares):
+        return _train_and_record(config, mode, progress, attended, stop, spares)
 
 
 def _train_and_record(
-    config: RunConfig, mode: ResumeMode, progress: Progress, attended: bool, stop: StopSignals
+    config: RunConfig, mode: ResumeMode, progress: Progress, attended: bool, stop: StopSignals, spares: Spares
 ) -> tuple[ExitCode, RunDirectory]:
     run = RunDirectory(Path(config.storage), config.name)
     code = _nothing_to_do(config, run, mode, progress)
     if code is not None:
         return code, run
-    with contextlib.closing(_first_processes(config, progress, attended)) as spares:
-        return _checked_and_trained(config, mode, progress, attended, stop, spares), run
-
-
-def _first_processes(config: RunConfig, progress: Progress, attended: bool) -> Spares:
-    """Start the processes of a run under the local supervisor: they import PyTorch while the run is checked."""
-    spares = Spares(progress, same_path=not attended)
-    if _is_supervised(config, attended):
+    if not _is_supervised(config, attended):
+        spares.close()
+    elif stop.received is None:  # they import PyTorch while the run is checked
         spares.start(config.resources.local_workers)
-    return spares
+    return _checked_and_trained(config, mode, progress, attended, stop, spares), run
 
 
 def _is_supervised(config: RunConfig, attended: bool) -> bool:
@@ -328,6 +336,6 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None
 
 
 if __name__ == "__main__":
-    exit_code = main(stop=_STOP)
+    exit_code = main(stop=_STOP, first=_FIRST)
     _STOP.ignore()
     sys.exit(exit_code)

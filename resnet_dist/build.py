@@ -186,7 +186,7 @@ def build(
     worker = checked_regions(worker, recipe.data, check)
     batches_from = training_input(recipe, worker, train, order, layout, timetable.total_steps, skipped, leaving_out)
     to_device = drawing(masks, ToDevice(recipe, worker.device, training=True))
-    prepare = partial(_prepare, recipe, engine, to_device, len(layout.worker_micro_batch(0, worker.rank)))
+    prepare = partial(_prepare, recipe, engine, to_device, len(layout.worker_micro_batch(0, worker.rank)), stages)
     if leaving_out is not None:
         to_device = leaving_out.applied(to_device)
     precise = partial(
@@ -283,9 +283,12 @@ def whole_model(recipe: Recipe, spans: Spans, device: torch.device) -> nn.Module
     return model.to(memory_format=torch.channels_last) if recipe.speed.channels_last else model
 
 
-def _prepare(recipe: Recipe, engine: Engine, to_device: Callable[[HostBatch], MicroBatch], num_samples: int) -> None:
+def _prepare(
+    recipe: Recipe, engine: Engine, to_device: Callable[[HostBatch], MicroBatch], num_samples: int, stages: Stages
+) -> None:
     """Capture the CUDA graph, if there is one, before a decoder of images works on the GPU. A collective."""
     if isinstance(engine, DdpEngine) and recipe.speed.cuda_graph:
+        stages.begin("capturing a CUDA graph")
         engine.prepare(to_device(blank_batch(recipe, num_samples)))
 
 

@@ -80,11 +80,12 @@ def placeholders(profile: KubernetesProfile) -> list[Problem]:
 
 
 def doubts(spec: RunSpec, profile: KubernetesProfile) -> list[Problem]:
-    """Settings that are valid but probably a mistake: paths that the pods have only if the image contains them."""
+    """Settings that are valid but probably a mistake: resources that nobody requests, and paths that the pods have only
+    if the image contains them."""
     mounts = [mount for mount in (storage_mount(spec, profile), data_mount(spec, profile)) if mount is not None]
     inputs = spec.other_inputs | ({} if spec.data_root is None else {"data.root": spec.data_root})
     allowed = f"a path in {' or '.join(mounts)}, another volume in the profile, or a path that the image contains"
-    return [
+    return spec.doubts(profile.spare_nodes) + [
         Problem("", key, f'found "{path}", which is not on a volume of the pods', allowed)
         for key, path in inputs.items()
         if not any(_is_within(path, mount) for mount in mounts)

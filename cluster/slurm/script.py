@@ -64,6 +64,13 @@ def render(spec: RunSpec, profile: SlurmProfile, launcher: Launcher = "ray") -> 
     return "\n".join(parts) + "\n"
 
 
+def doubts(spec: RunSpec, profile: SlurmProfile, launcher: Launcher) -> list[Problem]:
+    """Settings that are valid but probably a mistake."""
+    if launcher == "torchrun" and (not spec.gpus_per_worker or profile.gpus is None):
+        return []  # the workers' CPUs, and all GPUs that the first node shows, can be used
+    return spec.doubts(profile.spare_nodes)
+
+
 def ray_socket(scratch: str, job: str, restart: int | str, pid: int | str) -> str:
     """The longest path of a socket of Ray in a job's folder, as in Ray 2.60 (ray/_private/node.py)."""
     session = f"session_2026-01-01_00-00-00_000000_{pid}"  # always as long

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from launcher.checks import accelerator, dataset, network, packages, ray_token, storage, system, variables
@@ -59,10 +59,18 @@ def _checks_of_run(config: RunConfig | None, required: HostRequirements) -> list
 
 
 def preflight(
-    config: RunConfig | None, seconds: float, *, quick: bool = False, profile: Mapping[str, str] | None = None
+    config: RunConfig | None,
+    seconds: float,
+    *,
+    quick: bool = False,
+    profile: Mapping[str, str] | None = None,
+    omitted: Collection[str] = (),
 ) -> list[Finding]:
-    """Check this host for `config` within `seconds`. `profile` holds the variables that the site's profile sets.
+    """Check this host for `config` within `seconds`, without the checks `omitted`.
+
+    `profile` holds the variables that the site's profile sets.
 
     `launcher.checks.finding.require` raises ClusterUnavailable (exit code 69) for findings that failed.
     """
-    return run_checks(host_checks(config, requirements_of(config), profile or {}), seconds, quick)
+    checks = host_checks(config, requirements_of(config), profile or {})
+    return run_checks([check for check in checks if check.name not in omitted], seconds, quick)

@@ -123,7 +123,7 @@ def lines(comparison: Comparison) -> Iterator[str]:
         yield from _not_logged(train)
     else:
         yield "no step in common: nothing could be compared"
-        yield from _why_none(train)
+        yield from _why_none(train, a, b)
     if comparison.evaluation.common:
         yield ""
         yield from _curve("eval", comparison.evaluation, tolerance)
@@ -144,13 +144,17 @@ def _head(side: RunRecord) -> list[str]:
     return [printable(str(side.directory.path)), finished, logged]
 
 
-def _why_none(train: Curve) -> Iterator[str]:
+def _why_none(train: Curve, a: RunRecord, b: RunRecord) -> Iterator[str]:
     if train.only_a and train.only_b:
         yield f"  A logged steps {ranges(train.only_a)}, B logged {ranges(train.only_b)} (log.every_steps)"
         yield "  train both with log.every_steps=1"
-    else:
-        sides = " and ".join(side for side, steps in (("A", train.only_a), ("B", train.only_b)) if not steps)
-        yield f"  {sides} logged no step: none is done yet, or fewer than log.every_steps"
+        return
+    without = {name: run for name, run, steps in (("A", a, train.only_a), ("B", b, train.only_b)) if not steps}
+    lost = [name for name, run in without.items() if run.directory.is_finished() and not run.written]
+    if lost:
+        yield f"  {' and '.join(lost)}: metrics.jsonl is missing or empty"
+    if waiting := [name for name in without if name not in lost]:
+        yield f"  {' and '.join(waiting)} logged no step: none is done yet, or fewer than log.every_steps"
 
 
 def _not_logged(train: Curve) -> Iterator[str]:
@@ -214,7 +218,8 @@ def _shown(value: object) -> str:
 
 def _attempts(name: str, side: RunRecord) -> Iterator[list[str]]:
     for attempt in side.attempts:
-        facts = ", ".join(f"{key} {value}" for key, value in attempt.facts.items())
+        known = {key.replace("_", " "): value for key, value in attempt.facts.items() if value not in (None, [])}
+        facts = ", ".join(f"{key} {value}" for key, value in known.items())
         cause = first_line(attempt.cause).replace(f"{side.directory.path}/", "")
         end = "no end recorded" if attempt.exit_code is None else f"exit {attempt.exit_code}: {cause}"
         yield [f"{name} {attempt.number}", attempt.started, facts, end]

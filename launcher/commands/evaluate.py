@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.commands import checkpoint_target
+from launcher.commands.fitted import print_fitted
 from launcher.config.schema import leads, under_torchrun
 from launcher.errors import UsageError
 from launcher.exit_codes import ExitCode
@@ -64,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps(content, indent=2))
     else:
-        print("\n".join(results.lines(made)))
+        print_fitted(results.lines(made))
         print("\n".join(["", *notes]) if given.output is not None else "\n--output FOLDER writes all results there")
     if (num := found.evaluation.num_nonfinite) > 0:
         problem = f"the outputs of the model are not finite for {num:,} of {found.evaluation.num_samples:,} images"

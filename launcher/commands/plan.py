@@ -18,6 +18,7 @@ from launcher.commands import (
     plan_recipe,
     plan_resources,
     plan_result,
+    plan_scaling,
     plan_schedule,
     plan_spans,
 )
@@ -29,7 +30,7 @@ from launcher.errors import ConfigError, Problem, UsageError
 from launcher.formatting import count
 from launcher.planning import calibration, cost, deadline, memory, scaling_model
 from launcher.planning.forecast import Forecast
-from launcher.planning.history import Earlier, earlier_run, earlier_runs
+from launcher.planning.history import Earlier, as_local, earlier_run, earlier_runs
 from launcher.planning.images import IMAGENET_BYTES, Images, counted
 from launcher.planning.prediction import predict
 from launcher.planning.scaling_model import Assumptions, ScaleEstimate, Workload
@@ -54,7 +55,7 @@ def add_parser(verbs: Any) -> None:
         if action.dest == "config":
             action.nargs, action.required = "?", False
     verb.add_argument("--batch", metavar="B", type=int, help="plan with the published recipe for this batch")
-    verb.add_argument("--deadline", metavar="TIME", help='what is done by then: "2026-12-01 06:00", local time')
+    verb.add_argument("--deadline", metavar="TIME", help='what is done by then: "2026-12-01 06:00" or 06:00, local')
     verb.add_argument("--price-per-gpu-hour", metavar="X", type=float, help="also the cost, in the currency of X")
     verb.add_argument("--gpu", metavar="NAME", help="the GPUs, such as H100, if they are not those of this machine")
     verb.add_argument("--images-per-s", metavar="R", type=float, help="speed of one worker, without communication")
@@ -83,6 +84,8 @@ def _plan(given: argparse.Namespace) -> int:
     now = datetime.datetime.now(datetime.UTC)
     until = None if given.deadline is None else deadline.parse(given.deadline, now)
     config, overrides, found = _config(given)
+    if config.place == "local":
+        config = as_local(config)
     _check_options(given, config)
     nodes = [] if given.nodes is None else _nodes(given.nodes)
     if given.ablate and config.data.num_samples is None and is_reference(config.data.source):
@@ -215,7 +218,7 @@ def _lines(plan: Plan, found: Published | None, due: Iterable[str]) -> Iterator[
             yield from paragraph(f"WARNING: {warning}")
     yield from heading("Result")
     yield from plan_result.accuracy_lines(config)
-    yield from plan_result.time_lines(config, forecast, plan.given.price_per_gpu_hour)
+    yield from plan_result.time_lines(config, forecast, plan.given.gpu, plan.given.price_per_gpu_hour)
     yield from plan_result.mlperf_lines(config, forecast, plan.given.gpu)
     yield from plan_result.job_lines(jobs, failures, goodput)
     yield from due
@@ -255,7 +258,7 @@ def _scaling(plan: Plan, nodes: Sequence[int]) -> Iterator[str]:
     yield from heading("By number of nodes")
     yield from plan_deadline.by_nodes(candidates, plan.given.price_per_gpu_hour)
     estimates = {number: plan.at_scale(number, known[number]) if number in known else None for number in nodes}
-    yield from scaling_model.lines(estimates, plan.assumed)
+    yield from plan_scaling.lines(estimates, plan.assumed)
 
 
 def _workload(plan: Plan) -> Workload:

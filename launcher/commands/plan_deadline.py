@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from launcher.commands import plan_spans
 from launcher.commands.plan_result import number
 from launcher.commands.plan_text import columns, heading, in_time, paragraph
-from launcher.formatting import count
 from launcher.planning import accuracy, cost, deadline
 from launcher.planning.deadline import Candidate
 from launcher.planning.forecast import Forecast
 from launcher.planning.published_recipe import compared
+from resnet_dist.recipe.rules.batch import shares_spans
 
 _MOST_ROWS = (12, 6, 6)  # of the groups
 _UNKNOWN = "unknown"  # accuracy
@@ -37,11 +38,13 @@ def lines(
         return
     if rows[0].rank[0] > 0:
         yield from paragraph(
-            f"None of {count(len(rows), 'combination')} of nodes, batch and recipe is in time for sure."
+            f"No combination of nodes, batch and recipe (of {len(rows):,}) is certain to finish in time."
         )
+    shown: list[Candidate] = []
     for order, group in groupby(rows, key=lambda row: row.rank[0]):
         members = list(group)
-        yield f"  {list(_GROUPS.values())[order]}"
+        shown += [row.candidate for row in members[: _MOST_ROWS[order]]]
+        yield from paragraph(list(_GROUPS.values())[order])
         head = ("nodes", "batch", "recipe", "done (80%)", "GPU h" if price is None else "cost", "top-1")
         cells = [head, *(_cells(row, now, price) for row in members[: _MOST_ROWS[order]])]
         if not any(row.forecast.gpus for row in members):
@@ -53,6 +56,7 @@ def lines(
         "If it starts now, without a queue. top-1: runs of this recipe that reached it, or the source's figure. More"
         " images for a worker than its memory holds need batch.num_micro_batches, with the same results."
     )
+    yield from _spans(shown)
     if len(rows) < len(found):
         yield from paragraph("Combinations without a forecast are left out.")
 
@@ -89,8 +93,8 @@ def _cells(row: _Row, now: datetime.datetime, price: float | None) -> tuple[str,
     done = f"{ends[0]:%b %d %H:%M} to {ends[1]:{'%H:%M' if same_day else '%b %d %H:%M'}}"
     use = forecast.gpu_hours.median if price is None else cost.cost(forecast, price).median
     spent = number(use) if forecast.gpus else "-"
-    nodes, batch = f"{config.cluster.nodes:,}", f"{config.batch.size:,}"
-    return nodes, batch, row.candidate.recipe, done, spent, row.accuracy
+    batch = f"{config.batch.size:,}"
+    return _nodes(row.candidate), batch, row.candidate.recipe, done, spent, row.accuracy
 
 
 def _accuracy(one: Candidate) -> str:
@@ -118,6 +122,21 @@ def by_nodes(found: Sequence[Candidate], price: float | None) -> Iterator[str]:
         use = forecast.gpu_hours.median if price is None else cost.cost(forecast, price).median
         bounds = f"{in_time(wall.low)} to {in_time(wall.high)}"
         spent = number(use) if forecast.gpus else "-"
-        rows.append((f"{one.config.cluster.nodes:,}", str(one.config.workers), in_time(wall.median), bounds, spent))
+        rows.append((_nodes(one), str(one.config.workers), in_time(wall.median), bounds, spent))
     if rows:
         yield from columns([head, *rows])
+    yield from _spans([one for one in found if one.forecast is not None])
+
+
+def _nodes(one: Candidate) -> str:
+    """The number of nodes, marked if the workers share batch-norm spans."""
+    shares = shares_spans(one.config, one.config.workers.most)
+    return f"{one.config.cluster.nodes:,}{plan_spans.SHARES_SPANS if shares else ''}"
+
+
+def _spans(shown: Sequence[Candidate]) -> Iterator[str]:
+    """What the mark means, if one of the candidates that are `shown` has it."""
+    for one in shown:
+        if shares_spans(one.config, one.config.workers.most):
+            yield from paragraph(plan_spans.not_in_forecasts(one.config))
+            return

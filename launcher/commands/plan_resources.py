@@ -8,13 +8,14 @@ from pathlib import Path
 from launcher.commands import plan_disks
 from launcher.commands.plan_spans import largest_team
 from launcher.commands.plan_text import paragraph, row
-from launcher.config.schema import RunConfig
+from launcher.config.schema import RunConfig, resolve_place
 from launcher.formatting import count, in_bytes
 from launcher.local.spares import SPARE_BYTES
 from launcher.planning import memory
 from launcher.planning.images import Images
 from launcher.planning.memory import Estimate, Measured
 from launcher.planning.preemption import preemption_notice
+from launcher.ray_backend import environment as ray_backend
 from launcher.run.directory import RunDirectory
 from resnet_dist.data.decoding.choice import describe_decoders
 from resnet_dist.recipe.batch_layout import WANTED_SPAN, BatchLayout
@@ -89,9 +90,10 @@ def where_and_how(config: RunConfig) -> Iterator[str]:
     gpus = config.resources.gpus_per_worker
     each = f"{count(gpus, 'GPU')} each" if gpus else f"on CPUs, {count(config.resources.cpus_per_worker, 'core')} each"
     yield from row("workers", f"{config.workers} on {count(config.cluster.nodes, 'node')}, {each}")
-    yield from _local(config)
+    yield from _idle(config)
     yield from _batch(config, layout)
     yield from _engine(config)
+    yield from _evaluation(config)
     if config.ema.decay is not None:
         steps = _averaged_steps(config.ema)
         yield from row("ema", f"evaluates a moving average of the weights over about {steps:,.0f} steps")
@@ -103,12 +105,33 @@ def where_and_how(config: RunConfig) -> Iterator[str]:
     yield from paragraph("docs/tried.md shows where each part of this run was tested")
 
 
-def _local(config: RunConfig) -> Iterator[str]:
-    """The processes under place local, and those that are idle."""
+def _idle(config: RunConfig) -> Iterator[str]:
+    """The idle processes of a run that restarts fast, and their memory."""
+    if config.place == "local":
+        yield from _local(config, "")
+    elif config.place == "ray" or resolve_place("auto") == "ray":
+        workers, most = config.workers.most // config.cluster.nodes, config.faults.warm_spares
+        number = workers if most is None else min(workers, most)
+        idle = "no idle process"
+        if number:
+            each = " each" if number > 1 else ""
+            idle = f"{count(number, 'idle process')} on each node for a fast restart"
+            idle += f", about {in_bytes(ray_backend.SPARE_BYTES)}{each}"
+            if most is None:
+                it = "it fits" if number == 1 else "they fit"
+                idle += f", if {it} into {ray_backend.MEMORY_SHARE:.0%} of the node's memory"
+        where = "" if config.place == "ray" else "; place auto: Ray is installed here"
+        yield from row("", f"{idle} (faults.warm_spares{where})")
+    else:
+        yield from _local(config, "place auto: Ray is not installed here; ")
+
+
+def _local(config: RunConfig, why: str) -> Iterator[str]:
+    """The processes of a run without Ray, and those that are idle."""
     num, spares = config.resources.local_workers, config.faults.warm_spares
-    if config.place != "local" or (config.faults.max_failures == 0 and num == 1):
+    if config.faults.max_failures == 0 and num == 1:
         return
-    processes = f"{count(num, 'worker process')} on this machine"
+    processes = f"{why}{count(num, 'worker process')} on this machine"
     if config.faults.max_failures == 0:
         yield from row("", f"{processes}, no idle one (faults.max_failures)")
         return
@@ -120,6 +143,18 @@ def _local(config: RunConfig) -> Iterator[str]:
     idle = f"{count(number, 'idle process')} for a fast restart, about {in_bytes(SPARE_BYTES)}{each}"
     where = " of host memory, if there is enough" if spares is None else " of host memory"
     yield from row("", f"{processes}; {idle}{where} (faults.warm_spares)")
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    """What evaluations beside training need."""
+    if config.evaluate.beside:
+        gpus, cpus = config.resources.gpus_per_worker, config.resources.cpus_per_worker
+        needed = count(gpus, "GPU") if gpus else count(cpus, "core")
+        where = "this machine" if config.place == "local" else "the cluster (jobs: spare_nodes: 1 in the profile)"
+        text = f"beside training, on {needed} of {where} besides those of the workers; else in turn with training"
+        if config.place == "local" and not gpus:
+            text = "beside training, in a process of its own with a lower priority"
+        yield from row("evaluation", text)
 
 
 def _averaged_steps(ema: EmaRecipe) -> float:

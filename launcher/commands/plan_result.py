@@ -15,6 +15,7 @@ from launcher.planning.forecast import COVERAGE, Forecast
 from launcher.planning.published import figures, known_gpu
 from launcher.planning.published_recipe import compared, trains_published_network
 from resnet_dist.recipe.published import TARGET_TOP1
+from resnet_dist.telemetry import gpu_peaks
 
 _STRENGTH = {
     "own run": "own runs",
@@ -72,11 +73,15 @@ def _stated(config: RunConfig) -> str | None:
     return f"{found.runs[0].top1:.1%} top-1 at the end by {found.origin.name}, in other code; no spread is published"
 
 
-def time_lines(config: RunConfig, forecast: Forecast | None, price: float | None) -> Iterator[str]:
-    """Wall time with its parts and evidence, GPU hours and cost."""
+def time_lines(config: RunConfig, forecast: Forecast | None, gpu: str | None, price: float | None) -> Iterator[str]:
+    """Wall time with its parts and evidence, GPU hours and cost. `gpu` is the one that was given."""
     if forecast is None:
         reason = "no earlier run, calibration or published figure fits"
-        yield from row("time", f"unknown: {reason}. Measure it: launcher plan CONFIG --calibrate")
+        where = "" if gpu is None else " on a machine with this GPU"
+        if gpu is not None and gpu_peaks.known_gpu(gpu) is None:
+            known = ", ".join(one.model for one in gpu_peaks.GPUS)
+            reason = f"no published figure for a GPU named {gpu} and no earlier run fits. Known names: {known}"
+        yield from row("time", f"unknown: {reason}. Measure it{where}: launcher plan CONFIG --calibrate")
         return
     yield from row("wall time", spread(forecast.wall_s, in_time))
     parts = {

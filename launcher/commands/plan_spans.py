@@ -12,12 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from launcher.config.schema import RunConfig
-from launcher.formatting import count, listed
+from launcher.formatting import count
 from resnet_dist.recipe.batch_layout import LARGEST_SPAN, LEAST_SPAN, BatchLayout, allowed_spans, span_groups
 from resnet_dist.recipe.network_memory import num_batch_norms
 from resnet_dist.recipe.rules import settled
 
+SHARES_SPANS = "*"  # mark in tables
 _NUM_SHOWN = 3  # kinds of teams
+_NUM_PARTS = 5  # numbers of workers
 
 
 def warnings(config: RunConfig) -> Iterator[str]:
@@ -44,6 +46,14 @@ def largest_team(layout: BatchLayout, span: int) -> int:
     return max(len(group.ranks) for group in span_groups(layout, span))
 
 
+def not_in_forecasts(config: RunConfig) -> str:
+    """What the mark of a table means: a config like `config` whose workers share spans."""
+    return (
+        f"{SHARES_SPANS} workers exchange statistics of batch-norm spans that lie on several of them. {_cost(config)}."
+        " Only forecasts from runs or calibrations of the same configuration include this."
+    )
+
+
 def _shared(config: RunConfig, span: int) -> Iterator[str]:
     """The warning about the numbers of workers of the run with which workers share spans."""
     in_range = range(config.workers.least, config.workers.most + 1)
@@ -51,14 +61,14 @@ def _shared(config: RunConfig, span: int) -> Iterator[str]:
     sharing: defaultdict[str, list[int]] = defaultdict(list)  # numbers of workers by their teams
     for number, size in sorted(teams.items(), key=lambda item: -item[1]):
         if size > 1:
-            sharing["in one team of all" if size == number else f"in teams of up to {size}"].append(number)
+            sharing["one team of all" if size == number else f"teams of up to {size}"].append(number)
     if not sharing:
         return
-    shown = [f"{listed(_numbers(numbers))} workers {how}" for how, numbers in list(sharing.items())[:_NUM_SHOWN]]
-    if len(sharing) > _NUM_SHOWN:
-        shown.append(f"{sum(map(len, list(sharing.values())[_NUM_SHOWN:]))} other numbers of workers in smaller teams")
+    shown = [f"{_workers(numbers)}: {how}" for how, numbers in list(sharing.items())[:_NUM_SHOWN]]
+    if rest := sum(map(len, list(sharing.values())[_NUM_SHOWN:])):
+        shown.append(f"{count(rest, 'other number')} of workers: smaller teams")
     yield (
-        f"batch_norm.span {span}: workers exchange statistics, as spans lie on several of them: {', '.join(shown)}."
+        f"batch_norm.span {span}: spans lie on several workers, which exchange statistics ({'; '.join(shown)})."
         f" {_cost(config)}. {_instead(config, span, [number for number in in_range if teams[number] == 1])}"
     )
 
@@ -82,19 +92,21 @@ def _instead(config: RunConfig, span: int, without: list[int]) -> str:
     fewer = next(number for number in range(workers.least, 0, -1) if lies_on_one(number, span))
     larger = range(workers.most + 1, layout.micro_batch_size // span + 1)  # each worker has a span
     more = next((number for number in larger if lies_on_one(number, span)), fewer)
-    numbers = _numbers([fewer, *without, more])[::-1]  # the most workers first
+    numbers = _workers([fewer, *without, more], descending=True)
     similar = [size for size in allowed_spans(layout.micro_batch_size) if span <= 2 * size <= 4 * span]
     in_range = range(workers.least, workers.most + 1)
     spans = [str(size) for size in similar if all(lies_on_one(number, size) for number in in_range)]
-    or_span = f", or with a span of {listed(spans)}" if spans else ""
-    return f"Without an exchange: {listed(numbers)} workers{or_span}"
+    or_span = f", or with a span of {_either(spans)}" if spans else ""
+    return f"Without an exchange: {numbers}{or_span}"
 
 
-def _numbers(numbers: list[int]) -> list[str]:
-    """Numbers as texts, ascending, with three or more in a row as a range.
+def _workers(numbers: list[int], *, descending: bool = False) -> str:
+    """Numbers of workers for a person, with three or more in a row as a range, and at most five parts.
 
-    >>> _numbers([3, 5, 6, 8, 9, 10])
-    ['3', '5', '6', '8 to 10']
+    >>> _workers([1]), _workers([32, 64], descending=True), _workers([5, 6, 8, 9, 10])
+    ('1 worker', '64 or 32 workers', '5, 6 or 8 to 10 workers')
+    >>> _workers([1, 3, 5, 7, 9, 11, 12, 13])
+    '1, 3, 5, 7, 9 or 3 other numbers of workers'
     """
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
@@ -102,4 +114,14 @@ def _numbers(numbers: list[int]) -> list[str]:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return [text for run in runs for text in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run))]
+    parts = [part for run in runs for part in ([run] if len(run) > 2 else [[number] for number in run])]
+    parts = parts[::-1] if descending else parts
+    texts = [f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
+    if rest := sum(map(len, parts[_NUM_PARTS:])):
+        return f"{_either([*texts[:_NUM_PARTS], count(rest, 'other number')])} of workers"
+    return f"{_either(texts)} {'worker' if texts == ['1'] else 'workers'}"
+
+
+def _either(texts: list[str]) -> str:
+    """Texts with commas between them, and `or` before the last one."""
+    return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

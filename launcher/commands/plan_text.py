@@ -33,7 +33,7 @@ def shows_blocks() -> bool:
 def heading(title: str) -> Iterator[str]:
     """An empty line, and the title of a section."""
     yield ""
-    yield title
+    yield from paragraph(title, indent=0)
 
 
 def row(label: str, text: str) -> Iterator[str]:

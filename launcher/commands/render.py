@@ -44,6 +44,7 @@ class SlurmJob:
     spec: RunSpec
     profile: SlurmProfile
     script: str
+    doubts: tuple[Problem, ...]  # valid, but probably a mistake
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,12 @@ def slurm(
     spec = spec_of(config, variants(path, overrides, config, sweep))
     try:
         site = load_profile(profile, "slurm")
-        return SlurmJob(config, spec, site, slurm_text.render(spec, site, launcher))
+        script = slurm_text.render(spec, site, launcher)
     except PlaceError as error:
         raise in_users_lines(error, document, profile) from None
+    return SlurmJob(
+        config, spec, site, script, _with_places(slurm_text.doubts(spec, site, launcher), document, profile)
+    )
 
 
 def kubernetes(
@@ -118,6 +122,12 @@ def _with_places(problems: Iterable[Problem], document: Document, profile: str) 
         return profile_document(profile).place(problem.key)
 
     return tuple(dataclasses.replace(problem, place=place_of(problem)) for problem in problems)
+
+
+def warn(doubts: Iterable[Problem]) -> None:
+    """Show doubts to a person."""
+    for problem in doubts:
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def variants(path: str, overrides: Sequence[str], config: RunConfig, sweep: Sequence[str]) -> list[Variant]:
@@ -207,6 +217,7 @@ def needed_profile(given: argparse.Namespace) -> str:
 
 def _slurm(given: argparse.Namespace) -> int:
     job = slurm(given.config, given.overrides, given.profile, given.launcher, given.sweep)
+    warn(job.doubts)
     print(job.script, end="")
     return 0
 
@@ -221,7 +232,6 @@ def _kubernetes(given: argparse.Namespace) -> int:
     job = kubernetes(given.config, given.overrides, needed_profile(given), given.working_dir)
     command = ["launcher", "render", "kubernetes", given.config, *given.overrides, "--profile", given.profile]
     command += ["--working-dir", given.working_dir] if given.working_dir else []
-    for problem in (*job.placeholders, *job.doubts):
-        print(f"warning: {problem}", file=sys.stderr)
+    warn((*job.placeholders, *job.doubts))
     print(kuberay.to_yaml(job.manifests, heading=[shlex.join(command)]), end="")
     return 0

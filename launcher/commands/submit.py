@@ -69,6 +69,7 @@ def _common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
 
 def _slurm(given: argparse.Namespace) -> int:
     job = render.slurm(given.config, given.overrides, given.profile, given.launcher, given.sweep)
+    render.warn(job.doubts)
     preconditions.check_sizes(job.config)
     names = [variant.name for variant in job.spec.variants] or [job.config.name]
     runs = [RunDirectory(Path(job.config.storage), name) for name in names]
@@ -106,8 +107,7 @@ def _kubernetes(given: argparse.Namespace) -> int:
     preconditions.check_sizes(job.config)
     if job.placeholders:
         raise ConfigError(job.placeholders)
-    for problem in job.doubts:
-        print(f"warning: {problem}", file=sys.stderr)
+    render.warn(job.doubts)
     run = RunDirectory(Path(job.config.storage), job.config.name)
     submission = schedulers.rayjob(job.config.name, job.profile.namespace, given.context)
     name, namespace = submission.id, job.profile.namespace

@@ -60,11 +60,6 @@ def profile_document(name: str | os.PathLike[str]) -> Document:
     return yaml_source.parse(yaml_source.decode(raw, str(file)), str(file))
 
 
-def parse_profile(text: str, name: str, kind: Kind) -> Profile:
-    """The profile in `text`; `name` is the file's name in messages. Raises ConfigError with every mistake."""
-    return _build(yaml_source.parse(text, name), kind)
-
-
 def _build(document: Document, kind: Kind) -> Profile:
     stated = document.data.get("kind")
     if stated != kind:

@@ -99,6 +99,7 @@ _VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeError]:
     """All mistakes of a run: by its own rules, and by the recipe's for both ends of the range of workers.
 
+    Under place local, the recipe's rules are those for `resources.local_workers`, too.
     `num_samples` is the training split's size if it is known; see `resnet_dist.recipe.rules.problems`.
     """
     found = list(_credentials(config))
@@ -106,10 +107,15 @@ def problems(config: RunConfig, num_samples: int | None = None) -> list[RecipeEr
     found += [error for error in values(config, _VALUES) if error.key not in secret]
     found += [*_log(config.log), *_layers(config), *_sinks(config.log)]
     found += [*_notify(config.notify), *_workers(config), *_local(config), *_best(config), *_on_cpu(config)]
-    for workers in sorted({config.workers.most, config.workers.least}, reverse=True):
-        known = {str(error) for error in found}  # most rules report the same for both ends
-        of_recipe = resnet_dist.recipe.rules.problems(config, workers, num_samples)
-        found += [error for error in of_recipe if str(error) not in known]
+    keys = dict.fromkeys(sorted({config.workers.most, config.workers.least}, reverse=True), "workers")
+    if config.place == "local" and config.resources.local_workers > 1:
+        keys.setdefault(config.resources.local_workers, "resources.local_workers")
+    for workers, key in keys.items():
+        known = {str(error) for error in found}  # most rules report the same for all numbers of workers
+        for error in resnet_dist.recipe.rules.problems(config, workers, num_samples):
+            if str(error) not in known:
+                of_key = RecipeError(key, error.problem, error.allowed, error.others)
+                found.append(of_key if error.key == "workers" else error)
     return found
 
 

@@ -154,7 +154,7 @@ class RunConfig(Recipe):
     schema: Literal[1]  # version of the config format
     name: str  # name of the run
     storage: str  # folder of run directories that all nodes share; the run directory is storage/name
-    place: Place = "auto"  # local: torchrun's processes or one; auto: torchrun, Ray, local
+    place: Place = "auto"  # local: torchrun's, or `resources.local_workers` processes; auto: torchrun, Ray, local
     workers: Workers = Workers(1, 1)  # number of training processes, or a range A..B for an elastic run
     resources: Resources = field(default_factory=Resources)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

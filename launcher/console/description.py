@@ -25,8 +25,9 @@ def description(config: RunConfig, workers: int, *, step: int, total_steps: int,
     span = settled(config).batch_norm.fixed_span
     norm = "" if config.model.normalisation == "none" else f", batch norm over {_SPANS.get(span, span)}"
     where = f" at {data.root}" if data.root else ""
+    given = "" if config.duration.unit == "steps" else f"{config.duration} = "
     return [
-        f"duration   {config.duration} = {count(total_steps, 'step')}{done}",
+        f"duration   {given}{count(total_steps, 'step')}{done}",
         f"model      {config.model.name}, {count(config.model.num_classes, 'class')}, {config.precision}",
         f"data       {data.source}{where}: {count(num_samples, 'image')}, {data.resolution} px",
         f"batch      {batch.size:,} = {count(workers, 'worker')} x {each:,}{parts}{norm}",

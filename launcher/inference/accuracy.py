@@ -44,6 +44,35 @@ def interval_text(interval: tuple[float, float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
+def label_of(
+    *,
+    num_samples: int | None,
+    resolution: object,
+    crop: object,
+    weights: object,
+    precision: object,
+    batch_norm_steps: int = 0,
+    num_bad: int = 0,
+    noun: str = "val image",
+) -> str:
+    """What an accuracy was measured on and with, as text: the parts as in `Accuracy`; None: it is not recorded.
+
+    >>> label_of(num_samples=355, resolution=32, crop=0.875, weights="ema", precision="float32", num_bad=2)
+    '355 val images without 2 broken ones at 32 px, central crop 0.875, moving average of the weights, float32'
+    """
+    images = f"the {noun}s" if num_samples is None else count(num_samples, noun)
+    images += f" without {count(num_bad, 'broken one')}" if num_bad else ""
+    parts = [
+        f"{images}, resolution not recorded" if resolution is None else f"{images} at {resolution} px",
+        f"central crop {crop:g}" if isinstance(crop, int | float) else "crop not recorded",
+        weights_in_words(weights) if isinstance(weights, str) else "weights not recorded",
+        "precision not recorded" if precision is None else f"{precision}",
+    ]
+    if batch_norm_steps:
+        parts.append(f"batch norm's statistics of {count(batch_norm_steps, 'step')}")
+    return ", ".join(parts)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """An evaluation on the val images: top1 and top5 are fractions of them."""
@@ -93,15 +122,15 @@ class Accuracy:
 
     @property
     def label(self) -> str:
-        """What the number was measured on and with.
-
-        >>> Accuracy(0.5, None, None, 355, 8, 32, 0.875, "ema", "float32", 0).label
-        '355 val images at 32 px, central crop 0.875, moving average of the weights, float32'
-        """
-        images = "the val images" if self.num_samples is None else count(self.num_samples, "val image")
-        at = f"at {self.resolution} px, central crop {self.crop:g}"
-        steps = f", batch norm's statistics of {count(self.batch_norm_steps, 'step')}" if self.batch_norm_steps else ""
-        return f"{images} {at}, {weights_in_words(self.weights)}, {self.precision}{steps}"
+        """What the number was measured on and with: see `label_of`."""
+        return label_of(
+            num_samples=self.num_samples,
+            resolution=self.resolution,
+            crop=self.crop,
+            weights=self.weights,
+            precision=self.precision,
+            batch_norm_steps=self.batch_norm_steps,
+        )
 
 
 def _number(value: object) -> float | None:

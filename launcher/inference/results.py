@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from launcher.formatting import count, table
-from launcher.inference.accuracy import interval_text, weights_in_words, wilson_interval
+from launcher.inference.accuracy import interval_text, label_of, wilson_interval
 from launcher.inference.evaluate import Evaluated
 from launcher.inference.names import human_names
 from resnet_dist.data.names import shown, some
@@ -168,7 +168,7 @@ def lines(results: Results) -> Iterator[str]:
     yield ""
     interval = f"; 95 %: {interval_text(results.interval)}" if results.interval else ""
     top1 = f"{_percent(evaluation.top1)}  ({results.num_correct:,} of {evaluation.num_samples:,}{interval})"
-    rows = [["weights", f"{weights_in_words(found.weights)}, step {found.step:,}"], ["top-1", top1]]
+    rows = [["step", f"{found.step:,}"], ["top-1", top1]]
     if math.isfinite(evaluation.top5):
         rows.append(["top-5", _percent(evaluation.top5)])
     rows.append(["loss", f"{evaluation.loss:.4f}"])
@@ -188,11 +188,19 @@ def lines(results: Results) -> Iterator[str]:
 
 
 def _label(results: Results) -> Iterator[list[str]]:
-    data, evaluation, images = results.found.data, results.found.evaluation, results.images
+    found, data, images = results.found, results.found.data, results.images
     yield ["data", shown(data.root or data.source)]
-    pixels = f"{data.resolution} pixels, central crop {data.evaluation_crop:g}, {results.found.precision}"
-    yield ["images", f"{evaluation.num_samples:,}, {pixels}"]
-    if results.found.flip:
+    label = label_of(
+        num_samples=found.evaluation.num_samples,
+        resolution=data.resolution,
+        crop=data.evaluation_crop,
+        weights=found.weights,
+        precision=found.precision,
+        num_bad=len(results.broken),
+        noun="image",  # those of `data`, which may be another data set
+    )
+    yield ["measured on", label]
+    if found.flip:
         yield ["flip", "mean of the probabilities of each image and its mirror image"]
     if results.broken:
         yield ["left out", f"{count(len(results.broken), 'broken image')}: {some(results.broken)}"]
@@ -201,7 +209,7 @@ def _label(results: Results) -> Iterator[list[str]]:
         yield ["left out", f"{count(images.num_left_out, 'image')} of {unknown}"]
     if images.missing:
         yield ["no images of", f"{count(len(images.missing), 'class')} of the model: {some(images.missing)}"]
-    if results.found.precise_batch_norm:
+    if found.precise_batch_norm:
         yield ["batch norm", "running statistics; the run's own evaluations have precise ones"]
 
 

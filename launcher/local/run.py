@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import FileStore, HashStore
 from launcher.checks.finding import require
 from launcher.checks.network import INTERFACE_VARIABLE, select_interface
 from launcher.config import load as configs
-from launcher.config.schema import Ranks, RunConfig, ranks, under_torchrun
+from launcher.config.schema import Ranks, RunConfig, Workers, ranks, under_torchrun
 from launcher.console import Progress
 from launcher.errors import CollectiveFault, UsageError
 from launcher.exit_codes import ExitCode
@@ -175,9 +175,11 @@ def _begin(
 
 def _listener(config: RunConfig, progress: Progress, world_size: int) -> Callable[[Mapping[str, object]], None]:
     """Shows records, and first of all a world size that the config does not have."""
-    if config.workers.least <= world_size <= config.workers.most:
+    here = config.resources.local_workers
+    workers = Workers(here, here) if here > 1 else config.workers
+    if workers.least <= world_size <= workers.most:
         return progress.record
-    note = f"{count(world_size, 'worker')} here (the config has {config.workers}): same losses up to rounding"
+    note = f"{count(world_size, 'worker')} here (the config has {workers}): same losses up to rounding"
 
     def listen(record: Mapping[str, object]) -> None:
         if record.get("event") == "started":  # not earlier: the config may still turn out to be invalid

@@ -1,8 +1,9 @@
 """Worker processes of this machine: idle ones that have imported PyTorch and the project, before they have a job.
 
 A process is started with `WorkerProcess.start`, imports at once, and waits. The first processes of a run are started
-while its config is still checked; later ones replace workers that fail (`faults.warm_spares`). An idle process has
-initialised nothing on a GPU. It ends when its parent ends, or closes it.
+while its config is still checked, and one even before it is read (`launcher.local.early`); later ones replace workers
+that fail (`faults.warm_spares`). An idle process has initialised nothing on a GPU. It ends when its parent ends, or
+closes it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
 import cluster
 import resnet_dist
-from launcher import signals
 from launcher.config.schema import Faults
 from launcher.console import Progress
 from launcher.errors import WorkerLost
+from launcher.local import early
+from launcher.local.early import Started
 from launcher.local.messages import Message, Order, Ready
 
 # Memory of an idle process that it shares with no other: 290 MB with PyTorch for the CPU (Pss_Anon in
@@ -40,36 +42,28 @@ _CGROUP, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 class WorkerProcess:
     """A process of `launcher.local.child`, which takes one job after the other."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: Connection) -> None:
-        self.process, self.link, self._began = process, link, time.time()
+    def __init__(self, process: subprocess.Popen[bytes], link: Connection, began: float | None = None) -> None:
+        self.process, self.link, self._began = process, link, time.time() if began is None else began
         self.is_ready = False  # whether it has imported everything
         self._waiting: list[Message] = []  # those that were received and not taken yet
         self.end_descriptor = _end_descriptor(process)  # readable once the process has ended; None: not available
 
     @classmethod
     def start(cls, progress: Progress, *, same_path: bool = False) -> WorkerProcess:
-        """Start a process. Beside a live line of `progress`, what it prints comes through this process.
+        """Start a process, as `early.start` does. Beside a live line of `progress`, its output comes through this one.
 
-        `same_path`: it looks for modules where this process does, which may be a notebook. Call this in a thread that
-        lives as long as the process shall: the kernel ends the process with that thread.
+        `same_path`: it looks for modules where this process does, which may be a notebook.
         """
-        link, other = Pipe()
-        command = [sys.executable, "-m", "launcher.local.child", str(other.fileno()), str(os.getpid())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
-        with signals.blocked():  # until the process handles them
-            stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if progress.is_live else (None, None)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=[other.fileno()],
-                env=environment if same_path else None,
-            )
-        other.close()
-        if process.stdout is not None:
-            threading.Thread(target=_show_output, args=(process.stdout, progress), daemon=True).start()
-        return cls(process, link)
+        started = early.start(piped=progress.is_live, environment=environment if same_path else None)
+        return cls.of(started, progress)
+
+    @classmethod
+    def of(cls, started: Started, progress: Progress) -> WorkerProcess:
+        """A process that was started; `progress` shows what it prints through this process."""
+        if started.process.stdout is not None:
+            threading.Thread(target=_show_output, args=(started.process.stdout, progress), daemon=True).start()
+        return cls(*started)
 
     @property
     def runs(self) -> bool:
@@ -144,11 +138,11 @@ class WorkerProcess:
 
 
 class Spares:
-    """Idle processes of this process; those that are left end with `close`."""
+    """Idle processes of this process, of which `first` was started before; those that are left end with `close`."""
 
-    def __init__(self, progress: Progress, *, same_path: bool = False) -> None:
+    def __init__(self, progress: Progress, *, same_path: bool = False, first: Started | None = None) -> None:
         self._progress, self._same_path = progress, same_path
-        self._idle: list[WorkerProcess] = []
+        self._idle = [] if first is None else [WorkerProcess.of(first, progress)]
         self._num_failed = 0
 
     def start(self, num: int = 1) -> None:
@@ -206,7 +200,7 @@ def num_spares(faults: Faults) -> tuple[int, str]:
     if available is not None and available < needed:
         return 0, (
             f"no idle process is kept for a fast restart: {available / 2**30:.1f} GiB of memory are left, "
-            f"{needed / 2**30:.1f} GiB are required; faults.warm_spares=1 keeps one all the same"
+            f"{needed / 2**30:.1f} GiB are required; faults.warm_spares=1 keeps one anyway"
         )
     return 1, ""
 

@@ -3,9 +3,9 @@
 The parent does not import torch, so it starts fast and torch cannot crash it. It passes signals on to its workers; exit
 codes and errors are theirs. If the parent is killed, they end too.
 
-After a failure there are two lines. If a worker was lost or hangs, the others stay in their processes, an idle process
-replaces it (`launcher.local.spares`), and the next attempt starts from the furthest step that one of them has in
-memory, or else from the newest checkpoint. After any other failure, all processes are new.
+After a failure there are two kinds of restart. If a worker was lost or hangs, the others stay in their processes, an
+idle process replaces it (`launcher.local.spares`), and the next attempt starts from the furthest step that one of them
+has in memory, or else from the newest checkpoint. After any other failure, all processes are new.
 """
 
 from __future__ import annotations

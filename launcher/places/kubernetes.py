@@ -154,7 +154,7 @@ def _outcome(name: str, namespace: str, context: str | None) -> str:
             f"RayJob {name} may have been created: `launcher status` finds it with --profile, once the cluster answers"
         )
     if exists:
-        return f"RayJob {name} was created all the same: `launcher status` and `cancel` find it with --profile"
+        return f"RayJob {name} was created anyway: `launcher status` and `cancel` find it with --profile"
     return f"RayJob {name} was not created"
 
 

@@ -35,6 +35,7 @@ def spec_of(config: RunConfig, variants: Sequence[Variant] = ()) -> RunSpec:
         max_requeues=config.cluster.max_requeues,
         start_timeout_s=math.ceil(config.faults.start_timeout_s),
         notice_s=DEFAULT_NOTICE_S if notice_s is None else math.ceil(notice_s),
+        evaluates_beside=config.evaluate.beside,
     )
 
 

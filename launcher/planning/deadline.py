@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,10 @@ Verdict = Literal["in time", "perhaps", "too late"]
 
 _FACTORS = (0.5, 1, 2, 4)  # of the config's nodes, without --nodes
 _LONGEST_S = 100 * 365.25 * 86400  # later dates are treated alike
-_FORM = 'a date and a time in the future, such as "2026-12-01 06:00", or with a time zone "2026-12-01T06:00+01:00"'
+_FORM = (
+    'a date and a time in the future, such as "2026-12-01 06:00", or with a time zone "2026-12-01T06:00+01:00"; '
+    'or the next such time of the day, such as "06:00"'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,13 @@ class Candidate:
 
 
 def parse(text: str, now: datetime.datetime) -> datetime.datetime:
-    """The deadline in `text`, ISO 8601; without a time zone it is local time. Raises UsageError for one in the past."""
+    """The deadline in `text`: ISO 8601, or HH:MM for the next such time; without a time zone it is local time.
+
+    Raises UsageError for another text, and for a deadline in the past.
+    """
+    clock = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", text.strip())
+    if clock is not None:
+        return _next(datetime.time(int(clock[1]), int(clock[2])), now)
     try:
         deadline = datetime.datetime.fromisoformat(text.strip())
         if _is_date(text.strip()):
@@ -50,6 +60,13 @@ def parse(text: str, now: datetime.datetime) -> datetime.datetime:
             f"--deadline {text}: is in the past: it is {now.astimezone():%Y-%m-%d %H:%M %Z}. Allowed: {_FORM}"
         )
     return deadline
+
+
+def _next(clock: datetime.time, now: datetime.datetime) -> datetime.datetime:
+    """The first time after `now` at which a local clock shows `clock`."""
+    today = now.astimezone().date()
+    times = (datetime.datetime.combine(today + timedelta(days=days), clock).astimezone() for days in (0, 1))
+    return next(time for time in times if time > now)
 
 
 def _is_date(text: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import load as configs
-from launcher.config.schema import RunConfig, Workers
+from launcher.config.schema import RunConfig, Workers, ranks, under_torchrun
 from launcher.errors import ConfigError, UsageError
 from launcher.planning.actual import Actual, actual, commands_s, steps_of
 from launcher.planning.work import Work, configuration, program, work_of
@@ -152,7 +152,19 @@ def as_trained(config: RunConfig, attempt: Attempt) -> RunConfig:
     """`config` with the place and the number of workers of an attempt: not `auto`, and as torchrun changed it."""
     workers, place = attempt.facts.get("workers", config.workers.most), attempt.facts.get("place")
     place = place if place in ("local", "ray") else config.place
-    return dataclasses.replace(config, workers=Workers(workers, workers), place=place)
+    # The local supervisor's workers are on one machine, whatever the config says: see `as_local`.
+    is_here = place == "local" and workers == config.resources.local_workers
+    cluster = dataclasses.replace(config.cluster, nodes=1) if is_here else config.cluster
+    return dataclasses.replace(config, workers=Workers(workers, workers), place=place, cluster=cluster)
+
+
+def as_local(config: RunConfig) -> RunConfig:
+    """`config` with the workers that it starts without Ray: torchrun's, or `resources.local_workers` on one node."""
+    if under_torchrun():
+        num, cluster = ranks().world_size, config.cluster
+    else:
+        num, cluster = config.resources.local_workers, dataclasses.replace(config.cluster, nodes=1)
+    return dataclasses.replace(config, workers=Workers(num, num), cluster=cluster)
 
 
 def _earlier(run: RunDirectory, config: RunConfig, images: Images, work: Work, times: Actual) -> Earlier:

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.config import load as configs
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, UsageError
-from launcher.planning.history import finished
+from launcher.planning.history import as_local, finished
 from launcher.planning.work import configuration
 from launcher.run.directory import RunDirectory
 from resnet_dist.data.decoding.choice import uses_dali
@@ -87,7 +87,10 @@ def of_dali(config: RunConfig) -> DaliMemory | None:
 
 
 def measured(config: RunConfig) -> Measured | None:
-    """What this run has used, or else the newest finished run of the same configuration; None without a record."""
+    """What this run has used, or else the newest finished run of the same configuration; None without a record.
+
+    With place local, `config` has the workers of a start (`launcher.planning.history.as_local`).
+    """
     own = RunDirectory(Path(config.storage), config.name)
     key = configuration(config)
     for run in [own, *finished(Path(config.storage))[:_MOST_RUNS]]:
@@ -103,7 +106,8 @@ def differs(one: Estimate, other: Measured) -> bool:
 
 def _is_of(run: RunDirectory, key: str) -> bool:
     try:
-        return configuration(configs.load(run.config, recorded=True)) == key
+        config = configs.load(run.config, recorded=True)
+        return configuration(as_local(config) if config.place == "local" else config) == key
     except (ConfigError, UsageError):
         return False
 

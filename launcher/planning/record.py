@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import RunConfig, Workers, ranks, resolve_place
+from launcher.config.schema import RunConfig, resolve_place
 from launcher.planning import accuracy as accuracies
 from launcher.planning.forecast import Evidence, Forecast, Interval
-from launcher.planning.history import earlier_runs
+from launcher.planning.history import as_local, earlier_runs
 from launcher.planning.prediction import predict
 from launcher.planning.work import configuration
 from launcher.run.directory import RunDirectory
@@ -71,8 +71,8 @@ def write(config: RunConfig, run: RunDirectory, accuracy: Interval | None = None
     try:
         if run.forecast.exists() or run.attempts():
             return
-        if resolve_place(config.place) == "local":  # whatever the config says: torchrun's processes, or one
-            config = replace(config, workers=Workers(ranks().world_size, ranks().world_size))
+        if resolve_place(config.place) == "local":
+            config = as_local(config)
         found = predict(config, earlier=earlier_runs(Path(config.storage), _READING_S))
         if found is None:
             return

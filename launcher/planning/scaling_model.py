@@ -7,10 +7,8 @@ and saves are those of the forecast for the same number of nodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from launcher.formatting import count
 from launcher.planning.forecast import Forecast
 
 # Mean time between failures of a node of eight GPUs: 419 unexpected interruptions in 54 days of 2,048 nodes, that is
@@ -145,60 +143,3 @@ def goodput(interval_s: float, save_s: float, restart_s: float, mtbf_s: float) -
     if exponent > 700 or restart_s / mtbf_s > 700:  # e^710 exceeds a float
         return 0.0
     return interval_s / (mtbf_s * math.exp(restart_s / mtbf_s) * math.expm1(exponent))
-
-
-_ROWS: Mapping[str, Callable[[ScaleEstimate], str]] = {
-    "workers": lambda one: f"{one.workers:,}",
-    "images per worker and step": lambda one: f"{one.per_worker_batch:,}",
-    "step": lambda one: _time(one.step_s),
-    "rendezvous, requests": lambda one: f"{one.rendezvous_requests:,}",
-    "rendezvous, one store": lambda one: _time(one.rendezvous_requests / STORE_REQUESTS_PER_S),
-    "control messages /s": lambda one: _rate(one.control_per_s),
-    "heartbeat files /s": lambda one: _rate(one.heartbeats_per_s),
-    "images read /s": lambda one: _rate(one.images_per_s),
-    "  from the disks /s": lambda one: _bytes(one.image_bytes_per_s),
-    "checkpoints written /s": lambda one: _bytes(one.checkpoint_bytes_per_s),
-    "read at a restart": lambda one: _bytes(one.restart_bytes),
-    "failures per day": lambda one: f"{one.failures_per_day:.3g}",
-    "checkpoint every, config": lambda one: _time(one.config_interval_s),
-    "  goodput": lambda one: f"{one.config_goodput:.2%}",
-    "checkpoint every, best": lambda one: _time(one.best_interval_s),
-    "  goodput, best": lambda one: f"{one.best_goodput:.2%}",
-}
-
-
-def lines(estimates: Mapping[int, ScaleEstimate | None], assumed: Assumptions) -> Iterator[str]:
-    """A table with one column for each number of nodes, and its assumptions."""
-    yield "  model by number of nodes (launcher/planning/scaling_model.py has the formulas)"
-    rows = {"nodes": [f"{nodes:,}" for nodes in estimates]}
-    for name, text in _ROWS.items():
-        rows[name] = ["-" if one is None else text(one) for one in estimates.values()]
-    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
-    for name, row in rows.items():
-        yield f"    {name:<26}" + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-    for nodes, one in estimates.items():
-        if one is None:
-            yield f"    {count(nodes, 'node')}: more workers than a micro-batch has images"
-    source = "Llama 3's" if assumed.mtbf_hours == NODE_MTBF_HOURS else "given"
-    yield f"    assumed: a node fails every {assumed.mtbf_hours:,.0f} h ({source}: --mtbf-hours),"
-    yield f"    a restart takes {assumed.restart_s:,.0f} s (--restart-s)"
-    yield f"    and reads at {assumed.storage_gb_s:g} GB/s (--storage-gb-s);"
-    yield "    steps, evaluations and saves as predicted (medians)"
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds * 1000:.3g} ms"
-
-
-def _bytes(number: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f} B"
-
-
-def _rate(number: float) -> str:
-    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"

@@ -113,23 +113,26 @@ def assumed_val(num_samples: int) -> int:
 def configuration(config: RunConfig) -> str:
     """A key that is the same for configs whose steps take the same time on the same machines, 16 hex digits.
 
-    Their name, seed, duration, schedule, images and evaluations may differ.
+    Their name, seed, duration, schedule, images and evaluations may differ. `auto` is the place that it is here.
     """
     parts = plain(settled(config))  # as a run records it
     kept = {key: value for key, value in parts.items() if key not in _NOT_OF_SPEED}
     kept["data"] = {key: value for key, value in parts["data"].items() if key not in _NOT_OF_DATA}
     kept["model"] = {key: value for key, value in parts["model"].items() if key not in _NOT_OF_MODEL}
     kept["optimizer"] = parts["optimizer"]["name"]
-    kept["nodes"] = config.cluster.nodes
+    kept["nodes"], kept["place"] = config.cluster.nodes, _place(config)
     return _key(kept)
 
 
 def program(config: RunConfig) -> str:
     """A key of what must be equal for the speed of one run to say something about that of another, 16 hex digits."""
-    place = config.place if config.place != "auto" else resolve_place("auto")
     kept = {"precision": config.precision, "engine": config.engine.name, "deterministic": config.deterministic}
-    others = {"resources": plain(config.resources), "speed": plain(config.speed), "place": place}
+    others = {"resources": plain(config.resources), "speed": plain(config.speed), "place": _place(config)}
     return _key({**kept, **others})
+
+
+def _place(config: RunConfig) -> str:
+    return config.place if config.place != "auto" else resolve_place("auto")
 
 
 def _key(content: Mapping[str, Any]) -> str:

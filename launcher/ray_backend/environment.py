@@ -1,4 +1,4 @@
-"""Environment variables for Ray, set before its import: its core reads them only then."""
+"""Constants, and environment variables for Ray, set before its import: its core reads them only then."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 from launcher.config.schema import RunConfig
 
+# Memory of an idle process that it shares with no other: 310 MB with PyTorch for the CPU (Pss_Anon in
+# /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
+SPARE_BYTES = 620 * 10**6
+MEMORY_SHARE = 0.1  # of the memory that Ray counts on a node, for all idle processes
 MIN_START_S = 15.0  # for Ray to place workers if fewer would suffice: time that is lost if it cannot
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `fit()` returns sooner after the last step

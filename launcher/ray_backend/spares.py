@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from launcher.ray_backend.environment import MEMORY_SHARE, SPARE_BYTES
+
 log = logging.getLogger(__name__)
 
 # Imported early: what a worker imports until its first step. Nothing of it may initialise a GPU: Ray decides only later
@@ -38,10 +40,6 @@ _MARK = "LAUNCHER_IMPORTS_EARLY"  # environment variable of the processes in whi
 # The process has begun to start by then, and is not ready yet: it takes longer to connect to Ray. Killed earlier or
 # later, an actor leaves no process.
 KILL_AFTER_S = 0.2
-# Memory of an idle process that it shares with no other: 310 MB with PyTorch for the CPU (Pss_Anon in
-# /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
-SPARE_BYTES = 620 * 10**6
-MEMORY_SHARE = 0.1  # of the memory that Ray counts on a node, for all idle processes
 
 
 class Node(Protocol):

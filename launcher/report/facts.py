@@ -106,8 +106,17 @@ def _trained(run: RunRecord) -> Iterator[tuple[str, str]]:
     average = _unless(keys, "ema.decay", None, "average of the weights {}")
     if used or average:
         yield "regularization", _joined(*used, average)
-    yield "duration", _joined(*dict.fromkeys([str(keys.get("duration")), *progress_text(run).split(", ")]))
+    yield "duration", _duration(run)
     yield "where", _joined(*_where(run))
+
+
+def _duration(run: RunRecord) -> str:
+    """The planned duration, and what is done of it. The unit is not repeated."""
+    planned = str(run.keys.get("duration", "not recorded"))
+    done, _, epochs = progress_text(run).partition(", ")
+    if planned.endswith((" step", " steps")) and run.status.step is not None:
+        done = f"{run.status.step:,}"
+    return f"{planned}; done: {done}" + (f" ({epochs})" if epochs else "")
 
 
 def _span(span: object) -> str | None:
@@ -172,8 +181,9 @@ def _warnings(run: RunRecord, own: Result) -> Iterator[str]:
     if status.state in _STATES:
         yield f"{_STATES[status.state]}: {status.short_reason}".rstrip(": ")
     elif status.state != "finished":
-        reason = f": {status.short_reason}" if status.reason else ""
-        yield f"not finished ({status.state}{reason}): the numbers are those of now"
+        reason = status.short_reason
+        state = reason if reason.startswith(status.state) else f"{status.state}: {reason}".rstrip(": ")
+        yield f"not finished ({state}): these results are preliminary"
     if own.last is not None and own.last.accuracy is None:
         bad = f": {own.last.num_nonfinite:,} samples have logits that are not finite" if own.last.num_nonfinite else ""
         yield f"the last evaluation is not finite{bad}"

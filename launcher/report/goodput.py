@@ -10,13 +10,14 @@ in between, and the time counts as neither useful nor lost.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from launcher.report.run_record import RunRecord, number, read
 from launcher.run.directory import RunDirectory
+from launcher.run.progress import read_beats
 from launcher.run.record_types import Attempt, as_seconds, as_time, utc_now
 from launcher.run.status import lease_state
 from resnet_dist.checkpoint.disk import storage_errors
@@ -157,13 +158,41 @@ def steps_covered(records: Sequence[Record]) -> Iterator[tuple[Record, int]]:
         yield record, covered
 
 
+def shown_ends(run: RunRecord) -> dict[int, dict[str, Any]]:
+    """What metrics.jsonl shows of the ends of attempts, by number; those without steps are left out.
+
+    "last_step", and what is lost if the attempt did not save then, as in attempts.jsonl: "checkpoint_step" (the next
+    attempt with steps began there, or the newest checkpoint), "steps_redone" and "seconds_lost".
+    """
+    steps: dict[int, list[tuple[int, float]]] = {}
+    for record, attempt, seconds in _timed(run):
+        if attempt is not None and record["kind"] in ("train", "eval"):
+            steps.setdefault(attempt.number, []).append((record["step"], seconds))
+    found, saved = {}, _saved_step(run)
+    first_steps = {attempt.number: attempt.facts.get("from_step", 0) for attempt in run.attempts}
+    for attempt_number, own in reversed(steps.items()):
+        last = max(step for step, _ in own)
+        found[attempt_number] = {
+            "last_step": last,
+            "checkpoint_step": saved,
+            "steps_redone": max(last - saved, 0),
+            "seconds_lost": sum(seconds for step, seconds in own if step > saved),
+        }
+        saved = first_steps[attempt_number]
+    return found
+
+
 def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
-    """(record, its attempt, seconds) of all train and eval records and saves. Those without a time are left out."""
+    """(record, its attempt, seconds) of all records. The time is 0 but for train and eval records and saves."""
     waiting = list(run.attempts)  # that have not begun in metrics.jsonl
     attempt = waiting[0] if waiting else None
+    starts = Counter(record["step"] for record in run.written if record.get("event") == "started")
     for record, covered in steps_covered(run.written):
         if record.get("event") == "started":
             fitting = [one for one in waiting if one.facts.get("from_step", 0) == record["step"]]
+            if len(fitting) > starts[record["step"]]:  # some have ended before that
+                fitting = [one for one in fitting if _has_trained(run, one)] or fitting
+            starts[record["step"]] -= 1
             attempt = fitting[0] if fitting else attempt
             waiting = [one for one in waiting if attempt is None or one.number > attempt.number]
         seconds = None
@@ -174,8 +203,13 @@ def _timed(run: RunRecord) -> Iterator[tuple[Record, Attempt | None, float]]:
             seconds = number(record, "time_s")
         elif record.get("event") in ("checkpoint", "checkpoint_failed"):
             seconds = number(record.get("detail", {}), "stalled_s")
-        if seconds is not None:
-            yield record, attempt, seconds
+        yield record, attempt, seconds or 0.0
+
+
+def _has_trained(run: RunRecord, attempt: Attempt) -> bool:
+    """Whether an attempt has done a step, by its recorded end or its heartbeats."""
+    beats = read_beats(run.directory, attempt.number)
+    return (attempt.last_step or 0) > attempt.facts.get("from_step", 0) or any(beat.phase != "start" for beat in beats)
 
 
 def _saved_step(run: RunRecord) -> int:

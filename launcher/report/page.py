@@ -25,7 +25,7 @@ from launcher.report.run_sections import badge, run_sections, trained
 MAX_BYTES = 3_000_000  # of a page
 _POINTS = 4000  # of a curve in all runs together
 _MOST_POINTS, _FEWEST_POINTS = 1500, 20  # of a curve in one run
-_INTERVAL = "The interval is what the number of images leaves open (95 %, Wilson)."
+_INTERVAL = "The interval (95 %, Wilson) is the uncertainty that comes from the number of val images."
 _NUM_ROWS = 25  # of a chart's table
 _MAX_KEYS = 400  # rows of a table of differences
 
@@ -83,9 +83,9 @@ def _page(runs: Sequence[RunFacts], rows: Sequence[Ranked], command: str, made: 
 def _ends(one: RunFacts) -> list[tuple[int, str]]:
     """Last step and a text of the attempts that ended before the run did."""
     return [
-        (attempt.last_step or 0, f"{one.run.name}: attempt {attempt.number} {entry.outcome}, {entry.ended}")
+        (entry.last_step, f"{one.run.name}: attempt {entry.span.attempt.number} {entry.outcome}, {entry.ended}")
         for entry in one.entries
-        if entry.outcome in ("failed", "stopped") and (attempt := entry.span.attempt)
+        if entry.outcome in ("failed", "stopped")
     ]
 
 

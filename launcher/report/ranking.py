@@ -15,8 +15,8 @@ from launcher.report.run_record import RunRecord, number
 from launcher.run.record_types import Facts
 
 SAMPLING_NOTE = (
-    "The interval (95 %, Wilson) is what the number of val images leaves open. Another seed changes a result as well: "
-    "train each setting with several seeds (launcher study) before you call one better"
+    "The interval (95 %, Wilson) is the uncertainty that comes from the number of val images. Another seed changes a "
+    "result as well: train each setting with several seeds (launcher study) before you call one better"
 )
 # Keys that say who a run is and where it is, not what it does.
 IDENTITY = ("name", "storage")
@@ -24,7 +24,7 @@ IDENTITY = ("name", "storage")
 
 @dataclass(frozen=True)
 class Ranked:
-    """A run with its place among others: 1 has the highest top-1 of the last evaluation."""
+    """A run with its place among others: 1 has the highest top-1 of the last evaluation. Equal top-1, equal place."""
 
     place: int | None  # None: not evaluated, or not finite
     run: RunRecord
@@ -40,12 +40,13 @@ def ranked(runs: Sequence[RunRecord]) -> list[Ranked]:
     results = [(run, result(run)) for run in runs]
     results.sort(key=lambda pair: _order(pair[1]))
     first = next((found.accuracy for _, found in results if found.accuracy is not None), None)
+    top1s = [found.accuracy.top1 for _, found in results if found.accuracy is not None]
     made = []
-    for place, (run, found) in enumerate(results, 1):
+    for run, found in results:
         own = found.accuracy
         made.append(
             Ranked(
-                place=None if own is None else place,
+                place=None if own is None else top1s.index(own.top1) + 1,
                 run=run,
                 result=found,
                 goodput=goodput_of(run, spans(run)),
@@ -81,7 +82,7 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
     if _have_other_images(evaluated):
         roots = [(row.run.name, _num_samples(row), row.run.keys.get("data.root")) for row in evaluated]
         named = ", ".join(f"{name}: {number} of {root}" for name, number, root in roots)
-        found.append(f"The runs were evaluated on different images ({named}): their accuracies do not compare")
+        found.append(f"The runs were evaluated on different images ({named}): their accuracies cannot be compared")
     labels = {row.result.label: row.run.name for row in evaluated}
     if len(labels) > 1:
         named = "; ".join(f"{name}: {label}" for label, name in labels.items())
@@ -109,16 +110,23 @@ def verdict(rows: Sequence[Ranked]) -> str:
     evaluated = [row for row in rows if row.place is not None]
     if len(evaluated) < 2 or _have_other_images(evaluated):
         return ""
-    best, others = evaluated[0], evaluated[1:]
+    best = [row.run.name for row in evaluated if row.place == 1]
+    others = evaluated[len(best) :]
+    lead = f"{best[0]} has the highest top-1"
+    if len(best) > 1:
+        lead = f"{', '.join(best[:-1])} and {best[-1]} have the same top-1"
+    if not others:
+        return lead
+    if len(best) > 1:
+        lead += ", which is the highest"
     close = [row.run.name for row in others if not row.is_separated]
     if close:
         num_far = len(others) - len(close)
-        far = f"; it is ahead of {count(num_far, 'other run')}" if num_far else ""
-        return (
-            f"{best.run.name} has the highest top-1, but the difference to {', '.join(close)} is within the sampling "
-            f"error of the val images{far}"
-        )
-    return f"{best.run.name} has the highest top-1, by more than the sampling error of the val images"
+        ahead = "it is" if len(best) == 1 else "they are"
+        far = f"; {ahead} ahead of {count(num_far, 'other run')}" if num_far else ""
+        difference = f"the difference to {', '.join(close)} is within the sampling error of the val images"
+        return f"{lead}, but {difference}{far}"
+    return f"{lead}, by more than the sampling error of the val images"
 
 
 def differing_keys(facts: Sequence[Facts], leave_out: Sequence[str] = IDENTITY) -> dict[str, list[Any]]:

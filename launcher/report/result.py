@@ -12,8 +12,6 @@ from launcher.inference.accuracy import Z_95, wilson_interval
 from launcher.report.run_record import RunRecord, number
 from resnet_dist.telemetry.json_lines import Record
 
-_WEIGHTS = {"model": "weights of the step", "ema": "moving average of the weights (EMA)"}
-
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -98,17 +96,17 @@ def evaluation(record: Mapping[str, Any] | Record) -> Evaluation:
 
 
 def label(found: Evaluation, keys: Mapping[str, Any]) -> str:
-    """What an accuracy is measured on and with: images, resolution, crop, weights. `keys`: the config by dotted key."""
-    images = "images: number not recorded" if found.num_samples is None else f"{found.num_samples:,} val images"
-    if found.num_bad:
-        images += f" without {found.num_bad:,} broken ones"
-    resolution = keys.get("evaluate.resolution") or keys.get("data.resolution")
-    size = "resolution not recorded" if resolution is None else f"{resolution} x {resolution} pixels"
-    weights = _WEIGHTS.get(found.weights or "", "weights not recorded")
-    parts = [images, size, _crop(keys.get("data.evaluation_crop")), weights]
-    if steps := keys.get("evaluate.precise_batch_norm"):
-        parts.append(f"batch norm's statistics of {steps} steps")
-    return ", ".join(parts)
+    """What an accuracy is measured on and with: see `label_of`. `keys`: the config by dotted key."""
+    steps = keys.get("evaluate.precise_batch_norm")
+    return accuracy.label_of(
+        num_samples=found.num_samples,
+        resolution=keys.get("evaluate.resolution") or keys.get("data.resolution"),
+        crop=keys.get("data.evaluation_crop"),
+        weights=found.weights,
+        precision=keys.get("precision"),
+        batch_norm_steps=steps if isinstance(steps, int) else 0,
+        num_bad=found.num_bad,
+    )
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -127,8 +125,3 @@ def interval_text(found: Accuracy) -> str:
     '93.0 to 99.4 %'
     """
     return accuracy.interval_text(found.interval)
-
-
-def _crop(crop: object) -> str:
-    known = isinstance(crop, int | float)
-    return f"central crop of {crop:g} of the shorter side" if known else "crop not recorded"

@@ -13,7 +13,9 @@ from launcher.report.html_parts import details, facts, listed, table, text
 from launcher.report.ranking import duration
 from launcher.report.reference_points import SOURCE
 from launcher.report.timeline import Entry
+from launcher.run.record_types import as_seconds
 
+_BOUND = "The bound is for the mean of five runs; here it is applied to one."
 _MAX_TEXT = 2000  # characters of a value of the config or the environment
 
 
@@ -45,7 +47,7 @@ def trained(found: RunFacts, level: int) -> Iterator[str]:
     yield facts([*found.trained, ("best evaluation", best)])
     if found.reference is not None:
         yield f"<h{level + 1}>MLPerf's reference points</h{level + 1}><p>{text(found.reference.verdict)}.</p>"
-        yield f'<p class="note">One run is held against the bound for the mean of five. {text(_every(found))}'
+        yield f'<p class="note">{_BOUND} {text(_every(found))}'
         yield f"Source: {text(SOURCE)}.</p>"
     yield "</section>"
 
@@ -109,9 +111,10 @@ def _attempts(found: RunFacts, number: int, level: int) -> Iterator[str]:
 def _attempt(entry: Entry, number: int) -> str:
     attempt = entry.span.attempt
     ended = f"{text(attempt.ended)}: " if attempt.ended else ""
+    since = " since the command" if entry.span.start < as_seconds(attempt.started) else ""
     parts = [
         f'<p><span class="badge is-{entry.outcome}">{entry.outcome}</span> <b>Attempt {attempt.number}</b>, '
-        f"{text(duration(entry.span.seconds))}: started {text(attempt.started)} {text(entry.begun)}.</p>",
+        f"{text(duration(entry.span.seconds))}{since}: started {text(attempt.started)} {text(entry.begun)}.</p>",
         listed(entry.notes),
         f"<p>{ended}{text(entry.ended)}.</p>",
     ]

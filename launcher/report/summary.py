@@ -30,8 +30,8 @@ def lines(found: RunFacts) -> Iterator[str]:
     for label, text in found.trained:
         yield f"  {label:<{_LABEL}} {printable(text)}"
     yield from timeline.lines(found.entries)
-    lost = sum(attempt.end_facts.get("steps_redone", 0) for attempt in run.attempts)
-    seconds = sum(attempt.end_facts.get("seconds_lost", 0.0) for attempt in run.attempts)
+    lost = sum(entry.steps_lost for entry in found.entries)
+    seconds = sum(entry.seconds_lost for entry in found.entries)
     yield f"lost: {count(lost, 'step')} between a checkpoint or start and a failure, {seconds:.0f} s of work"
     yield from _time(found)
     if target := target_text(run.summary):

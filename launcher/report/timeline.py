@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launcher.exit_codes import ExitCode
 from launcher.formatting import count, first_line
-from launcher.report.goodput import Span, workers_of
+from launcher.report.goodput import Span, shown_ends, workers_of
 from launcher.report.run_record import RunRecord
 from launcher.run.record_types import Facts
 from resnet_dist.input_files import printable, read_whole
@@ -26,6 +26,9 @@ class Entry:
     notes: Sequence[str]  # what differs from the attempts before it
     ended: str  # how it ended, with its exit code and cause
     outcome: str  # "finished", "stopped", "failed" or "running"
+    last_step: int  # completed by it, or the step that it continued from
+    steps_lost: int
+    seconds_lost: float
     cost: str  # of a failure, and what was decided; empty without one
     incident: str  # path of the incident's summary, relative to the run directory; empty without one
     incident_text: str  # its content
@@ -34,13 +37,18 @@ class Entry:
 
 def timeline(run: RunRecord, spans: Sequence[Span]) -> list[Entry]:
     """The attempts of a run, oldest first."""
-    return [_entry(run, span, is_last=span is spans[-1]) for span in spans]
+    ends = shown_ends(run)
+    return [_entry(run, span, ends.get(span.attempt.number, {}), is_last=span is spans[-1]) for span in spans]
 
 
-def _entry(run: RunRecord, span: Span, *, is_last: bool) -> Entry:
-    attempt, facts, ending = span.attempt, span.attempt.facts, span.attempt.end_facts
+def _entry(run: RunRecord, span: Span, shown: Facts, *, is_last: bool) -> Entry:
+    """`shown`: its end in metrics.jsonl, which counts where attempts.jsonl has none."""
+    attempt, facts = span.attempt, span.attempt.facts
     excluded = f", without {', '.join(facts['excluded'])}" if facts.get("excluded") else ""
     is_running = attempt.ended is None and is_last and run.status.state in ("starting", "running", "saving")
+    ending = shown if attempt.ended is None and not is_running else attempt.end_facts
+    decision = f"; {first_line(ending['decision'])}" if ending.get("decision") else ""
+    last_step = shown.get("last_step", facts.get("from_step", 0)) if attempt.last_step is None else attempt.last_step
     incident, text = _incident(run, attempt.number)
     fate = "lost" if is_last and run.status.state == "failed" else "to repeat"
     return Entry(
@@ -50,7 +58,10 @@ def _entry(run: RunRecord, span: Span, *, is_last: bool) -> Entry:
         notes=facts.get("notes", ()),
         ended=_ended(run, span, is_running),
         outcome="running" if is_running else _outcome(attempt.exit_code),
-        cost=f"{_cost(ending, fate)}; {first_line(ending.get('decision'))}" if "steps_redone" in ending else "",
+        last_step=last_step,
+        steps_lost=ending.get("steps_redone", 0),
+        seconds_lost=ending.get("seconds_lost", 0.0),
+        cost=f"{_cost(ending, fate)}{decision}" if "steps_redone" in ending else "",
         incident=incident,
         incident_text=text,
         gap="" if is_last else _gap(span),
@@ -131,7 +142,7 @@ def described(entry: Entry) -> Mapping[str, object]:
         "cause": attempt.cause,
         "workers": workers_of(attempt),
         "from_step": attempt.facts.get("from_step", 0),
-        "last_step": attempt.last_step,
+        "last_step": entry.last_step,
         "notes": list(entry.notes),
         "cost": entry.cost,
         "incident": entry.incident,

@@ -44,7 +44,7 @@ from launcher.run.record_types import (
     summary_of,
     utc_now,
 )
-from resnet_dist.checkpoint.disk import replace_whole, storage_errors, sync
+from resnet_dist.checkpoint.disk import make_folder, replace_whole, storage_errors, sync
 from resnet_dist.input_files import check_link, record_of
 from resnet_dist.telemetry import json_lines
 from resnet_dist.telemetry.json_lines import without_non_finite
@@ -171,8 +171,7 @@ class RunDirectory:
     def create(self) -> None:
         """Create the folders that every run has; existing ones stay as they are."""
         for folder in (self.path, self.tensorboard, self.checkpoints, self.index, self.all_logs):
-            with storage_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         self.check_links()
 
     def check_links(self) -> None:

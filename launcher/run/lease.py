@@ -32,7 +32,7 @@ from types import TracebackType
 
 from launcher.errors import LauncherError
 from launcher.run.holder import Holder
-from resnet_dist.checkpoint.disk import storage_errors, sync, write_synced
+from resnet_dist.checkpoint.disk import make_folder, storage_errors, sync, write_synced
 from resnet_dist.input_files import open_regular, read_json, record_of
 
 log = logging.getLogger(__name__)
@@ -181,8 +181,8 @@ def acquire(
     """
     me = Holder.this_process(submission, command_began)
     proposal = folder / f".{me.uuid}.tmp"
+    make_folder(folder)
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             while True:
                 generation = _newest(folder)

@@ -34,9 +34,8 @@ def run_of(text: str, overrides: Sequence[str]) -> tuple[RunDirectory, RunConfig
             raise UsageError(f"{text}: this is a run directory, and overrides are for configs: leave them out")
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
         return RunDirectory.at(absolute), None
-    of = RunDirectory.at(Path(os.path.abspath(path.parent)))  # noqa: PTH100 - as above
-    if path.is_file() and path.suffix not in CONFIGS and exists(of):
-        raise UsageError(f"{text}: this is a file of a run. Allowed: the run directory, {of.path}")
+    if path.is_file() and path.suffix not in CONFIGS:
+        raise _no_config(path)
     if not path.exists() and path.suffix not in CONFIGS:
         raise no_run(RunDirectory.at(path))
     config = configs.load(text, overrides)
@@ -57,6 +56,17 @@ def no_run(run: RunDirectory, more: str = "") -> UsageError:
         f"{run.path}: there is no run here. Allowed: a run directory (launcher list STORAGE shows them), or a config"
         f"{more}"
     )
+
+
+def _no_config(file: Path) -> UsageError:
+    """The error for a file that is no config: it names the run that the file belongs to."""
+    folder = Path(os.path.abspath(file.parent))  # noqa: PTH100 - as above
+    of = RunDirectory.at(folder)
+    if RunDirectory.at(folder.parent.parent).checkpoints == folder.parent:
+        of = RunDirectory.at(folder.parent.parent)
+    if exists(of):
+        return UsageError(f"{file}: this is a file of a run. Allowed: the run directory, {of.path}")
+    return UsageError(f"{file}: is not a config. Allowed: a run directory, or a config ({', '.join(CONFIGS)})")
 
 
 def distinct_names(runs: Sequence[RunDirectory]) -> list[str]:

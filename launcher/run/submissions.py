@@ -28,7 +28,7 @@ from cluster.kubernetes.names import is_label, is_service_name
 from launcher.errors import UsageError
 from launcher.run.directory import RunDirectory
 from launcher.run.record_types import read_lines, utc_now
-from resnet_dist.checkpoint.disk import storage_errors
+from resnet_dist.checkpoint.disk import make_folder, storage_errors
 from resnet_dist.input_files import is_ours
 from resnet_dist.telemetry import json_lines
 
@@ -89,8 +89,8 @@ def now(place: Place, name: str, details: Mapping[str, str] | None = None) -> Su
 
 def record(run: RunDirectory, submission: Submission) -> None:
     """Append a submission; creates the run directory if needed. Raises StorageError."""
+    make_folder(run.path)
     with storage_errors(run.path):
-        run.path.mkdir(parents=True, exist_ok=True)
         content = asdict(submission)
         del content["distrust"]
         json_lines.append(run.submissions, content)

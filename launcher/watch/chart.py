@@ -44,6 +44,7 @@ class Chart:
     marks: Sequence[tuple[float, str, str]] = ()
     from_zero: bool = False
     may_be_log: bool = False
+    if_empty: str = "no data yet"  # shown without a value
 
 
 @dataclass
@@ -70,7 +71,7 @@ def draw(chart: Chart, width: int, height: int) -> list[Line]:
     values = [value for curve in chart.curves for _, value in curve.points if value is not None]
     num_rows, num_columns = height - 3, width - _AXIS
     if not values or num_rows < 1 or num_columns < 4:
-        return [head, line(("  no data yet" if not values else "", "quiet"))][:height]
+        return [head, line((f"  {chart.if_empty}" if not values else "", "quiet"))][:height]
     is_log = chart.may_be_log and min(values) > 0 and max(values) / min(values) > _LOG_FROM
     scale = math.log10 if is_log else float
     low, high = _range(values, from_zero=chart.from_zero, is_log=is_log)
@@ -163,14 +164,17 @@ def _draw_curve(grid: _Grid, dots: Sequence[tuple[float, float | None]], curve: 
 
 
 def _mark_columns(chart: Chart, num_columns: int) -> dict[int, Span]:
-    """{column: (sign, style)} of the marks inside the range."""
+    """{column: (sign, style)} of the marks inside the range. Of two in one place, the second is on the right."""
     first, last = chart.x_range
     per_x = (num_columns - 1) / (last - first) if last > first else 0.0
     columns: dict[int, Span] = {}
     for x, sign, style in chart.marks:
         if first <= x <= last:
             column = round((x - first) * per_x)
-            columns[min(column + (column in columns), num_columns - 1)] = (sign, style)  # two may be at one step
+            column, span = min(column + (column in columns), num_columns - 1), (sign, style)
+            while column in columns and column > 0:  # without space there, the earlier ones move to the left
+                columns[column], span, column = span, columns[column], column - 1
+            columns[column] = span
     return columns
 
 

@@ -87,6 +87,11 @@ class History:
         self._events: deque[str] = deque(maxlen=MAX_EVENTS)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the file is missing or empty."""
+        return not self._size
+
+    @property
     def fraction_read(self) -> float:
         """Of the file."""
         return self._offset / self._size if self._size else 1.0

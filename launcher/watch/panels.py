@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 from launcher.formatting import count, listed
-from launcher.watch.lines import Line, line
-from launcher.watch.snapshot import SPENT, Snapshot, Worker
+from launcher.watch.lines import Line, flowed, line
+from launcher.watch.snapshot import NO_RECORDS, SPENT, Snapshot, Worker
 from launcher.watch.view import duration
 
+_NARROW = 52  # cells below which the table of workers has no space for host and step beside a note
 _LETTERS = {"compute": "█", "data wait": "▓", "evaluation": "▒", "saving": "░", "repeated": "x"}
 
 
@@ -17,8 +18,9 @@ def time(one: Snapshot, width: int) -> list[Line]:
     """Where time goes: over the whole run, and in the newest steps."""
     total = sum(one.spent.values())
     if not total:
-        return [line(("where time goes", "bold")), line(("  no step was measured yet", "quiet"))]
-    rows = [line(("where time goes", "bold"), f", of {duration(total)} in the training loop")]
+        why = NO_RECORDS if one.lacks_records else "no step was measured yet"
+        return [line(("where time goes", "bold")), line((f"  {why}", "quiet"))]
+    rows = flowed([("where time goes,", "bold"), f"of {duration(total)} in the training loop"], width, 2, gap=" ")
     space = max(width - 30, 4)
     for name in SPENT:
         seconds = one.spent.get(name, 0.0)
@@ -29,7 +31,8 @@ def time(one: Snapshot, width: int) -> list[Line]:
         rows.append(line(f"  {name:<10} {seconds / total:>6.1%} {duration(seconds):>8}  ", (bar, style)))
     if one.step_time_s:
         wait = (one.data_wait_s or 0.0) / one.step_time_s
-        rows.append(line(f"  newest steps: {duration(one.step_time_s)} each, {wait:.0%} of it waits for data"))
+        newest = f"newest steps: {duration(one.step_time_s)} each, {wait:.0%} of it waits for data"
+        rows += wrapped(newest, width, "  ")
     rows += [line(f"  {row}") for row in textwrap.wrap(one.bottleneck, max(width - 2, 20))]
     return rows
 
@@ -52,12 +55,17 @@ def workers(one: Snapshot, width: int, spare: int) -> list[Line]:
     """All workers, those that need attention first. `spare`: a line below the headings is left for scrolling."""
     if not one.workers:
         return [line(("workers", "bold")), line(("  no worker has written a heartbeat yet", "quiet"))]
-    host = min(max(len(worker.host) for worker in one.workers), max(width - 46, 6))
-    head = f"{'rank':>5} {'host':<{host}} {'phase':<9} {'step':>9} {'beat':>7}  note"
+    is_wide, host = width >= _NARROW, min(max(len(worker.host) for worker in one.workers), width - 46)
+
+    def cells(rank: object, host_name: str, phase: str, step: str, beat: str) -> str:
+        host_cell, step_cell = (f"{host_name[:host]:<{host}} ", f"{step:>9} ") if is_wide else ("", "")
+        return f"{rank:>5} {host_cell}{phase[:9]:<9} {step_cell}{beat:>7}  "
+
+    head = cells("rank", "host", "phase", "step", "beat") + "note"
     rows = [line(("workers", "bold"), f": {_counted(one)}"), line((head, "quiet"))]
     for worker in one.workers:
         beat = f"{worker.beat_s:.0f} s" if worker.beat_s < 1e6 else "n/a"
-        left = f"{worker.rank:>5} {worker.host[:host]:<{host}} {worker.phase[:9]:<9} {worker.step:>9,} {beat:>7}  "
+        left = cells(worker.rank, worker.host, worker.phase, f"{worker.step:,}", beat)
         rows.append(line(left, (worker.note, "bad" if worker.needs_attention else "")))
     return rows
 

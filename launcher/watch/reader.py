@@ -137,6 +137,7 @@ class Reader:
             rank=rank,
             ranks=ranks,
             log=self._log_of(logs, rank),
+            lacks_records=state == "finished" and history.is_empty,
         )
 
     def _state(self, attempt: Attempt | None, beats: dict[int, tuple[Heartbeat, float]]) -> tuple[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from launcher.formatting import count
+from launcher.run.status import NOT_BEGUN
 from launcher.watch import panels
 from launcher.watch.chart import draw, number
 from launcher.watch.lines import Line, Span, beside, fitted, flowed, line, plain
@@ -126,14 +128,15 @@ def _header(runs: Sequence[Snapshot], width: int, height: int) -> list[Line]:
 
 def _facts(one: Snapshot, width: int) -> Iterator[str | Span]:
     """What is known of a run, the most important first."""
+    state = "not started" if one.state == "unknown" and one.reason == NOT_BEGUN else one.state
     yield one.name, "bold"
-    yield one.state, _STATES.get(one.state, "bold")
+    yield state, _STATES.get(state, "bold")
     if one.step is not None and one.total_steps:
         part = min(one.step / one.total_steps, 1.0)
         bar = max(min(width // 6, 20), 6)
         full = int(part * bar)
         yield f"{_FULL * full}{_EMPTY * (bar - full)} {part:.0%}"
-    is_wrong = one.state in ("failed", "unknown")
+    is_wrong = state in ("failed", "unknown")
     if one.reason and is_wrong:
         yield one.reason, "bad"
     if one.time_left_s is not None:
@@ -174,5 +177,9 @@ def _keys(runs: Sequence[Snapshot], view: View, width: int) -> Line:
 
 
 def _help(width: int) -> list[Line]:
-    rows = [line((f"{keys:<16}", "bold"), words) for keys, words in HELP]
-    return [(), *rows, (), *panels.wrapped(SIGNS, width)]
+    rows = [
+        line((f"{keys if index == 0 else '':<16}", "bold"), part)
+        for keys, words in HELP
+        for index, part in enumerate(textwrap.wrap(words, max(width - 16, 20)))
+    ]
+    return [*rows, (), *panels.wrapped(SIGNS, width)]

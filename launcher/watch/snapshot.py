@@ -22,6 +22,7 @@ TRAIN = ("step", "epoch", "time_s", "loss", "learning_rate", "images_per_s")  # 
 EVALS = ("step", "epoch", "time_s", "top1", "loss")
 LARGEST = 1e100  # assumption: a larger number is not one of a run; float32 ends at 3.4e38
 SPENT = ("compute", "data wait", "evaluation", "saving", "repeated")
+NO_RECORDS = "metrics.jsonl is missing or empty"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,7 @@ class Snapshot:
     rank: int = 0  # of the log
     ranks: Sequence[int] = ()  # that have a log
     log: Sequence[str] = ()  # its last lines
+    lacks_records: bool = False  # it is finished, and its metrics.jsonl is missing or empty
 
     def to_json(self) -> str:
         """As one line of JSON, with five digits of the curves."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.watch.chart import Chart, Curve, Point, number
-from launcher.watch.snapshot import Column, Snapshot
+from launcher.watch.snapshot import NO_RECORDS, Column, Snapshot
 
 PANELS = ("curves", "time", "workers", "log")
 SMOOTHING = {"none": 0.0, "light": 0.02, "strong": 0.1}  # part of the points over which an average reaches
@@ -86,6 +86,7 @@ def charts(runs: Sequence[Snapshot], view: View) -> Iterator[Chart]:
             marks if key == "loss" else (),
             from_zero=key in ("images_per_s", "learning_rate"),
             may_be_log=key == "loss",
+            if_empty=NO_RECORDS if all(run.lacks_records for run in runs) else "no data yet",
         )
 
 

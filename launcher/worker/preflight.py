@@ -63,8 +63,7 @@ def check_host(config: RunConfig) -> None:
     Checks of the images are omitted, as the run itself names a broken image, and those that do not apply inside of a
     Ray worker, which sees one GPU and its part of the CPUs, and needs no token.
     """
-    omitted = ("data", "sample", "GPUs", "CPUs", "Ray token")
-    findings = [f for f in preflight(config, HOST_S, quick=True) if f.name not in omitted]
+    findings = preflight(config, HOST_S, quick=True, omitted=("data", "GPUs", "CPUs", "Ray token"))
     for finding in findings:
         if finding.status == "warn":
             log.warning("%s: %s; %s", finding.name, finding.found, finding.advice)

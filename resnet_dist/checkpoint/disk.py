@@ -41,6 +41,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(named, reason(error)) from error
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it; existing ones stay. Raises StorageError, which names what is not created."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        problem = f"cannot be created: {error.strerror}. Allowed: a folder that this user can write to"
+        raise StorageError(str(error.filename), problem) from error
+    except OSError as error:
+        raise StorageError(str(error.filename), reason(error)) from error
+
+
 @contextlib.contextmanager
 def checkpoint_errors(path: Path) -> Iterator[None]:
     """Turn an OSError in the block into a CheckpointError that names `path`."""

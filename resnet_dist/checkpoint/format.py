@@ -113,7 +113,10 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(str(path), "is not a checkpoint's manifest")
     if content["format"] != FORMAT or isinstance(content["format"], bool):
-        raise CheckpointError(str(path), f"has format {content['format']!r}; this version reads format {FORMAT}")
+        found = content["format"]
+        is_later = type(found) is int and found > FORMAT
+        advice = ": it was written by a later version of the launcher: use that version" if is_later else ""
+        raise CheckpointError(str(path), f"has format {found!r}; this version reads format {FORMAT}{advice}")
     files = content.get("files")
     if set(content) != {"format", "files"} or not isinstance(files, dict):
         raise CheckpointError(str(path), "must have the keys format and files only")

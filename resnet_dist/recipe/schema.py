@@ -219,7 +219,7 @@ class EngineRecipe:
 class SpeedRecipe:
     """Keys that change the speed of a step, and at most its rounding. docs/performance.md has the measured effects.
 
-    Experimental: no GPU has run it.
+    Keys that say experimental have not been run on a GPU.
     """
 
     channels_last: bool = True  # memory layout of images and weights: the layout in which cuDNN and oneDNN compute

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+_TIME_LEFT = "resnet_time_left_seconds"  # only while it trains
 _STATES = ("training", "finished", "stopped", "failed")
 
 
@@ -29,7 +30,7 @@ _METRICS = (
     _Metric("resnet_images_per_second", "Images per second over all workers.", "train", "images_per_s"),
     _Metric("resnet_step_seconds", "Mean time of a step.", "train", "step_time_s"),
     _Metric("resnet_data_wait_seconds", "Mean time per step that training waits for images.", "train", "data_wait_s"),
-    _Metric("resnet_time_left_seconds", "Expected time until the last step.", "train", "time_left_s"),
+    _Metric(_TIME_LEFT, "Expected time until the last step.", "train", "time_left_s"),
     _Metric("resnet_memory_bytes", "Host memory of the first worker.", "train", "memory_bytes"),
     _Metric("resnet_gpu_memory_bytes", "Largest GPU memory of the first worker so far.", "train", "gpu_memory_bytes"),
     _Metric("resnet_evaluation_step", "Step of the newest evaluation.", "eval", "step"),
@@ -87,7 +88,7 @@ class PrometheusFile:
     def _lines(self) -> Iterator[str]:
         planned = ("resnet_planned_steps", "Steps of the whole run.")
         for name, text in [planned, *((metric.name, metric.help) for metric in _METRICS)]:
-            if name in self._values:
+            if name in self._values and (name != _TIME_LEFT or self._state == "training"):
                 yield from _family(name, text, "gauge", [({"run": self._run}, self._values[name])])
         attempts = [({"run": self._run}, float(self._attempt))]
         yield from _family("resnet_attempts_total", "Attempts of the run, with this one.", "counter", attempts)

@@ -207,6 +207,25 @@ CASES = [
         "only with place local",
     ),
     case(
+        "more local workers than images",
+        "",
+        "place: local\nresources: {local_workers: 65}",
+        11,
+        "resources.local_workers",
+        "found 65, more than the 64 samples of a micro-batch",
+        "at most 64",
+    ),
+    case(
+        "a CUDA graph with local workers that share spans",
+        "workers: 2",
+        "workers: 1\nplace: local\nspeed: {cuda_graph: true}\nbatch_norm: {span: 64}\n"
+        "resources: {local_workers: 2, gpus_per_worker: 1}",
+        11,
+        "speed.cuda_graph",
+        "found true with batch norm whose statistics are exchanged",
+        "false; or a batch_norm.span that lies on one worker",
+    ),
+    case(
         "DALI's buffers on a CPU",
         "data: {",
         "data: {dali: {affinity: true}, ",

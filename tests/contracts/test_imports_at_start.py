@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launcher.exit_codes import ExitCode
 from launcher.ray_backend.spares import EARLY
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +31,29 @@ def imported(*modules: str, before: str = "", after: str = "") -> set[str]:
 
 def test_the_command_imports_neither_torch_nor_ray_before_it_has_read_the_config() -> None:
     assert not imported("launcher.train") & {"torch", "numpy", "ray", "pandas", "pyarrow"}
+
+
+def test_the_command_starts_its_first_process_before_it_imports_what_reads_the_config(tmp_path: Path) -> None:
+    """And ends it if the config is wrong. The process imports PyTorch meanwhile."""
+    (tmp_path / "config.yaml").write_text("place: local\nno_such_key: 1\n")
+    code = f"""
+import json, os, runpy, subprocess, sys
+known = {{}}
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        known.update(modules=sorted(sys.modules), process=self)
+subprocess.Popen = Popen
+sys.argv[1:] = [{str(tmp_path / "config.yaml")!r}]
+try:
+    runpy.run_module("launcher.train", run_name="__main__")
+except SystemExit as error:
+    print(json.dumps([known["modules"], known["process"].returncode, error.code]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    modules, ended, exit_code = json.loads(done.stdout.splitlines()[-1])
+    assert not set(modules) & {"yaml", "pydantic", "launcher.config.load", "launcher.config.schema"}
+    assert (ended, exit_code) == (-signal.SIGKILL, ExitCode.CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ def test_what_the_second_worker_prints_is_in_its_log(fault_run: Make) -> None:
     assert "printed by rank 0" in output
     assert "printed by rank 1" not in output
     assert "printed by rank 1" in logs.log(1).read_text()
+    assert "collects garbage: True" in output  # as it does not while it imports
 
 
 SLOW_METRIC = """
@@ -230,6 +231,8 @@ def metric(logits, labels):
 """
 
 PRINTING = """
+import gc
+
 import torch.distributed as dist
 from torch import nn
 
@@ -240,7 +243,7 @@ class Model(nn.Module):
         self.layer = nn.Linear(3, num_classes)
 
     def forward(self, images):
-        print("printed by rank", dist.get_rank(), flush=True)
+        print("printed by rank", dist.get_rank(), "collects garbage:", gc.isenabled(), flush=True)
         return self.layer(images.mean((2, 3)))
 
 

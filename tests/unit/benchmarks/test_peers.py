@@ -6,18 +6,24 @@ import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks import gpu_input
 from benchmarks.gpu_input import photo, write_photos
 from benchmarks.group_norms import compare_norms, group_of_one
 from benchmarks.kernels import OTHER, kind_of
 from benchmarks.measure import FAILED, Run
 from benchmarks.peers import MinimalLoop, OurTrainer, Setting, TimmLoop, TorchvisionLoop, synthetic
 from benchmarks.variants import timed
+from resnet_dist.data.decoding.region_check import warn_of
+from resnet_dist.data.decoding.requests import Decoder
 from resnet_dist.data.loader import HostBatch
+from resnet_dist.recipe.schema import DataRecipe
 
 CPU = torch.device("cpu")
 SETTING = Setting(batch=4, resolution=32, model="resnet18", num_classes=5)
@@ -65,6 +71,26 @@ def test_batches_from_an_iterator_are_not_kept() -> None:
     trainer(3)
     gc.collect()
     assert made[0]() is None
+
+
+@pytest.mark.parametrize("problem", [None, "a trial in a child process ended with SIGSEGV"])
+def test_dali_decodes_regions_only_if_a_child_process_has_done_so(
+    problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photos(tmp_path, 4)
+    data = DataRecipe(root=str(tmp_path), resolution=32, decoder="torchvision")
+    decoder_for, regions = gpu_input.decoder_for, list[bool]()
+
+    def noted(recipe: DataRecipe, **given: Any) -> Decoder:
+        regions.append(given["regions"])
+        return decoder_for(recipe, **given)
+
+    monkeypatch.setattr(gpu_input, "decoder_for", noted)
+    monkeypatch.setattr(gpu_input, "region_check", lambda data, device: SimpleNamespace(problem=problem))
+    warn_of.cache_clear()
+    next(gpu_input._batches(SETTING, data))
+    assert regions == [problem is None]
+    assert [str(problem) in message for message in caplog.messages] == [True] * (problem is not None)
 
 
 def test_photos_have_two_classes_and_are_always_the_same(tmp_path: Path) -> None:

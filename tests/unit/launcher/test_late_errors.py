@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launcher import cli, train
+from launcher.config.load import load
+from launcher.console import Progress
+from launcher.local.run import _listener
 
 Capture = pytest.CaptureFixture[str]
 CONFIG = """schema: 1
@@ -51,6 +55,35 @@ def test_a_warm_up_that_turns_out_longer_than_the_run_has_its_line(write: Callab
     assert f"{file}:12: schedule.warmup: found 5 epochs, longer than the run" in capsys.readouterr().err
 
 
+def test_a_storage_that_cannot_be_created_is_named_with_what_is_allowed(
+    write: Callable[..., Path], capsys: Capture
+) -> None:
+    assert train.main([str(write("1 step")), "storage=/proc/x"]) == 76
+    problem = "cannot be created: No such file or directory. Allowed: a folder that this user can write to"
+    assert f"error: command line: storage=/proc/x: {problem}\n" in capsys.readouterr().err
+
+
 def test_another_number_of_workers_is_told_once_the_run_has_begun(write: Callable[..., Path], capsys: Capture) -> None:
     assert train.main([str(write("1 step"))]) == 0
     assert "1 worker here (the config has 2): same losses" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("workers", "local_workers", "world_size", "told"),
+    [
+        ("1", 2, 2, None),
+        ("8", 2, 2, None),
+        ("2..4", 1, 3, None),
+        ("1", 2, 3, "3 workers here (the config has 2): same losses up to rounding"),
+        ("8", 1, 1, "1 worker here (the config has 8): same losses up to rounding"),
+    ],
+)
+def test_the_workers_of_this_machine_are_those_of_the_config(
+    write: Callable[..., Path], workers: str, local_workers: int, world_size: int, told: str | None
+) -> None:
+    overrides = [f"workers={workers}", f"resources.local_workers={local_workers}", "batch.size=8"]
+    output = io.StringIO()
+    progress = Progress(output)
+    listen = _listener(load(write("1 step"), overrides), progress, world_size)
+    listen({"kind": "event", "event": "started", "step": 0, "detail": {}})
+    assert [line for line in output.getvalue().splitlines() if "here" in line] == ([] if told is None else [told])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launcher.config.schema import RunConfig
 from launcher.console import Progress
 from launcher.errors import ClusterUnavailable, WorkerLost
 from launcher.exit_codes import ExitCode
+from launcher.local.spares import Spares
 from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.root_cause import record_failure
 from launcher.run.directory import RunDirectory
@@ -155,6 +157,17 @@ def test_a_signal_before_training_begins_leaves_nothing_and_says_so(
     assert (code, run.attempts(), run.fatal()) == (75, [], None)
     assert capsys.readouterr().out == "stopped before the first step; nothing was trained\n"
     acquire(run.lease).release()  # it is free
+
+
+def test_a_process_that_the_same_ctrl_c_has_ended_is_not_reported(
+    config: RunConfig, stopped: StopSignals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    spares = Spares(Progress())
+    spares.start()
+    spares._idle[0].process.wait()
+    assert train(config, attended=True, stop=stopped, spares=spares)[0] == 75
+    assert capsys.readouterr().out == "stopped before the first step; nothing was trained\n"
 
 
 def test_a_signal_ends_the_wait_for_the_predecessor(

@@ -12,7 +12,7 @@ import pytest
 from cluster.kubernetes.access import VERBS
 from cluster.kubernetes.manifests import manifests
 from cluster.spec import RunSpec
-from launcher.config.profiles import parse_profile
+from launcher.config.profiles import load_profile
 
 PAGE = (Path(__file__).parents[4] / "docs" / "kubernetes.md").read_text()
 
@@ -42,10 +42,12 @@ def test_the_script_touches_no_cluster_but_its_own(script):
     assert '--context "${context}"' in calls[0]
 
 
-def test_the_scripts_profile_can_carry_the_scripts_run(script):
+def test_the_scripts_profile_can_carry_the_scripts_run(script, tmp_path):
     (profile,) = re.findall(r"<< 'PROFILE'\n(.*?)PROFILE", script.read_text(), flags=re.DOTALL)
     spec = RunSpec(name="digits-cpu", config="", storage="/runs", data_root="/home/launcher/digits", walltime_s=1800)
-    made = manifests(spec, parse_profile(profile, "kind.yaml", "kubernetes"))
+    file = tmp_path / "kind.yaml"
+    file.write_text(profile)
+    made = manifests(spec, load_profile(file, "kubernetes"))
     assert made[-1]["metadata"]["name"] == "digits-cpu"
     assert "rayjob/digits-cpu" in script.read_text()
 

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.kubernetes.rules import PROFILE, doubts, placeholders, problems
 from cluster.profile import Pod, SecretVariable, StorageVolume, SubmitterPod, Toleration, Volume
-from launcher.config.profiles import parse_profile
+from launcher.config.profiles import load_profile
 from launcher.errors import ConfigError
 
 
@@ -122,10 +122,12 @@ def test_kueue_takes_one_topology_and_whole_slices(spec, everything):
         assert _keys(spec, dataclasses.replace(everything, annotations=wrong)) == ["annotations"]
 
 
-def test_the_claim_of_the_data_exists_so_that_nothing_else_of_it_can_be_chosen():
+def test_the_claim_of_the_data_exists_so_that_nothing_else_of_it_can_be_chosen(tmp_path):
     text = "kind: kubernetes\nimage: a/b:1\ndata: {claim: images, access_mode: ReadOnlyMany}\n"
+    file = tmp_path / "profile.yaml"
+    file.write_text(text)
     with pytest.raises(ConfigError, match=r"data\.access_mode: unknown key"):
-        parse_profile(text, "profile.yaml", "kubernetes")
+        load_profile(file, "kubernetes")
 
 
 def test_one_node_may_have_a_volume_of_its_own(spec, profile):

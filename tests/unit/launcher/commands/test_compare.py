@@ -240,8 +240,9 @@ def test_an_environment_that_was_never_written_is_not_recorded(runs: Runs) -> No
 def test_attempts_are_listed_with_how_they_ended(runs: Runs) -> None:
     runs.write("a")
     run = runs.write("b")
-    run.begin_attempt({"place": "ray", "workers": 4})
+    run.begin_attempt({"place": "ray", "workers": 4, "from_step": 0, "excluded": [], "num_micro_batches": None})
     _, text = runs.text()
+    assert "  place ray, workers 4, from step 0  no end recorded" in text
     rows = [line.split() for line in text.splitlines() if line.startswith(("  A ", "  B "))]
     assert [(row[:2], "exit" in row) for row in rows] == [(["A", "1"], True), (["B", "1"], True), (["B", "2"], False)]
 
@@ -313,6 +314,16 @@ def test_without_a_common_step_the_logged_steps_are_shown(runs: Runs) -> None:
     assert code == 1
     assert "A logged steps 10 to 40 by 10, B logged 7 to 28 by 7 (log.every_steps)" in text
     assert "train both with log.every_steps=1" in text
+
+
+def test_a_finished_run_without_records_is_told_from_one_that_has_done_no_step(runs: Runs) -> None:
+    for name in "ab":
+        runs.write(name).metrics.unlink()
+    assert "A and B logged no step: none is done yet, or fewer than log.every_steps" in runs.text()[1]
+    RunDirectory(runs.storage, "a").mark_finished({"step": 20})
+    text = runs.text()[1]
+    assert "A: metrics.jsonl is missing or empty" in text
+    assert "B logged no step: none is done yet" in text
 
 
 def evaluated(top1: float) -> Change:

@@ -64,7 +64,12 @@ def test_the_order_of_shards_is_shown(source: str, num_shards: int | None, said:
         (("place=local", "faults.warm_spares=0"), "1 worker process on this machine, no idle one"),
         (("place=local", "faults.max_failures=0"), None),
         (("place=local", "faults.max_failures=0", "resources.local_workers=2"), "no idle one (faults.max_failures)"),
-        (("place=ray",), None),
+        (
+            ("place=ray",),
+            "8 idle processes on each node for a fast restart, about 591.3 MiB each, if they fit",
+        ),
+        (("place=ray", "faults.warm_spares=1"), "1 idle process on each node for a fast restart, about 591.3 MiB (f"),
+        (("place=ray", "faults.warm_spares=0"), "no idle process (faults.warm_spares)"),
     ],
 )
 def test_the_idle_processes_of_this_machine_are_shown_with_their_memory(
@@ -75,6 +80,46 @@ def test_the_idle_processes_of_this_machine_are_shown_with_their_memory(
         assert "idle process" not in text
     else:
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), ""),
+        (
+            ("evaluate.beside=true", "place=local", "resources.gpus_per_worker=0"),
+            "beside training, in a process of its own with a lower priority",
+        ),
+        (
+            ("evaluate.beside=true", "resources.gpus_per_worker=0"),
+            "on 8 cores of the cluster (jobs: spare_nodes: 1 in the profile) besides those of the workers",
+        ),
+        (
+            ("evaluate.beside=true", "place=local", "resources.gpus_per_worker=1"),
+            "on 1 GPU of this machine besides those of the workers; else in turn with training",
+        ),
+    ],
+)
+def test_what_evaluations_beside_training_need_is_shown(
+    overrides: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = flat(plan(capsys, "data.root=/nowhere", *overrides))
+    assert said in text
+    assert ("evaluation beside training" in text) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("has_ray", "said"),
+    [
+        (True, "if they fit into 10% of the node's memory (faults.warm_spares; place auto: Ray is installed here)"),
+        (False, "place auto: Ray is not installed here; 1 worker process on this machine; 1 idle process for a fast"),
+    ],
+)
+def test_the_idle_processes_of_auto_are_those_of_the_place_that_it_is_here(
+    has_ray: bool, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.config.schema.has_ray", lambda: has_ray)
+    assert said in flat(plan(capsys, "data.root=/nowhere", "place=auto"))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:

@@ -45,6 +45,21 @@ def test_the_sections_are_in_the_order_of_decisions_and_fit_the_terminal(
     assert [line for line in too_wide if len(line.split()[-1]) < columns - 18] == []  # paths and keys are not broken
 
 
+@pytest.mark.parametrize("columns", [30, 40, 60, 80])
+def test_tables_of_many_nodes_fit_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    nodes = ["--nodes", "1,2,4,8,16,32,64,128,256", "--deadline", "2999-12-01 06:00"]
+    text = plan(capsys, "data.root=/", "--gpu", "H100", *nodes)
+    for part in (text.partition("\nBy number of nodes\n")[2], f"Deadline {text.partition('Deadline ')[2]}"):
+        part = part.partition("\n\nRecipe\n")[0]
+        assert [line for line in part.splitlines() if len(line) > columns and len(line.split()) > 1] == []
+    model = text.partition("\n  model by")[2]
+    numbers = [number for line in re.findall(r"\n    nodes\s+(.*)", model) for number in line.split()]
+    assert numbers == nodes[1].split(",")
+
+
 def test_warnings_come_first(capsys: pytest.CaptureFixture[str]) -> None:
     lines = plan(capsys, "batch_norm.span=auto", "batch.size=8209", "cluster.walltime=00:01:00").splitlines()
     assert lines[2] == "3 warnings"
@@ -74,6 +89,14 @@ def test_only_submissions_with_the_same_gpu_count(capsys: pytest.CaptureFixture[
         assert f"with 4 GPUs ({name})" in section(plan(capsys, "--gpu", gpu, *four), "Result")
     assert "MLPerf v4.0 with" not in section(plan(capsys, "--gpu", "NVIDIA H100 NVL", *four), "Result")
     assert "31 figures for 9 GPUs" in section(plan(capsys), "Result")
+
+
+def test_a_gpu_that_no_table_has_is_told_with_the_known_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = section(plan(capsys, f"storage={tmp_path}", "--gpu", "Banana"), "Result")
+    assert "unknown: no published figure for a GPU named Banana and no earlier run fits. Known names: B200, " in text
+    assert "RTX A6000. Measure it on a machine with this GPU: launcher plan CONFIG --calibrate" in text
 
 
 def test_no_evidence_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -184,6 +184,39 @@ def test_kubernetes_warns_of_placeholders_and_of_paths_on_no_volume_with_their_l
     assert f"warning: command line: {weights}: model.weights: found " in captured.err
 
 
+@pytest.mark.parametrize(
+    ("place", "profile", "needs"),
+    [
+        (("slurm",), "kind: slurm", "a GPU"),
+        (("slurm",), "kind: slurm\nspare_nodes: 1", ""),
+        (("slurm", "resources.gpus_per_worker=0", "resources.cpus_per_worker=4"), "kind: slurm", "4 CPUs"),
+        (("slurm", "--launcher", "torchrun"), "kind: slurm", "a GPU"),
+        (("slurm", "--launcher", "torchrun"), "kind: slurm\ngpus: null", ""),
+        (("slurm", "--launcher", "torchrun", "resources.gpus_per_worker=0"), "kind: slurm", ""),
+        (("kubernetes",), "kind: kubernetes\nimage: training/launcher:1", "a GPU"),
+        (("kubernetes",), "kind: kubernetes\nimage: training/launcher:1\nspare_nodes: 1", ""),
+    ],
+)
+def test_resources_for_evaluations_beside_training_are_those_of_spare_nodes(
+    place: tuple[str, ...],
+    profile: str,
+    needs: str,
+    write_config: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "site.yaml").write_text(profile)
+    config = write_config('cluster: {walltime: "01:00:00"}', "evaluate: {every: 1 epoch, beside: true}")
+    kind, *more = place
+    more = ["resources.gpus_per_worker=1", *more, "--profile", str(tmp_path / "site.yaml")]
+    assert cli.main(["render", kind, str(config), *more]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if ": evaluate.beside: " in line]
+    expected = f"found true, which needs {needs} besides those of the workers; the job requests none, so that the "
+    assert [expected in warning for warning in warnings] == [True] * bool(needs)
+    assert cli.main(["render", kind, str(config), *more, "evaluate.beside=false"]) == 0
+    assert "evaluate.beside" not in capsys.readouterr().err
+
+
 def test_the_command_in_the_heading_can_be_copied_and_stays_a_comment(
     write_config: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import records_of, write_run
+from report_runs import CONFIG, records_of, write_run
 
 from launcher import cli
 from launcher.run import lease
@@ -36,7 +36,7 @@ def test_the_result_comes_first(tmp_path: Path, capsys: Capture) -> None:
     lines = report(capsys, str(run.path)).splitlines()
     assert lines[0] == f"run {run.path}: finished, 1 attempt"
     assert lines[1].split(maxsplit=1) == ["top-1", "90.00 % (86.4 to 92.7 %: 95 %), loss 0.15"]
-    assert lines[2].strip().startswith("355 val images, 32 x 32 pixels, central crop of 1 of the shorter side")
+    assert lines[2].strip().startswith("355 val images at 32 px, central crop 1, weights of the step")
 
 
 def test_several_runs_are_ranked_before_each_is_told(tmp_path: Path, capsys: Capture) -> None:
@@ -82,9 +82,36 @@ def test_a_checkpoint_in_place_of_a_run_names_the_run(tmp_path: Path, capsys: Ca
     folder.mkdir()
     assert cli.main(["report", str(folder)]) == 64
     assert f"this is a checkpoint of a run. Allowed: the run directory, {run.path}" in capsys.readouterr().err
-    for file in (run.metrics, run.finished_file):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"\xbb")
+    for file in (run.metrics, run.finished_file, weights):
         assert cli.main(["report", str(file)]) == 64
         assert f"this is a file of a run. Allowed: the run directory, {run.path}" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_config_is_told_as_such(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\xbb")
+    for words in (["report", str(file)], ["watch", str(file)], ["compare", str(file), str(file)]):
+        assert cli.main(words) == 64
+        said = f"{file}: is not a config. Allowed: a run directory, or a config (.yaml, .yml)"
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_says_so_once(tmp_path: Path, capsys: Capture) -> None:
+    run = write_run(tmp_path, finish=False)
+    run.end_attempt(1, 75, "stopped on request", 20)
+    assert "warning: not finished (stopped on request): these results are preliminary" in report(capsys, str(run.path))
+
+
+@pytest.mark.parametrize(
+    ("duration", "text"),
+    [("300 steps", "300 steps; done: 20 (2.00 epochs)"), ("40 epochs", "40 epochs; done: 20 steps (2.00 epochs)")],
+)
+def test_the_duration_names_what_is_done_of_it(duration: str, text: str, tmp_path: Path, capsys: Capture) -> None:
+    config = CONFIG.replace("12 epochs", duration)
+    lines = report(capsys, str(write_run(tmp_path, config=config, finish=False).path)).splitlines()
+    assert f"  {'duration':<14} {text}" in lines
 
 
 @pytest.mark.parametrize("name", ["whole", "stopped"])
@@ -115,7 +142,7 @@ def test_a_run_that_is_being_written_is_read(tmp_path: Path, capsys: Capture) ->
         text = report(capsys, str(run.path))
     assert found["state"] in ("starting", "running")
     assert found["result"]["top1"] == 0.9
-    assert f"not finished ({found['state']}): the numbers are those of now" in text
+    assert f"not finished ({found['state']}): these results are preliminary" in text
     assert "it is running" in text
 
 

@@ -105,7 +105,7 @@ def test_two_runs_and_overrides_of_their_configs(run: RunDirectory, write_config
     assert cli.main(["watch", str(run.path), "--once", str(write_config()), "name=other"]) == 0
     printed = capsys.readouterr().out
     assert "A ━━  small  stopped" in printed
-    assert "B ╍╍  other  unknown" in printed
+    assert "B ╍╍  other  not started" in printed
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from cluster.profile import Container, Network, SlurmProfile
-from launcher.config.profiles import load_profile, parse_profile, shipped
+from cluster.profile import Container, Network, Profile, SlurmProfile
+from launcher.config.profiles import load_profile, shipped
 from launcher.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(text: str, kind: str = "slurm") -> Profile:
+    """The profile `text`, from site.yaml."""
+    Path("site.yaml").write_text(text)
+    return load_profile("site.yaml", kind)  # type: ignore[call-overload, no-any-return]
 
 
 def refused(text: str, kind: str = "slurm") -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        parse_profile(text, "site.yaml", kind)  # type: ignore[arg-type]
+        read(text, kind)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -38,7 +49,7 @@ def test_what_a_shipped_profile_suggests_in_comments_is_allowed() -> None:
     lines = shipped()["slurm"].read_text().partition("\nkind: ")[2].splitlines()
     suggested = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
     text = "kind: slurm\n" + "\n".join(line for line in suggested if not line.startswith("conda"))
-    assert parse_profile(text, "site.yaml", "slurm") != SlurmProfile()
+    assert read(text) != SlurmProfile()
 
 
 def test_a_profile_is_read_as_it_is_written() -> None:
@@ -55,7 +66,7 @@ network: {interface: ib0}
 gpus: null
 scratch: /scratch/$SLURM_JOB_ID
 """
-    assert parse_profile(text, "site.yaml", "slurm") == SlurmProfile(
+    assert read(text) == SlurmProfile(
         account="0123",
         qos="no",
         spare_nodes=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from launcher.config import load as configs
 from launcher.console.description import description, optimization, peak_lr_text
+from resnet_dist.recipe.durations import Duration
 
 WriteConfig = Callable[..., Path]
 
@@ -33,6 +35,8 @@ def test_all_that_decides_about_the_result_is_said_in_six_lines(write_config: Wr
     lines = description(config, 2, step=40, total_steps=113, num_samples=1442)
     assert [line[:11].rstrip() for line in lines] == ["duration", "model", "data", "batch", "optimizer", "peak LR"]
     assert lines[0] == "duration   10 epochs = 113 steps, 40 of them done"
+    steps = dataclasses.replace(config, duration=Duration.parse("113 steps"))
+    assert description(steps, 2, step=0, total_steps=113, num_samples=1442)[0] == "duration   113 steps"
     assert lines[3] == "batch      128 = 2 workers x 32 x 2 micro-batches, batch norm over 32"
     assert lines[4] == "optimizer  sgd, momentum 0.9, weight decay 0.0005, label smoothing 0.1, mixup 0.2, ema 0.999"
     assert lines[5] == "peak LR    0.05 = base LR 0.1 x 128 / 256, warm-up 1 epoch, then cosine"

@@ -261,8 +261,8 @@ def test_the_text_has_the_numbers_with_their_label(trained_run: Path, capsys: py
     own = recorded(trained_run, 6)
     bounds = wilson_interval(own["top1"], NUM)
     for part in (
-        "21, 16 pixels, central crop 0.875",
-        "moving average of the weights, step 6",
+        "measured on  21 images at 16 px, central crop 0.875, moving average of the weights, float32",
+        "step         6",
         f"{100 * own['top1']:.2f} %  ({round(own['top1'] * NUM)} of {NUM}; 95 %: {interval_text(bounds)})",
         f"{100 * own['top5']:.2f} %",
         f"{own['loss']:.4f}",

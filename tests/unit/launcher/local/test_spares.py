@@ -96,14 +96,26 @@ def test_code_that_has_changed_since_is_not_used(spares: Spares, monkeypatch: py
 def test_an_error_of_the_imports_comes_as_the_end_of_the_job(
     spares: Spares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('no such library')")
+    (tmp_path / "torch.py").write_text("import gc; raise ImportError(f'no such library {gc.isenabled()}')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process, messages = spares.take(), []
     while not messages:
         messages, more = process.receive()
         assert more or messages
     assert isinstance(messages[0], Failed)
-    assert "no such library" in str(messages[0].error)
+    assert "no such library False" in str(messages[0].error)  # garbage is not looked for while it imports
+    process.end()
+
+
+def test_a_signal_before_the_process_handles_any_ends_it_without_importing_pytorch(
+    spares: Spares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w'); raise ImportError('PyTorch')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = spares.take()
+    process.signal(signal.SIGTERM)
+    assert "exited with code 75" in str(process.how_it_ended(0))
+    assert not (tmp_path / "imported").exists()
     process.end()
 
 

@@ -136,7 +136,7 @@ def test_an_error_before_the_submission_says_that_nothing_was_submitted(places: 
     [
         ("echo 'Error from server (Forbidden): exceeded quota' >&2; exit 1", "RayJob small was not created"),
         ('echo \'{"status": {}}\' > $PLACE/rayjob; echo "error: unexpected EOF" >&2; exit 1',
-         "RayJob small was created all the same"),
+         "RayJob small was created anyway"),
         ("touch $PLACE/down; echo 'error: unexpected EOF' >&2; exit 1", "RayJob small may have been created"),
         ("echo 'dial tcp 10.0.0.1:6443: connect: connection refused' >&2; exit 1", "nothing was submitted"),
     ],

@@ -51,17 +51,22 @@ Trained = Callable[..., RunDirectory]
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """Write a finished run of a config, as `trained(config, start_s=, training_s=, evaluation_s=, saving_s=)`."""
+    """Write a finished run of a config, as `trained(config, start_s=, training_s=, evaluation_s=, saving_s=)`.
+
+    `workers` is the number that trained, if it is not that of the config.
+    """
     monkeypatch.setattr("launcher.planning.history.devices", lambda: DEVICE)
     monkeypatch.setattr("launcher.planning.history.os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
 
-    def write(config: RunConfig, name: str, *, device: dict[str, Any] = DEVICE, **times: float) -> RunDirectory:
+    def write(
+        config: RunConfig, name: str, *, device: dict[str, Any] = DEVICE, workers: int | None = None, **times: float
+    ) -> RunDirectory:
         config = replace(config, name=name)
         run = RunDirectory(Path(config.storage), name)
         run.create()
         run.write_config(configs.to_yaml(config))
         run.environment.write_text(json.dumps(device))
-        number = run.begin_attempt({"place": "local", "workers": config.workers.most, "from_step": 0})
+        number = run.begin_attempt({"place": "local", "workers": workers or config.workers.most, "from_step": 0})
         run.end_attempt(number, 0, "finished", 20)
         steps = config.duration.steps(batch_size=config.batch.size, num_samples=100)
         summary = {"step": steps, "finished": True, "num_samples": 25, "top1": 0.5, "duration": str(config.duration)}

@@ -39,9 +39,26 @@ def test_a_zone_is_kept() -> None:
     assert deadline.parse("2026-12-01T06:00+01:00", NOW) == datetime.datetime(2026, 12, 1, 5, tzinfo=datetime.UTC)
 
 
-@pytest.mark.parametrize("text", ["tomorrow", "", "06:00", "2026-13-01", "2026-12-01 6 pm"])
+@pytest.mark.usefixtures("in_new_york")
+@pytest.mark.parametrize(("text", "day"), [("07:01", 26), (" 7:01", 26), ("23:59", 26), ("07:00", 27), ("00:00", 27)])
+def test_a_time_alone_is_the_next_such_local_time(text: str, day: int) -> None:
+    found = deadline.parse(text, NOW)  # it is 07:00
+    hour, minute = map(int, text.split(":"))
+    assert found.isoformat() == f"2026-11-{day}T{hour:02}:{minute:02}:00-05:00"
+
+
+@pytest.mark.usefixtures("in_new_york")
+def test_a_time_of_the_next_day_has_the_offset_of_that_day() -> None:
+    before_the_clocks_change = datetime.datetime(2026, 10, 31, 12, tzinfo=datetime.UTC)
+    assert deadline.parse("06:00", before_the_clocks_change).isoformat() == "2026-11-01T06:00:00-05:00"
+
+
+@pytest.mark.parametrize(
+    "text", ["tomorrow", "", "24:00", "06:60", "6", "06:00+01:00", "2026-13-01", "2026-12-01 6 pm"]
+)
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no date and time\. Allowed: a date and a time in the future, such as"):
+    forms = r'a date and a time .*, such as "2026-12-01 06:00", or with a time zone .*"06:00"'
+    with pytest.raises(UsageError, match=rf"is no date and time\. Allowed: {forms}"):
         deadline.parse(text, NOW)
 
 
@@ -141,9 +158,9 @@ def test_cpus_have_no_gpu_hours(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 def test_none_in_time_is_said_first(capsys: pytest.CaptureFixture[str]) -> None:
     text = plan(capsys, "--deadline", in_hours(0.02), "--nodes", "1")
-    lines = text.splitlines()
-    assert lines[1].startswith("  None of 13 combinations")
-    assert "in time\n" not in text
+    said = " ".join(line.strip() for line in text.splitlines()[1:3])
+    assert said.startswith("No combination of nodes, batch and recipe (of 13) is certain to finish in time.")
+    assert "  in time\n" not in text
 
 
 def test_a_price_gives_the_cost_of_each(capsys: pytest.CaptureFixture[str]) -> None:

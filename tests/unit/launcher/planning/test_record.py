@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from launcher import cli
+from launcher.config import load as configs
 from launcher.config.schema import RunConfig, Workers
 from launcher.planning import record
 from launcher.planning.forecast import Interval
@@ -67,6 +69,55 @@ def test_the_workers_are_those_that_will_train(
     found = record.read(run)
     assert found is not None
     assert found.forecast.workers == 1
+
+
+@pytest.fixture
+def two_here(config: RunConfig) -> RunConfig:
+    """A config of 8 workers on 4 nodes, of which a start with place local makes 2 on this machine."""
+    resources = replace(config.resources, local_workers=2)
+    return replace(config, workers=Workers(8, 8), resources=resources, cluster=replace(config.cluster, nodes=4))
+
+
+def test_workers_of_this_machine_are_those_that_will_train(
+    two_here: RunConfig, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_READING_S", 60.0)
+    trained(two_here, "earlier", workers=2, **TIMES)
+    run = RunDirectory(Path(two_here.storage), two_here.name)
+    run.create()
+    record.write(two_here, run)
+    found = record.read(run)
+    assert found is not None
+    assert (found.forecast.workers, found.forecast.evidence) == (2, "own run")
+    assert found.forecast.source == "1 run of the same configuration: earlier"
+
+
+def test_a_plan_has_the_workers_of_this_machine(
+    two_here: RunConfig, trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(two_here, "earlier", workers=2, **TIMES)
+    run.metrics.write_text(json.dumps({"kind": "train", "step": 20, "memory_bytes": 2**30}) + "\n")
+    file = tmp_path / "two.yaml"
+    file.write_text(configs.to_yaml(two_here))
+    assert cli.main(["plan", str(file)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert " workers 2 on 1 node, " in text
+    assert "batch 5 images per worker and micro-batch" in text
+    assert "evidence own runs: 1 run of the same configuration: earlier" in text
+    assert "measured 1.0 GiB by the whole process of rank 0 in earlier" in text
+    assert "exchanged in teams of up to 2 workers" in text
+
+
+def test_one_process_exchanges_nothing_whatever_the_workers(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(configs.to_yaml(replace(config, workers=Workers(2, 2))))
+    assert cli.main(["plan", str(file), "batch_norm.span=10"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert " workers 1 on 1 node, " in text
+    assert "spans lie on several workers" not in text
+    assert "nothing is exchanged" in text
 
 
 def test_without_evidence_nothing_is_written(config: RunConfig, run: RunDirectory) -> None:

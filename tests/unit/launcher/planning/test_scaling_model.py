@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
+from launcher.commands.plan_scaling import lines
 from launcher.planning.forecast import Forecast, Interval
 from launcher.planning.scaling_model import (
     Assumptions,
@@ -16,7 +17,6 @@ from launcher.planning.scaling_model import (
     best_interval_s,
     estimate,
     goodput,
-    lines,
     rendezvous_requests,
 )
 

@@ -62,3 +62,13 @@ def test_names_lengths_and_seeds_do_not_make_another_configuration(config: RunCo
     assert configuration(of_span["auto"]) == configuration(of_span["global"])  # what a run with `auto` records
     assert configuration(of_span["auto"]) != configuration(of_span[5])
     assert program(replace(config, precision="bfloat16")) != program(config)
+
+
+@pytest.mark.parametrize("has_ray", [True, False])
+def test_auto_is_the_configuration_of_the_place_that_it_is_here(
+    config: RunConfig, has_ray: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.config.schema.has_ray", lambda: has_ray)
+    auto = configuration(replace(config, place="auto"))
+    assert (auto == configuration(replace(config, place="ray"))) is has_ray
+    assert (auto == configuration(replace(config, place="local"))) is not has_ray

@@ -20,6 +20,7 @@ from launcher.report.page import page
 from launcher.report.ranking import ranked
 from launcher.report.run_record import read_all
 from launcher.run.directory import RunDirectory
+from launcher.run.record_types import as_seconds, as_time
 
 WriteRun = Callable[..., RunDirectory]
 
@@ -63,6 +64,7 @@ def test_the_page_has_the_result_the_recipe_and_the_numbers(write_run: WriteRun)
     parsed = Parsed(page_of(write_run()))
     assert "90.00 %" in parsed.texts["b"]
     assert "86.4 to 92.7 %" in parsed.texts["span"]
+    assert "is the uncertainty that comes from the number of val images." in "".join(parsed.texts["p"])
     assert "resnet20, 10 classes" in parsed.texts["dd"]
     assert "peak 0.025 = 0.1 x 64 / 256, warm-up 2 epochs, cosine decay" in parsed.texts["dd"]
     assert {"Top-1 accuracy", "Loss", "Learning rate", "Throughput"} <= set(parsed.texts["h3"])
@@ -125,6 +127,23 @@ def test_a_page_that_is_too_large_gets_fewer_points(write_run: WriteRun, monkeyp
     content = page_of(run)
     assert len(content) < 400_000
     assert re.search(r"a point stands for up to [3-9] records", content)
+
+
+def test_an_attempt_without_a_recorded_end_is_marked_at_its_last_step(write_run: WriteRun) -> None:
+    content = page_of(write_run(finish=False))
+    start = content.index('id="data">') + len('id="data">')
+    data = json.loads(content[start : content.index("</script>", start)])
+    [mark] = data["marks"]
+    assert data["positions"][mark["positions"]]["step"][mark["at"]] == 20
+
+
+def test_the_time_of_an_attempt_says_where_it_begins(write_run: WriteRun) -> None:
+    run = write_run()
+    assert " s: started " in "".join(Parsed(page_of(run)).texts["p"])
+    lines = [json.loads(line) for line in run.attempts_file.read_text().splitlines()]
+    lines[0]["command_began"] = as_time(as_seconds(lines[0]["time"]) - 20)
+    run.attempts_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert " s since the command: started " in "".join(Parsed(page_of(run)).texts["p"])
 
 
 def test_a_run_that_never_started_has_a_page(write_run: WriteRun) -> None:

@@ -34,6 +34,19 @@ def test_of_equal_accuracies_the_lower_loss_comes_first(write_run: WriteRun) -> 
     assert [row.run.name for row in ranked(read_runs(*runs))] == ["b", "a"]
 
 
+def test_equal_accuracies_have_equal_places(write_run: WriteRun) -> None:
+    runs = [run_with(write_run, name, top1) for name, top1 in (("a", 0.9), ("b", 0.9), ("c", 0.89), ("d", 0.5))]
+    assert [row.place for row in ranked(read_runs(*runs))] == [1, 1, 3, 4]
+    assert verdict(ranked(read_runs(*runs[:2]))) == "a and b have the same top-1"
+    assert verdict(ranked(read_runs(runs[0], runs[1], runs[3]))) == (
+        "a and b have the same top-1, which is the highest, by more than the sampling error of the val images"
+    )
+    assert verdict(ranked(read_runs(*runs))) == (
+        "a and b have the same top-1, which is the highest, but the difference to c is within the sampling error of "
+        "the val images; they are ahead of 1 other run"
+    )
+
+
 def test_a_small_lead_is_not_called_one(write_run: WriteRun) -> None:
     runs = [run_with(write_run, name, top1) for name, top1 in (("a", 0.985), ("b", 0.98), ("c", 0.5))]
     assert verdict(ranked(read_runs(*runs))) == (
@@ -47,6 +60,7 @@ def test_runs_on_different_images_or_with_other_labels_are_warned_of(write_run: 
     assert warnings(same) == []
     other = ranked(read_runs(run_with(write_run, "a", 0.9), run_with(write_run, "c", 0.8, num_samples=10_000)))
     assert warnings(other)[0].startswith("The runs were evaluated on different images (a: 355 of /images, c: 10000 of")
+    assert warnings(other)[0].endswith("): their accuracies cannot be compared")
     assert verdict(other) == ""
     assert [text.startswith("warning: ") for text in list(lines(other))[3:5]] == [True, True]
     longer = run_with(write_run, "e", 0.8)
@@ -56,7 +70,7 @@ def test_runs_on_different_images_or_with_other_labels_are_warned_of(write_run: 
     average = ranked(read_runs(run_with(write_run, "a", 0.9), run_with(write_run, "d", 0.8, weights="ema")))
     [warning] = warnings(average)
     assert warning.startswith("The accuracies were measured in different ways (a: 355 val images")
-    assert "moving average of the weights (EMA)" in warning
+    assert "moving average of the weights" in warning
 
 
 def test_runs_of_the_same_name_are_told_apart(write_run: WriteRun, tmp_path: Any) -> None:

@@ -38,13 +38,14 @@ def test_a_difference_counts_if_it_is_larger_than_the_sampling_error() -> None:
 
 def test_the_last_and_the_best_evaluation_with_what_they_are_measured_on(write_run: WriteRun) -> None:
     records = [evaluated(5, 0.5), evaluated(10, 0.8, num_bad=2), evaluated(15, 0.7, num_bad=2, weights="ema")]
-    found = result(read(write_run(records=records)))
+    run = write_run(records=records)
+    run.config.write_text(f"{run.config.read_text()}precision: bfloat16\n")
+    found = result(read(run))
     assert found.accuracy == Accuracy(0.7, 400)
     assert found.best is not None
     assert found.best.step == 10
     assert found.label == (
-        "400 val images without 2 broken ones, 32 x 32 pixels, central crop of 1 of the shorter side, "
-        "moving average of the weights (EMA)"
+        "400 val images without 2 broken ones at 32 px, central crop 1, moving average of the weights, bfloat16"
     )
 
 
@@ -66,7 +67,8 @@ def test_an_accuracy_needs_images(write_run: WriteRun, num_samples: int | None) 
 def test_what_is_not_recorded_is_called_so(write_run: WriteRun) -> None:
     run = write_run(records=[evaluated(5, 0.5, weights=None)])
     run.config.unlink()
-    assert result(read(run)).label == "400 val images, resolution not recorded, crop not recorded, weights not recorded"
+    parts = "400 val images, resolution not recorded, crop not recorded, weights not recorded, precision not recorded"
+    assert result(read(run)).label == parts
 
 
 def test_without_metrics_the_summary_has_the_result(write_run: WriteRun) -> None:

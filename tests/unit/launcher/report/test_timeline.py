@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_runs import records_of
 
 from launcher import cli
 from launcher.commands import report as verb
@@ -118,3 +119,50 @@ def test_an_attempt_that_runs_is_told_from_one_that_was_killed_with_its_driver(r
     [killed] = timeline(read(run), spans(read(run)))
     assert (running.outcome, running.ended) == ("running", "it is running")
     assert (killed.outcome, killed.ended) == ("failed", "no end recorded: it was killed with its driver")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "cost", "lost"),
+    [
+        (0, "no checkpoint yet: 41 steps lost, 20 s of work", (41, 20)),
+        (30, "11 steps lost after the checkpoint of step 30, 6 s of work", (11, 6)),
+    ],
+)
+def test_what_a_killed_driver_loses_is_counted_from_the_records(
+    write_run: WriteRun, checkpoint: int, cost: str, lost: tuple[int, int]
+) -> None:
+    records = records_of(41, every=100)
+    if checkpoint:
+        records.append({"kind": "event", "event": "checkpoint", "step": checkpoint})
+    run = write_run(records=records, finish=False)
+    text = "\n".join(report_lines(run))
+    assert f"  {cost}\n" in text
+    assert f"lost: {lost[0]} steps between a checkpoint or start and a failure, {lost[1]} s of work" in text
+    [entry] = timeline(read(run), spans(read(run)))
+    assert (entry.last_step, entry.steps_lost) == (41, 41 - checkpoint)
+
+
+def test_a_killed_driver_loses_the_steps_after_the_one_from_which_the_next_attempt_resumes(write_run: WriteRun) -> None:
+    first, again = records_of(41, every=100), records_of(50, every=100)[11:]
+    started = {"kind": "event", "event": "started", "step": 10, "detail": {}}
+    run = write_run(records=[*first, started, *again], finish=False)
+    run.end_attempt(run.begin_attempt({"workers": 2, "from_step": 10}), 0, "finished", 50)
+    killed, last = timeline(read(run), spans(read(run)))
+    assert (killed.last_step, killed.steps_lost, killed.seconds_lost) == (41, 31, 15.5)
+    assert killed.cost == "31 steps to repeat after the checkpoint of step 10, 16 s of work"
+    assert (last.last_step, last.steps_lost, last.cost) == (50, 0, "")
+
+
+def test_steps_are_not_those_of_an_attempt_that_was_killed_while_it_started(write_run: WriteRun) -> None:
+    run = write_run(finish=False)
+    run.end_attempt(run.begin_attempt({"workers": 2, "from_step": 0}), 75, "stopped on request", 20)
+    killed, stopped = timeline(read(run), spans(read(run)))
+    assert (killed.last_step, killed.steps_lost, killed.cost) == (0, 0, "")
+    assert stopped.last_step == 20
+
+
+def test_an_attempt_that_runs_has_lost_nothing(write_run: WriteRun) -> None:
+    run = write_run(finish=False)
+    with lease.acquire(run.lease):
+        [running] = timeline(read(run), spans(read(run)))
+    assert (running.last_step, running.steps_lost, running.cost) == (20, 0, "")

@@ -244,7 +244,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(
 
 def test_a_storage_that_is_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "storage").write_text("in the way")
-    with pytest.raises(StorageError, match="Not a directory"):
+    with pytest.raises(StorageError, match=r"cannot be created: Not a directory\. Allowed"):
         RunDirectory(tmp_path / "storage", "rn50").create()
 
 

@@ -56,6 +56,14 @@ def test_marks_are_on_the_axis_and_above_it() -> None:
     assert "2" not in rows[-2]
 
 
+@pytest.mark.parametrize(
+    ("places", "end"), [((100.0, 100.0), "──x2"), ((99.9, 100.0), "──x2"), ((100.0, 100.0, 100.0, 100.0), "x2x3")]
+)
+def test_marks_of_one_step_are_beside_each_other_also_at_the_end(places: tuple[float, ...], end: str) -> None:
+    marks = [(x, sign, "mark") for x, sign in zip(places, "x2x3", strict=False)]
+    assert shown(chart(Curve(LINE), marks=marks))[-2].endswith(end)
+
+
 def test_a_loss_over_many_powers_of_ten_has_a_logarithmic_axis() -> None:
     falling = [(float(x), 10.0 ** (2 - x / 25)) for x in range(101)]
     rows = shown(chart(Curve(falling), may_be_log=True))

@@ -31,6 +31,17 @@ def test_a_run_that_has_not_begun(small_run: RunDirectory) -> None:
     assert (found.step, found.total_steps, found.workers, found.log) == (None, 100, [], [])
 
 
+@pytest.mark.parametrize("content", [None, b""], ids=["missing", "empty"])
+def test_a_finished_run_whose_records_were_lost(small_run: RunDirectory, write: Do, content: bytes | None) -> None:
+    if content is not None:
+        small_run.metrics.write_bytes(content)
+    assert not Reader(small_run).read().lacks_records
+    small_run.mark_finished({"step": 100})
+    assert Reader(small_run).read().lacks_records
+    write(records(1, 10))
+    assert not Reader(small_run).read().lacks_records
+
+
 def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     found = Reader(RunDirectory(tmp_path, "later")).read()
     assert (found.name, found.state) == ("later", "unknown")

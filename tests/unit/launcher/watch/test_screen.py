@@ -7,8 +7,9 @@ import itertools
 
 import pytest
 
+from launcher.run.status import NOT_BEGUN
 from launcher.watch.lines import plain, width_of
-from launcher.watch.screen import screen, text
+from launcher.watch.screen import HELP, SIGNS, screen, text
 from launcher.watch.snapshot import EVALS, TRAIN, Mark, Snapshot, Worker
 from launcher.watch.view import AXES, PANELS, SMOOTHING, View, smoothed
 
@@ -136,6 +137,48 @@ def test_the_panels() -> None:
     assert "line 90" not in log
     assert "Ranks with a log: 0, 1" in shown(dataclasses.replace(RUN, rank=7), panel="log")
     assert "quit; the run goes on" in shown(RUN, help=True)
+
+
+@pytest.mark.parametrize(("width", "runs"), [(40, [RUN]), (80, [RUN, OTHER])], ids=["narrow", "two runs"])
+def test_the_notes_of_workers_are_shown_where_there_is_little_space(width: int, runs: list[Snapshot]) -> None:
+    notes = ("straggler: 0.5 s a step, others 0.1 s", "hung", "silent for 31 s", "ended", "gone")
+    workers = [
+        Worker(rank=rank, host="localhost", phase="evaluate", step=10**6, beat_s=999.0, progress_s=0.0, note=note)
+        for rank, note in enumerate(notes)
+    ]
+    rows = shown(*(dataclasses.replace(run, workers=workers) for run in runs), width=width, panel="workers").split("\n")
+    for note in ("straggler", "hung", "silent for 31", "ended", "gone"):
+        assert sum(f"999 s  {note}" in row for row in rows) == 1, note
+        assert sum(row.count(f"999 s  {note}") for row in rows) == len(runs), note
+    assert "localhost" in shown(dataclasses.replace(RUN, workers=workers), width=60, panel="workers")
+
+
+def test_sentences_are_whole_where_there_is_little_space() -> None:
+    time = shown(RUN, width=40, panel="time")
+    for sentence in ("where time goes, of 1:40 in the training loop", "0.9 s each, 6% of it waits for data"):
+        assert sentence in " ".join(time.split())
+    help_text = " ".join(shown(RUN, width=40, height=24, help=True).split())
+    for sentence in (*(f"{keys} {words}" for keys, words in HELP), SIGNS):
+        assert sentence in help_text
+    assert "quit; the run goes on" in shown(RUN, width=40, height=15, help=True)
+
+
+def test_a_finished_run_without_records_says_so() -> None:
+    lost = dataclasses.replace(EMPTY, state="finished", lacks_records=True)
+    for panel in ("curves", "time"):
+        assert "metrics.jsonl is missing or empty" in shown(lost, width=40, panel=panel)
+        assert "metrics.jsonl" not in shown(EMPTY, panel=panel)
+    assert "metrics.jsonl" not in shown(lost, EMPTY)
+
+
+def test_a_run_that_has_not_begun_is_no_error() -> None:
+    later = dataclasses.replace(EMPTY, state="unknown", reason=NOT_BEGUN)
+    [found] = [row for row in screen([later], View(), 80, 24) if NOT_BEGUN in plain(row)]
+    assert plain(found) == f"later  not started  {NOT_BEGUN}"
+    assert "bad" not in {style for _, style in found}
+    silent = dataclasses.replace(later, reason="squeue did not answer")
+    [found] = [row for row in screen([silent], View(), 80, 24) if silent.reason in plain(row)]
+    assert ("unknown", "bad") in found
 
 
 def test_the_axes_and_the_smoothing_are_named() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from launcher.checks import dataset
+from launcher.config import load as configs
+from launcher.config.schema import RunConfig
 from launcher.errors import DeviceFault
 from launcher.recovery.attempt import AttemptSpec
 from launcher.recovery.faults import rule_for
@@ -61,3 +65,16 @@ def test_a_gpu_that_does_not_answer_fails_in_bounded_time(monkeypatch: pytest.Mo
 )
 def test_a_gpu_that_has_gone_is_missed(seen: int, asked: int, status: str) -> None:
     assert preflight.enough(seen, asked).status == status  # one: bound to the worker by the scheduler
+
+
+def test_an_attempt_reads_no_images_for_its_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It names a broken one itself."""
+
+    def read(config: RunConfig) -> None:
+        raise AssertionError(config.data.root)
+
+    monkeypatch.setattr(dataset, "data", read)
+    config = {"schema": 1, "name": "run", "storage": "runs", "place": "local", "duration": "1 steps"}
+    sections = {"model": {"name": "resnet20", "num_classes": 10}, "data": {"root": "images", "resolution": 16}}
+    more = {"batch": {"size": 8}, "schedule": {"peak_lr": 0.1, "decay": "constant"}}
+    preflight.check_host(configs.from_mapping({**config, **sections, **more}, tmp_path))

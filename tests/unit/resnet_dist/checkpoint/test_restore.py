@@ -145,7 +145,11 @@ def test_the_format_of_a_later_version_is_named(tmp_path: Path, save_step: SaveS
     path = save_step(1)
     manifest = json.loads((path / format.MANIFEST).read_text())
     (path / format.MANIFEST).write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(CheckpointError, match="has format 2; this version reads format 1"):
+    advice = "has format 2; this version reads format 1: it was written by a later version of the launcher: use that"
+    with pytest.raises(CheckpointError, match=advice):
+        load(path)
+    (path / format.MANIFEST).write_text(json.dumps({**manifest, "format": 0}))
+    with pytest.raises(CheckpointError, match=r"has format 0; this version reads format 1$"):
         load(path)
 
 

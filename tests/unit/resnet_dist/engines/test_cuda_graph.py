@@ -27,6 +27,7 @@ from resnet_dist.models.spans import Spans
 from resnet_dist.recipe.batch_layout import BatchLayout
 from resnet_dist.recipe.durations import Duration
 from resnet_dist.recipe.schema import BatchRecipe, DataRecipe, Recipe, ScheduleRecipe, SpeedRecipe
+from resnet_dist.telemetry.stages import Stages
 
 
 class Work:
@@ -213,8 +214,12 @@ def test_steps_under_ddp_are_those_without_a_graph(monkeypatch: pytest.MonkeyPat
         assert torch.equal(own, other)
 
 
-def test_a_run_captures_its_graph_with_black_images_of_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_captures_its_graph_with_black_images_of_its_own_shape_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     recorder, moved = Replayed(), []
+    shown: list[tuple[object, int]] = []  # the stages, each with the number of captures before it
+    stages = Stages(lambda record: shown.append((record["detail"]["begins"], recorder.num_captured)))  # type: ignore[index]
     monkeypatch.setattr(cuda_graph, "CudaRecorder", lambda: recorder)
 
     def to_device(batch: HostBatch) -> MicroBatch:
@@ -231,7 +236,8 @@ def test_a_run_captures_its_graph_with_black_images_of_its_own_shape(monkeypatch
         )
         net = World().net
         engine = build_engine(recipe, net, torch.optim.SGD(net.parameters(), lr=0.1), cross_entropy_sum)
-        build._prepare(recipe, engine, to_device, 4)
+        build._prepare(recipe, engine, to_device, 4, stages)
+        assert shown == [("capturing a CUDA graph", 0)] * graph
         assert (len(moved), recorder.num_captured) == (graph, graph)
         engine.step([MicroBatch(*batch(0))], 0.1)
         assert recorder.num_captured == graph

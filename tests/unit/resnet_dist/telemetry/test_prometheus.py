@@ -85,11 +85,14 @@ def test_the_state_tells_how_a_run_ended(tmp_path: Path) -> None:
     file = tmp_path / "run.prom"
     for last, expected in ((finished(40), "finished"), ({**finished(7), "event": "stopped"}, "stopped"), (TRAIN, "")):
         sink = PrometheusFile(file, "rn50", 1)
-        sink.write(STARTED)
+        for record in (STARTED, {**TRAIN, "time_left_s": 1.5}):
+            sink.write(record)
         assert state(file) == "training"
+        assert read(file)["resnet_time_left_seconds"] == {"run=rn50": 1.5}
         sink.write(last)
         sink.close()
         assert state(file) == (expected or "failed")
+        assert "resnet_time_left_seconds" not in read(file)
 
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
