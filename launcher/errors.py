@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from cluster.errors import Problem as Problem  # configs and profiles have one type of mistake
 
+PROJECT = "resnet-launcher"  # the key of MissingPackage if a package is missing that every run requires
 MAX_PROBLEMS_SHOWN = 10  # a screenful; the first few usually explain the rest
 
 

@@ -36,11 +36,13 @@ from launcher.recovery import preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
 from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
+from launcher.recovery.portable import missing_package
 from launcher.recovery.session import Session
 from launcher.run import lease, recorded
 from launcher.run.directory import RunDirectory, current_submission
 from launcher.run.progress import images_per_s, lost_work, read_beats
 from launcher.run.record_types import as_seconds, as_time
+from launcher.run.status import STOPPED_ON_REQUEST
 from launcher.signals import StopSignals
 from resnet_dist.errors import StorageError, TrainingError
 
@@ -86,6 +88,7 @@ def main(
 
 def report(error: Exception) -> ExitCode:
     """Print `error` for a person, with its traceback if it is unexpected; returns its exit code."""
+    error = missing_package(error) or error
     if isinstance(error, LauncherError | TrainingError):
         print("\n".join([f"error: {error}", *root_cause.notes(error)]), file=sys.stderr, flush=True)
     else:
@@ -150,6 +153,7 @@ def _checked_and_trained(
             if held is not None:  # while this process waited for the lease, the run may have ended
                 code = _nothing_to_do(config, run, mode, progress)
             if code is None:
+                num_before = len(run.attempts())
                 session = Session(config, run, progress, notifier, held, attended, stop)
                 _follow(session)
                 if leads():
@@ -159,7 +163,7 @@ def _checked_and_trained(
                 code, result = _train(session, mode, spares)
                 stop.answer("the run is ending already")
                 if leads():
-                    _record_end(session, code, result)
+                    _record_end(session, code, result, num_before)
     except lease.LeaseHeld as error:
         if not stop.stopped:
             raise
@@ -227,11 +231,14 @@ def _train(session: Session, mode: ResumeMode, spares: Spares) -> tuple[ExitCode
         return run_local(
             config, run, mode, session.progress, session.stop, watched=session.attended, claim=session.claim
         )
-    except Exception as error:
+    except Exception as found:
+        error = missing_package(found) or found
         if leads():
             # Under torchrun, each worker records its own error.
             root_cause.record_failure(run, error, previous=previous, keep=under_torchrun())
-        raise
+        if error is found:
+            raise
+        raise error from found
 
 
 @contextlib.contextmanager
@@ -286,8 +293,7 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progr
                     verify=False,
                     from_memory="from_memory_of_rank" in attempt.facts,
                 )
-                step = lost.saved_step
-                saved = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
+                saved = _newest_checkpoint(lost.saved_step)
                 cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}
                 run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, lost.last_step, facts)
                 causes.append(f"{cause}; {RESUMES}")
@@ -303,10 +309,33 @@ def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progr
         raise
 
 
-def _record_end(session: Session, code: ExitCode, result: AttemptResult) -> None:
+def _newest_checkpoint(step: int) -> str:
+    return f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
+
+
+def _record_stop(run: RunDirectory, code: ExitCode, step: int, num_before: int) -> bool:
+    """Record a stop between a failure and the next attempt's first step, as the end of that attempt; False for another.
+
+    Without it, the failure would be the end of the run. `num_before`: the attempts of earlier commands.
+    """
+    last = next(iter(run.attempts()[num_before:][-1:]), None)
+    if last is None or last.exit_code in (ExitCode.OK, ExitCode.STOPPED, ExitCode.INTERRUPTED):
+        return False
+    number = last.number
+    if last.ended is not None:
+        known = {name: last.facts[name] for name in ("place", "workers") if name in last.facts}
+        number = run.begin_attempt({**known, "from_step": step})
+    run.end_attempt(number, code, STOPPED_ON_REQUEST, step)
+    return True
+
+
+def _record_end(session: Session, code: ExitCode, result: AttemptResult, num_before: int) -> None:
     run, step, progress, notifier = session.run, result.step, session.progress, session.notifier
     progress.close()
-    if not result.trained:
+    if code is not ExitCode.OK and _record_stop(run, code, step, num_before):
+        lines = [f"stopped before the next attempt made a step; {_newest_checkpoint(step)}; {RESUMES}"]
+        notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
+    elif not result.trained:
         lines = [NOTHING_TRAINED]
         notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
     elif code is ExitCode.OK:

@@ -128,7 +128,7 @@ def _run(check: Check, seconds: float) -> list[Finding]:
     except NoAnswerError:
         advice = "find out what it waits for: a disk, a GPU, DNS"
         return [failed(check.name, f"no answer within {seconds:.3g} s", advice)]
-    except (OSError, RuntimeError, LauncherError, TrainingError) as error:
+    except (ImportError, OSError, RuntimeError, LauncherError, TrainingError) as error:
         found = f"the check failed: {type(error).__name__}: {printable(str(error))}"
         return [failed(check.name, found, "correct this, then run launcher doctor again")]
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Mapping
 from functools import partial
 
-from launcher.checks import accelerator, dataset, network, packages, ray_token, storage, system, variables
-from launcher.checks.finding import Check, Finding, run_checks, skipped
+from launcher.checks import network, packages, ray_token, system, variables
+from launcher.checks.finding import Check, Finding, failed, run_checks, skipped
 from launcher.checks.host_requirements import HostRequirements, requirements_of
 from launcher.config.schema import RunConfig
 
@@ -18,11 +18,14 @@ def host_checks(
     profile: Mapping[str, str],
     environment: Mapping[str, str] = os.environ,
 ) -> list[Check]:
-    """The checks of a host. `profile` holds the variables that the site's profile sets."""
+    """The checks of a host. `profile` holds the variables that the site's profile sets.
+
+    If torch cannot be imported, there is a check that fails in place of those that need it.
+    """
     several = required.nodes > 1
     alone = not several and not required.joins_a_cluster
     gpus = required.gpus
-    return [
+    checks = [
         Check("packages", lambda: packages.packages(config, required), 10),
         Check("CPUs", lambda: system.cpus(required.cpus), 5),
         Check("open files", lambda: system.open_files(several_ray_nodes=several and required.ray), 5),
@@ -33,7 +36,18 @@ def host_checks(
         Check("proxies", lambda: network.proxies(network.addresses(environment), environment, alone=alone), 10),
         Check("variables", lambda: variables.variables(profile, environment, on_gpu=gpus > 0), 5),
         Check("Ray token", lambda: ray_token.token(required, environment), 15),
-        *_checks_of_run(config, required),
+    ]
+    try:
+        from launcher.checks import accelerator
+
+        of_run = _checks_of_run(config, required)
+    except (ImportError, OSError) as error:  # torch or a package beside it is missing, or a library that they load
+        found = f"storage, data and GPUs cannot be checked: {type(error).__name__}: {error}"
+        advice = "install what is missing, or all again: pip install --force-reinstall torch torchvision numpy"
+        return [*checks, Check("packages", partial(failed, "packages", found, advice), 5)]
+    return [
+        *checks,
+        *of_run,
         Check("driver", lambda: accelerator.driver(gpus), 20),
         Check("GPUs", lambda: accelerator.gpus(gpus), 20),
         Check("matmul", accelerator.cpu_matmul, 20, slow=True),
@@ -44,6 +58,8 @@ def host_checks(
 
 def _checks_of_run(config: RunConfig | None, required: HostRequirements) -> list[Check]:
     """The checks of a run's storage and data."""
+    from launcher.checks import dataset, storage  # torch
+
     run = required.run
     if config is None or run is None:
         return [Check(name, partial(skipped, name, "no config was given"), 1) for name in ("storage", "data")]

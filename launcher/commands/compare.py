@@ -170,7 +170,9 @@ def _not_logged(train: Curve) -> Iterator[str]:
 
 
 def _curve(title: str, compared: Curve, tolerance: float) -> Iterator[str]:
-    common = f"{count(len(compared.common), 'step')} in common ({compared.common[0]} to {compared.common[-1]})"
+    first, last = compared.common[0], compared.common[-1]
+    steps = f"step {first}" if first == last else f"{first} to {last}"
+    common = f"{count(len(compared.common), 'step')} in common ({steps})"
     outcome = f"the same within {tolerance:g}"
     if compared.first:
         outcome = f"differ from step {compared.first[0].step} on (by more than {tolerance:g})"

@@ -246,8 +246,10 @@ def _start(path: Path) -> Start:
 
 
 def _has_gpu() -> bool:
-    import torch  # takes seconds
-
+    try:
+        import torch  # takes seconds
+    except (ImportError, OSError):  # it is not installed, or a library that it needs is not
+        return False
     return torch.cuda.is_available()
 
 

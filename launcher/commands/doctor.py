@@ -41,7 +41,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Check the machines and print the findings; returns the exit code."""
-    from launcher.checks.suite import preflight  # imports torch, which the other verbs do not need
+    from launcher.checks.suite import preflight  # its checks are imported for this verb only
 
     started = time.monotonic()
     seconds = QUICK_SECONDS if given.quick else SECONDS

@@ -48,7 +48,7 @@ _ONLY_WITH_NODES = ("save_s", "restart_s", "storage_gb_s")
 
 def add_parser(verbs: Any) -> None:
     """CONFIG [key=value ...] [--batch B] [--nodes N,N] [--deadline T] [--price-per-gpu-hour X] ... | --score STORAGE"""
-    verb = verbs.add_parser("plan", help="what a config will reach, take and need, without GPU or data; or --score")
+    verb = verbs.add_parser("plan", help="what a config will reach, take and need; needs neither GPUs nor images")
     config_arguments(verb)
     verb.set_defaults(config=None)
     for action in verb._actions:
@@ -182,6 +182,7 @@ class Plan:
             gpu=self.given.gpu,
             assumed=self.assumed,
             earlier=self.earlier,
+            num_val=self.images.num_val,
         )
 
     def at_scale(self, nodes: int, forecast: Forecast) -> ScaleEstimate:
@@ -241,6 +242,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if plan_schedule.ends_only_at_the_end(config, plan.num_samples):
         yield "the only evaluation is after the last step: the run cannot end earlier"
     yield from plan_spans.warnings(config)
+    yield from plan_resources.ema_warnings(config, plan.num_samples)
     yield from plan_resources.experimental_warnings(config)
     yield from plan_resources.memory_warnings(plan.estimate, plan.measured)
 

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.commands.plan_text import columns, paragraph
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigError, Problem, UsageError
-from launcher.planning.published_recipe import recipe_overrides
+from launcher.planning.published_recipe import compared, recipe_overrides
 from resnet_dist.errors import RecipeError
 from resnet_dist.recipe.published import Number, Published, published
 from resnet_dist.recipe.requirements import LARGEST_COUNT
@@ -58,7 +58,7 @@ def lines(found: Published, config: RunConfig) -> Iterator[str]:
         ("schedule", _words(fixed), constant),
         ("batch norm", f"span {changes['batch_norm.span']}", _span_source(found)),
         ("label smoothing", f"{origin.label_smoothing:g}", constant),
-        ("expected", _expected(found), _expected_source(found)),
+        ("expected", *_result(found, config)),
     ]
     yield from columns(rows)
     yield from paragraph(f"source: {origin.source}")
@@ -84,6 +84,15 @@ def _span_source(found: Published) -> str:
     if found.batch_norm_span is None:
         return "the project's default: the source has no span that divides this batch"
     return found.origin.name if found.exact else f"{found.origin.name}, of the nearer batch: not interpolated"
+
+
+def _result(found: Published, config: RunConfig) -> tuple[str, str]:
+    """The accuracy of the published runs and its source; of a recipe that has other keys than theirs, which keys."""
+    comparison = compared(config)
+    if comparison is not None and not comparison.other:
+        return _expected(found), _expected_source(found)
+    other = [] if comparison is None else sorted(comparison.other)
+    return "unknown", f"other than {found.origin.name}'s: {', '.join(other)}"
 
 
 def _expected(found: Published) -> str:

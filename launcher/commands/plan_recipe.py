@@ -61,9 +61,7 @@ def _source(key: str, document: Document, comparison: Comparison | None) -> str:
     if comparison is None or not comparison.found.exact:
         return source
     name = comparison.found.origin.name
-    if key in comparison.same:
-        return f"{source}, as {name}'s"
-    return f"{source}, not {name}'s" if key in comparison.other else source
+    return f"{source}, as {name}'s" if key in comparison.same else source
 
 
 def _beside(comparison: Comparison) -> str:

@@ -78,6 +78,20 @@ def experimental_warnings(config: RunConfig) -> Iterator[str]:
                 yield f"speed.{name} is experimental: no GPU has run it here (docs/tried.md)"
 
 
+def ema_warnings(config: RunConfig, num_samples: int) -> Iterator[str]:
+    """A warning if the average spans more steps than the run has, with a decay with which it spans a twentieth."""
+    ema, steps = config.ema, config.duration.steps(batch_size=config.batch.size, num_samples=num_samples)
+    if ema.decay is None or _averaged_steps(ema) <= steps:
+        return
+    every = min(ema.every_steps, max(1, steps // 100))
+    decay = max(0.5, 1 - 20 * every / steps)
+    yield (
+        f"the moving average spans about {_averaged_steps(ema):,.0f} steps, and the run has {steps:,}: at its end,"
+        f" the initial weights are still {ema.decay ** (steps // ema.every_steps):.0%} of the average. For an average"
+        f" over a twentieth of the run: ema.decay={decay:.4g} ema.every_steps={every}"
+    )
+
+
 def memory_warnings(estimate: Estimate | None, measured: Measured | None) -> Iterator[str]:
     """A warning if the estimate is not what an earlier run used."""
     if estimate is not None and measured is not None and memory.differs(estimate, measured):
@@ -101,7 +115,7 @@ def where_and_how(config: RunConfig) -> Iterator[str]:
     yield from row("run", str(run.path))
     if (notice := preemption_notice(config.preemption.notice_s, run)) is not None:
         yield from row("preemption", notice)
-    yield from row("images", f"{describe_decoders(config.data, on_gpu=gpus > 0)}, with what is installed here")
+    yield from row("images", describe_decoders(config.data, on_gpu=gpus > 0))
     yield from paragraph("docs/tried.md shows where each part of this run was tested")
 
 

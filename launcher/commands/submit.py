@@ -51,7 +51,7 @@ def add_parser(verbs: Any) -> None:
     place = places.add_parser("kubernetes", help="kubectl apply: a RayJob of KubeRay")
     config_arguments(place)
     render.kubernetes_arguments(place)
-    place.add_argument("--context", metavar="NAME", help="kubectl's (default: its current one)")
+    place.add_argument("--context", metavar="NAME", help="kubectl context (default: its current one)")
     _common(place, _kubernetes)
     place = places.add_parser("ray", help="a job on a running Ray cluster")
     config_arguments(place)

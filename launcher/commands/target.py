@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """[--profile P] [--context C] [--address URL]"""
     parser.add_argument("--profile", metavar="FILE|NAME", help="of Kubernetes, if the volume is not mounted here")
-    parser.add_argument("--context", metavar="NAME", help="kubectl's, with --profile")
+    parser.add_argument("--context", metavar="NAME", help="kubectl context, with --profile")
     parser.add_argument("--address", metavar="URL", help="of a Ray cluster, if its storage is not mounted here")
 
 

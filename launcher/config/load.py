@@ -17,7 +17,7 @@ from launcher.config.builder import Builder
 from launcher.config.dotted_keys import flatten
 from launcher.config.schema import SCHEMA_VERSION, RunConfig
 from launcher.config.yaml_source import Document, describe
-from launcher.errors import ConfigError, LauncherError, Problem, UsageError
+from launcher.errors import PROJECT, ConfigError, LauncherError, Problem, UsageError
 from resnet_dist.errors import DataError, RecipeError, StorageError, StoreUnavailable
 from resnet_dist.input_files import open_regular
 from resnet_dist.recipe import durations
@@ -110,7 +110,7 @@ def in_users_lines(error: Exception, path: str | os.PathLike[str], overrides: Ov
     except LauncherError:  # the file has changed since, or was a pipe
         return error
     placed: Exception = error
-    if isinstance(error, RecipeError):
+    if isinstance(error, RecipeError) and error.key != PROJECT:
         placed = ConfigError([document.problem(error)])
     elif isinstance(error, ConfigError):
         placed = ConfigError([replace(one, place=one.place or document.place(one.key)) for one in error.problems])

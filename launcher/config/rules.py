@@ -189,7 +189,9 @@ def _workers(config: RunConfig) -> Iterator[RecipeError]:
 def _local(config: RunConfig) -> Iterator[RecipeError]:
     """The worker processes of this machine are those of a run without Ray."""
     if config.place != "local" and config.resources.local_workers > 1:  # auto: Ray, where it is installed
-        yield from unused("resources.local_workers", config.resources.local_workers, "place local", ("place",))
+        found = f"found {config.resources.local_workers}, which has no effect here"
+        allowed = "only with place local; on the command line: place=auto resources.local_workers=1"
+        yield RecipeError("resources.local_workers", found, allowed, ("place",))
 
 
 def _best(config: RunConfig) -> Iterator[RecipeError]:

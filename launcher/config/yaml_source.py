@@ -25,6 +25,7 @@ from resnet_dist.errors import RecipeError
 
 MAX_VALUES = 10_000  # a config has about 100; ten lines of nested aliases expand to billions
 FORM = "a YAML file of `key: value` lines"
+_NO_TABS = "use spaces; YAML does not allow tabs"
 
 # YAML 1.2.2, section 10.3.2 (core schema), except leading zeros and whole numbers of 20 digits or more.
 SCALARS: dict[str, tuple[re.Pattern[str], list[str]]] = {
@@ -205,7 +206,7 @@ def describe(value: object) -> str:
 def _compose(text: str, name: str) -> yaml.Node | None:
     for number, line in enumerate(text.splitlines(), start=1):
         if "\t" in line[: len(line) - len(line.lstrip())] and line.strip():
-            raise ConfigError([Problem(f"{name}:{number}", "", "a tab before the text", "spaces: YAML takes no tabs")])
+            raise ConfigError([Problem(f"{name}:{number}", "", "a tab before the text", _NO_TABS)])
     try:
         return yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -213,7 +214,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
         line_number = 1 if mark is None else mark.line + 1
         found, allowed = f"this is not YAML: {error.problem or error.context}", FORM
         if "'\\t'" in found:
-            found, allowed = "a tab", "spaces: YAML takes no tabs"
+            found, allowed = "a tab", _NO_TABS
         elif "but found another document" in found:
             found, allowed = "a second document begins here (---)", "one document in a file"
         raise ConfigError([Problem(f"{name}:{line_number}", "", found, allowed)]) from None

@@ -173,6 +173,8 @@ def _abort_collectives() -> None:
 
     With gloo there is nothing to do: its collectives fail as soon as a connection is closed.
     """
+    if sys.modules.get("torch") is None:  # the process has failed to import it
+        return
     import torch.distributed as dist
 
     if dist.is_initialized() and dist.get_backend() == "nccl":

@@ -27,7 +27,7 @@ from launcher.console import Progress
 from launcher.errors import WorkerLost
 from launcher.local import early
 from launcher.local.early import Started
-from launcher.local.messages import Message, Order, Ready
+from launcher.local.messages import Failed, Message, Order, Ready
 
 # Memory of an idle process that it shares with no other: 290 MB with PyTorch for the CPU (Pss_Anon in
 # /proc/PID/smaps_rollup); assumption: twice that with the libraries of CUDA.
@@ -136,6 +136,12 @@ class WorkerProcess:
         hint = ": possibly out of memory (dmesg)" if -code == signal.SIGKILL else ""
         return WorkerLost(host, rank, f"the process was killed by {name}{hint}")
 
+    def why_it_ended(self) -> str:
+        """Why a process without a job has ended: the error that it has sent, or else how it ended."""
+        self.look()
+        errors = [message.error for message in self._waiting if isinstance(message, Failed)]
+        return str(errors[-1]) if errors else self.how_it_ended(0).problem
+
 
 class Spares:
     """Idle processes of this process, of which `first` was started before; those that are left end with `close`."""
@@ -183,7 +189,7 @@ class Spares:
             self._num_failed += 1
             last = f"; after {MOST_FAILED_STARTS} of them no other one is started"
             last = last if self._num_failed == MOST_FAILED_STARTS else ""
-            self._progress.print(f"an idle process ended: {spare.how_it_ended(0).problem}{last}")
+            self._progress.print(f"an idle process ended: {spare.why_it_ended()}{last}")
             spare.end()
             self._idle.remove(spare)
 

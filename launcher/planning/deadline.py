@@ -54,7 +54,7 @@ def parse(text: str, now: datetime.datetime) -> datetime.datetime:
             deadline = deadline.astimezone()
         left = deadline - now
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"--deadline {text}: is no date and time. Allowed: {_FORM}") from None
+        raise UsageError(f"--deadline {text}: is not a date and time. Allowed: {_FORM}") from None
     if left <= timedelta(0):
         raise UsageError(
             f"--deadline {text}: is in the past: it is {now.astimezone():%Y-%m-%d %H:%M %Z}. Allowed: {_FORM}"

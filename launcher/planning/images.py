@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from launcher.errors import ConfigError, Problem
 from resnet_dist.errors import RecipeError
 from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.references import is_reference
+from resnet_dist.recipe.requirements import nearest_name
 from resnet_dist.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
@@ -23,16 +25,18 @@ if TYPE_CHECKING:
     from resnet_dist.data.sources.listing import Listing
 
 IMAGENET_BYTES = 147_897_477_120 / 1_281_167  # mean of an encoded image: ILSVRC2012_img_train.tar, bytes and images
+PREPARED = ("digits", "fashion-mnist", "cifar10")  # data sets of `launcher prepare`
 _SAMPLED = 1000  # files whose sizes are read
 
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of the images: what a person should know, the mean size of a training image, and the shards."""
+    """What is known of the images."""
 
-    warnings: tuple[str, ...] = ()
-    mean_bytes: float | None = None
-    num_shards: int | None = None
+    warnings: tuple[str, ...] = ()  # what a person should know
+    mean_bytes: float | None = None  # of a training image
+    num_shards: int | None = None  # of the training split
+    num_val: int | None = None  # those that an evaluation uses
 
 
 def counted(config: RunConfig) -> tuple[RunConfig, Images]:
@@ -60,8 +64,25 @@ def counted(config: RunConfig) -> tuple[RunConfig, Images]:
         with contextlib.suppress(OSError):
             hint = fitting_source(os.listdir(data.root))  # noqa: PTH208
         allowed = "the folder of the data set; or data.num_samples, to plan without the images"
+        if data.source == "imagefolder":
+            command = prepare_command(data.root)
+            allowed += f"; to write the images: {command}" if command else ""
+            allowed += _similar(Path(data.root))
         raise RecipeError("data.root", f"there is no folder {where} on this machine{hint}", allowed)
     return _listed(config)
+
+
+def prepare_command(root: str) -> str:
+    """The command that writes the images of a folder with the name of a prepared data set; empty for other names."""
+    return f"launcher prepare {Path(root).name} {shlex.quote(root)}" if Path(root).name in PREPARED else ""
+
+
+def _similar(root: Path) -> str:
+    """A hint at the image folder beside `root` whose name is the nearest; empty without one."""
+    with contextlib.suppress(OSError):
+        near = nearest_name(root.name, [train.parent.name for train in root.parent.glob("*/train")])
+        return f". Did you mean {root.with_name(near)}?" if near else ""
+    return ""
 
 
 def _absent(data: DataRecipe) -> str | None:
@@ -87,7 +108,7 @@ def _listed(config: RunConfig) -> tuple[RunConfig, Images]:
     config = dataclasses.replace(config, data=dataclasses.replace(data, num_samples=num_in_use(data, train)))
     for problem in problems(config, config.data.num_trained()):
         raise problem
-    return config, Images(tuple(notes), image_bytes(data, train), len(train.shards))
+    return config, Images(tuple(notes), image_bytes(data, train), len(train.shards), num_in_use(data, val))
 
 
 def image_bytes(data: DataRecipe, found: Listing | Index | None) -> float | None:

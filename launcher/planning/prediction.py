@@ -65,6 +65,7 @@ def predict(
     config: RunConfig,
     *,
     num_samples: int | None = None,
+    num_val: int | None = None,
     gpu: str | None = None,
     assumed: Assumptions = _NOTHING_ASSUMED,
     calibration: Calibration | None = None,
@@ -74,6 +75,7 @@ def predict(
     """What `config` will take; None without any evidence, or if the number of its images is not known.
 
     num_samples    training images, if the config does not have their number
+    num_val        val images, if they were counted; default: those of the evidence for the same images
     gpu            name of the GPUs; default: this machine's, else that of earlier runs
     assumed        what a person says, in place of all other evidence
     calibration    default: the one that was kept for this configuration
@@ -88,7 +90,8 @@ def predict(
     num_samples = config.data.num_trained() or num_samples or (None if images is None else images.num_samples)
     if num_samples is None:
         return None
-    num_val = None if images is None else images.num_val
+    if num_val is None and images is not None:
+        num_val = images.num_val
     if num_val is None and config.data.source == "synthetic":
         num_val = max(1, num_samples // 25)
     work = work_of(config, num_samples, num_val)

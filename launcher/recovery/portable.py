@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import traceback
 
-from launcher.errors import LauncherError, UserCodeError
-from resnet_dist.errors import TrainingError
+from launcher.errors import PROJECT, LauncherError, UserCodeError
+from resnet_dist.errors import MissingPackage, TrainingError
 from resnet_dist.input_files import printable
 
 MAX_CHARACTERS = 10_000  # of a message or a traceback: a person reads its beginning and its end
+# The modules of `dependencies` in pyproject.toml that have another name than their package, and all others.
+_REQUIRED = {"PIL": "pillow", "yaml": "pyyaml"}
+_REQUIRED |= {name: name for name in ("torch", "torchvision", "numpy", "pydantic", "tensorboard", "rich", "textual")}
 _OURS = ("launcher", "resnet_dist", "cluster")
 
 
@@ -21,8 +24,10 @@ def portable(error: BaseException) -> LauncherError | TrainingError:
     """`error` as an error that every process of a run can unpickle: with its message, and without its cause.
 
     An error of the launcher or of resnet_dist keeps its class and its attributes with plain values. Any other becomes
-    a UserCodeError with the name of its class, and its traceback as a note.
+    a UserCodeError with the name of its class, and its traceback as a note; but a missing package that this project
+    requires is MissingPackage.
     """
+    error = missing_package(error) or error
     if not isinstance(error, LauncherError | TrainingError):
         found: LauncherError | TrainingError = UserCodeError(type(error).__name__, message_of(error) or "no message")
         found.add_note(traceback_of(error))
@@ -33,6 +38,12 @@ def portable(error: BaseException) -> LauncherError | TrainingError:
     found.args = (message_of(error),)
     found.__dict__.update({name: value for name, value in error.__dict__.items() if _is_plain(value)})
     return found
+
+
+def missing_package(error: BaseException) -> MissingPackage | None:
+    """MissingPackage if `error` says that a package is not installed that every run requires; else None."""
+    package = _REQUIRED.get(error.name or "") if isinstance(error, ModuleNotFoundError) else None
+    return None if package is None else MissingPackage(PROJECT, package, f"pip install {package}")
 
 
 def message_of(error: BaseException) -> str:

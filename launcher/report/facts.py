@@ -206,7 +206,8 @@ def _warnings(run: RunRecord, own: Result) -> Iterator[str]:
     files = {run.directory.config.name: run.config, run.directory.environment.name: run.environment}
     missing = [name for name, content in files.items() if not content]
     if missing:
-        yield f"{' and '.join(missing)} cannot be read or is missing: what it records is not shown"
+        are, it_records = ("are", "they record") if len(missing) > 1 else ("is", "it records")
+        yield f"{' and '.join(missing)} {are} missing or cannot be read: what {it_records} is not shown"
     if run.attempts and not run.written:
         yield "metrics.jsonl is missing or empty: there are no curves"
 
@@ -300,7 +301,7 @@ def described(found: RunFacts) -> Mapping[str, Any]:
         "images_per_s": found.images_per_s,
         "command_s": number(run.summary, "command_s"),
         "goodput": {
-            "fraction": found.goodput.fraction,
+            "fraction": found.goodput.fraction if found.goodput.is_known else None,
             "useful_worker_s": found.goodput.useful,
             "all_worker_s": found.goodput.all,
             "parts_worker_s": dict(found.goodput.parts),

@@ -25,6 +25,7 @@ from resnet_dist.telemetry.json_lines import Record
 
 Part = Literal["compute", "data_wait", "evaluation", "saving", "repeated", "restart", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
+TOO_SHORT = "shorter than a second"  # why the goodput of a run is not known
 USEFUL: tuple[Part, ...] = ("compute", "data_wait", "evaluation")
 MEANING: Mapping[Part, str] = {
     "compute": "computing steps",
@@ -71,6 +72,11 @@ class Goodput:
     def fraction(self) -> float:
         """Useful / all."""
         return self.useful / self.all if self.all else 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the run was long enough: starts and ends of attempts are recorded in whole seconds."""
+        return self.scheduled_s >= 1
 
 
 def goodput(run: RunDirectory) -> Goodput:

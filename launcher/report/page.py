@@ -17,6 +17,7 @@ from launcher.report import charts, ranking
 from launcher.report.charts import Chart, Line
 from launcher.report.curves import Curves, curves
 from launcher.report.facts import RunFacts, progress_text
+from launcher.report.goodput import TOO_SHORT
 from launcher.report.html_parts import details, listed, table, text
 from launcher.report.ranking import Ranked, differing_keys, duration, shown
 from launcher.report.result import interval_text, percent
@@ -128,7 +129,8 @@ def _header(runs: Sequence[RunFacts], rows: Sequence[Ranked]) -> str:
     if one.images_per_s is not None:
         tiles.append(("Throughput", f"{one.images_per_s:,.0f}", "images/s while training"))
     if one.goodput.useful:
-        tiles.append(("Goodput", f"{one.goodput.fraction:.0%}", "of the workers' time was useful"))
+        share = (f"{one.goodput.fraction:.0%}", "of the workers' time was useful")
+        tiles.append(("Goodput", *(share if one.goodput.is_known else ("not known", TOO_SHORT))))
     shown_tiles = "".join(
         f'<div class="tile"><dt>{text(label)}</dt><dd><b>{text(value)}</b><span>{text(note)}</span></dd></div>'
         for label, value, note in tiles

@@ -92,7 +92,8 @@ def warnings(rows: Sequence[Ranked]) -> list[str]:
         found.append(f"The runs have different durations ({named}): more training may be the cause of a difference")
     unfinished = [row.run.name for row in evaluated if row.run.status.state != "finished"]
     if unfinished:
-        found.append(f"Not finished: {', '.join(unfinished)}. Their last evaluation is of an earlier step")
+        its = "Its" if len(unfinished) == 1 else "Their"
+        found.append(f"Not finished: {', '.join(unfinished)}. {its} last evaluation is of an earlier step")
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from launcher.report import facts as run_facts
 from launcher.report.bars import attempts_bar, time_bar
 from launcher.report.facts import RunFacts
-from launcher.report.goodput import MEANING, PARTS, USEFUL
+from launcher.report.goodput import MEANING, PARTS, TOO_SHORT, USEFUL
 from launcher.report.html_parts import details, facts, listed, table, text
 from launcher.report.ranking import duration
 from launcher.report.reference_points import SOURCE
@@ -76,8 +76,9 @@ def _time(found: RunFacts, number: int, level: int) -> Iterator[str]:
             rows.append(["not scheduled", duration(goodput.not_scheduled_s), "", "not counted"])
         head = ["part", "time", "share", ""]
         yield _keyed(table(head, rows, "Where the time of the workers went"))
+    share = f"{goodput.fraction:.1%}: {goodput.useful:,.0f} useful of {goodput.all:,.0f} worker-seconds"
     yield (
-        f"<p>Goodput {goodput.fraction:.1%}: {goodput.useful:,.0f} useful of {goodput.all:,.0f} worker-seconds. "
+        f"<p>Goodput {share if goodput.is_known else f'not known: {TOO_SHORT}'}. "
         "The time from an end to a start by a person is not counted: nobody had scheduled the run. The time until the "
         "launcher or the scheduler of the same submission starts it again is lost, with the wait in the queue.</p>"
     )

@@ -9,7 +9,7 @@ from launcher.formatting import count
 from launcher.report import facts as run_facts
 from launcher.report import timeline
 from launcher.report.facts import RunFacts
-from launcher.report.goodput import MEANING, PARTS
+from launcher.report.goodput import MEANING, PARTS, TOO_SHORT
 from launcher.report.ranking import duration
 from launcher.report.result import interval_text, percent
 from resnet_dist.input_files import printable
@@ -66,7 +66,8 @@ def _result(found: RunFacts) -> Iterator[tuple[str, str]]:
 
 def _time(found: RunFacts) -> Iterator[str]:
     own = found.goodput
-    yield f"goodput: {own.fraction:.1%} = {own.useful:.0f} useful of {own.all:.0f} worker-seconds"
+    share = f"{own.fraction:.1%} = {own.useful:.0f} useful of {own.all:.0f} worker-seconds"
+    yield f"goodput: {share if own.is_known or not found.entries else f'not known: {TOO_SHORT}'}"
     total = sum(own.parts.values())
     if total:
         shares = [(MEANING[part], own.parts[part] / total) for part in PARTS]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, Problem
 from launcher.formatting import count, listed
+from launcher.planning.images import prepare_command
 from launcher.study.plan import Plan, PlannedRun, shown
 from launcher.study.schema import Figure
 from launcher.study.state import OF_EVALUATION, OF_RUN, OF_TRAINING_SPLIT, TRAIN
@@ -17,7 +17,6 @@ from resnet_dist.object_stores import is_address
 from resnet_dist.recipe.references import FORM, is_reference
 from resnet_dist.recipe.requirements import nearest_name
 
-PREPARED = ("digits", "fashion-mnist", "cifar10")  # data sets of `launcher prepare`
 _FORM_OF_CURVES = "train.FIELD or eval.FIELD of the records, for example train.loss, eval.top1"
 
 
@@ -48,8 +47,7 @@ def missing_images(runs: Sequence[PlannedRun]) -> DataError | None:
         return None
     different = list(dict.fromkeys(roots))
     text = f"no such folder, and {count(len(roots), 'run')} would train on its images"
-    commands = [f"launcher prepare {Path(root).name} {shlex.quote(root)}" for root in different
-                if Path(root).name in PREPARED]  # fmt: skip
+    commands = [command for command in map(prepare_command, different) if command]
     advice = f"; to write them: {'; '.join(commands)}" if commands else ""
     return DataError(listed([str(Path(root) / "train") for root in different]), f"{text}{advice}")
 

@@ -57,6 +57,8 @@ class DataRecipe:
 
     `progressive: {0 %: 128, 50 %: 192, 80 %: 224}` changes the resolution of the training images during the run.
     `resolution` is that before the first time, and that of evaluation.
+
+    `decoder: auto` means DALI on a GPU; otherwise nvImageCodec if installed, and Pillow.
     """
 
     root: str = ""  # folder or address of the data set; needed unless `source` is synthetic
@@ -68,7 +70,7 @@ class DataRecipe:
     cache: CacheRecipe = field(default_factory=CacheRecipe)
     order: Literal["uniform", "shards"] = "uniform"  # uniform: any order is equally likely; shards: see shuffle_window
     shuffle_window: int = 16_384  # order shards: shards in random order, then samples in random order within this many
-    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: DALI on a GPU, else nvImageCodec; torchvision: PIL
+    decoder: Literal["auto", "dali", "torchvision"] = "auto"  # auto: see above; torchvision: Pillow only
     dali: DaliRecipe = field(default_factory=DaliRecipe)
     exif: Literal["ignore", "apply"] = "ignore"  # apply: turn images as their EXIF orientation says
     resolution: int = 224  # height and width of the network's input in pixels

@@ -204,7 +204,7 @@ CASES = [
         10,
         "resources.local_workers",
         "has no effect",
-        "only with place local",
+        "only with place local; on the command line: place=auto resources.local_workers=1",
     ),
     case(
         "more local workers than images",
@@ -239,7 +239,7 @@ CASES = [
     case("python object", "/runs", "!!python/object:os.x {}", 3, "storage", "!!python/object:os.x", "plain values"),
     case("unknown tag", "/runs", "!env RUNS", 3, "storage", "tag !env", "plain values"),
     case("number as a key", "", "10: epochs", 10, "", "found the key '10'", "keys that are text"),
-    case("tabs", "{size: 64}", "\n\tsize: 64", 6, "", "a tab", "spaces"),
+    case("tabs", "{size: 64}", "\n\tsize: 64", 6, "", "a tab", "use spaces; YAML does not allow tabs"),
     case("open bracket", "size: 64}", "size: 64", 6, "", "this is not YAML", "key: value"),
     case("two documents", "workers: 2", "---\nworkers: 2", 9, "", "a second document", "one document in a file"),
     case("empty file", GOOD, "", 1, "", "the file is empty", "key: value"),

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,20 @@ def test_the_files_of_the_repository_that_it_names_exist(page: Path, command: st
     for word in words(command):
         if word.startswith(("configs/", "cluster/", "docs/", "benchmarks/")):
             assert (ROOT / word).exists()
+
+
+PRINTED = re.compile(r"^    \$ (launcher plan configs/.*)\n((?:    .*\n|\n)*?) +\.\.\.$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if PRINTED.search(page.read_text(encoding="utf-8"))])
+def test_a_plan_is_as_printed_on_the_page(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    for command, printed in PRINTED.findall(page.read_text(encoding="utf-8")):
+        assert cli.main(words(command)) == 0
+        assert capsys.readouterr().out.startswith(textwrap.dedent(printed))
 
 
 @pytest.fixture(scope="module")

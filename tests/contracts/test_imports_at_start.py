@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,30 @@ def test_rays_controller_does_not_import_torch() -> None:
 
 def test_a_worker_imports_nothing_that_its_first_step_does_not_need() -> None:
     assert not imported("launcher.worker.train", "launcher.ray_backend.worker") & set(OPTIONAL)
+
+
+def without(missing: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`launcher` with these arguments in a Python that does not have the package `missing`."""
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {list(arguments)!r}; import runpy; " + (
+        "runpy.run_module('launcher', run_name='__main__')"
+    )
+    variables = {name: value for name, value in os.environ.items() if name not in ("RANK", "RAY_ADDRESS")}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, capture_output=True, text=True)
+
+
+def test_doctor_reports_that_torch_cannot_be_imported() -> None:
+    done = without("torch", "doctor", "configs/digits_cpu.yaml", "--quick", "--json")
+    assert done.returncode == ExitCode.UNAVAILABLE, done.stderr
+    findings = json.loads(done.stdout)["findings"]
+    found = [one["found"] for one in findings if one["name"] == "packages" and one["status"] == "fail"]
+    assert found[-1].startswith("storage, data and GPUs cannot be checked: ModuleNotFoundError: ")
+    assert {"CPUs", "open files", "ports"} <= {one["name"] for one in findings}
+
+
+def test_a_verb_that_needs_torch_says_so() -> None:
+    done = without("torch", "prepare", "show", "configs/digits_cpu.yaml")
+    needs = "resnet-launcher: needs torch, which is not installed here. Allowed: install it with: pip install torch"
+    assert (done.returncode, done.stderr) == (ExitCode.CONFIG, f"error: {needs}\n")
 
 
 def test_an_idle_process_initialises_no_gpu() -> None:

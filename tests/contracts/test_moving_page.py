@@ -71,6 +71,15 @@ def test_a_value_is_accepted(span: str) -> None:
     configs.from_mapping(data, Path.cwd(), overrides)
 
 
+def test_the_example_of_the_moving_average_is_the_formula_of_torchvision() -> None:
+    text = PAGE.read_text().replace("\N{MULTIPLICATION SIGN}", "x")
+    decay = 1 - min(1.0, (1 - 0.99998) * 1024 * 32 / 600)
+    assert f"1 - 0.00002 x 1,024 x 32 / 600 = {decay:.5f}" in text
+    assert f"ema: {{decay: {decay:.5f}, every_steps: 32}}" in text
+    left = 0.99998 ** (600 * 1_281_167 / 1024 / 32)  # of the initial weights
+    assert f"{left:.0%}".replace("%", " %") in text
+
+
 @pytest.mark.parametrize("span", sorted({span for span in spans() if span.startswith(".")}))
 def test_a_short_key_is_one_of_the_section_before_it(span: str) -> None:
     assert f"regularization{span}" in known(configs.from_mapping(MINIMAL, Path.cwd()))

@@ -21,9 +21,10 @@ from launcher.recovery.attempt import AttemptResult
 from launcher.recovery.root_cause import record_failure
 from launcher.run.directory import RunDirectory
 from launcher.run.lease import acquire
+from launcher.run.status import read_status
 from launcher.signals import StopSignals
-from launcher.train import main, train
-from resnet_dist.errors import DataError
+from launcher.train import main, report, train
+from resnet_dist.errors import DataError, MissingPackage
 
 Started = list[RunConfig]
 
@@ -157,6 +158,62 @@ def test_a_signal_before_training_begins_leaves_nothing_and_says_so(
     assert (code, run.attempts(), run.fatal()) == (75, [], None)
     assert capsys.readouterr().out == "stopped before the first step; nothing was trained\n"
     acquire(run.lease).release()  # it is free
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["not begun", "begun"])
+def test_ctrl_c_during_a_restart_is_a_stop_of_the_next_attempt(
+    begun: bool,
+    config: RunConfig,
+    small_run: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small_run.end_attempt(small_run.begin_attempt(), 1, "UserCodeError: of an earlier command", 3)
+
+    def run_local(*_: object, **__: object) -> tuple[ExitCode, AttemptResult]:
+        failed = small_run.begin_attempt({"place": "local", "workers": 1, "from_step": 3})
+        small_run.end_attempt(failed, 1, "UserCodeError: why", 5)
+        if begun:
+            small_run.begin_attempt({"place": "local", "workers": 1, "from_step": 3})
+        return ExitCode.INTERRUPTED, AttemptResult(3, finished=False, trained=False)
+
+    monkeypatch.setattr("launcher.local.run.run_local", run_local)
+    assert train(config)[0] == 130
+    *_, failed, stopped = small_run.attempts()
+    assert (failed.number, failed.exit_code) == (2, 1)
+    assert (stopped.number, stopped.exit_code, stopped.cause, stopped.last_step) == (3, 130, "stopped on request", 3)
+    assert dict(stopped.facts) == {"place": "local", "workers": 1, "from_step": 3}
+    status = read_status(small_run, None, stale_lease_wait_s=0.0)
+    assert (status.state, status.exit_code, status.attempt) == ("stopped", 130, 3)
+    said = "stopped before the next attempt made a step; the newest checkpoint is of step 3; the same command resumes"
+    assert said in capsys.readouterr().out
+
+
+def test_ctrl_c_before_the_first_attempt_leaves_the_failure_of_an_earlier_command(
+    config: RunConfig, stopped: StopSignals, small_run: RunDirectory
+) -> None:
+    small_run.end_attempt(small_run.begin_attempt(), 1, "UserCodeError: why", 3)
+    assert train(config, stop=stopped)[0] == 75
+    assert [attempt.exit_code for attempt in small_run.attempts()] == [1]
+
+
+def test_a_required_package_that_is_missing_is_no_error_of_the_users_code(
+    config: RunConfig, small_run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "launcher.local.run", raising=False)
+    monkeypatch.delattr("launcher.local.run", raising=False)
+    with pytest.raises(MissingPackage, match="needs torch, which is not installed here") as caught:
+        train(config)
+    fatal = small_run.fatal()
+    assert fatal is not None
+    assert (fatal.exit_code, report(caught.value)) == (78, 78)
+    assert report(ModuleNotFoundError("No module named 'torch'", name="torch")) == 78
+    assert configs.in_users_lines(caught.value, small_run.config) is caught.value  # no line of the config is wrong
+    shown = capsys.readouterr().err.splitlines()
+    assert set(shown) == {
+        "error: resnet-launcher: needs torch, which is not installed here. Allowed: install it with: pip install torch"
+    }
 
 
 def test_a_process_that_the_same_ctrl_c_has_ended_is_not_reported(

@@ -51,6 +51,15 @@ def test_quick_leaves_out_what_is_slow() -> None:
     assert finding == skipped("slow", "left out by --quick")
 
 
+def test_a_package_that_a_check_cannot_import_is_a_finding() -> None:
+    def imports() -> Finding:
+        raise ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
+
+    (finding,) = run_checks([Check("data", imports, 5)], 10)
+    assert (finding.name, finding.status) == ("data", "fail")
+    assert "No module named 'torchvision'" in finding.found
+
+
 def test_a_disk_error_is_a_finding_and_a_bug_of_ours_is_raised() -> None:
     def refuse() -> Finding:
         raise OSError(5, "Input/output error")

@@ -189,6 +189,12 @@ def test_only_common_steps_are_compared_with_a_warning_for_a_different_interval(
     assert "steps only in A  1 to 4, 6 to 9" in text
 
 
+def test_a_single_common_step_is_named(runs: Runs) -> None:
+    runs.write("a", steps=range(1, 5))
+    runs.write("b", steps=range(4, 9))
+    assert "1 step in common (step 4): " in runs.text()[1]
+
+
 def test_runs_without_a_common_step_are_not_called_the_same(runs: Runs) -> None:
     runs.write("a", steps=range(1, 5))
     runs.write("b", steps=range(5, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from resnet_dist.recipe.schema import DataRecipe, ModelRecipe, plain
 @pytest.fixture(autouse=True)
 def _on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config_init, "_has_gpu", lambda: False)
+
+
+HAS_GPU = config_init._has_gpu
 
 
 @pytest.fixture
@@ -198,3 +202,9 @@ def test_a_folder_without_its_form_is_refused_with_what_is_expected(
         (folder / "train" / "ant" / "0.png").write_text("not an image")
     assert cli.main(["config", "init", str(folder)]) == 65
     assert said in capsys.readouterr().err
+
+
+def test_without_torch_a_config_is_written_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_init, "_has_gpu", HAS_GPU)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert config_of(images(1_000, side=224)).resources.gpus_per_worker == 0

@@ -35,6 +35,17 @@ def test_without_images_and_without_their_number_there_is_no_plan(capsys: pytest
     assert capsys.readouterr().err.startswith(expected)
 
 
+def test_a_folder_with_a_similar_name_and_the_command_that_writes_one_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, missing in (("digits", "digitz"), ("cifar-10", "cifar10")):
+        (tmp_path / name / "train").mkdir(parents=True)
+        assert cli.main(["plan", CONFIG, f"data.root={tmp_path / missing}", "data.num_samples=null"]) == 78
+        text = flat(capsys.readouterr().err)
+        assert text.strip().endswith(f". Did you mean {tmp_path / name}?")
+        assert (f"launcher prepare cifar10 {tmp_path / 'cifar10'}" in text) == (missing == "cifar10")
+
+
 def test_shards_without_their_source_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "card.json").touch()
     assert cli.main(["plan", CONFIG, f"data.root={tmp_path}", "data.num_samples=null"]) == 78
@@ -269,6 +280,24 @@ def test_the_moving_average_is_shown_with_its_length(capsys: pytest.CaptureFixtu
     assert "over about 2,000 steps" in plan(capsys, "ema={decay: 0.999, every_steps: 2}")
 
 
+@pytest.mark.parametrize(
+    ("ema", "spanned", "part", "fitting"),
+    [
+        ("{decay: 0.99998, every_steps: 32}", "1,600,000", "100%", "ema.decay=0.8529 ema.every_steps=1"),
+        ("{decay: 0.99}", "100", "", ""),
+        ("{decay: 0.995}", "200", "51%", "ema.decay=0.8529 ema.every_steps=1"),
+    ],
+)
+def test_a_moving_average_that_is_longer_than_the_run_is_a_warning(
+    ema: str, spanned: str, part: str, fitting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = flat(plan(capsys, "duration=136 steps", "schedule.warmup=10 steps", f"ema={ema}"))
+    warning = f"WARNING: the moving average spans about {spanned} steps, and the run has 136: at its end,"
+    assert (warning in text) == bool(part)
+    assert f"the initial weights are still {part} of the average." in text or not part
+    assert fitting in text
+
+
 def test_the_span_that_auto_chooses_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "chosen by auto" not in plan(capsys)
     chosen = plan(capsys, "batch_norm={span: auto}", "batch.size=8320")
@@ -316,6 +345,18 @@ def test_the_images_that_are_here_are_listed_as_the_run_lists_them(
     shutil.copytree(images / "train" / "cat", images / "train" / "owl")
     assert cli.main(["plan", CONFIG, *here, "model.num_classes=2"]) == 65
     assert "has 3 classes; the model predicts 2" in capsys.readouterr().err
+
+
+def test_the_val_images_that_are_here_are_counted(
+    tmp_path: Path, write_images: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images")
+    small = (f"data.root={images}", "model.num_classes=2", "batch={size: 1}", "batch_norm.span=worker")
+    speed = ("resources.gpus_per_worker=0", "precision=float32", "workers=1", "cluster.nodes=1")
+    here = [CONFIG, f"storage={tmp_path}", "schedule.warmup=1 step", *small, *speed, "--images-per-s", "40"]
+    for number, is_assumed in (("null", False), ("4", True)):
+        assert cli.main(["plan", *here, f"data.num_samples={number}"]) == 0
+        assert ("number of val images is assumed" in flat(capsys.readouterr().out)) == is_assumed
 
 
 @pytest.fixture

@@ -96,6 +96,15 @@ def test_the_expected_accuracy_is_that_at_the_end_where_no_epochs_are_published(
     assert rows(plan(capsys, "--batch", "4096", path=path))["expected"].startswith("76.3 to 76.4 % top-1 at the end")
 
 
+def test_a_recipe_with_other_keys_than_the_published_one_has_no_expected_accuracy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    others = ["data.augmentation.name=trivialaugment", "regularization.mixup=0.2", "data.resolution=176"]
+    expected = rows(plan(capsys, "--batch", "16384", *others))["expected"]
+    assert expected.startswith("unknown  other than ")
+    assert {"data.augmentation.name,", "data.resolution,", "regularization.mixup"} <= set(expected.split())
+
+
 def test_a_batch_beyond_all_tables_has_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, "--batch", "100000")
     assert text.startswith("error: command line: --batch 100000: found 100,000, for which nobody has published a run")

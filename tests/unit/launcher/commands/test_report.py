@@ -129,7 +129,7 @@ def test_a_run_without_metrics_config_and_environment_is_read(tmp_path: Path, ca
         file.unlink()
     text = report(capsys, str(run.path), "--html", str(tmp_path / "page.html")) + report(capsys, str(run.path))
     assert "warning: metrics.jsonl is missing or empty: there are no curves" in text
-    assert "warning: config.yaml and environment.json cannot be read or is missing" in text
+    assert "config.yaml and environment.json are missing or cannot be read: what they record is not shown" in text
     assert "there are no curves" in (tmp_path / "page.html").read_text()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from launcher import cli
 from launcher.commands import prepare_verbs, study
+from launcher.planning.images import PREPARED
 from launcher.signals import StopSignals
-from launcher.study.checks import PREPARED
 from launcher.study.rounds import Job
 from launcher.study.training import Answer, Ended, Moment, Order
 

@@ -17,9 +17,11 @@ import pytest
 from launcher.config.schema import Faults
 from launcher.console import Progress
 from launcher.errors import WorkerLost
+from launcher.local import child
 from launcher.local import spares as local_spares
 from launcher.local.messages import Failed
 from launcher.local.spares import MOST_FAILED_STARTS, Spares, WorkerProcess, available_bytes, num_spares
+from resnet_dist.errors import MissingPackage
 
 GIB = 2**30
 
@@ -105,6 +107,19 @@ def test_an_error_of_the_imports_comes_as_the_end_of_the_job(
     assert isinstance(messages[0], Failed)
     assert "no such library False" in str(messages[0].error)  # garbage is not looked for while it imports
     process.end()
+
+
+def test_a_process_that_could_not_import_torch_has_no_collectives_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    child._abort_collectives()
+
+
+def test_an_idle_process_that_could_not_import_says_why(spares: Spares) -> None:
+    process = spares.take()
+    process.end()
+    process.link, other = Pipe()
+    other.send(Failed(MissingPackage("resnet-launcher", "torch", "pip install torch")))
+    assert process.why_it_ended().startswith("resnet-launcher: needs torch, which is not installed here")
 
 
 def test_a_signal_before_the_process_handles_any_ends_it_without_importing_pytorch(

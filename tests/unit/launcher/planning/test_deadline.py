@@ -58,7 +58,7 @@ def test_a_time_of_the_next_day_has_the_offset_of_that_day() -> None:
 )
 def test_other_texts_are_refused(text: str) -> None:
     forms = r'a date and a time .*, such as "2026-12-01 06:00", or with a time zone .*"06:00"'
-    with pytest.raises(UsageError, match=rf"is no date and time\. Allowed: {forms}"):
+    with pytest.raises(UsageError, match=rf"is not a date and time\. Allowed: {forms}"):
         deadline.parse(text, NOW)
 
 

@@ -12,10 +12,11 @@ import pytest
 from launcher.errors import ConfigError, LauncherError, Problem, UserCodeError, WorkerHung
 from launcher.exit_codes import ExitCode
 from launcher.recovery.faults import rule_for
+from launcher.recovery.policy import Retry
 from launcher.recovery.portable import MAX_CHARACTERS, portable
 from launcher.run.holder import Holder
 from launcher.run.lease import LeaseLost
-from resnet_dist.errors import DataError, DivergedError, OutOfMemory, TrainingError
+from resnet_dist.errors import DataError, DivergedError, MissingPackage, OutOfMemory, TrainingError
 
 
 class TwoArgumentsError(Exception):
@@ -39,6 +40,17 @@ def raised(error: BaseException) -> BaseException:
         raise error
     except BaseException as found:
         return found
+
+
+def test_a_required_package_that_is_missing_is_no_error_of_the_user() -> None:
+    found = portable(raised(ModuleNotFoundError("No module named 'yaml'", name="yaml")))
+    assert isinstance(found, MissingPackage)
+    assert str(found).endswith(
+        "needs pyyaml, which is not installed here. Allowed: install it with: pip install pyyaml"
+    )
+    assert (rule_for(found).exit_code, rule_for(found).retry) == (ExitCode.CONFIG, Retry.NEVER)
+    for name in ("requests", "torch.no_such_module", None):
+        assert isinstance(portable(raised(ModuleNotFoundError("No module", name=name))), UserCodeError)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from launcher.commands.report import report_lines
-from launcher.report.facts import facts
+from launcher.report.facts import described, facts
 from launcher.report.goodput import PARTS, goodput, goodput_of, spans
+from launcher.report.page import page
+from launcher.report.ranking import ranked
 from launcher.report.run_record import read, read_all
 from launcher.run.directory import RunDirectory
 
@@ -149,6 +151,18 @@ def test_steps_after_the_last_checkpoint_of_a_failed_run_are_lost(run: RunDirect
     run.metrics.write_text("".join(json.dumps(record) + "\n" for record in [*steps, saved]))
     found = goodput(run)
     assert (found.useful, found.parts["repeated"]) == ((2 * 3, 2 * 2) if exit_code == 1 else (2 * 5, 0))
+
+
+def test_the_goodput_of_a_run_that_is_shorter_than_its_clock_is_not_known(run: RunDirectory) -> None:
+    write_attempts(run, (1, "started", "10:00:00", "1", {}), (1, "ended", "10:00:00", "", STOPPED))
+    run.metrics.write_text(json.dumps({"kind": "train", "step": 1, "step_time_s": 0.3}) + "\n")
+    found = [facts(record) for record in read_all([run])]
+    assert "goodput: not known: shorter than a second" in "\n".join(report_lines(found))
+    assert described(found[0])["goodput"]["fraction"] is None
+    shown = page(found, ranked([found[0].run]), "launcher report", "now")
+    assert "<p>Goodput not known: shorter than a second. " in shown
+    assert "<dt>Goodput</dt><dd><b>not known</b><span>shorter than a second</span>" in shown
+    assert "0 useful" not in shown
 
 
 def test_a_run_without_metrics_has_no_useful_time(write_run: WriteRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,13 @@ def test_runs_on_different_images_or_with_other_labels_are_warned_of(write_run: 
     [warning] = warnings(average)
     assert warning.startswith("The accuracies were measured in different ways (a: 355 val images")
     assert "moving average of the weights" in warning
+
+
+def test_runs_that_are_not_finished_are_named(write_run: WriteRun) -> None:
+    unfinished = functools.partial(write_run, finish=False)
+    runs = [run_with(write_run, "a", 0.9), run_with(unfinished, "b", 0.9), run_with(unfinished, "c", 0.9)]
+    assert warnings(ranked(read_runs(*runs[:2])))[-1] == "Not finished: b. Its last evaluation is of an earlier step"
+    assert warnings(ranked(read_runs(*runs)))[-1].startswith("Not finished: b, c. Their last evaluation")
 
 
 def test_runs_of_the_same_name_are_told_apart(write_run: WriteRun, tmp_path: Any) -> None:
