@@ -43,7 +43,7 @@ def host_checks(
         of_run = _checks_of_run(config, required)
     except (ImportError, OSError) as error:  # torch or a package beside it is missing, or a library that they load
         found = f"storage, data and GPUs cannot be checked: {type(error).__name__}: {error}"
-        advice = "install what is missing, or all again: pip install --force-reinstall torch torchvision numpy"
+        advice = "install the project again, as its README says"
         return [*checks, Check("packages", partial(failed, "packages", found, advice), 5)]
     return [
         *checks,
