@@ -86,8 +86,11 @@ class Host:
             *("bash", "-c", HOST_INIT, "host", self.name, self.address, str(self._hosts_file)),
         )
         self._pid = only_child(self._owner.pid)
-        self._cable = f"to-{self.address.rpartition('.')[2]}"
-        self._in_switch("add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid))
+        number = self.address.rpartition(".")[2]
+        self._cable = f"to-{number}"
+        # The same hardware address after each boot: others keep the old one for up to 8 s.
+        card = ("name", "eth0", "address", f"02:00:00:00:00:{int(number):02x}")
+        self._in_switch("add", self._cable, "type", "veth", "peer", *card, "netns", str(self._pid))
         self._in_switch("set", self._cable, "master", "bridge", "up")
         assert self._owner.stdout is not None
         with self._owner.stdout as output:

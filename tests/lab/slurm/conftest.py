@@ -92,9 +92,12 @@ class Host:
             *("bash", "-c", HOST_INIT, "host", self.name, self.address, str(self._hosts_file), str(SCRATCH)),
         )
         self._pid = only_child(self._owner.pid)
-        cable = f"to-{self.address.rpartition('.')[2]}"
+        number = self.address.rpartition(".")[2]
+        cable = f"to-{number}"
         in_switch = ("nsenter", "--target", str(self._switch), "--net", "ip", "link")
-        call(*in_switch, *("add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(self._pid)))
+        # The same hardware address after each boot: others keep the old one for up to 8 s, and credentials last 5 s.
+        card = ("name", "eth0", "address", f"02:00:00:00:00:{int(number):02x}")
+        call(*in_switch, *("add", cable, "type", "veth", "peer", *card, "netns", str(self._pid)))
         call(*in_switch, *("set", cable, "master", "bridge", "up"))
         assert self._owner.stdout is not None
         with self._owner.stdout as output:
