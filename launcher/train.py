@@ -32,7 +32,7 @@ from launcher.exit_codes import ExitCode
 from launcher.local.early import Started
 from launcher.local.spares import Spares
 from launcher.ray_backend import environment as ray_environment
-from launcher.recovery import preconditions, root_cause
+from launcher.recovery import ends, preconditions, root_cause
 from launcher.recovery.attempt import AttemptResult, ResumeMode
 from launcher.recovery.faults import rule_for
 from launcher.recovery.notify import Notifier
@@ -40,9 +40,8 @@ from launcher.recovery.portable import missing_package
 from launcher.recovery.session import Session
 from launcher.run import lease, recorded
 from launcher.run.directory import RunDirectory, current_submission
-from launcher.run.progress import images_per_s, lost_work, read_beats
-from launcher.run.record_types import as_seconds, as_time
-from launcher.run.status import STOPPED_ON_REQUEST
+from launcher.run.progress import images_per_s
+from launcher.run.record_types import as_time
 from launcher.signals import StopSignals
 from resnet_dist.errors import StorageError, TrainingError
 
@@ -50,7 +49,6 @@ log = logging.getLogger(__name__)
 
 CHECKS = "checking the config and the run directory"
 SAVES = "saving at the next step"
-RESUMES = "the same command resumes the run"
 NOTHING_TRAINED = "stopped before the first step; nothing was trained"
 
 
@@ -263,7 +261,7 @@ def _lease(run: RunDirectory, attended: bool, stop: StopSignals, progress: Progr
         stopped=lambda: stop.stopped,
     )
     try:
-        with _ends_at_once(run, held, stop, progress):
+        with ends.ends_at_once(run, held, stop, progress):
             yield held
     finally:
         try:
@@ -272,68 +270,11 @@ def _lease(run: RunDirectory, attended: bool, stop: StopSignals, progress: Progr
             log.warning("cannot release the lease: %s", error)
 
 
-@contextlib.contextmanager
-def _ends_at_once(run: RunDirectory, held: lease.Lease, stop: StopSignals, progress: Progress) -> Iterator[None]:
-    """After a second Ctrl-C in the block, record the end of the running attempt, and release the lease."""
-    num_before = len(run.attempts())
-
-    def end() -> None:
-        progress.hide()
-        causes = []
-        for attempt in run.attempts()[num_before:]:
-            if attempt.ended is None:
-                beats, began = read_beats(run, attempt.number), as_seconds(attempt.started)
-                step, training_began = attempt.facts.get("from_step", 0), progress.training_began
-                lost = lost_work(
-                    run,
-                    step,
-                    began,
-                    beats,
-                    training_began=training_began,
-                    verify=False,
-                    from_memory="from_memory_of_rank" in attempt.facts,
-                )
-                saved = _newest_checkpoint(lost.saved_step)
-                cause, facts = f"ended by a second Ctrl-C; {saved}", {**lost.facts(beats), "decision": RESUMES}
-                run.end_attempt(attempt.number, ExitCode.INTERRUPTED, cause, lost.last_step, facts)
-                causes.append(f"{cause}; {RESUMES}")
-        held.release()
-        for cause in causes:  # last: the main thread, which waits, may hold the lock of sys.stderr
-            print(cause, file=sys.stderr, flush=True)
-
-    try:
-        with stop.listen(on_end=end):
-            yield
-    except KeyboardInterrupt:
-        end()
-        raise
-
-
-def _newest_checkpoint(step: int) -> str:
-    return f"the newest checkpoint is of step {step}" if step else "there is no checkpoint"
-
-
-def _record_stop(run: RunDirectory, code: ExitCode, step: int, num_before: int) -> bool:
-    """Record a stop between a failure and the next attempt's first step, as the end of that attempt; False for another.
-
-    Without it, the failure would be the end of the run. `num_before`: the attempts of earlier commands.
-    """
-    last = next(iter(run.attempts()[num_before:][-1:]), None)
-    if last is None or last.exit_code in (ExitCode.OK, ExitCode.STOPPED, ExitCode.INTERRUPTED):
-        return False
-    number = last.number
-    if last.ended is not None:
-        known = {name: last.facts[name] for name in ("place", "workers") if name in last.facts}
-        number = run.begin_attempt({**known, "from_step": step})
-    run.end_attempt(number, code, STOPPED_ON_REQUEST, step)
-    return True
-
-
 def _record_end(session: Session, code: ExitCode, result: AttemptResult, num_before: int) -> None:
     run, step, progress, notifier = session.run, result.step, session.progress, session.notifier
     progress.close()
-    if code is not ExitCode.OK and _record_stop(run, code, step, num_before):
-        lines = [f"stopped before the next attempt made a step; {_newest_checkpoint(step)}; {RESUMES}"]
+    if code is not ExitCode.OK and ends.record_stop(run, code, step, num_before):
+        lines = [f"stopped before the next attempt made a step; {ends.newest_checkpoint(step)}; {ends.RESUMES}"]
         notifier.notify("stopped", lines[0], step=step, exit_code=int(code))
     elif not result.trained:
         lines = [NOTHING_TRAINED]
@@ -359,7 +300,7 @@ def _record_end(session: Session, code: ExitCode, result: AttemptResult, num_bef
     else:
         event = "preempted" if result.preempted else "stopped"
         notifier.notify(event, f"saved at step {step}", step=step, exit_code=int(code))
-        lines = [f"saved at step {step}; {RESUMES}", *profile_lines(run)]
+        lines = [f"saved at step {step}; {ends.RESUMES}", *profile_lines(run)]
     for line in lines:
         progress.print(line)
 
